@@ -1,0 +1,194 @@
+"""The single truth about which prompt tokens are alive in front of which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """Tokens alive in front of a run of layers, as the rows of a rectangular tensor.
+
+    B batch, S prompt length as the host sees it, S' rows alive, N visual tokens alive (most of any row).
+    Rows are aligned at their end, so that the last row is the last token; shorter ones are filled in front.
+    These rows are also the K/V slots of each layer the view covers.
+
+    Attributes:
+        alive: [B, S] bool, prompt places that are rows.
+        place: [B, S'] prompt place of each row, ascending; -1 for filling.
+        attended: [B, S'] bool, rows that may be attended to: neither filling nor padding of the prompt.
+        visual_row: [B, N] row of each visual token, -1 padded at the end.
+        visual_index: [B, N] which original visual token it is, -1 padded.
+        size: [B, N] original tokens each one stands for.
+        visual_counts: visual tokens alive per row, known to the host.
+        lengths: rows without filling, per batch row, known to the host.
+        renumbered: positions of this view close the gaps of what was dropped.
+        even: no row is filled or padded, so that a causal mask needs no tensor.
+    """
+
+    alive: Tensor
+    place: Tensor
+    attended: Tensor
+    visual_row: Tensor
+    visual_index: Tensor
+    size: Tensor
+    visual_counts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    renumbered: bool
+    even: bool
+
+    @property
+    def rows(self) -> int:
+        """S', rows of the rectangular tensor and K/V slots of a layer behind prefill."""
+        return self.place.shape[1]
+
+    @cached_property
+    def visual_valid(self) -> Tensor:
+        """[B, N] bool: entries of visual_row that are tokens and not padding."""
+        return self.visual_row >= 0
+
+
+@dataclass(frozen=True)
+class TokenLedger:
+    """Who is alive where, for one prefill. Immutable: a cut returns a new ledger.
+
+    Attributes:
+        valid: [B, S] bool, prompt tokens that are not padding.
+        visual: [B, S] bool, visual tokens.
+        total: visual tokens per row before any pruning, known to the host.
+        text_counts: real text tokens per row, known to the host.
+        lead: [B] padding in front of each row; `leads` the same, known to the host.
+        views: (first decoder layer, view), ascending; the first covers layer 0.
+    """
+
+    valid: Tensor
+    visual: Tensor
+    total: tuple[int, ...]
+    text_counts: tuple[int, ...]
+    lead: Tensor
+    leads: tuple[int, ...]
+    views: tuple[tuple[int, View], ...]
+
+    @classmethod
+    def open(cls, visual: Tensor, valid: Tensor) -> TokenLedger:
+        """The ledger of an uncut prompt. One host sync, the only one of a prefill.
+
+        Args:
+            visual: [B, S] bool.
+            valid: [B, S] bool.
+        """
+        B, S = visual.shape
+        visual = visual & valid
+        lead = (valid.cumsum(1) == 0).sum(1)
+        facts = torch.stack([visual.sum(1), valid.sum(1), lead], dim=1).tolist()
+        total, real, leads = zip(*facts, strict=True)
+        place = torch.arange(S, device=visual.device).expand(B, S)
+        row = _first(visual, max(total))
+        view = View(
+            alive=torch.ones_like(visual),
+            place=place,
+            attended=valid,
+            visual_row=row,
+            visual_index=_rank(row),
+            size=torch.ones_like(row),
+            visual_counts=total,
+            lengths=(S,) * B,
+            renumbered=False,
+            even=all(n == S for n in real),
+        )
+        text = tuple(n - v for n, v in zip(real, total, strict=True))
+        return cls(valid, visual, total, text, lead, leads, ((0, view),))
+
+    def at(self, layer: int) -> View:
+        """The view in front of a decoder layer."""
+        return next(view for first, view in reversed(self.views) if first <= layer)
+
+    @property
+    def now(self) -> View:
+        """The view behind every cut so far."""
+        return self.views[-1][1]
+
+    def dropped(self, view: View) -> Tensor:
+        """[B, S] visual tokens dropped up to each prompt place: what renumbering lowers positions by."""
+        return (self.visual & ~view.alive).cumsum(1)
+
+    def cut(self, layer: int, keep: Tensor, counts: Sequence[int], renumber: bool) -> TokenLedger:
+        """Withdraw visual tokens from a layer on. No host sync.
+
+        Padding in front of the prompt goes too, since rows are filled anew; other padding stays.
+
+        Args:
+            layer: first layer without them.
+            keep: [B, K] indices into the visual tokens alive, ascending, -1 padded at the end.
+            counts: entries of keep per row.
+            renumber: close the gaps in the positions.
+        """
+        old = self.now
+        S = self.visual.shape[1]
+        counts = tuple(counts)
+        safe = keep.clamp(min=0)
+        real = keep >= 0
+        index = old.visual_index.gather(1, safe).masked_fill(~real, -1)
+        kept_place = old.place.gather(1, old.visual_row.gather(1, safe).clamp(min=0))
+        kept = torch.zeros(len(counts), S + 1, dtype=torch.bool, device=keep.device)
+        kept = kept.scatter(1, kept_place.masked_fill(~real, S), True)[:, :S]
+        behind_lead = torch.arange(S, device=keep.device) >= self.lead[:, None]
+        alive = old.alive & behind_lead & (~self.visual | kept)
+        lengths = tuple(S - d - (t - k) for d, t, k in zip(self.leads, self.total, counts, strict=True))
+        rows = max(lengths)
+        ends = torch.tensor(lengths, device=keep.device)[:, None]
+        place = _last(alive, rows)
+        row_of = alive.cumsum(1) - 1 + rows - ends  # [B, S], right aligned
+        view = View(
+            alive=alive,
+            place=place,
+            attended=(place >= 0) & self.valid.gather(1, place.clamp(min=0)),
+            visual_row=row_of.gather(1, kept_place).masked_fill(~real, -1),
+            visual_index=index,
+            size=old.size.gather(1, safe),
+            visual_counts=counts,
+            lengths=lengths,
+            renumbered=renumber,
+            even=all(n == rows == t + k for n, t, k in zip(lengths, self.text_counts, counts, strict=True)),
+        )
+        return replace(self, views=(*self.views, (layer, view)))
+
+    def rows_from(self, old: View, new: View) -> Tensor:
+        """[B, S'new] row of `old` that each row of `new` comes from; filling points at row 0."""
+        lengths = torch.tensor(old.lengths, device=old.place.device)[:, None]
+        row_of = old.alive.cumsum(1) - 1 + old.rows - lengths  # [B, S]
+        return row_of.gather(1, new.place.clamp(min=0)).clamp(min=0)
+
+    def text_rows(self, view: View, most: int) -> Tensor:
+        """[B, T] rows of the text tokens behind each row's first image, -1 padded at the end.
+
+        Args:
+            view: where to look.
+            most: T, the most any row has.
+        """
+        place = view.place.clamp(min=0)
+        text = (self.valid & ~self.visual & (self.visual.cumsum(1) > 0)).gather(1, place) & (view.place >= 0)
+        return _first(text, most)
+
+
+def _first(mask: Tensor, most: int) -> Tensor:
+    """[B, most] places of the first True entries of each row, -1 padded at the end."""
+    S = mask.shape[1]
+    place = torch.arange(S, device=mask.device).masked_fill(~mask, S).sort(dim=1).values[:, :most]
+    return place.masked_fill(place == S, -1)
+
+
+def _last(mask: Tensor, most: int) -> Tensor:
+    """[B, most] places of the last True entries of each row, ascending, -1 padded in front."""
+    S = mask.shape[1]
+    return torch.arange(S, device=mask.device).masked_fill(~mask, -1).sort(dim=1).values[:, S - most :]
+
+
+def _rank(row: Tensor) -> Tensor:
+    """0, 1, 2, ... over the real entries of [B, N], -1 where padded."""
+    return torch.arange(row.shape[1], device=row.device).expand_as(row).masked_fill(row < 0, -1)

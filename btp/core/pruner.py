@@ -1,0 +1,116 @@
+"""The contract of a method: it sees tokens and declared signals, and decides which tokens stay."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from btp.core.schedule import Schedule, Stage
+from btp.core.selection import Selection
+from btp.core.signals import Signal, Signals
+from btp.ops.pick import top_k
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The visual tokens alive at a site. B batch, N most alive in a row, D hidden, T text rows.
+
+    Shorter rows are padded at the end; `valid` says which entries are real. Every index of a pruner is an
+    index into N.
+
+    Attributes:
+        hidden: [B, N, D] states at the site; of padding, arbitrary finite values.
+        position: [B, N] original place in the row's prompt, padding of the prompt not counted.
+        coord: [B, N, 3] (frame, row, column) in the token's image or video; -1 for tokens off the grid
+            (newlines).
+        image: [B, N] which image or video of the row, 0-based.
+        size: [B, N] original tokens each one stands for (1 until something is merged).
+        valid: [B, N] bool.
+        total: [B] visual tokens of the row before any pruning.
+        index: [B, N] which of the row's `total` visual tokens it is, 0-based, in prompt order.
+        text: [B, T, D] states of the text tokens behind the first image; only where the pruner declared a
+            `hidden` signal with rows text at this site.
+        text_valid: [B, T] bool.
+        host_total, host_alive: `total` and the valid counts as ints, where the maker knows them without a
+            sync.
+    """
+
+    hidden: Tensor
+    position: Tensor
+    coord: Tensor
+    image: Tensor
+    size: Tensor
+    valid: Tensor
+    total: Tensor
+    index: Tensor
+    text: Tensor | None = None
+    text_valid: Tensor | None = None
+    host_total: tuple[int, ...] | None = None
+    host_alive: tuple[int, ...] | None = None
+
+    def keep_counts(self, stage: Stage) -> tuple[int, ...]:
+        """How many tokens each row keeps at this stage: the stage's count, capped by what is alive."""
+        total = self.host_total if self.host_total is not None else tuple(self.total.tolist())
+        alive = self.host_alive if self.host_alive is not None else tuple(self.valid.sum(1).tolist())
+        return tuple(min(stage.count(n), a) for n, a in zip(total, alive, strict=True))
+
+
+class Pruner(ABC):
+    """A method. It never sees a module, a mask, a cache or a config.
+
+    Attributes:
+        stage_settings: names of the settings it understands on a stage; others are refused.
+    """
+
+    stage_settings: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """How messages and traces call it: the class name in lower case."""
+        return type(self).__name__.lower()
+
+    def needs(self, stage: Stage) -> tuple[Signal, ...]:
+        """Signals to compute for this stage, each from a site before it (`stage.site.previous_layer`)."""
+        return ()
+
+    @abstractmethod
+    def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
+        """Decide. `tokens.keep_counts(stage)` says how many indices each row must return.
+
+        Called once per stage and prefill, also where everything stays; not called where nothing is alive or
+        nothing stays.
+        """
+
+    def check(self, schedule: Schedule) -> None:
+        """Refuse settings that the method does not know; methods add their own ranges behind `super().check`.
+
+        Raises:
+            ValueError: names the config key and the nearest known setting.
+        """
+        for i, stage in enumerate(schedule):
+            for key in stage.settings:
+                if key not in self.stage_settings:
+                    known = ", ".join(sorted(self.stage_settings)) or "none"
+                    near = difflib.get_close_matches(key, self.stage_settings, 1)
+                    hint = f" Did you mean {near[0]}?" if near else " Remove it."
+                    raise ValueError(
+                        f"schedule.{i}.{key} is set, but pruner {self.name!r} has no such setting (known: "
+                        f"{known})." + hint
+                    )
+
+
+class ScorePruner(Pruner):
+    """A method that scores tokens and keeps the highest; ties go to the lowest index."""
+
+    @abstractmethod
+    def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
+        """[B, N] scores, higher = keep; padded tokens may hold anything."""
+
+    def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
+        """Keep the highest scores of each row."""
+        scores = self.score(tokens, signals, stage)
+        return Selection(top_k(scores, tokens.keep_counts(stage), tokens.valid))

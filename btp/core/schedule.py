@@ -1,0 +1,268 @@
+"""Where tokens are withdrawn, how many stay, and what that costs on average."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, overload
+
+from torch import Tensor
+
+from btp.core.fit import fit_counts
+from btp.core.keep import FIT, Keep, check_keep, keep_count
+from btp.core.site import Site
+
+_KEYS = ("site", "keep", "positions", "phase")
+_POSITIONS = ("original", "renumber")
+_PHASES = ("prefill", "decode", "both")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stop of a schedule.
+
+    Attributes:
+        site: where; text is parsed.
+        keep: what stays. int = tokens per sample, float in [0, 1] = share of the ORIGINAL visual tokens,
+            0 withdraws them all (no method is asked), "fit" is solved from the run's budget.
+            Mind that 1 is one token and 1.0 is all of them.
+        positions: "original" leaves every token its position id, "renumber" closes the gaps behind the cut.
+        phase: "prefill", "decode" or "both".
+        settings: the method's own knobs at this stage, such as BTP's balance.
+    """
+
+    site: Site
+    keep: Keep
+    positions: str = "original"
+    phase: str = "prefill"
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "site", Site.parse(self.site))
+        object.__setattr__(self, "settings", dict(self.settings))
+        check_keep(self.keep, "keep")
+        _one_of("positions", self.positions, _POSITIONS)
+        _one_of("phase", self.phase, _PHASES)
+
+    @overload
+    def count(self, total: int) -> int: ...
+    @overload
+    def count(self, total: Tensor) -> Tensor: ...
+    def count(self, total: int | Tensor) -> int | Tensor:
+        """Tokens that stay of `total` original visual tokens, rounded as `keep_count` says."""
+        return keep_count(self.keep, total)
+
+    @property
+    def withdraws_all(self) -> bool:
+        """True where nothing is left to decide, because nothing stays."""
+        return self.keep == 0 and self.keep != FIT
+
+    @property
+    def moves_prefill(self) -> bool:
+        """True where it shortens the prompt for the layers behind it (a cache or decode stage does not)."""
+        return self.site.kind != "cache" and self.phase != "decode"
+
+    def to_config(self) -> dict[str, Any]:
+        """The stage as its config would write it; `Schedule.from_config` reads it back."""
+        return {
+            "site": str(self.site),
+            "keep": self.keep,
+            "positions": self.positions,
+            "phase": self.phase,
+        } | dict(self.settings)
+
+
+@dataclass(frozen=True)
+class Schedule(Sequence[Stage]):
+    """Stages at strictly increasing sites, each keeping no more than the one before.
+
+    Raises:
+        ValueError: sites do not increase, a stage keeps more than are alive, or a stage changes nothing.
+    """
+
+    stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        for i, (a, b) in enumerate(pairwise(self.stages), start=1):
+            if not a.site < b.site:
+                raise ValueError(
+                    f"schedule.{i}.site is {b.site}, but schedule.{i - 1}.site is {a.site}. "
+                    "Sites must strictly increase; reorder the stages or merge the two into one."
+                )
+        self._check_nested(None)
+
+    @classmethod
+    def from_config(cls, config: Sequence[Mapping[str, Any]]) -> Schedule:
+        """Read stages from mappings; keys other than site, keep, positions and phase are the method's
+        settings of that stage.
+
+        Raises:
+            ValueError: names the config key, as in `schedule.0.site`.
+        """
+        stages = []
+        for i, entry in enumerate(config):
+            if not isinstance(entry, Mapping):
+                raise ValueError(f"schedule.{i} is {entry!r}. Write a mapping with at least site and keep.")
+            for key in ("site", "keep"):
+                if key not in entry:
+                    near = difflib.get_close_matches(key, [str(k) for k in entry], 1)
+                    hint = f" Did you mean it by {near[0]!r}?" if near else ""
+                    raise ValueError(f"schedule.{i}.{key} is missing.{hint}")
+            fields = {key: entry[key] for key in _KEYS if key in entry}
+            settings = {key: value for key, value in entry.items() if key not in _KEYS}
+            for key, read in (("site", Site.parse), ("keep", lambda keep: check_keep(keep, "keep"))):
+                try:
+                    read(fields[key])
+                except ValueError as error:
+                    raise ValueError(f"schedule.{i}.{key}: {error}") from None
+            try:
+                stages.append(Stage(**fields, settings=settings))
+            except ValueError as error:
+                raise ValueError(f"schedule.{i}.{error}") from None
+        return cls(tuple(stages))
+
+    def to_config(self) -> list[dict[str, Any]]:
+        """The schedule as its config would write it."""
+        return [stage.to_config() for stage in self.stages]
+
+    @overload
+    def __getitem__(self, index: int) -> Stage: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Stage]: ...
+    def __getitem__(self, index: int | slice) -> Stage | Sequence[Stage]:
+        return self.stages[index]
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages)
+
+    def check(self, num_layers: int, num_vision_layers: int | None = None) -> None:
+        """Hold the schedule against a model.
+
+        Args:
+            num_layers: decoder layers.
+            num_vision_layers: layers of the vision tower; None where it is not known.
+
+        Raises:
+            ValueError: a site lies outside the model, or a `fit` was left unsolved.
+        """
+        for i, stage in enumerate(self.stages):
+            depth = num_layers if stage.site.tower == "llm" else num_vision_layers
+            if depth is not None and stage.site.layer >= depth:
+                raise ValueError(
+                    f"schedule.{i}.site is {stage.site}, but the {stage.site.tower} tower has {depth} "
+                    "layers. "
+                    f"Choose a layer from 0 to {depth - 1}."
+                )
+            if stage.keep == FIT:
+                raise ValueError(
+                    f"schedule.{i}.keep is still fit. Solve it from a budget (Schedule.solve_fit) or write a "
+                    "number."
+                )
+
+    def tokens_avg(self, total: int, num_layers: int) -> float:
+        """Planned visual tokens, averaged over the decoder layers, for a sample with `total` of them."""
+        self.check(num_layers)
+        self._check_nested(total)
+        return sum(
+            self._layers(stage_counts=[s.count(total) for s in self.stages], total=total, L=num_layers)
+        ) / (num_layers)
+
+    def solve_fit(self, total: int, num_layers: int, budget_tokens: float) -> Schedule:
+        """Fill every `keep: fit`, so that `tokens_avg` comes as near to the budget as whole tokens allow.
+
+        The first fit keeps a share t of the original tokens, each later one half of the one before (t of it
+        where t is above one half); numbers written in the schedule bound the fits between them. t is found
+        by bisection, then the counts are rounded and moved by single tokens until the error is least. What
+        was reached is `solved.tokens_avg(total, num_layers)`.
+
+        Args:
+            total: visual tokens of a sample before any pruning.
+            num_layers: decoder layers.
+            budget_tokens: wanted visual tokens, averaged over the decoder layers.
+
+        Returns:
+            The schedule with ints in place of `fit`.
+
+        Raises:
+            ValueError: no stage is `fit`, or no counts reach the budget; the message says what the nearest
+                is.
+        """
+        fits = [i for i, stage in enumerate(self.stages) if stage.keep == FIT]
+        if not fits:
+            raise ValueError(
+                f"A budget of {budget_tokens} tokens was given, but no stage says keep: fit, so it has no "
+                "effect. "
+                "Write keep: fit at one stage or more, or drop the budget."
+            )
+        chain = [i for i, stage in enumerate(self.stages) if stage.moves_prefill]
+        for i in fits:
+            if i not in chain:
+                raise ValueError(
+                    f"schedule.{i}.keep is fit at {self.stages[i].site} in phase {self.stages[i].phase}, "
+                    "where it does "
+                    "not change the layer-averaged tokens of the prompt. Write a number there."
+                )
+        counts: list[int | None] = [None if self[i].keep == FIT else self[i].count(total) for i in chain]
+        firsts = [self[i].site.first_layer for i in chain]
+        solved = dict(zip(chain, fit_counts(counts, firsts, total, num_layers, budget_tokens), strict=True))
+        stages = [replace(s, keep=solved[i]) if i in fits else s for i, s in enumerate(self.stages)]
+        return Schedule(tuple(stages))
+
+    def solve_fit_share(self, num_layers: int, share: float) -> Schedule:
+        """As `solve_fit`, for samples of different size: fills `fit` with shares of each sample's own tokens.
+
+        Args:
+            num_layers: decoder layers.
+            share: wanted layer-averaged share of the original visual tokens, in (0, 1].
+        """
+        grain = 1_000_000
+        for i, stage in enumerate(self.stages):
+            if isinstance(stage.keep, int) and stage.keep > 0:
+                raise ValueError(
+                    f"schedule.{i}.keep is {stage.keep} tokens, but the budget is a share. "
+                    "Write it as a float, or give the budget in tokens."
+                )
+        solved = self.solve_fit(grain, num_layers, share * grain)
+        stages = []
+        for asked, found in zip(self.stages, solved.stages, strict=True):
+            stages.append(replace(asked, keep=found.count(grain) / grain) if asked.keep == FIT else asked)
+        return Schedule(tuple(stages))
+
+    def _layers(self, stage_counts: Sequence[int], total: int, L: int) -> list[int]:
+        alive = [total] * L
+        for stage, count in zip(self.stages, stage_counts, strict=True):
+            if stage.moves_prefill:
+                alive[stage.site.first_layer :] = [count] * (L - stage.site.first_layer)
+        return alive
+
+    def _check_nested(self, total: int | None) -> None:
+        chain = [(i, s) for i, s in enumerate(self.stages) if s.moves_prefill]
+        for (i, a), (j, b) in pairwise(chain):
+            if a.keep == FIT or b.keep == FIT:
+                continue
+            if total is None and type(a.keep) is not type(b.keep) and 0 not in (a.keep, b.keep):
+                continue
+            before, after = (a.keep, b.keep) if total is None else (a.count(total), b.count(total))
+            if after > before:  # type: ignore[operator]
+                raise ValueError(
+                    f"schedule.{j}.keep is {b.keep} at {b.site}, more than are alive: schedule.{i}.keep at "
+                    f"{a.site} "
+                    f"leaves {a.keep}. keep counts from the original tokens, so lower schedule.{j}.keep."
+                )
+            if total is None and after == before and not (a.keep == 1.0 and isinstance(a.keep, float)):
+                raise ValueError(
+                    f"schedule.{j}.keep is {b.keep} at {b.site}, the same as schedule.{i}.keep at {a.site}, "
+                    "so the "
+                    f"stage changes nothing. Lower it or remove the stage."
+                )
+
+
+def _one_of(key: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{key} is {value!r}. Choose from: {', '.join(known)}.")

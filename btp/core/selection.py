@@ -1,0 +1,113 @@
+"""A pruner's decision: which tokens stay, where dropped ones go, which parked ones return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Where tokens go that do not stay on their own.
+
+    A kept token becomes the weighted mean of all tokens that target it, and takes over their sizes.
+
+    Attributes:
+        target: [B, N] index into N of the kept token each token flows into; itself for a kept one,
+            -1 for a token that is dropped without trace.
+        weight: [B, N] weight in that mean, >= 0, any scale.
+    """
+
+    target: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a stage decided.
+
+    Attributes:
+        keep: [B, K] integer indices into N, ascending and unique in each row; rows that keep fewer than K are
+            padded with -1 at the end.
+        merge: where the others go; None drops them.
+        revive: [B, R] original visual indices of parked tokens that return, padded with -1 at the end.
+    """
+
+    keep: Tensor
+    merge: MergePlan | None = None
+    revive: Tensor | None = None
+
+
+def check_shape(selection: object, counts: Sequence[int], method: str, site: object) -> None:
+    """Refuse a selection by what is known without reading it: no host sync.
+
+    Args:
+        selection: what a pruner returned.
+        counts: tokens each row must keep.
+        method, site: names for the message.
+
+    Raises:
+        TypeError: it is no Selection, or its indices are not integers.
+        ValueError: keep is not [B, max(counts)].
+    """
+    if not isinstance(selection, Selection):
+        raise TypeError(
+            f"pruner {method!r} returned {type(selection).__name__} at {site}. Return a "
+            "btp.core.selection.Selection."
+        )
+    keep, wanted = selection.keep, (len(counts), max(counts, default=0))
+    if keep.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"pruner {method!r} kept {keep.dtype} indices at {site}. Return int64.")
+    if tuple(keep.shape) != wanted:
+        raise ValueError(
+            f"pruner {method!r} kept indices of shape {tuple(keep.shape)} at {site}, but the schedule keeps "
+            f"{tuple(counts)} tokens of its rows: shape {wanted}. Return exactly tokens.keep_counts(stage), "
+            "shorter rows padded with -1."
+        )
+
+
+def is_sound(keep: Tensor, counts: Tensor, alive: Tensor) -> Tensor:
+    """Whether every row is ascending, unique, in range, and padded only at its end. No host sync.
+
+    Args:
+        keep: [B, K] indices into N.
+        counts: [B] tokens each row must keep.
+        alive: [B] tokens each row has to choose from.
+
+    Returns:
+        A bool scalar on the device of `keep`.
+    """
+    column = torch.arange(keep.shape[1], device=keep.device)
+    real = column < counts[:, None]  # [B, K]
+    inside = torch.where(real, (keep >= 0) & (keep < alive[:, None]), keep == -1)
+    rising = (keep[:, 1:] > keep[:, :-1]) | ~real[:, 1:]
+    return inside.all() & rising.all()
+
+
+def unsound_message(method: str, site: object) -> str:
+    """What to tell the author of a pruner whose selection `is_sound` refused."""
+    return (
+        f"pruner {method!r} returned indices at {site} that are not ascending, unique and in range, with -1 "
+        "only "
+        "behind the count of a row. btp.ops.pick.top_k returns them in that form; sort and deduplicate "
+        "others."
+    )
+
+
+def check_selection(
+    selection: Selection, counts: Sequence[int], alive: Sequence[int], method: str, site: object
+) -> None:
+    """All checks at once, with a host sync: for tests and for tensors on the CPU.
+
+    Raises:
+        TypeError, ValueError: as `check_shape`; ValueError too where `is_sound` is false.
+    """
+    check_shape(selection, counts, method, site)
+    device = selection.keep.device
+    if not bool(
+        is_sound(selection.keep, torch.tensor(counts, device=device), torch.tensor(alive, device=device))
+    ):
+        raise ValueError(unsound_message(method, site))

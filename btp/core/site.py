@@ -1,0 +1,93 @@
+"""Numbered places on the way of a token through a model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import total_ordering
+
+_TEXT = re.compile(r"^(?:(llm)\.(input)|(vision|llm)\.(layer)\.(\d+)|(llm)\.(cache)\.(\d+))$")
+_TOWERS = ("vision", "llm")
+_KINDS = ("input", "layer", "cache")
+
+
+@total_ordering
+@dataclass(frozen=True)
+class Site:
+    """A place where tokens can be seen or moved.
+
+    `vision.layer.22` is in front of vision layer 22, `llm.input` is what enters the language model,
+    `llm.layer.2` is in front of decoder layer 2, `llm.cache.2` is layer 2's K/V cache after that layer ran.
+    Layers are 0-based. Sites are ordered as a token meets them:
+    vision.* < llm.input < llm.layer.0 < llm.cache.0 < llm.layer.1 < ...
+
+    Attributes:
+        tower: "vision" or "llm".
+        kind: "input", "layer" or "cache".
+        layer: 0-based layer, -1 for an input.
+    """
+
+    tower: str
+    kind: str
+    layer: int = -1
+
+    def __post_init__(self) -> None:
+        if not _TEXT.match(str(self)):
+            raise ValueError(_message(str(self)))
+
+    @classmethod
+    def parse(cls, text: str | Site) -> Site:
+        """Read a site from its text; a Site is handed back as it is.
+
+        Raises:
+            ValueError: the text is not a site; the message lists the forms there are.
+        """
+        if isinstance(text, Site):
+            return text
+        found = _TEXT.match(text) if isinstance(text, str) else None
+        if found is None:
+            raise ValueError(_message(text))
+        tower, kind, *number = [part for part in found.groups() if part is not None]
+        return cls(tower, kind, int(number[0]) if number else -1)
+
+    def __str__(self) -> str:
+        return f"{self.tower}.{self.kind}" + (f".{self.layer}" if self.kind != "input" else "")
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, Site):
+            return NotImplemented
+        return self._rank < other._rank
+
+    @property
+    def _rank(self) -> tuple[int, int, int]:
+        return _TOWERS.index(self.tower), self.layer, _KINDS.index(self.kind)
+
+    @property
+    def previous_layer(self) -> Site:
+        """The layer a token left last on its way here: `llm.layer.1` for `llm.layer.2`.
+
+        Raises:
+            ValueError: no layer of this tower comes before the site.
+        """
+        before = self.layer if self.kind == "cache" else self.layer - 1
+        if before < 0:
+            raise ValueError(
+                f"No layer of the {self.tower} tower comes before {self}, so there is nothing to look at "
+                "there. "
+                f"Choose a site at {self.tower}.layer.1 or later."
+            )
+        return Site(self.tower, "layer", before)
+
+    @property
+    def first_layer(self) -> int:
+        """First decoder layer that sees the effect of moving tokens here (0 for the input and for vision)."""
+        if self.tower == "vision" or self.kind == "input":
+            return 0
+        return self.layer + 1 if self.kind == "cache" else self.layer
+
+
+def _message(text: object) -> str:
+    return (
+        f"{text!r} is not a site. Write vision.layer.N, llm.input, llm.layer.N or llm.cache.N "
+        "with a 0-based layer N, for example llm.layer.2."
+    )

@@ -1,0 +1,89 @@
+"""What the engine needs to know about a model: its towers and where its visual tokens lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A stack of layers that tokens walk through; an encoder and a language model are the same thing here.
+
+    Attributes:
+        name: "llm" or "vision", the first word of its sites.
+        layers: in order; each takes the hidden states as the first parameter of `forward`.
+        token_axis: axis of the hidden states along which tokens lie: 1 for [B, S, D], 0 for packed [T, D].
+        companions: parameters of a layer's `forward` that carry a token axis and must be taken along a cut.
+        exit: "short" hands on fewer tokens, "restore" needs the original length back behind the last layer.
+        attends: False for towers without attention (state-space), where attention signals are refused.
+    """
+
+    name: str
+    layers: Sequence[nn.Module]
+    token_axis: int = 1
+    companions: tuple[str, ...] = ("attention_mask", "position_ids", "position_embeddings")
+    exit: str = "short"
+    attends: bool = True
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the visual tokens of a prompt lie. B batch, S prompt length.
+
+    Attributes:
+        visual: [B, S] bool.
+        coord: [B, S, 3] (frame, row, column) in the token's own image or video; -1 off the grid and for text.
+        image: [B, S] which image or video of the row, 0-based; -1 for text.
+    """
+
+    visual: Tensor
+    coord: Tensor
+    image: Tensor
+
+
+@runtime_checkable
+class Host(Protocol):
+    """A model as the engine sees it; `btp.models.lvlm.LVLM` is one."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The root module, whose forward takes input_ids."""
+        ...
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model, which builds masks and RoPE and loops over the layers."""
+        ...
+
+    @property
+    def towers(self) -> Mapping[str, Tower]:
+        """By name; "llm" is always there."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the language model's hidden states."""
+        ...
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        ...
+
+    @property
+    def rotary(self) -> nn.Module | None:
+        """The decoder's RoPE module, (hidden, position_ids) -> (cos, sin); None where it has none."""
+        ...
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The decoder's final norm; None where it has none."""
+        ...
+
+    def layout(self, inputs: Mapping[str, Any]) -> Layout:
+        """Where the visual tokens of a forward's inputs lie."""
+        ...

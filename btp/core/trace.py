@@ -1,0 +1,130 @@
+"""What really happened: read from the tensors that ran, not from the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from btp.core.site import Site
+
+
+@dataclass
+class StageRecord:
+    """One stage of one prefill.
+
+    Attributes:
+        site: where.
+        before, after: visual tokens alive, per row.
+        indices: [B, K] original visual indices that stayed, -1 padded at the end; read it through `kept`.
+    """
+
+    site: Site
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    indices: Tensor
+
+    @property
+    def fired(self) -> bool:
+        """True where at least one row lost a token."""
+        return self.before != self.after
+
+    @property
+    def kept(self) -> list[list[int]]:
+        """Original visual indices that stayed, per row. Syncs with the device on first reading."""
+        self.settle()
+        return [row[:n] for row, n in zip(self.indices.tolist(), self.after, strict=True)]
+
+    def settle(self) -> None:
+        """Move the indices off the device."""
+        self.indices = self.indices.cpu()
+
+
+@dataclass
+class Call:
+    """One prefill and the decode steps behind it: one generate() call, or one forward where no cache is used.
+
+    B rows, L decoder layers. Under beam search each beam is a row.
+
+    Attributes:
+        total: visual tokens before any pruning, per row.
+        text: real text tokens of the prompt, per row.
+        visual: visual tokens that entered each layer in prefill: L tuples of B.
+        tokens: the same for all real tokens.
+        stages: what each stage did, in order.
+        slots: K/V slots of each layer behind prefill (of the longest row); empty without a cache.
+        cache_bytes: bytes of those slots over all rows, keys and values; empty without a cache.
+        decode_steps: forwards behind the prefill.
+    """
+
+    total: tuple[int, ...]
+    text: tuple[int, ...]
+    visual: list[tuple[int, ...]] = field(default_factory=list)
+    tokens: list[tuple[int, ...]] = field(default_factory=list)
+    stages: list[StageRecord] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    cache_bytes: list[int] = field(default_factory=list)
+    decode_steps: int = 0
+
+    @property
+    def tokens_avg(self) -> tuple[float, ...]:
+        """Visual tokens averaged over the decoder layers, per row."""
+        return tuple(sum(layer) / len(self.visual) for layer in zip(*self.visual, strict=True))
+
+    @property
+    def fired(self) -> dict[str, bool]:
+        """Which stages withdrew something, by site."""
+        return {str(stage.site): stage.fired for stage in self.stages}
+
+    def settle(self) -> None:
+        """Move what is still on the device off it."""
+        for stage in self.stages:
+            stage.settle()
+
+
+@dataclass
+class Trace(Sequence[Call]):
+    """Every call since the engine was attached, in order.
+
+    Attributes:
+        method: name of the pruner, "none" without one.
+        calls: oldest first.
+    """
+
+    method: str
+    calls: list[Call] = field(default_factory=list)
+
+    def __getitem__(self, index):
+        return self.calls[index]
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self.calls)
+
+    @property
+    def last(self) -> Call:
+        """The latest call.
+
+        Raises:
+            IndexError: the model did not run yet.
+        """
+        if not self.calls:
+            raise IndexError("The trace is empty: the model has not run inside this attach yet.")
+        return self.calls[-1]
+
+    @property
+    def tokens_avg(self) -> list[float]:
+        """Layer-averaged visual tokens of every row of every call, in order."""
+        return [value for call in self.calls for value in call.tokens_avg]
+
+    @property
+    def fired(self) -> dict[str, bool]:
+        """Which stages withdrew something in at least one call, by site."""
+        sites: dict[str, bool] = {}
+        for call in self.calls:
+            for site, fired in call.fired.items():
+                sites[site] = sites.get(site, False) or fired
+        return sites

@@ -1,0 +1,42 @@
+"""Top-k of ragged rows, with ties to the lowest index, so that runs repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None) -> Tensor:
+    """Indices of the k[b] highest scores of each row b, ascending.
+
+    Ties go to the lowest index. No host sync. NaN counts as the lowest score.
+
+    Args:
+        scores: [B, N], higher = keep.
+        k: B counts, each at most the row's valid entries.
+        valid: [B, N] bool, real entries in front; None = all.
+
+    Returns:
+        [B, max(k)] int64, shorter rows padded with -1 at the end.
+
+    Raises:
+        ValueError: the counts do not match the rows, or exceed N.
+    """
+    rows, n = scores.shape
+    if len(k) != rows:
+        raise ValueError(f"top_k got {len(k)} counts for {rows} rows of scores. Pass one count per row.")
+    widest = max(k, default=0)
+    if widest > n or min(k, default=0) < 0:
+        raise ValueError(f"top_k was asked for {tuple(k)} of {n} scores. Counts must lie in 0..{n}.")
+    lowest = -torch.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).min
+    scores = scores.masked_fill(scores.isnan(), lowest)
+    if valid is not None:
+        scores = scores.masked_fill(~valid, lowest)
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :widest]
+    if min(k, default=0) == widest:
+        return order.sort(dim=1).values
+    unused = torch.arange(widest, device=order.device) >= torch.tensor(tuple(k), device=order.device)[:, None]
+    order = order.masked_fill(unused, n).sort(dim=1).values
+    return order.masked_fill(order == n, -1)
