@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """Tokens alive in front of a run of layers, as the rows of a rectangular tensor.
 
@@ -53,7 +53,7 @@ class View:
         return self.visual_row >= 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenLedger:
     """Who is alive where, for one prefill. Immutable: a cut returns a new ledger.
 
@@ -62,6 +62,7 @@ class TokenLedger:
         visual: [B, S] bool, visual tokens.
         total: visual tokens per row before any pruning, known to the host.
         text_counts: real text tokens per row, known to the host.
+        text_behind: T, text tokens behind the first image, of the row that has most.
         lead: [B] padding in front of each row; `leads` the same, known to the host.
         views: (first decoder layer, view), ascending; the first covers layer 0.
     """
@@ -70,6 +71,7 @@ class TokenLedger:
     visual: Tensor
     total: tuple[int, ...]
     text_counts: tuple[int, ...]
+    text_behind: int
     lead: Tensor
     leads: tuple[int, ...]
     views: tuple[tuple[int, View], ...]
@@ -85,8 +87,9 @@ class TokenLedger:
         B, S = visual.shape
         visual = visual & valid
         lead = (valid.cumsum(1) == 0).sum(1)
-        facts = torch.stack([visual.sum(1), valid.sum(1), lead], dim=1).tolist()
-        total, real, leads = zip(*facts, strict=True)
+        behind = _text_behind(visual, valid).sum(1)
+        facts = torch.stack([visual.sum(1), valid.sum(1), lead, behind], dim=1).tolist()
+        total, real, leads, behinds = zip(*facts, strict=True)
         place = torch.arange(S, device=visual.device).expand(B, S)
         row = _first(visual, max(total))
         view = View(
@@ -102,7 +105,7 @@ class TokenLedger:
             even=all(n == S for n in real),
         )
         text = tuple(n - v for n, v in zip(real, total, strict=True))
-        return cls(valid, visual, total, text, lead, leads, ((0, view),))
+        return cls(valid, visual, total, text, max(behinds), lead, leads, ((0, view),))
 
     def at(self, layer: int) -> View:
         """The view in front of a decoder layer."""
@@ -164,16 +167,15 @@ class TokenLedger:
         row_of = old.alive.cumsum(1) - 1 + old.rows - lengths  # [B, S]
         return row_of.gather(1, new.place.clamp(min=0)).clamp(min=0)
 
-    def text_rows(self, view: View, most: int) -> Tensor:
-        """[B, T] rows of the text tokens behind each row's first image, -1 padded at the end.
+    def text_rows(self, view: View) -> Tensor:
+        """[B, T] rows of the text tokens behind each row's first image, -1 padded at the end."""
+        text = _text_behind(self.visual, self.valid).gather(1, view.place.clamp(min=0)) & (view.place >= 0)
+        return _first(text, self.text_behind)
 
-        Args:
-            view: where to look.
-            most: T, the most any row has.
-        """
-        place = view.place.clamp(min=0)
-        text = (self.valid & ~self.visual & (self.visual.cumsum(1) > 0)).gather(1, place) & (view.place >= 0)
-        return _first(text, most)
+
+def _text_behind(visual: Tensor, valid: Tensor) -> Tensor:
+    """[B, S] bool: text tokens behind each row's first visual token."""
+    return valid & ~visual & (visual.cumsum(1) > 0)
 
 
 def _first(mask: Tensor, most: int) -> Tensor:

@@ -162,7 +162,7 @@ def test_ledger_by_hand():
     assert view.visual_index.tolist() == [[1, 3], [1, -1]]
     assert view.lengths == (5, 4)
     assert cut.rows_from(first, view).tolist() == [[0, 2, 4, 5, 6], [0, 2, 4, 5, 6]]
-    assert cut.text_rows(view, 2).tolist() == [[3, 4], [3, 4]]
+    assert cut.text_rows(view).tolist() == [[3, 4], [3, 4]]
     assert cut.dropped(view).tolist() == [[0, 1, 1, 2, 2, 2, 2], [0, 0, 0, 1, 1, 1, 1]]
 
     empty = cut.cut(3, torch.zeros(2, 0, dtype=torch.long), (0, 0), renumber=True)

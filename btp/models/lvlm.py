@@ -1,0 +1,208 @@
+"""The general vision-language model: a root module, and the names of four modules inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from btp.core.tower import Layout, Tower
+from btp.models import grids
+
+_VISION = ("vision_tower", "visual", "vision_model")
+_PROJECTOR = ("multi_modal_projector", "mm_projector", "connector", "visual.merger")
+_BLOCKS = ("encoder.layers", "vision_model.encoder.layers", "blocks", "layers")
+
+
+class LVLM:
+    """A thin view of a transformers model with the standard decoder loop; it changes nothing in it.
+
+    Module paths are found by the standard names, or given where a family differs. A family whose visual
+    tokens are packed in its own way subclasses `layout`.
+
+    Args:
+        model: any transformers model for image-text-to-text with `input_ids` and image placeholders.
+        vision: path of the vision tower inside `model`, as "model.vision_tower".
+        projector: path of the projector.
+        decoder: path of the language model, which builds masks and RoPE and holds `norm` and `rotary_emb`.
+        layers: path of the decoder layers.
+
+    Raises:
+        ValueError: a path does not exist, or the decoder or its layers were not found; the message names the
+            key.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        vision: str | None = None,
+        projector: str | None = None,
+        decoder: str | None = None,
+        layers: str | None = None,
+    ) -> None:
+        self.model = model
+        self.config = model.config
+        base = getattr(model, "model", model)
+        self.vision = _given("vision", model, vision) if vision else _search(base, _VISION)
+        self.projector = _given("projector", model, projector) if projector else _search(base, _PROJECTOR)
+        self.decoder = _given("decoder", model, decoder) if decoder else model.get_decoder()
+        stack = _given("layers", model, layers) if layers else _search(self.decoder, ("layers",))
+        if not isinstance(stack, nn.ModuleList):
+            raise ValueError(
+                f"{type(model).__name__} has no ModuleList of decoder layers at "
+                f"{type(self.decoder).__name__}.layers. "
+                "Set model.layers to its path."
+            )
+        self.towers = {"llm": Tower("llm", stack)}
+        blocks = _search(self.vision, _BLOCKS) if self.vision is not None else None
+        if isinstance(blocks, nn.ModuleList):
+            packed = hasattr(self.config.vision_config, "spatial_merge_size")
+            self.towers["vision"] = Tower("vision", blocks, token_axis=0 if packed else 1, exit="restore")
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        return self.towers["llm"].layers  # type: ignore[return-value]
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the decoder's hidden states."""
+        return self.config.get_text_config().hidden_size
+
+    @property
+    def rotary(self) -> nn.Module | None:
+        """The decoder's RoPE module."""
+        return getattr(self.decoder, "rotary_emb", None)
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The decoder's final norm."""
+        return getattr(self.decoder, "norm", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs belong."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.model.dtype
+
+    def generate(self, **inputs: Any) -> Any:
+        """The model's own generate."""
+        return self.model.generate(**inputs)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's own forward."""
+        return self.model(**inputs)
+
+    def visual_mask(self, inputs: Mapping[str, Any]) -> Tensor:
+        """[B, S] bool: image and video placeholders of the prompt.
+
+        Raises:
+            ValueError: no input_ids, or the model's config names no placeholder.
+        """
+        ids = inputs.get("input_ids")
+        if ids is None:
+            raise ValueError(
+                "The inputs hold no input_ids, so the visual tokens cannot be found. "
+                "Pass input_ids with placeholders in place of inputs_embeds."
+            )
+        images, videos = self._token("image"), self._token("video")
+        if images is None:
+            raise ValueError(
+                f"{type(self.config).__name__} names no image_token_id, so the visual tokens cannot be "
+                "found. "
+                "Set config.image_token_id to the placeholder's id."
+            )
+        mask = ids == images
+        return mask if videos is None else mask | (ids == videos)
+
+    def coords(self, inputs: Mapping[str, Any]) -> Tensor:
+        """[B, N, 3] (frame, row, column) of each row's visual tokens in order, padded with -1. One host
+        sync.
+        """
+        layout = self.layout(inputs)
+        counts = layout.visual.sum(1)
+        coord = torch.full((len(counts), int(counts.max()), 3), -1, device=counts.device)
+        real = torch.arange(coord.shape[1], device=counts.device) < counts[:, None]
+        return coord.masked_scatter(real[..., None], layout.coord[layout.visual])
+
+    def layout(self, inputs: Mapping[str, Any]) -> Layout:
+        """Where the visual tokens of a forward's inputs lie, and where each lies in its picture.
+
+        Raises:
+            ValueError: this family packs its visual tokens in a way the general rules do not know.
+        """
+        visual = self.visual_mask(inputs)
+        if inputs.get("image_grid_thw") is not None or inputs.get("video_grid_thw") is not None:
+            coord, first = self._packed(inputs, visual)
+        elif self._is_square(inputs):
+            rows, columns = self._square_sides(inputs)
+            extra = 1 if self.config.vision_feature_select_strategy == "full" else 0
+            coord, first = grids.square(visual, rows, columns, extra)
+        elif inputs.get("pixel_values") is None and inputs.get("pixel_values_videos") is None:
+            coord, first = torch.full((*visual.shape, 3), -1, device=visual.device), torch.zeros_like(visual)
+        else:
+            raise ValueError(
+                f"{type(self.model).__name__} packs its visual tokens in a way that LVLM.layout does not "
+                "know "
+                "(neither one square grid per image nor image_grid_thw). Use this family's adapter in "
+                "btp.models, "
+                "or subclass LVLM and override layout."
+            )
+        return Layout(visual, coord, grids.number(visual, first))
+
+    def _packed(self, inputs: Mapping[str, Any], visual: Tensor) -> tuple[Tensor, Tensor]:
+        merge = self.config.vision_config.spatial_merge_size
+        coord = torch.full((*visual.shape, 3), -1, device=visual.device)
+        first = torch.zeros_like(visual)
+        for kind in ("image", "video"):
+            grid = inputs.get(f"{kind}_grid_thw")
+            if grid is not None:
+                mine = inputs["input_ids"] == self._token(kind)
+                its_coord, its_first = grids.packed(mine, grid.tolist(), merge)
+                coord, first = torch.where(mine[..., None], its_coord, coord), first | its_first
+        return coord, first
+
+    def _is_square(self, inputs: Mapping[str, Any]) -> bool:
+        return hasattr(self.config, "vision_feature_select_strategy") and inputs.get("image_sizes") is None
+
+    def _square_sides(self, inputs: Mapping[str, Any]) -> tuple[int, int]:
+        vision, pixels = self.config.vision_config, inputs.get("pixel_values")
+        size = (vision.image_size, vision.image_size) if pixels is None else pixels.shape[-2:]
+        return size[0] // vision.patch_size, size[1] // vision.patch_size
+
+    def _token(self, kind: str) -> int | None:
+        for name in (f"{kind}_token_id", f"{kind}_token_index"):
+            if getattr(self.config, name, None) is not None:
+                return getattr(self.config, name)
+        return None
+
+
+def _given(key: str, root: nn.Module, path: str) -> nn.Module:
+    found = _search(root, (path,))
+    if found is None:
+        raise ValueError(
+            f"model.{key} is {path!r}, but {type(root).__name__} has no module there. Correct the path."
+        )
+    return found
+
+
+def _search(root: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
+    for path in paths:
+        at: Any = root
+        for name in path.split("."):
+            at = getattr(at, name, None)
+        if isinstance(at, nn.Module):
+            return at
+    return None
