@@ -1,0 +1,196 @@
+"""Calibrates a stage schedule on a small set of pictures, and keeps it as an artefact with its origin.
+
+Source: Li et al. 2025, arXiv:2505.22038, section 4.3 and appendix 7.6.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from hydra.utils import instantiate
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from btp.core.keep import FIT
+from btp.core.schedule import Schedule
+from btp.core.signals import Signal
+from btp.core.site import Site
+from btp.engine.observe import Look, observe
+from btp.models.load import Loaded
+from btp.ops.calibration import calibrated_stages
+from btp.runner.batches import Batch, Collate, by_length, loader
+from btp.runner.evaluate import match_dtype
+from btp.runner.identity import code, digest
+from btp.runner.machine import Machine
+from btp.runner.store import held
+
+REQUIRED = ("identity", "model", "curves", "stages")
+
+
+class Calibrate(L.LightningModule):
+    """Adds up, over samples and layer by layer, how many visual tokens change and how much attention they get.
+
+    Args:
+        loaded: model and processor.
+        tau: a token has changed where the cosine of a layer's input and output is below it.
+    """
+
+    def __init__(self, loaded: Loaded, tau: float):
+        super().__init__()
+        self.host, self.lvlm, self.tau = loaded.host, loaded.host.model, tau
+        layers = range(self.host.num_layers)
+        self.signals = [Signal("update", Site.parse(f"llm.layer.{i}")) for i in layers]
+        self.signals += [Signal("attention", Site.parse(f"llm.layer.{i}"), "last", "probs") for i in layers]
+        self.changed = torch.zeros(len(layers), dtype=torch.float64)
+        self.attention = torch.zeros(len(layers), dtype=torch.float64)
+        self.total, self.samples = 0, 0
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        """One prefill; signals are reduced as they come."""
+        with observe(self.host, self.signals, self._take):
+            self.lvlm(**match_dtype(batch["inputs"], self.lvlm.dtype))
+        self.samples += len(batch["samples"])
+
+    def _take(self, signal: Signal, value: Tensor, look: Look) -> None:
+        layer = signal.site.layer
+        if signal.kind == "update":
+            before, after = value
+            moved = cosine_similarity(before.float(), after.float(), dim=-1) < self.tau
+            self.changed[layer] += float((moved & look.valid).sum())
+            self.total += sum(look.total) if layer == 0 else 0
+        else:
+            mass = value.float().masked_fill(~look.valid[:, None, None], 0).sum(-1).mean((1, 2))  # [B]
+            self.attention[layer] += float(mass.sum())
+
+    def curves(self) -> dict[str, Any]:
+        """Means per sample: tokens changed and attention mass of the last prompt token on the image, per layer."""
+        return {
+            "changed": [round(v / self.samples, 4) for v in self.changed.tolist()],
+            "attention": [round(v / self.samples, 6) for v in self.attention.tolist()],
+            "tau": self.tau,
+            "samples": self.samples,
+            "tokens": round(self.total / self.samples, 3),
+        }
+
+
+def curves_identity(config: Mapping[str, Any], checkpoint: str) -> str:
+    """Names the curves: whatever changes them, and nothing that only changes the choice made from them."""
+    calibration = {k: v for k, v in config["calibration"].items() if k not in ("artefact", "batch")}
+    model = {k: config["model"][k] for k in ("weights", "config", "dtype", "attention")}
+    sources = code("core", "engine", "models", "tasks", "runner/calibrate.py")
+    return digest(model, checkpoint, calibration, config["schedule"]["tau"], sources)
+
+
+def calibrate(
+    config: Mapping[str, Any], loaded: Loaded, checkpoint: str, store: Path, run: Path, machine: Machine, total: int
+) -> list[dict[str, Any]]:
+    """Find or make the curves, choose the stages, and leave the artefact in the run folder.
+
+    Args:
+        checkpoint: identity of the model.
+        store: where curves that runs share lie.
+        run: the run folder; `calibration.yaml` is written there.
+        total: visual tokens per sample, which the budget refers to.
+
+    Returns:
+        Stages as a schedule's config, solved for the budget.
+
+    Raises:
+        ValueError: the named artefact is corrupt or was made for another model; no stages meet the budget.
+    """
+    asked, budget, schedule = config["calibration"]["artefact"], config["budget"], config["schedule"]
+    tokens = budget["tokens"] if budget["tokens"] is not None else (budget["share"] or 1.0) * total
+    if asked is not None:
+        artefact = read_artefact(Path(asked), checkpoint, loaded.host.num_layers)
+        free = [stage | {"keep": stage["keep"] if stage["keep"] == 0 else FIT} for stage in artefact["stages"]]
+        solved = Schedule.from_config([{k: v for k, v in s.items() if k != "layer"} for s in free])
+        stages = solved.solve_fit(total, loaded.host.num_layers, tokens).to_config()
+    else:
+        identity = curves_identity(config, checkpoint)
+        path = store / "calibration" / f"{identity}.yaml"
+        with held(path.with_suffix(".lock"), "the calibration") if machine.leads else nullcontext():
+            if not (path.exists() and config["resume"]):
+                _write(path, _measure(config, loaded, checkpoint, identity, machine))
+        machine.sync()
+        artefact = read_artefact(path, checkpoint, loaded.host.num_layers)
+        stages = calibrated_stages(
+            artefact["curves"]["changed"],
+            artefact["curves"]["attention"],
+            stages=config["stages"],
+            min_gap=schedule["min_gap"],
+            balance=schedule["balance"],
+            withdraw_last=schedule["withdraw_last"],
+            total=total,
+            budget_tokens=tokens,
+        )
+    listed = [{"layer": Site.parse(stage["site"]).layer, **stage} for stage in stages]
+    if machine.leads:
+        _write(run / "calibration.yaml", artefact | {"stages": listed, "budget_tokens": tokens, "total": total})
+    return stages
+
+
+def _measure(
+    config: Mapping[str, Any], loaded: Loaded, checkpoint: str, identity: str, machine: Machine
+) -> dict[str, Any]:
+    """Run the calibration set once through the unpruned model. Every process sees all of it."""
+    task = instantiate(config["calibration"]["dataset"])
+    count = min(len(task), config["calibration"]["samples"])
+    order = by_length([task[i] for i in range(count)])
+    module = Calibrate(loaded, config["schedule"]["tau"])
+    batches = loader(task, order, Collate(loaded.processor), config["calibration"]["batch"], machine.workers)
+    machine.trainer("calibrate").predict(module, batches, return_predictions=False)
+    return {
+        "identity": identity,
+        "model": {"name": config["model"]["name"], "checkpoint": checkpoint, "layers": loaded.host.num_layers},
+        "calibration": dict(config["calibration"]),
+        "curves": module.curves(),
+        "stages": None,
+        "versions": {p: version(p) for p in ("btp", "torch", "transformers")},
+        "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def read_artefact(path: Path, checkpoint: str, layers: int) -> dict[str, Any]:
+    """Read an artefact, and refuse one that is broken or of another model.
+
+    Raises:
+        ValueError: says which file, what is wrong and what to do.
+    """
+    advice = "Set calibration.artefact=null to calibrate anew, or name the calibration.yaml of another run."
+    try:
+        artefact = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"calibration.artefact is {path}, which cannot be read: {error.strerror}. {advice}") from None
+    except yaml.YAMLError:
+        raise ValueError(f"the calibration artefact {path} is corrupt: it is not YAML. {advice}") from None
+    missing = [key for key in REQUIRED if not isinstance(artefact, dict) or key not in artefact]
+    if missing:
+        raise ValueError(f"the calibration artefact {path} is corrupt: it lacks {', '.join(missing)}. {advice}")
+    model, curves = artefact["model"], artefact["curves"]
+    if model["checkpoint"] != checkpoint:
+        raise ValueError(
+            f"the calibration artefact {path} was made for model {model['name']!r} (checkpoint "
+            f"{model['checkpoint']}), but this run's checkpoint is {checkpoint}. {advice}"
+        )
+    if not len(curves["changed"]) == len(curves["attention"]) == layers:
+        raise ValueError(
+            f"the calibration artefact {path} is corrupt: its curves have {len(curves['changed'])} and "
+            f"{len(curves['attention'])} layers, the model {layers}. {advice}"
+        )
+    return artefact
+
+
+def _write(path: Path, artefact: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(yaml.safe_dump(dict(artefact), sort_keys=False))
+    part.replace(path)

@@ -1,0 +1,147 @@
+"""Answers the task's questions with one arm, sample by sample to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from btp.core.pruner import Pruner
+from btp.core.trace import Call, Trace
+from btp.engine.attach import attach
+from btp.models.load import Loaded
+from btp.runner.arms import Arm
+from btp.runner.batches import Batch, Collate, loader
+from btp.runner.machine import Machine
+from btp.runner.store import Answers
+from btp.tasks.sample import Box, Sample, Task
+
+
+@runtime_checkable
+class Targeted(Protocol):
+    """A pruner that is told, batch by batch, which boxes of the picture matter (the oracle)."""
+
+    def set_targets(self, boxes: list[tuple[Box, ...]]) -> None:
+        """One tuple of boxes per row, in shares of the picture's sides."""
+        ...
+
+
+class Evaluate(L.LightningModule):
+    """Generates greedily and appends one row per sample.
+
+    Args:
+        loaded: model and processor.
+        pruner: the attached method, to pass targets to.
+        trace: of the attached engine.
+        task: says how long an answer may be.
+        answers: where rows go.
+        reference: the unpruned answers, for the divergence; None for the unpruned arm itself, which keeps its
+            first distribution for the others.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        pruner: Pruner | None,
+        trace: Trace,
+        task: Task,
+        answers: Answers,
+        reference: Answers | None,
+    ):
+        super().__init__()
+        self.lvlm = loaded.host.model
+        self.generate = loaded.host.generate
+        self.tokenizer = loaded.processor.tokenizer
+        self.pruner, self.trace, self.answers, self.reference = pruner, trace, answers, reference
+        self.max_new_tokens = task.max_new_tokens
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Answer a batch and write it down before the next one starts."""
+        samples: list[Sample] = batch["samples"]
+        if isinstance(self.pruner, Targeted):
+            self.pruner.set_targets([s.targets or s.boxes for s in samples])
+        out = self.generate(
+            **match_dtype(batch["inputs"], self.lvlm.dtype),
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        texts = self.tokenizer.batch_decode(
+            out.sequences[:, batch["inputs"]["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        first = out.logits[0].float().log_softmax(-1).cpu()
+        ids = [s.id for s in samples]
+        if self.reference is None:
+            self.answers.add_logits(ids, first.numpy())
+            drift = torch.zeros(len(ids))
+        else:
+            unpruned = torch.stack([torch.from_numpy(self.reference.logits(i)) for i in ids])
+            drift = torch.nn.functional.kl_div(first, unpruned, reduction="none", log_target=True).sum(-1)
+        call = self.trace.last
+        self.answers.add(
+            [
+                {"sample": s.id, "prediction": text.strip(), "kl": round(float(kl), 6), **happened(call, row)}
+                for row, (s, text, kl) in enumerate(zip(samples, texts, drift, strict=True))
+            ]
+        )
+        self.trace.calls.clear()
+
+
+def happened(call: Call, row: int) -> dict[str, Any]:
+    """What the engine did with one row of a batch, from its trace."""
+    stages = [
+        {"site": str(s.site), "before": s.before[row], "after": s.after[row], "kept": s.kept[row]}
+        for s in call.stages
+    ]
+    return {
+        "total": call.total[row],
+        "visual": [layer[row] for layer in call.visual],
+        "tokens": [layer[row] for layer in call.tokens],
+        "stages": stages,
+    }
+
+
+def match_dtype(inputs: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Cast the floating-point inputs (pictures) to the model's dtype."""
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def answer(
+    loaded: Loaded,
+    arm: Arm,
+    task: Task,
+    order: list[int],
+    ids: Mapping[int, str],
+    folder: Path,
+    reference: Path | None,
+    machine: Machine,
+) -> dict[str, dict[str, Any]]:
+    """Answer what is still open of `order`, and return the rows of all of it.
+
+    Args:
+        order: indices of the samples, as they are batched; `ids` names them.
+        folder: of this arm's answers; `reference` that of the unpruned ones.
+    """
+    rank, world = machine.rank, machine.world
+    answers = Answers(folder, rank)
+    done = answers.rows()
+    todo = [i for i in order if ids[i] not in done]
+    if todo:
+        pruner = arm.build()
+        share = 1.0
+        if arm.picture == "shrunk":
+            first = next(iter(Answers(reference).rows().values())) if reference else None
+            total = first["total"] if first else 1
+            share = arm.schedule[0].count(total) / total
+        batches = loader(task, todo, Collate(loaded.processor, share), machine.batch, machine.workers, rank, world)
+        with attach(loaded.host, pruner, arm.schedule) as trace:
+            unpruned = Answers(reference) if reference else None
+            module = Evaluate(loaded, pruner, trace, task, answers, unpruned)
+            machine.trainer(f"answer: {arm.name}").test(module, batches, verbose=False)
+        done = answers.rows()
+    return {ids[i]: done[ids[i]] for i in order}

@@ -1,0 +1,136 @@
+"""The run folder: what a report, a table or a person reads afterwards."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from btp.core.tower import Layout
+from btp.runner.arms import UNPRUNED, Arm
+from btp.runner.store import write_json
+from btp.tasks.sample import Sample, Task
+from btp.tasks.scoring import normalise
+
+PACKAGES = ("btp", "torch", "transformers", "lightning", "hydra-core", "omegaconf", "wandb")
+
+
+class RunFolder:
+    """One run on disk. `run.json` says how far it came; everything is written whole or not at all."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self.state: dict[str, Any] = {}
+
+    @property
+    def finished(self) -> bool:
+        """True where an earlier start brought this run to its end."""
+        try:
+            return json.loads((self.path / "run.json").read_text())["state"] == "finished"
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def begin(self, config: Mapping[str, Any], identity: str, hardware: str) -> None:
+        """Write the config and mark the run as running."""
+        (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        self.state = {
+            "state": "running",
+            "identity": identity,
+            "name": self.path.name,
+            "command": config["command"],
+            "pid": os.getpid(),
+            "versions": {p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
+            "hardware": hardware,
+            "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "phases": {},
+        }
+        self.update()
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to run.json."""
+        self.state |= facts
+        write_json(self.path / "run.json", self.state)
+
+    def fail(self, message: str) -> None:
+        """Say in run.json why the run ended."""
+        if self.state:
+            self.update(state="failed", error=message)
+
+    def write_samples(
+        self, arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Mapping[str, Any]]], samples: Sequence[Sample], task: Task
+    ) -> pd.DataFrame:
+        """Join answers with the task, score them, and write samples.parquet, trace.parquet and layers.json.
+
+        Args:
+            rows: arm -> sample id -> row of the answers' store.
+
+        Returns:
+            One row per arm and sample.
+        """
+        table, trace, layers = [], [], {}
+        for arm in arms:
+            mine = rows[arm.name]
+            for sample in samples:
+                row, unpruned = mine[sample.id], rows[UNPRUNED][sample.id]["prediction"]
+                table.append(
+                    {
+                        "arm": arm.name,
+                        "sample": sample.id,
+                        "ability": sample.ability,
+                        "question": sample.question,
+                        "reference": sample.reference,
+                        "prediction": row["prediction"],
+                        "score": task.score(sample, row["prediction"]),
+                        "unpruned": unpruned,
+                        "agreement": normalise(row["prediction"]) == normalise(unpruned),
+                        "kl": row["kl"],
+                        "tokens_avg": sum(row["visual"]) / len(row["visual"]),
+                        "total": row["total"],
+                    }
+                )
+                for order, stage in enumerate(row["stages"]):
+                    trace.append({"arm": arm.name, "sample": sample.id, "order": order, **stage})
+            layers[arm.name] = {
+                key: [sum(layer) / len(mine) for layer in zip(*(r[key] for r in mine.values()), strict=True)]
+                for key in ("visual", "tokens")
+            }
+        frame = pd.DataFrame(table)
+        frame.to_parquet(self.path / "samples.parquet", index=False)
+        columns = ["arm", "sample", "site", "order", "before", "after", "kept"]
+        pd.DataFrame(trace, columns=columns).to_parquet(self.path / "trace.parquet", index=False)
+        write_json(self.path / "layers.json", layers)
+        return frame
+
+    def write_pictures(self, samples: Sequence[Sample], layouts: Mapping[str, Layout]) -> None:
+        """Keep the pictures of the samples that the report shows, with their grids and boxes."""
+        folder = self.path / "pictures"
+        folder.mkdir(exist_ok=True)
+        index = {}
+        for sample in samples:
+            layout = layouts[sample.id]
+            coord = layout.coord[0][layout.visual[0]]  # [N, 3]
+            if not sample.images or len(coord) == 0:
+                continue
+            sample.images[0].save(folder / f"{sample.id}.png")
+            rows, columns = (int(v) + 1 for v in coord[:, 1:].amax(0))
+            index[sample.id] = {"grid": [rows, columns], "boxes": sample.boxes, "labels": sample.labels}
+        write_json(folder / "index.json", index)
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """The first samples of every ability in turn, up to `count`."""
+    by_ability: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_ability.setdefault(sample.ability, []).append(sample)
+    turns = max((len(v) for v in by_ability.values()), default=0)
+    picked = [group[i] for i in range(turns) for group in by_ability.values() if i < len(group)]
+    return picked[:count]

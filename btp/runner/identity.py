@@ -1,0 +1,56 @@
+"""Names results by what makes them: a hash of config, code and checkpoint."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of JSON-able `parts`; key order does not matter."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def code(*names: str) -> str:
+    """A hash of the sources of btp's packages or modules `names`, such as "core" or "pruners/btp.py".
+
+    Results must not outlive the code that made them: who edits a method and runs again gets new answers.
+    """
+    files: list[Path] = []
+    for name in names:
+        path = PACKAGE / name
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return digest([(f.relative_to(PACKAGE).as_posix(), f.read_text()) for f in files])
+
+
+def method_code(target: str | None) -> str:
+    """The hash of the file that defines the class `target` (a dotted path) and of the ops it may use."""
+    if target is None:
+        return ""
+    import importlib.util
+
+    spec = importlib.util.find_spec(target.rsplit(".", 1)[0])
+    if spec is None or spec.origin is None:
+        raise ValueError(f"pruner.method._target_ is {target}, but no such module is found. Correct the path.")
+    return digest(Path(spec.origin).read_text(), code("ops"))
+
+
+def checkpoint(folder: Path | None, extra: Iterable[Any] = ()) -> str:
+    """A hash of a checkpoint folder: small files whole, large ones by size and both ends."""
+    if folder is None:
+        return digest(*extra)
+    parts: list[Any] = list(extra)
+    for file in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix != ".md"):
+        size = file.stat().st_size
+        with file.open("rb") as f:
+            head = f.read(1 << 20)
+            f.seek(max(size - (1 << 20), 0))
+            tail = f.read()
+        parts.append((file.name, size, hashlib.sha256(head + tail).hexdigest()))
+    return digest(*parts)

@@ -1,0 +1,53 @@
+"""The inertness control: hooks attached at every stage, nothing pruned, nothing may differ by a bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from btp.core.schedule import Schedule
+from btp.engine.attach import attach
+from btp.models.load import Loaded
+from btp.runner.arms import Arm, inert
+from btp.runner.batches import Collate
+from btp.runner.evaluate import match_dtype
+from btp.tasks.sample import Sample
+
+
+def check_inert(loaded: Loaded, arm: Arm, samples: Sequence[Sample], new_tokens: int) -> dict[str, Any]:
+    """Generate twice, without the engine and with the method attached but keeping everything.
+
+    Args:
+        arm: its method and the sites of its schedule are used, every keep set to 1.0.
+        samples: one batch.
+
+    Returns:
+        checked samples, whether tokens and logits are bit-identical, and the largest difference of a logit.
+    """
+    batch = Collate(loaded.processor)(samples)
+    inputs = match_dtype({k: v.to(loaded.host.device) for k, v in batch["inputs"].items()}, loaded.host.dtype)
+
+    def run() -> Any:
+        return loaded.host.generate(
+            **inputs,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+
+    with torch.inference_mode():
+        plain = run()
+        schedule: Schedule = inert(arm.schedule)
+        with attach(loaded.host, arm.build(), schedule):
+            attached = run()
+    same = torch.equal(plain.sequences, attached.sequences)
+    pairs = list(zip(plain.logits, attached.logits, strict=False))
+    gap = max(float((a - b).abs().max()) for a, b in pairs)
+    return {
+        "checked": len(samples),
+        "identical": same and all(torch.equal(a, b) for a, b in pairs),
+        "max_logit_difference": gap,
+    }

@@ -1,0 +1,92 @@
+"""Turns Hydra's complaints about the command line into ours, with the nearest known key or option."""
+
+import difflib
+import sys
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+
+def check_overrides(conf: Path, argv: list[str]) -> None:
+    """Compose once with the command line's overrides and leave with exit code 1 where that fails.
+
+    A sweep is tried with the first value of each choice, and every chosen group option must exist.
+    """
+    words = [a for a in argv if not a.startswith("-") and "=" in a or a.startswith(("~", "+"))]
+    message = find_fault(conf, words)
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+def find_fault(conf: Path, words: list[str]) -> str | None:
+    """What is wrong with the overrides `words`, in one message; None where nothing is."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(words)
+    except HydraException as error:
+        return f"cannot read the command line: {str(error).splitlines()[0]}"
+    first = []
+    groups = {p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()}
+    for override in parsed:
+        group = override.key_or_group.removeprefix("hydra.")
+        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
+        if group in groups and not override.is_delete():
+            for choice in values or [override.value()]:
+                fault = _missing_option(conf, group, choice)
+                if fault:
+                    return fault
+        prefix = override.input_line.split("=", 1)[0]
+        first.append(f"{prefix}={values[0]}" if values else override.input_line)
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            compose("config", overrides=first)
+    except Exception as error:
+        return _explain(conf, first, error)
+    return None
+
+
+def _missing_option(conf: Path, group: str, choice: object) -> str | None:
+    options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+    if not isinstance(choice, str) or choice in options or choice == "null":
+        return None
+    near = difflib.get_close_matches(choice, options, 1)
+    hint = f" Did you mean {group}={near[0]}?" if near else ""
+    return f"{group}={choice} is not there.{hint} Options: {', '.join(options)}."
+
+
+def _explain(conf: Path, words: list[str], error: Exception) -> str:
+    """Name the nearest known key where a word of the command line names an unknown one."""
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        groups = [w for w in words if (conf / w.split("=", 1)[0].split("@")[0]).is_dir()]
+        try:
+            known = _keys(compose("config", overrides=groups))
+        except Exception:
+            return str(error).splitlines()[0]
+    known |= {p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()}
+    for word in words:
+        key = word.split("=", 1)[0]
+        if key.startswith(("+", "~", "hydra")) or key.split("@")[0] in known:
+            continue
+        near = difflib.get_close_matches(key, sorted(known), 1, cutoff=0.5)
+        leaf = [k for k in sorted(known) if k.split(".")[-1] == key.split(".")[-1]]
+        hint = f" Did you mean {(leaf or near)[0]}?" if leaf or near else ""
+        return f"unknown key {key}.{hint} `python run.py --cfg job` lists all keys; +{key}=... adds a new one."
+    return str(error).splitlines()[0]
+
+
+def _keys(config: DictConfig) -> set[str]:
+    """All dotted paths of a config, inner nodes included."""
+    found: set[str] = set()
+
+    def walk(node: object, path: str) -> None:
+        if path:
+            found.add(path)
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, f"{path}.{key}" if path else str(key))
+
+    walk(OmegaConf.to_container(config, resolve=False), "")
+    return found

@@ -1,0 +1,138 @@
+"""Measures what each arm costs beside the unpruned model, on the run's own inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from btp.core.trace import Trace
+from btp.engine.attach import attach
+from btp.measure.architecture import architecture
+from btp.measure.cost import Subject, measure
+from btp.measure.segments import Segments, packed, square
+from btp.measure.selection import TimedPruner
+from btp.models.load import Loaded
+from btp.runner.arms import UNPRUNED, Arm
+from btp.runner.batches import Collate
+from btp.runner.evaluate import match_dtype
+from btp.tasks.sample import Sample
+
+Inputs = Mapping[str, Tensor]
+
+
+def profile(
+    loaded: Loaded, arms: Sequence[Arm], inputs: Inputs, *, repeats: int, warmup: int, output_tokens: int
+) -> dict[str, Any]:
+    """Measure every arm that prunes inside the model.
+
+    Args:
+        inputs: one batch on the model's device.
+
+    Returns:
+        cost.json's content: arm -> costs per sample, and the hardware.
+    """
+    host = loaded.host
+    sizes = architecture(host.config)
+    subject = Subject(
+        generate=_generator(loaded, inputs),
+        architecture=sizes,
+        segments=_segments(sizes, inputs),
+        vision=host.vision,
+        decoder=host.decoder,
+        device=host.device,
+        dtype=host.dtype,
+    )
+    out: dict[str, Any] = {}
+    for arm in tqdm([a for a in arms if a.schedule], desc=f"{'measure cost':24}", bar_format="{desc} {percentage:3.0f}%|{bar:28}| {n_fmt}/{total_fmt} arms, {elapsed}"):
+        method = arm.build()
+        timed = TimedPruner(method) if method is not None else None
+
+        def attached(arm: Arm = arm, timed: TimedPruner | None = timed) -> AbstractContextManager[Trace]:
+            return attach(host, timed, arm.schedule)
+
+        with torch.inference_mode():
+            found = measure(
+                subject, attached, pruner=timed, new_tokens=output_tokens, repeats=repeats, warmup=warmup
+            )
+        out[arm.name] = _flat(found, "candidate")
+        out.setdefault(UNPRUNED, _flat(found | found["unpruned"], "baseline"))
+        out["hardware"] = _line(found["hardware"])
+    return out
+
+
+def task_inputs(loaded: Loaded, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """One batch of the task's samples, on the model's device."""
+    inputs = Collate(loaded.processor)(samples)["inputs"]
+    return match_dtype({k: v.to(loaded.host.device) for k, v in inputs.items()}, loaded.host.dtype)
+
+
+def synthetic_inputs(loaded: Loaded, batch: int, text_tokens: int = 64) -> dict[str, Tensor]:
+    """A batch of noise with as many image placeholders as the architecture has, for models without a processor."""
+    config, device = loaded.host.config, loaded.host.device
+    vision = config.vision_config
+    tokens = (vision.image_size // vision.patch_size) ** 2
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(3, min(1000, config.text_config.vocab_size), (batch, text_tokens), generator=generator)
+    words[words == config.image_token_id] = 3
+    image = torch.full((batch, tokens), config.image_token_id)
+    ids = torch.cat([words[:, : text_tokens // 2], image, words[:, text_tokens // 2 :]], 1)
+    pixels = torch.randn(batch, 3, vision.image_size, vision.image_size, generator=generator)
+    return {
+        "input_ids": ids.to(device),
+        "attention_mask": torch.ones_like(ids).to(device),
+        "pixel_values": pixels.to(device, loaded.host.dtype),
+    }
+
+
+def _generator(loaded: Loaded, inputs: Inputs) -> Callable[[int], object]:
+    def generate(tokens: int) -> object:
+        return loaded.host.generate(**inputs, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False)
+
+    return generate
+
+
+def _segments(sizes: Any, inputs: Inputs) -> Segments:
+    grid = inputs.get("image_grid_thw")
+    if grid is not None:
+        return packed(sizes.vision, grid.tolist())
+    return square(sizes.vision, inputs["pixel_values"].shape[0])
+
+
+def _flat(found: Mapping[str, Any], side: str) -> dict[str, Any]:
+    """The costs of one side, counts per sample of the batch, as cost.json holds them."""
+    latency, rows = found["latency"], found["rows"]
+    measured = found["kv_bytes_per_layer"]["measured"]
+    memory = found["peak_memory_mib"]
+    flat = {
+        "tokens_avg": found["tokens_avg"],
+        "flops_visual_pdrop": found["flops_visual_pdrop"] / rows,
+        "flops_prefill": found["flops_prefill"] / rows,
+        "flops_prefill_measured": found["flops_prefill_measured"] / rows,
+        "kv_mib": sum(found["kv_bytes_per_layer"]["computed"]) / rows / 2**20,
+        "kv_mib_measured": sum(measured) / rows / 2**20 if measured else None,
+        "peak_memory_mib": memory[side] if memory else None,
+        "batch": rows,
+    }
+    for name in ("vision_ms", "selection_ms", "decoder_ms", "prefill_ms", "per_token_ms"):
+        flat[name] = _spread(latency[name][side])
+    if side == "candidate":
+        for name in ("prefill", "per_token"):
+            flat[f"{name}_ratio"] = latency[f"{name}_ms"]["candidate_over_baseline"]
+        flat["selection_share"] = (
+            flat["selection_ms"]["median"] / flat["prefill_ms"]["median"] if flat["selection_ms"] else 0.0
+        )
+    return flat
+
+
+def _spread(spread: Mapping[str, float] | None) -> dict[str, float] | None:
+    return {k.removesuffix("_ms"): v for k, v in spread.items()} if spread else None
+
+
+def _line(hardware: Mapping[str, Any]) -> str:
+    where = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} threads"
+    return f"{where}, torch {hardware['torch']}, {hardware['dtype']}"

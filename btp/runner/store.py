@@ -1,0 +1,99 @@
+"""Answers on disk: append-only, shared between runs by identity, safe against a kill at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+
+class Answers:
+    """The rows of one arm. A row is written once, behind what it refers to; a torn last line does not count.
+
+    Args:
+        folder: of this arm's identity.
+        rank: this process's; each writes its own file, all are read.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0):
+        self.folder, self.rank = folder, rank
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Every finished sample, by its id."""
+        found: dict[str, dict[str, Any]] = {}
+        for file in sorted(self.folder.glob("rows-*.jsonl")):
+            for line in file.read_bytes().split(b"\n")[:-1]:
+                row = json.loads(line)
+                found.setdefault(row["sample"], row)
+        return found
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append finished samples in one write that reaches the disk."""
+        file = self.folder / f"rows-{self.rank}.jsonl"
+        self._mend(file)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        with file.open("ab") as f:
+            f.write(text.encode())
+            f.flush()
+            os.fsync(f.fileno())
+
+    def add_logits(self, samples: Sequence[str], logits: np.ndarray) -> None:
+        """Keep the log-probabilities [B, V] of the first answer token; call it before `add`."""
+        folder = self.folder / "first"
+        folder.mkdir(exist_ok=True)
+        for sample, row in zip(samples, logits, strict=True):
+            part = folder / f"{sample}.npy.part"
+            with part.open("wb") as f:
+                np.save(f, row.astype(np.float32))
+            part.replace(folder / f"{sample}.npy")
+
+    def logits(self, sample: str) -> np.ndarray:
+        """[V] log-probabilities of a sample's first answer token."""
+        return np.load(self.folder / "first" / f"{sample}.npy")
+
+    def clear(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+
+    @staticmethod
+    def _mend(file: Path) -> None:
+        """Cut off a torn last line, so that the next row starts on its own."""
+        if not file.exists():
+            return
+        text = file.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            with file.open("r+b") as f:
+                f.truncate(whole)
+
+
+@contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock that ends with the process; says so while another run holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0.5)
+    except Timeout:
+        print(f"waiting for another run that is computing {what} ...", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, nothing between."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(content, indent=1))
+    part.replace(path)

@@ -1,0 +1,94 @@
+"""The embedded task: questions about scenes that are drawn on demand, the same for a seed and an index."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from btp.tasks.pocketvqa.digits import SPLITS
+from btp.tasks.pocketvqa.draw import paint
+from btp.tasks.pocketvqa.layout import Thing, draw_layout
+from btp.tasks.pocketvqa.questions import ABILITIES, ask
+from btp.tasks.sample import Sample
+from btp.tasks.scoring import exact_match, list_f1, normalise
+
+
+class PocketVQA:
+    """Samples of one split; sample i asks for ability i modulo their number.
+
+    Splits draw from separate random streams and from separate handwritten digits, so that they share neither
+    a scene nor a digit image.
+    """
+
+    name = "pocketvqa"
+    max_new_tokens = 48
+
+    def __init__(self, split: str, seed: int, size: int, abilities: Sequence[str] | None = None):
+        """
+        Args:
+            split: train | calibration | validation | test.
+            seed: of the scenes and questions.
+            size: number of samples.
+            abilities: a subset of the task's abilities; None = all.
+
+        Raises:
+            ValueError: an unknown split or ability, or no samples.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"task.split is {split!r}. Choose from: {', '.join(SPLITS)}.")
+        if size < 1:
+            raise ValueError(f"The task has no samples: its size is {size}. Set limit or task.size to 1 or more.")
+        unknown = [a for a in abilities or () if a not in ABILITIES]
+        if unknown:
+            raise ValueError(f"task.abilities holds {unknown}. Choose from: {', '.join(ABILITIES)}.")
+        self.split, self.seed, self.size = split, seed, size
+        self.abilities = list(abilities or ABILITIES)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.size:
+            raise IndexError(f"sample {index} of {self.size}")
+        ability = self.abilities[index % len(self.abilities)]
+        rng = np.random.default_rng([self.seed, 1 + list(SPLITS).index(self.split), index])
+        pair = None
+        while pair is None:
+            things = draw_layout(rng)
+            pair = ask(ability, things, rng)
+        question, answer = pair
+        picture = Image.fromarray(paint(things, self.split, rng))
+        return Sample(
+            id=f"{self.split}-{self.seed}-{index:06d}",
+            images=(picture,),
+            question=question,
+            reference=answer,
+            ability=ability,
+            boxes=tuple(t.box for t in things),
+            labels=tuple(t.phrase for t in things),
+            targets=tuple(t.box for t in things if _concerns(t, question, answer)),
+        )
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        """Exact match; for a description, F1 over its objects."""
+        return (list_f1 if sample.ability == "describe" else exact_match)(prediction, sample.reference)
+
+    def chance(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Score of always giving the commonest answer to a question of the same form."""
+        forms: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
+        for s in samples:
+            form = " ".join(s.question.split()[:2])
+            forms[s.ability][form][normalise(s.reference)] += 1
+        return {
+            ability: sum(max(c.values()) for c in by_form.values()) / sum(c.total() for c in by_form.values())
+            for ability, by_form in forms.items()
+        }
+
+
+def _concerns(thing: Thing, question: str, answer: str) -> bool:
+    """Whether an object is named by the question or is the answer to it."""
+    asked, said = question.split(), answer.split()
+    named = thing.name in asked or thing.name in said
+    colored = thing.color in asked and (thing.name in asked or "color" not in asked)
+    return named or colored

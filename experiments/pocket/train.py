@@ -1,0 +1,175 @@
+"""Trains the embedded model `pocket`. README.md beside this file says what it learns and why so.
+
+    python experiments/pocket/train.py --out work/pocket
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import LlavaForConditionalGeneration
+
+from btp.models.pocket import build_model, build_processor
+from btp.tasks.pocketvqa.layout import COLORS, SIDE
+from btp.tasks.pocketvqa.questions import words
+from experiments.pocket.data import MARKS, MEAN, NAMES, STD, Scenes
+from experiments.pocket.muon import Muon
+
+VISION = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+WEIGHTS = {
+    "presence": 1.0,
+    "attribute": 0.8,
+    "counting": 1.0,
+    "position": 0.8,
+    "relation": 1.2,
+    "same_as": 1.2,
+    "digit": 1.2,
+    "number": 1.3,
+}
+
+
+class Heads(nn.Module):
+    """Throw-away heads of the auxiliary losses: what each patch shows, what the whole picture holds."""
+
+    def __init__(self, text: int, vision: int):
+        super().__init__()
+        self.color = nn.Linear(text, len(COLORS) + 1)
+        self.name = nn.Linear(text, len(NAMES) + 1)
+        self.norm = nn.LayerNorm(text)
+        self.marks = nn.Linear(vision, len(MARKS))
+
+
+def losses(model: LlavaForConditionalGeneration, heads: Heads, batch: dict[str, Tensor], layer: int, grid: int):
+    """Answer loss, dense loss on the patches after decoder layer `layer`, CLS loss of the tower."""
+    llava = model.model
+    pixels = (batch["pixels"].float() / 255 - MEAN) / STD
+    seen = llava.vision_tower(pixel_values=pixels)
+    image = llava.multi_modal_projector(seen.last_hidden_state[:, 1:])  # [B, N, D]
+    words = llava.get_input_embeddings()
+    b, n, _ = image.shape
+    head = torch.tensor([model.config.text_config.bos_token_id, *heads.user], device=image.device)
+    prefix = torch.cat([words(head).expand(b, -1, -1), image.to(words.weight.dtype)], 1)
+    p, t = prefix.shape[1], batch["ids"].shape[1]
+    inputs = torch.cat([prefix, words(batch["ids"])], 1)
+    position = torch.cat([torch.arange(p, device=image.device).expand(b, -1), batch["position"] + p], 1)
+    segment = torch.cat([torch.zeros(b, p, device=image.device), batch["segment"]], 1)
+    causal = torch.ones(p + t, p + t, dtype=torch.bool, device=image.device).tril()
+    shared = torch.arange(p + t, device=image.device) < p
+    mask = causal & ((segment[:, :, None] == segment[:, None, :]) | shared)
+    out = llava.language_model(
+        inputs_embeds=inputs,
+        attention_mask=mask[:, None],
+        position_ids=position,
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    asked = batch["target"] >= 0
+    logits = model.lm_head(out.last_hidden_state[:, p:][asked]).float()
+    answer = F.cross_entropy(logits, batch["target"][asked], label_smoothing=0.0)
+    patches = heads.norm(out.hidden_states[layer][:, p - n : p].float())
+    dense = F.cross_entropy(heads.color(patches).flatten(0, 1), batch["color"].flatten())
+    name = F.cross_entropy(heads.name(patches).flatten(0, 1), batch["name"].flatten())
+    marks = F.binary_cross_entropy_with_logits(heads.marks(seen.pooler_output.float()), batch["marks"])
+    right = (logits.argmax(-1) == batch["target"][asked]).float().mean()
+    return {"answer": answer, "color": dense, "name": name, "marks": marks, "right": right}
+
+
+def optimisers(model: nn.Module, heads: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for everything else."""
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+    known = {id(p) for p in inner}
+    rest = [p for p in (*model.parameters(), *heads.parameters()) if id(p) not in known]
+    adam = torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    muon = Muon(inner, lr=2e-3, weight_decay=0.05)
+    return [muon, adam]
+
+
+def learning_rate(step: int, steps: int, warmup: int = 200, decay: float = 0.35) -> float:
+    """Share of the peak rate: linear warm-up, flat, then down to 2% over the last `decay` of the steps."""
+    start = steps * (1 - decay)
+    down = 1.0 if step < start else 1 - 0.98 * (step - start) / (steps - start)
+    return min(1.0, (step + 1) / warmup) * down
+
+
+def main() -> None:
+    """Train, keep a checkpoint every 250 steps to go on from, and save the averaged weights at the end."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--batch", type=int, default=16, help="pictures a step")
+    parser.add_argument("--questions", type=int, default=6, help="questions a picture, besides its description")
+    parser.add_argument("--patch", type=int, default=8, help="pixels; the picture is 96, so 8 gives 144 tokens")
+    parser.add_argument("--layer", type=int, default=4, help="decoder layers before the dense loss")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="pays only with matrix units for it")
+    parser.add_argument("--compile", action="store_true", help="compile the layers; a minute once, then 15% faster")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    grid = SIDE // args.patch
+    processor = build_processor(words(), SIDE, args.patch)
+    model = build_model(processor.tokenizer, side=SIDE, patch=args.patch, vision=VISION, text=TEXT)
+    heads = Heads(TEXT["hidden_size"], VISION["hidden_size"])
+    heads.user = processor.tokenizer("USER :", add_special_tokens=False).input_ids
+    model.to(args.device).train()
+    heads.to(args.device)
+    optims = optimisers(model, heads)
+    peaks = [o.param_groups[0]["lr"] for o in optims]
+    mean = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    args.out.mkdir(parents=True, exist_ok=True)
+    state = args.out / "state.pt"
+    first = 0
+    if state.exists():
+        saved = torch.load(state, map_location=args.device, weights_only=True)
+        first = saved["step"]
+        for thing, key in ((model, "model"), (heads, "heads"), (mean, "mean"), (optims[0], "muon"), (optims[1], "adam")):
+            thing.load_state_dict(saved[key])
+    if args.compile:
+        for layer in (*model.model.language_model.layers, *model.model.vision_tower.encoder.layers):
+            layer.compile(dynamic=True)
+    data = Scenes(processor.tokenizer, WEIGHTS, batch=args.batch, questions=args.questions, grid=grid, seed=args.seed + first)
+    loader = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
+    began, seen = time.time(), {}
+    for step in range(first, args.steps):
+        batch = {k: v.to(args.device) for k, v in next(loader).items()}
+        for optim, peak in zip(optims, peaks, strict=True):
+            optim.param_groups[0]["lr"] = peak * learning_rate(step, args.steps)
+            optim.zero_grad()
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
+            parts = losses(model, heads, batch, args.layer, grid)
+        loss = parts["answer"] + 0.5 * parts["color"] + 0.5 * parts["name"] + 0.3 * parts["marks"]
+        loss.backward()
+        nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], 1.0)
+        for optim in optims:
+            optim.step()
+        mean.update_parameters(model)
+        for key, value in parts.items():
+            seen[key] = seen.get(key, 0.0) + value.item()
+        if (step + 1) % 50 == 0:
+            pace = (time.time() - began) / (step + 1 - first)
+            print(json.dumps({"step": step + 1, "s": round(pace, 3), **{k: round(v / 50, 3) for k, v in seen.items()}}), flush=True)
+            seen = {}
+        if (step + 1) % 250 == 0 or step + 1 == args.steps:
+            everything = {"step": step + 1, "model": model, "heads": heads, "mean": mean, "muon": optims[0], "adam": optims[1]}
+            torch.save({k: v if k == "step" else v.state_dict() for k, v in everything.items()}, state.with_suffix(".tmp"))
+            state.with_suffix(".tmp").replace(state)
+    mean.module.save_pretrained(args.out / "model")
+    processor.save_pretrained(args.out / "model")
+
+
+if __name__ == "__main__":
+    main()
