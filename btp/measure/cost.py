@@ -1,0 +1,253 @@
+"""One cost report per arm: tokens, operations, cache, latency and memory, beside the unpruned model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from btp.core.trace import Call, Trace
+from btp.measure.architecture import Architecture
+from btp.measure.clock import Clock, Paired, Side, Spread, Sync, alternate, synchroniser
+from btp.measure.flops import attention_signal, measured, prefill, visual_pdrop
+from btp.measure.kv import kv_bytes
+from btp.measure.machine import hardware, peak_memory_mib
+from btp.measure.phases import PhaseTimer
+from btp.measure.segments import Segments
+from btp.measure.selection import TimedPruner
+
+Generate = Callable[[int], object]
+Attached = Callable[[], AbstractContextManager[Trace]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with one batch of inputs, ready to be measured.
+
+    Attributes:
+        generate: runs the model on the batch for exactly that many new tokens per row (min_new_tokens and
+            max_new_tokens alike), with a cache and without gradients.
+        architecture: its sizes.
+        segments: what its vision tower runs over for this batch (`btp.measure.segments`).
+        vision: the vision tower; None without one.
+        decoder: the language model, called once per new token.
+        device: where it runs.
+        dtype: of weights and cache.
+    """
+
+    generate: Generate
+    architecture: Architecture
+    segments: Segments
+    vision: nn.Module | None
+    decoder: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+
+
+def measure(
+    subject: Subject,
+    attached: Attached,
+    *,
+    pruner: TimedPruner | None,
+    new_tokens: int,
+    repeats: int,
+    warmup: int,
+    now: Clock = time.perf_counter,
+) -> dict[str, Any]:
+    """Measure one arm against the plain model, in turns, in this process.
+
+    Counts are of the whole batch, `rows` says of how many samples; tokens_avg and tokens_per_layer are means
+    over the rows. Times: vision_ms, selection_ms and decoder_ms come from runs of their own, since waiting
+    for the device inside a run slows it; decoder_ms holds the selections of decoder stages and the signals
+    computed for them. prefill_ms is the time to the first token, all included. per_token_ms is
+    (time of new_tokens - time of one token) / (new_tokens - 1).
+
+    Args:
+        subject: model and inputs.
+        attached: attaches the engine with the arm's pruner and schedule, as `attach` does; called once per
+            run, off the clock. An empty schedule measures the cost of the hooks.
+        pruner: the wrapper that `attached` hands to the engine; None for an arm without a method.
+        new_tokens: length of the runs that per_token_ms comes from, at least 2.
+        repeats, warmup: timed and untimed rounds.
+        now: reads the clock, in seconds.
+
+    Returns:
+        JSON-able: method, rows, tokens_avg, tokens_per_layer, flops_*, kv_*, latency, peak_memory_mib (None
+        on a CPU), hardware, and under `unpruned` the counts of the plain model. flops_prefill holds
+        flops_selection (counted) and flops_signals (attention rows computed once more); signals of the
+        vision tower and previews are in flops_prefill_measured only.
+
+    Raises:
+        ValueError: new_tokens is below 2.
+        RuntimeError: generate did not make as many tokens as asked.
+    """
+    if new_tokens < 2:
+        raise ValueError(f"new_tokens is {new_tokens}. The time per token needs at least 2.")
+    trace, flops_measured = _counted(subject, attached, pruner)
+    call = trace.last
+    selection, signals = _extra(subject, call, pruner)
+    _check_length(subject, nullcontext, new_tokens)
+    _check_length(subject, attached, new_tokens)
+    latency = _latency(subject, attached, pruner, new_tokens, repeats, warmup, now)
+    return {
+        "method": trace.method,
+        "rows": len(call.total),
+        **_counts(subject, call, selection + signals),
+        "flops_prefill_measured": flops_measured,
+        "flops_selection": selection,
+        "flops_signals": signals,
+        "latency": latency,
+        "peak_memory_mib": _memory(subject, attached, new_tokens),
+        "hardware": hardware(subject.device, subject.dtype),
+        "unpruned": _counts(subject, _unpruned(call), 0)
+        | {"flops_prefill_measured": measured(lambda: subject.generate(1))},
+    }
+
+
+def _counted(subject: Subject, attached: Attached, pruner: TimedPruner | None) -> tuple[Trace, int]:
+    with attached() as trace, nullcontext() if pruner is None else pruner.counting():
+        flops = measured(lambda: subject.generate(1))
+    return trace, flops
+
+
+def _extra(subject: Subject, call: Call, pruner: TimedPruner | None) -> tuple[int, int]:
+    """Operations of selecting, and of the decoder's attention rows that it looked at."""
+    if pruner is None:
+        return 0, 0
+    decoder = subject.architecture.decoder
+    seen = [(call.tokens[s.site.layer], n) for s, n in pruner.attention.items() if s.site.tower == "llm"]
+    return pruner.flops, sum(attention_signal(decoder, tokens, n) for tokens, n in seen)
+
+
+def _counts(subject: Subject, call: Call, selection: int) -> dict[str, Any]:
+    decoder, rows = subject.architecture.decoder, len(call.total)
+    kv = kv_bytes(decoder, call, subject.dtype)
+    each = zip(*call.visual, strict=True)
+    return {
+        "tokens_avg": sum(call.tokens_avg) / rows,
+        "tokens_per_layer": [sum(layer) / rows for layer in call.visual],
+        "flops_visual_pdrop": sum(visual_pdrop(row, decoder.hidden, decoder.ffn) for row in each),
+        "flops_prefill": prefill(subject.architecture, call.tokens, subject.segments, selection=selection),
+        "kv_bytes_per_layer": {
+            "computed": list(kv.computed),
+            "measured": None if kv.measured is None else list(kv.measured),
+        },
+        "kv_mib": kv.held_mib,
+    }
+
+
+def _unpruned(call: Call) -> Call:
+    """The call as it would have been without a pruner."""
+    layers = len(call.visual)
+    everything = tuple(v + t for v, t in zip(call.total, call.text, strict=True))
+    return Call(call.total, call.text, visual=[call.total] * layers, tokens=[everything] * layers)
+
+
+def _check_length(
+    subject: Subject, around: Callable[[], AbstractContextManager[object]], new_tokens: int
+) -> None:
+    with around(), PhaseTimer({"decoder": subject.decoder}, lambda: None) as timer:
+        subject.generate(new_tokens)
+    calls = len(timer.seconds["decoder"])
+    if calls != new_tokens:
+        raise RuntimeError(
+            f"generate({new_tokens}) called the decoder {calls} times, so the time per token would be wrong. "
+            "Pass min_new_tokens and max_new_tokens alike, use_cache=True, and no assistant model."
+        )
+
+
+class _Phases:
+    """Seconds of each phase, one entry per run, warm-up included."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {"vision": [], "selection": [], "decoder": []}
+
+    @contextmanager
+    def watch(
+        self,
+        modules: Mapping[str, nn.Module],
+        around: Callable[[], AbstractContextManager[object]],
+        pruner: TimedPruner | None,
+        sync: Sync,
+        now: Clock,
+    ) -> Iterator[None]:
+        """Time the phases of one run made inside."""
+        with ExitStack() as stack:
+            stack.enter_context(around())
+            timer = stack.enter_context(PhaseTimer(modules, sync, now))
+            if pruner is not None:
+                pruner.seconds.clear()
+                stack.enter_context(pruner.timing(sync, now))
+            yield
+        for name, calls in timer.seconds.items():
+            self.seconds[name].append(sum(calls))
+        if pruner is not None:
+            self.seconds["selection"].append(sum(pruner.seconds))
+
+
+def _latency(
+    subject: Subject,
+    attached: Attached,
+    pruner: TimedPruner | None,
+    new_tokens: int,
+    repeats: int,
+    warmup: int,
+    now: Clock,
+) -> dict[str, Any]:
+    sync = synchroniser(subject.device)
+    modules = {"decoder": subject.decoder} | ({} if subject.vision is None else {"vision": subject.vision})
+    phases = {"baseline": _Phases(), "candidate": _Phases()}
+    kinds = {"baseline": (nullcontext, None), "candidate": (attached, pruner)}
+
+    def first() -> object:
+        return subject.generate(1)
+
+    sides: dict[str, Side] = {}
+    for arm, (around, watched) in kinds.items():
+
+        def watch(
+            arm: str = arm, around: Any = around, watched: TimedPruner | None = watched
+        ) -> AbstractContextManager[None]:
+            return phases[arm].watch(modules, around, watched, sync, now)
+
+        sides[f"{arm} first"] = Side(first, around)
+        sides[f"{arm} all"] = Side(lambda: subject.generate(new_tokens), around)
+        sides[f"{arm} phases"] = Side(first, watch)
+    seconds = alternate(sides, repeats=repeats, warmup=warmup, sync=sync, now=now)
+
+    def per_token(arm: str) -> list[float]:
+        both = zip(seconds[f"{arm} all"], seconds[f"{arm} first"], strict=True)
+        return [(every - first) / (new_tokens - 1) for every, first in both]
+
+    def phase(name: str) -> dict[str, Any]:
+        kept = {arm: watched.seconds[name][warmup:] for arm, watched in phases.items()}
+        return {arm: asdict(Spread.of(series)) if series else None for arm, series in kept.items()}
+
+    prefill_ms = Paired.of(seconds["baseline first"], seconds["candidate first"])
+    per_token_ms = Paired.of(per_token("baseline"), per_token("candidate"))
+    return {
+        "vision_ms": phase("vision"),
+        "selection_ms": phase("selection"),
+        "decoder_ms": phase("decoder"),
+        "prefill_ms": asdict(prefill_ms),
+        "per_token_ms": asdict(per_token_ms),
+        "repeats": repeats,
+        "warmup": warmup,
+        "new_tokens": new_tokens,
+    }
+
+
+def _memory(subject: Subject, attached: Attached, new_tokens: int) -> dict[str, float | None] | None:
+    def run() -> object:
+        return subject.generate(new_tokens)
+
+    baseline = peak_memory_mib(run, subject.device)
+    if baseline is None:
+        return None
+    with attached():
+        return {"baseline": baseline, "candidate": peak_memory_mib(run, subject.device)}
