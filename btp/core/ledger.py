@@ -151,7 +151,7 @@ class TokenLedger:
             alive=alive,
             place=place,
             attended=(place >= 0) & self.valid.gather(1, place.clamp(min=0)),
-            visual_row=row_of.gather(1, kept_place).masked_fill(~real, -1),
+            visual_row=row_of.gather(1, kept_place.clamp(min=0)).masked_fill(~real, -1),
             visual_index=index,
             size=old.size.gather(1, safe),
             visual_counts=counts,
@@ -166,6 +166,13 @@ class TokenLedger:
         lengths = torch.tensor(old.lengths, device=old.place.device)[:, None]
         row_of = old.alive.cumsum(1) - 1 + old.rows - lengths  # [B, S]
         return row_of.gather(1, new.place.clamp(min=0)).clamp(min=0)
+
+    def entries(self, old: View, new: View) -> Tensor:
+        """[B, N'] index into the old view's visual tokens of each of the new view's, -1 padded."""
+        most = max(self.total)
+        at = torch.full((len(self.total), most + 1), -1, device=old.visual_index.device)
+        at = at.scatter(1, old.visual_index.masked_fill(old.visual_index < 0, most), _rank(old.visual_row))
+        return at.gather(1, new.visual_index.clamp(min=0)).masked_fill(new.visual_index < 0, -1)
 
     def text_rows(self, view: View) -> Tensor:
         """[B, T] rows of the text tokens behind each row's first image, -1 padded at the end."""

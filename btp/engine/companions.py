@@ -1,0 +1,170 @@
+"""Takes masks, positions and RoPE along a cut, and rebuilds decode masks from slots.
+
+The host builds all of them whole, once per forward, and hands the same objects to every layer. They stay
+whole here too; a layer behind a cut gets a view through the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from btp.core.ledger import View
+from btp.core.tower import Host
+from btp.engine.run import Run
+
+
+def prefill_companions(
+    host: Host, run: Run, view: View, hidden: Tensor, whole: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a layer's forward to exchange during prefill.
+
+    Args:
+        host: for its RoPE, where positions are renumbered.
+        run: the prefill.
+        view: tokens alive in front of the layer.
+        hidden: [B, S', D] for dtype and device.
+        whole: the layer's arguments as the host passed them, full length.
+    """
+    place = view.place.clamp(min=0).to(hidden.device)
+    changes: dict[str, Any] = {}
+    if "attention_mask" in whole:
+        changes["attention_mask"] = _prefill_mask(whole["attention_mask"], view, hidden.device)
+    positions = whole.get("position_ids")
+    if positions is not None:
+        positions = _expand(positions, len(place)).gather(1, place)
+        if view.renumbered:
+            positions = positions - run.ledger.dropped(view).to(place.device).gather(1, place)
+        changes["position_ids"] = positions
+    if whole.get("position_embeddings") is not None:
+        if view.renumbered:
+            changes["position_embeddings"] = _turn(host, hidden, positions)
+        else:
+            changes["position_embeddings"] = tuple(
+                _take(table, place) for table in whole["position_embeddings"]
+            )
+    return changes
+
+
+def decode_companions(
+    host: Host, run: Run, view: View, hidden: Tensor, whole: Mapping[str, Any], attention: str
+) -> dict[str, Any]:
+    """Arguments of a layer's forward to exchange in a decode step; the new token attends to the layer's own
+    slots.
+
+    Args:
+        attention: "sdpa" (bool masks, None where nothing is masked) or "eager" (additive masks).
+    """
+    changes: dict[str, Any] = {}
+    if "attention_mask" in whole:
+        changes["attention_mask"] = _decode_mask(run, view, hidden, attention)
+    if view.renumbered:
+        dropped = run.ledger.dropped(view)[:, -1:].to(hidden.device)
+        changes["position_ids"] = _expand(whole["position_ids"], len(dropped)) - dropped
+        if whole.get("position_embeddings") is not None:
+            changes["position_embeddings"] = _turn(host, hidden, changes["position_ids"])
+    return changes
+
+
+def _prefill_mask(whole: Tensor | None, view: View, device: torch.device) -> Tensor | None:
+    place = view.place.to(device)
+    filled = place < 0  # [B, S']
+    rows = place.shape[1]
+    if whole is None:
+        if view.even:
+            return None
+        causal = torch.ones(rows, rows, dtype=torch.bool, device=device).tril()
+        mask = causal & view.attended.to(device)[:, None, None, :]  # [B, 1, S', S']
+    else:
+        place = place.clamp(min=0)
+        mask = _expand(whole, len(place))
+        mask = mask.gather(2, place[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+        mask = mask.gather(3, place[:, None, None, :].expand(-1, mask.shape[1], rows, -1))
+    if min(view.lengths) == rows:
+        return mask
+    # filling attends to itself alone: a row without any key turns into NaN in some kernels
+    itself = torch.eye(rows, dtype=torch.bool, device=device) & filled[:, None, :, None]
+    mask = mask.masked_fill(filled[:, None, None, :], _closed(mask))
+    return mask.masked_fill(itself, True if mask.dtype == torch.bool else 0.0)
+
+
+def _decode_mask(run: Run, view: View, hidden: Tensor, attention: str) -> Tensor | None:
+    if attention == "sdpa" and view.even and run.step_mask is None:
+        return None
+    new = run.call.decode_steps
+    if run.step_mask is None:
+        behind = view.attended.new_ones(len(view.lengths), new)
+    else:
+        behind = run.step_mask[:, run.prompt_length :].to(view.attended.device) != 0
+    seen = torch.cat([view.attended, behind], dim=1)[:, None, None, :].to(hidden.device)  # [B, 1, 1, S' + t]
+    if attention == "sdpa":
+        return seen
+    return torch.zeros_like(seen, dtype=hidden.dtype).masked_fill(~seen, torch.finfo(hidden.dtype).min)
+
+
+def check_step(run: Run, inputs: Mapping[str, Any]) -> None:
+    """Hold a decode step against its prefill, and take its 2D mask.
+
+    Raises:
+        ValueError: the step cannot be followed; the message says what to pass.
+    """
+    ledger, ids, mask = run.ledger, inputs.get("input_ids"), inputs.get("attention_mask")
+    new = ids if ids is not None else inputs["inputs_embeds"]
+    if new.shape[1] != 1:
+        raise ValueError(
+            f"{new.shape[1]} tokens came at once behind a filled cache, but a pruned cache is continued by "
+            "one token "
+            "a step. Do not use chunked prefill (prefill_chunk_size), assisted decoding (assistant_model, "
+            "prompt_lookup_num_tokens) or a second turn on the same past_key_values; pass the whole "
+            "conversation "
+            "with a new cache."
+        )
+    if new.shape[0] != len(ledger.total):
+        raise ValueError(
+            f"The prompt had {len(ledger.total)} rows, the step behind it has {new.shape[0]}. "
+            "Expand the inputs before prefill, as generate() does."
+        )
+    length = run.prompt_length + run.call.decode_steps
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] != length:
+        raise ValueError(
+            f"attention_mask is {tuple(mask.shape)} at a step where {length} tokens were seen. "
+            "Pass the mask of the whole unpruned sequence, or none."
+        )
+    run.step_mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    shortened = ledger.at(0) is not ledger.views[0][1]
+    if shortened and inputs.get("position_ids") is None:
+        raise ValueError(
+            "A decode step came without position_ids behind a cut in front of layer 0: the host would count "
+            "them "
+            "from its shortened cache. Pass position_ids of the unpruned sequence, as generate() does."
+        )
+
+
+def _turn(host: Host, hidden: Tensor, positions: Tensor | None) -> Any:
+    if host.rotary is None or positions is None:
+        raise RuntimeError(
+            "positions: renumber needs the decoder's rotary_emb and position_ids in front of each layer, "
+            "and this host "
+            "gives none. Set positions: original."
+        )
+    return host.rotary(hidden, positions)
+
+
+def _take(table: Tensor, place: Tensor) -> Tensor:
+    if table.dim() != 3:
+        raise RuntimeError(
+            f"A RoPE table of shape {tuple(table.shape)} reached a decoder layer; [B, S, d] was expected. "
+            "This family needs an adapter in btp.models."
+        )
+    return _expand(table, len(place)).gather(1, place[..., None].expand(-1, -1, table.shape[-1]))
+
+
+def _expand(x: Tensor, batch: int) -> Tensor:
+    return x.expand(batch, *x.shape[1:])
+
+
+def _closed(mask: Tensor) -> bool | float:
+    return False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min

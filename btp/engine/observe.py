@@ -1,0 +1,102 @@
+"""Looks at signals of an unpruned model; calibration is built on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from btp.core.signals import Signal, Signals
+from btp.core.tower import Host
+from btp.engine import cache as kv
+from btp.engine.attach import occupy
+from btp.engine.binding import Binding
+from btp.engine.plan import check_host
+from btp.engine.probe import Probe, Sight, check_signal
+from btp.engine.run import Run, open_run
+
+
+@dataclass
+class Look:
+    """What one prefill showed.
+
+    Attributes:
+        total: visual tokens per row.
+        valid: [B, N] bool, visual tokens that are not padding.
+        coord: [B, N, 3] (frame, row, column); -1 off the grid.
+        image: [B, N] which picture of the row.
+        text_valid: [B, T] bool, rows of signals with rows text that are not padding.
+        signals: what was kept: everything declared, or nothing where a callback took it.
+    """
+
+    total: tuple[int, ...]
+    valid: Tensor
+    coord: Tensor
+    image: Tensor
+    text_valid: Tensor
+    signals: Signals = field(default_factory=Signals)
+
+
+OnSignal = Callable[[Signal, Tensor, Look], None]
+
+
+@contextmanager
+def observe(
+    model: Host, signals: Iterable[Signal], on_signal: OnSignal | None = None
+) -> Iterator[list[Look]]:
+    """Watch declared signals of every prefill inside the `with` block; nothing is cut, outputs are
+    bit-identical.
+
+    Prompts without a visual token show nothing. Decode steps are not watched.
+
+    Args:
+        model: a Host, such as btp.models.lvlm.LVLM(hf_model).
+        signals: what to watch, at any decoder layers.
+        on_signal: called as `on_signal(signal, value, look)` as soon as a signal is there, so that it can be
+            reduced on the fly and memory stays small; nothing is kept then. None keeps everything.
+
+    Yields:
+        One Look per prefill; with a callback the same, without signals.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `attach`.
+    """
+    wanted = tuple(dict.fromkeys(signals))
+    if not wanted:
+        raise ValueError("observe was given no signal, so it would do nothing. Name at least one.")
+    looks: list[Look] = []
+    current: list[Run] = []
+
+    def sink(run: Run, sight: Sight) -> None:
+        look = looks[-1]
+        if on_signal is not None:
+            on_signal(sight.signal, sight.value, look)
+            return
+        seen = {**look.signals, sight.signal: sight.value}
+        look.signals = Signals(seen, {signal: look.text_valid for signal in seen if signal.rows == "text"})
+
+    with occupy(model):
+        check_host(model)
+        for signal in wanted:
+            check_signal(model, signal, "observe")
+        binding = Binding(model.model)
+
+        def enter(module, args, kwargs):
+            inputs = binding.read(args, kwargs)
+            current.clear()
+            if not kv.is_filled(inputs.get("past_key_values")):
+                run = open_run(model, inputs, None)
+                view = run.ledger.now
+                _, coord, image = run.coord(view)
+                current.append(run)
+                text_valid = run.ledger.text_rows(view) >= 0
+                looks.append(Look(run.ledger.total, view.visual_valid, coord, image, text_valid))
+
+        hook = model.model.register_forward_pre_hook(enter, with_kwargs=True)
+        try:
+            with Probe(model, wanted, lambda: current[0] if current else None, sink):
+                yield looks
+        finally:
+            hook.remove()

@@ -1,0 +1,138 @@
+"""Holds model, pruner and schedule against each other before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from btp.core.pruner import Pruner
+from btp.core.schedule import Schedule, Stage
+from btp.core.signals import Signal
+from btp.core.tower import Host
+from btp.engine.binding import Binding
+from btp.engine.probe import attention_name, check_signal
+
+_ATTENTION = ("sdpa", "eager")
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage, what its decision needs to see, and its place in the schedule."""
+
+    stage: Stage
+    index: int
+    needs: tuple[Signal, ...]
+
+
+def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[PlannedStage, ...]:
+    """Everything that can be refused before the first batch.
+
+    Raises:
+        ValueError: the model, the schedule or the pruner ask for what cannot be, or for what has no effect.
+    """
+    vision = host.towers.get("vision")
+    schedule.check(host.num_layers, None if vision is None else len(vision.layers))
+    if schedule:
+        check_host(host)
+    for i, stage in enumerate(schedule):
+        _check_stage(host, i, stage)
+    if pruner is None:
+        for i, stage in enumerate(schedule):
+            if not stage.withdraws_all and not (isinstance(stage.keep, float) and stage.keep == 1.0):
+                raise ValueError(
+                    f"schedule.{i}.keep is {stage.keep} at {stage.site}, but there is no pruner to decide "
+                    "which "
+                    "tokens stay. Set pruner, or keep: 0 or 1.0."
+                )
+            if stage.settings:
+                raise ValueError(
+                    f"schedule.{i}.{next(iter(stage.settings))} is set, but there is no pruner. Remove it."
+                )
+    elif not schedule:
+        raise ValueError(
+            f"pruner {pruner.name!r} has no stage, so it would do nothing. Give it a schedule, or run "
+            "pruner=none."
+        )
+    else:
+        pruner.check(schedule)
+    return tuple(PlannedStage(stage, i, _needs(host, pruner, i, stage)) for i, stage in enumerate(schedule))
+
+
+def check_host(host: Host) -> None:
+    """Refuse models whose tokens cannot be moved or seen faithfully.
+
+    Raises:
+        ValueError: training mode, a compiled module, an attention implementation, a sliding window or a
+            family that is not supported; the message names it.
+    """
+    if host.model.training:
+        raise ValueError(
+            "The model is in training mode. Call model.eval(); pruning is built for inference only."
+        )
+    if hasattr(host.model, "_orig_mod") or hasattr(host.decoder, "_orig_mod"):
+        raise ValueError(
+            "The model is compiled. Attach to the module that was given to torch.compile instead."
+        )
+    if attention_name(host) not in _ATTENTION:
+        raise ValueError(
+            f"The decoder runs attention implementation {attention_name(host)!r}; masks of unequal layers "
+            "are built "
+            f"for {' and '.join(_ATTENTION)} only. Load the model with attn_implementation=sdpa, which uses "
+            "fused "
+            "kernels too."
+        )
+    config = host.decoder.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if not hasattr(config, "layer_types") else None
+    if kinds != {"full_attention"} or window:
+        raise ValueError(
+            f"The decoder has layers of type {', '.join(sorted(kinds))}"
+            + (f" with sliding_window {window}" if window else "")
+            + ". A window counts slots and not positions, so pruning would shift it. "
+            "Use a model with full attention in every layer, or switch its window off in the config."
+        )
+    if "deepstack_visual_embeds" in Binding(host.decoder):
+        raise ValueError(
+            f"{type(host.decoder).__name__} adds vision features behind its first layers (deepstack), "
+            "which is not built yet. Use a family without deepstack."
+        )
+
+
+def _check_stage(host: Host, i: int, stage: Stage) -> None:
+    if stage.site.tower != "llm" or stage.site.kind == "cache":
+        raise ValueError(
+            f"schedule.{i}.site is {stage.site}, but stages at {stage.site.tower}.{stage.site.kind} are not "
+            "built yet. "
+            "Choose llm.input or llm.layer.N."
+        )
+    if stage.phase != "prefill":
+        raise ValueError(f"schedule.{i}.phase is {stage.phase}, which is not built yet. Set phase: prefill.")
+    if stage.withdraws_all and stage.settings:
+        key = next(iter(stage.settings))
+        raise ValueError(f"schedule.{i}.{key} has no effect, because keep is 0 there. Remove it.")
+    rope = getattr(host.decoder.config, "rope_parameters", None) or {}
+    if stage.positions == "renumber" and "mrope_section" in rope:
+        raise ValueError(
+            f"schedule.{i}.positions is renumber, but {type(host.decoder).__name__} turns positions in "
+            "several axes, "
+            "where closing gaps has no agreed meaning. Set positions: original."
+        )
+
+
+def _needs(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> tuple[Signal, ...]:
+    if pruner is None or stage.withdraws_all:
+        return ()
+    try:
+        needs = tuple(pruner.needs(stage))
+    except ValueError as error:
+        raise ValueError(f"pruner {pruner.name!r} cannot work at schedule.{i}.site: {error}") from None
+    for signal in needs:
+        check_signal(host, signal, f"pruner {pruner.name!r}")
+        if not signal.ready_for(stage.site):
+            later = signal.site.layer + (0 if signal.at_input else 1)
+            raise ValueError(
+                f"pruner {pruner.name!r} asks for {signal.kind} at {signal.site}, but its stage cuts at "
+                f"{stage.site}. "
+                "A stage may only use signals from sites before it. "
+                f"Set schedule.{i}.site to llm.layer.{later} or later."
+            )
+    return needs

@@ -1,0 +1,94 @@
+"""Opens a prefill: finds the visual tokens and starts the ledger and the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from btp.core.ledger import TokenLedger, View
+from btp.core.tower import Host, Layout
+from btp.core.trace import Call
+
+
+@dataclass
+class Run:
+    """One prefill and the decode steps behind it. New for each prefill; nothing outlives it.
+
+    Attributes:
+        ledger: who is alive where; exchanged at each cut.
+        layout: where the visual tokens lay in the prompt.
+        call: the record that goes into the trace.
+        cache: the host's cache object, None without one.
+        in_prefill: False from the first decode step on.
+        step_mask: [B, S + t] 2D mask of the current decode step, as the caller passed it.
+        memo: what was computed for a view in the current forward, by view and device.
+    """
+
+    ledger: TokenLedger
+    layout: Layout
+    call: Call
+    cache: Any
+    in_prefill: bool = True
+    step_mask: Tensor | None = None
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def prompt_length(self) -> int:
+        """S, as the host sees it, padding included."""
+        return self.ledger.visual.shape[1]
+
+    def coord(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """position [B, N] without padding of the prompt, coord [B, N, 3] and image [B, N] of a view's visual
+        tokens.
+        """
+        place = view.place.gather(1, view.visual_row.clamp(min=0)).clamp(min=0)  # [B, N]
+        coord = self.layout.coord.gather(1, place[..., None].expand(-1, -1, 3))
+        image = self.layout.image.gather(1, place)
+        position = place - self.ledger.lead[:, None]
+        gone = ~view.visual_valid
+        return (
+            position.masked_fill(gone, -1),
+            coord.masked_fill(gone[..., None], -1),
+            image.masked_fill(gone, -1),
+        )
+
+
+def open_run(host: Host, inputs: Mapping[str, Any], cache: Any) -> Run:
+    """Start a prefill from the root module's inputs. One host sync.
+
+    Raises:
+        ValueError: the attention mask is not [B, S].
+    """
+    layout = host.layout(inputs)
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        valid = torch.ones_like(layout.visual)
+    elif isinstance(mask, Tensor) and mask.shape == layout.visual.shape:
+        valid = mask.to(layout.visual.device) != 0
+    else:
+        found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"attention_mask is {found}, but the prompt is {tuple(layout.visual.shape)}. "
+            "Pass a mask with one entry per token of input_ids; ready-made 4D masks cannot be followed."
+        )
+    ledger = TokenLedger.open(layout.visual, valid)
+    return Run(ledger, layout, Call(ledger.total, ledger.text_counts), cache)
+
+
+def gather_rows(x: Tensor, row: Tensor, axis: int = 1) -> Tensor:
+    """Rows of `x` along `axis`, per batch row; padding (-1) becomes 0.
+
+    Args:
+        x: [B, ..., S, ...] with tokens along `axis`.
+        row: [B, N] rows, -1 padded.
+    """
+    shape = [1] * x.dim()
+    shape[0], shape[axis] = row.shape
+    size = list(x.shape)
+    size[axis] = row.shape[1]
+    row = row.to(x.device).view(shape)
+    return x.gather(axis, row.clamp(min=0).expand(size)).masked_fill(row < 0, 0)
