@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from transformers import (
     CLIPVisionConfig,
@@ -87,6 +89,12 @@ def qwen(attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> LVLM:
     return _finish(Qwen2_5_VLForConditionalGeneration, config, attention, dtype)
 
 
+@functools.cache
+def shared(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> LVLM:
+    """The same model for every test that leaves it as it was."""
+    return FAMILIES[family](attention, dtype)
+
+
 FAMILIES = {"llava": llava, "llava_qwen": llava_qwen, "qwen": qwen}
 
 
@@ -94,9 +102,9 @@ def _finish(cls, config, attention: str, dtype: torch.dtype) -> LVLM:
     torch.manual_seed(0)
     config._attn_implementation = attention
     model = cls._from_config(config, attn_implementation=attention).eval().to(dtype)
-    for name, weight in model.named_parameters():
-        if weight.dim() > 1:  # wide enough that attention is far from flat
-            torch.nn.init.normal_(weight, std=0.25 if "lm_head" not in name else 0.5)
+    for weight in model.parameters():
+        if weight.dim() > 1:  # wide enough that every token matters
+            torch.nn.init.normal_(weight, std=0.12)
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
     return LVLM(model)

@@ -1,0 +1,141 @@
+"""What lies in the cache behind a cut, and how a conversation may go on."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from toys import Scatter, plan
+from transformers import DynamicCache
+
+from btp.engine.attach import attach
+
+TWO = plan(("llm.layer.1", 5), ("llm.layer.3", 2))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_slots_are_freed_layer_by_layer(attention):
+    """Each layer holds what entered it, once, plus one slot a step; the trace says the same."""
+    lvlm = tiny.shared("llava", attention)
+    inputs = tiny.prompts(lvlm, [[2, "i", 5], [1, "i", 1, "i", 2]])
+    with torch.no_grad(), attach(lvlm, Scatter(), TWO) as trace:
+        out = lvlm.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    S = inputs["input_ids"].shape[1]
+    call = trace.last
+    assert call.slots == [S, 7 + 5, 7 + 5, 7 + 2]
+    assert [layer.keys.shape[-2] for layer in out.past_key_values.layers] == [n + 3 for n in call.slots]
+    assert call.cache_bytes == [
+        2 * 2 * 2 * n * 8 * 4 for n in call.slots
+    ]  # k and v, 2 rows, 2 heads, 8 floats
+    assert call.visual == [(9, 18), (5, 5), (5, 5), (2, 2)]
+    assert call.tokens == [(16, 22), (12, 9), (12, 9), (9, 6)]
+    assert call.tokens_avg == ((9 + 5 + 5 + 2) / 4, (18 + 5 + 5 + 2) / 4)
+    assert call.decode_steps == 3
+    assert trace.fired == {"llm.layer.1": True, "llm.layer.3": True}
+    first, second = (stage.kept for stage in call.stages)
+    assert all(set(b) <= set(a) for a, b in zip(first, second, strict=True))
+
+
+def test_calls_accumulate():
+    """One record per prompt, in order; each is new."""
+    lvlm = tiny.shared("llava")
+    with torch.no_grad(), attach(lvlm, Scatter(), TWO) as trace:
+        for n in (1, 2):
+            lvlm.generate(**tiny.prompts(lvlm, [[n, "i", 2]]), max_new_tokens=n, do_sample=False)
+    assert [call.text for call in trace] == [(3,), (4,)]
+    assert [call.decode_steps for call in trace] == [0, 1]
+    assert trace.tokens_avg == [5.25, 5.25]
+
+
+def test_second_turn_on_the_same_cache():
+    """A second turn re-feeds what the host thinks is missing, so it is refused."""
+    lvlm = tiny.shared("llava")
+    inputs = tiny.prompts(lvlm, [[2, "i", 5]])
+    for schedule in (plan(("llm.input", 3)), TWO):
+        with torch.no_grad(), attach(lvlm, Scatter(), schedule):
+            out = lvlm.generate(**inputs, max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
+            ids = torch.cat([out.sequences, torch.full((1, 4), 7)], dim=1)
+            with pytest.raises(ValueError, match="a second turn on the same past_key_values; pass the whole"):
+                lvlm.generate(
+                    input_ids=ids, past_key_values=out.past_key_values, max_new_tokens=2, do_sample=False
+                )
+
+
+def test_foreign_caches():
+    """A cache filled outside, or by an earlier prompt, is refused; a prompt with an empty one is a
+    prefill.
+    """
+    lvlm = tiny.shared("llava")
+    inputs = tiny.prompts(lvlm, [[2, "i", 5]])
+    step = {"input_ids": torch.tensor([[5]]), "position_ids": torch.tensor([[16]])}
+    with torch.no_grad():
+        outside = lvlm(**inputs, use_cache=True).past_key_values
+        with attach(lvlm, Scatter(), TWO):
+            with pytest.raises(ValueError, match="was filled outside the present attach"):
+                lvlm(**step, past_key_values=outside)
+            mine = lvlm(**inputs, past_key_values=DynamicCache()).past_key_values
+            copied = copy.deepcopy(mine)
+            lvlm(**step, past_key_values=mine)
+            with pytest.raises(ValueError, match="or by another prompt since"):
+                lvlm(**step, past_key_values=copied)
+
+
+def test_a_hand_written_loop():
+    """Explicit positions make a hand-written loop right; without them, behind a cut at the input, it is
+    refused.
+    """
+    lvlm = tiny.shared("llava")
+    inputs = tiny.prompts(lvlm, [[2, "i", 5]])
+    schedule = plan(("llm.input", 3))
+    with torch.no_grad(), attach(lvlm, Scatter(), schedule):
+        tokens = lvlm.generate(**inputs, max_new_tokens=3, do_sample=False)[0, -3:].tolist()
+        out = lvlm(**inputs, use_cache=True)
+        made = [int(out.logits[0, -1].argmax())]
+        for t in range(2):
+            at = {"position_ids": torch.tensor([[16 + t]]), "past_key_values": out.past_key_values}
+            out = lvlm(input_ids=torch.tensor([[made[-1]]]), **at)
+            made.append(int(out.logits[0, -1].argmax()))
+        assert made == tokens
+        out = lvlm(**inputs, use_cache=True)
+        with pytest.raises(ValueError, match="without position_ids behind a cut in front of layer 0"):
+            lvlm(input_ids=torch.tensor([[5]]), past_key_values=out.past_key_values)
+        out = lvlm(**inputs, use_cache=True)
+        with pytest.raises(ValueError, match="The prompt had 1 rows, the step behind it has 2"):
+            lvlm(input_ids=torch.tensor([[5], [5]]), past_key_values=out.past_key_values)
+        out = lvlm(**inputs, use_cache=True)
+        wrong = {"attention_mask": torch.ones(1, 3), "position_ids": torch.tensor([[16]])}
+        with pytest.raises(
+            ValueError, match=r"attention_mask is \(1, 3\) at a step where 17 tokens were seen"
+        ):
+            lvlm(input_ids=torch.tensor([[5]]), past_key_values=out.past_key_values, **wrong)
+
+
+def test_masked_generated_tokens_stay_masked():
+    """A zero that the caller puts behind the prompt hides that generated token in every layer."""
+    lvlm = tiny.shared("llava", "eager")
+    inputs = tiny.prompts(lvlm, [[2, "i", 5]])
+
+    def third_logits(second_token, hide):
+        with attach(lvlm, Scatter(), TWO):
+            out = lvlm(**inputs, use_cache=True)
+            for t, token in enumerate((second_token, 6)):
+                mask = torch.ones(1, 17 + t, dtype=torch.long)
+                if hide and t == 1:
+                    mask[0, 16] = 0
+                at = {"position_ids": torch.tensor([[16 + t]]), "attention_mask": mask}
+                out = lvlm(input_ids=torch.tensor([[token]]), past_key_values=out.past_key_values, **at)
+        return out.logits
+
+    with torch.no_grad():
+        assert torch.equal(third_logits(7, True), third_logits(8, True))
+        assert not torch.equal(third_logits(7, False), third_logits(8, False))
+
+
+def test_outputs_are_ragged_tuples():
+    """Asking for hidden states and attentions works; they get shorter layer by layer."""
+    lvlm = tiny.shared("llava", "eager")
+    inputs = tiny.prompts(lvlm, [[2, "i", 5]])
+    with torch.no_grad(), attach(lvlm, Scatter(), TWO):
+        out = lvlm(**inputs, output_hidden_states=True, output_attentions=True)
+    assert [x.shape[1] for x in out.hidden_states] == [16, 16, 12, 12, 9]
+    assert [x.shape[-1] for x in out.attentions] == [16, 12, 12, 9]

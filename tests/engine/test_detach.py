@@ -1,0 +1,106 @@
+"""Nothing of the engine stays behind."""
+
+import pytest
+import tiny
+import torch
+from toys import Scatter, Watch, plan
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from btp.core.signals import Signal
+from btp.engine.attach import attach
+from btp.engine.observe import observe
+
+
+def fingerprint(lvlm):
+    """Everything the engine could have left: hooks, attributes, registry entries, implementation names."""
+    parts = []
+    for name, module in lvlm.model.named_modules():
+        kinds = [f"_forward{kind}_hooks{more}" for kind in ("", "_pre") for more in ("", "_with_kwargs")]
+        hooks = [len(getattr(module, kind)) for kind in kinds]
+        attention = getattr(getattr(module, "config", None), "_attn_implementation", "")
+        parts.append((name, hooks, sorted(vars(module)), attention))
+    registries = sorted(AttentionInterface._global_mapping), sorted(AttentionMaskInterface._global_mapping)
+    return parts, registries, sorted(vars(lvlm))
+
+
+LAST = Signal("attention", "llm.layer.1", "last")
+
+
+class Fails(Watch):
+    def score(self, tokens, signals, stage):
+        raise ArithmeticError("on purpose")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_after_a_run(attention):
+    """After a normal run the model is as it was, and can be attached again."""
+    lvlm = tiny.llava(attention)
+    inputs = tiny.prompts(lvlm, [[2, "i", 2]])
+    before = lvlm(**inputs).logits
+    mark = fingerprint(lvlm)
+    for _ in range(2):
+        with attach(lvlm, Watch(LAST), plan(("llm.layer.2", 2))):
+            lvlm.generate(**inputs, max_new_tokens=2)
+            assert fingerprint(lvlm) != mark
+        assert fingerprint(lvlm) == mark
+    assert torch.equal(before, lvlm(**inputs).logits)
+
+
+@pytest.mark.parametrize("enter", [attach, lambda lvlm, *_: observe(lvlm, [LAST])])
+def test_after_an_exception(enter):
+    """An exception in the block, in the pruner or in the model removes everything too."""
+    lvlm = tiny.llava()
+    inputs = tiny.prompts(lvlm, [[2, "i", 2]])
+    lvlm.generate(**inputs, max_new_tokens=2)  # the host installs hooks of its own in its first run
+    mark = fingerprint(lvlm)
+    with pytest.raises(KeyError, match="block"), enter(lvlm, Watch(LAST), plan(("llm.layer.2", 2))):
+        raise KeyError("block")
+    assert fingerprint(lvlm) == mark
+    fails = attach(lvlm, Fails(LAST), plan(("llm.layer.2", 2)))
+    with pytest.raises(ArithmeticError, match="on purpose"), fails:
+        lvlm.generate(**inputs, max_new_tokens=2)
+    assert fingerprint(lvlm) == mark
+    with pytest.raises(RuntimeError), enter(lvlm, Watch(LAST), plan(("llm.layer.2", 2))):
+        lvlm(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"][:, :1])
+    assert fingerprint(lvlm) == mark
+
+
+def test_after_a_refused_plan():
+    """A plan that is refused leaves nothing, not even the hold on the model."""
+    lvlm = tiny.llava()
+    mark = fingerprint(lvlm)
+    refused = attach(lvlm, Scatter(), plan(("llm.layer.9", 2)))
+    with pytest.raises(ValueError, match="the llm tower has 4 layers"), refused:
+        pass
+    assert fingerprint(lvlm) == mark
+    with attach(lvlm, Scatter(), plan(("llm.layer.1", 2))):
+        pass
+
+
+def test_second_attach():
+    """A model carries one engine at a time, through whatever wrapper; two models are independent."""
+    lvlm = tiny.llava()
+    again = type(lvlm)(lvlm.model)
+    with attach(lvlm):
+        with pytest.raises(RuntimeError, match="attached already"), attach(again):
+            pass
+        with pytest.raises(RuntimeError, match="attached already"), observe(again, [LAST]):
+            pass
+        with attach(tiny.llava(), Watch(LAST), plan(("llm.layer.2", 2))):
+            pass
+
+
+def test_hooks_only_where_something_happens():
+    """Layers in front of the first stage carry no hook; the baseline carries none in any layer."""
+    lvlm = tiny.llava()
+
+    def hooked():
+        return [len(layer._forward_pre_hooks) for layer in lvlm.layers]
+
+    with attach(lvlm):
+        assert hooked() == [0, 0, 0, 0]
+    with attach(lvlm, Watch(LAST), plan(("llm.layer.2", 2))):
+        assert hooked() == [0, 0, 1, 1]
+        assert lvlm.decoder.config._attn_implementation.startswith("btp_sdpa")
+    with attach(lvlm, Scatter(), plan(("llm.layer.2", 2))):
+        assert lvlm.decoder.config._attn_implementation == "sdpa"
