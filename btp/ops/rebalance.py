@@ -1,0 +1,55 @@
+"""Top-k that makes up for the favour which late tokens enjoy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def rebalanced_top(
+    scores: Tensor,
+    k: Sequence[int],
+    candidates: Sequence[int],
+    split: Sequence[int],
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Take the `candidates` highest scores of a row, then of these the early tokens first.
+
+    Rotary positions favour tokens near the end of a prompt. Of the candidates, those whose index is below
+    `split` are kept in order of score, then the others, up to `k`. Ties go to the lowest index, NaN ranks
+    last. No host sync.
+
+    Args:
+        scores: [B, N], higher = keep.
+        k: B counts.
+        candidates: B counts, each in [k, valid tokens of the row].
+        split: B indices; early tokens are those in front of it.
+        valid: [B, N] bool, real tokens in front; None = all.
+
+    Returns:
+        [B, max(k)] indices in the order of choice, shorter rows padded with -1 at the end.
+
+    Raises:
+        ValueError: a row's candidates are fewer than its k or more than N.
+
+    Source: Li et al. 2025, arXiv:2505.22038, section 4.2. The paper splits at N / 2, the released code at the
+    number of tokens the stage keeps.
+    """
+    N, device = scores.shape[1], scores.device
+    if not all(0 <= a <= b <= N for a, b in zip(k, candidates, strict=True)):
+        raise ValueError(
+            f"rebalanced_top was asked for {tuple(k)} of {tuple(candidates)} candidates among {N} tokens. "
+            "Candidates must lie between k and the tokens there are."
+        )
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    if valid is not None:
+        scores = scores.masked_fill(~valid, -torch.inf)
+    order = scores.argsort(dim=1, descending=True, stable=True)  # [B, N]
+    rank = torch.arange(N, device=device)
+    late = order >= torch.tensor(tuple(split), device=device)[:, None]
+    out = rank >= torch.tensor(tuple(candidates), device=device)[:, None]
+    first = (rank + N * (late.long() + 2 * out.long())).argsort(dim=1)[:, : max(k, default=0)]
+    unused = rank[: first.shape[1]] >= torch.tensor(tuple(k), device=device)[:, None]
+    return order.gather(1, first).masked_fill(unused, -1)

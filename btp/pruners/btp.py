@@ -1,0 +1,145 @@
+"""Balanced Token Pruning: diversity early, for the layers to come; attention late, for the layer at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from btp.core.keep import keep_count
+from btp.core.pruner import Pruner, Tokens
+from btp.core.schedule import Schedule, Stage
+from btp.core.selection import Selection
+from btp.core.signals import Signal, Signals
+from btp.ops.diversity import farthest_points
+from btp.ops.importance import TextAttention
+from btp.ops.rebalance import rebalanced_top
+from btp.ops.spatial import DISTANCES, spatial_seeds
+
+SPLITS = ("half", "keep")
+
+
+class BTP(Pruner):
+    """Balanced Token Pruning.
+
+    Of the k tokens a stage keeps, the first floor(balance * k) are those the text looks at most, early tokens
+    before late ones. Where nothing was withdrawn before, tokens spread over the image grid follow, and the
+    rest are the farthest points of the hidden states from all chosen so far. One stage hands its tokens to
+    the next, so the kept sets are nested.
+
+    Settings of a stage: `balance` in [0, 1] (the paper's lambda), needed wherever something stays; `over`, in
+    place of the method's; `seed`, in place of the method's, on the first stage only.
+
+    Args:
+        score: logits | probs, which form of the attention ranks. The published numbers come from logits.
+        source: last | mean | similar, which text token looks, see `TextAttention`.
+        over: candidates per token chosen by attention, >= 1 (the paper's c).
+        split: half | keep. Early tokens are the first half of those alive (paper), or the first k (code).
+        seed: tokens spread over the grid, as a share of the original ones, in [0, 1]; what exceeds k is left
+            out.
+        distance: manhattan | euclidean, between places of the grid.
+
+    Source: Li et al. 2025, arXiv:2505.22038, and its released code. Layers count from 1 there: a stage at the
+    paper's layer 4 is `llm.layer.3` here. The paper gives no share for the seed; its code takes 144 of 576,
+    and precedes it by a round of farthest points from scratch, which the paper does not have.
+    """
+
+    stage_settings = frozenset({"balance", "over", "seed"})
+
+    def __init__(
+        self, *, score: str, source: str, over: float, split: str, seed: float, distance: str
+    ) -> None:
+        self.attention = TextAttention(score, source)
+        self.over = _number("pruner.method.over", over, 1, None)
+        self.seed = _number("pruner.method.seed", seed, 0, 1)
+        for key, value, known in (("split", split, SPLITS), ("distance", distance, DISTANCES)):
+            if value not in known:
+                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+        self.split, self.distance = split, distance
+
+    def check(self, schedule: Schedule) -> None:
+        """Refuse a balance that is missing, out of range or has no attention to use, and a late seed."""
+        super().check(schedule)
+        for i, stage in enumerate(schedule):
+            if stage.withdraws_all:
+                if stage.settings:
+                    raise ValueError(
+                        f"schedule.{i}.{next(iter(stage.settings))} has no effect: keep is 0, so nothing is "
+                        "left to choose. Remove it."
+                    )
+                continue
+            if "balance" not in stage.settings:
+                raise ValueError(
+                    f"schedule.{i}.balance is missing. Pruner 'btp' needs one wherever something stays: the "
+                    "share of the kept tokens that attention chooses, as 0.6."
+                )
+            balance = _number(f"schedule.{i}.balance", stage.settings["balance"], 0, 1)
+            _number(f"schedule.{i}.over", stage.settings.get("over", 1), 1, None)
+            _number(f"schedule.{i}.seed", stage.settings.get("seed", 0), 0, 1)
+            if stage.site.tower != "llm" or stage.site.kind == "cache":
+                raise ValueError(
+                    f"schedule.{i}.site is {stage.site}, but pruner 'btp' works between decoder layers. "
+                    f"Set schedule.{i}.site to llm.input or llm.layer.N."
+                )
+            if balance > 0:
+                self.attention.check(i, stage, "btp", f", or schedule.{i}.balance to 0")
+            if i and "seed" in stage.settings:
+                raise ValueError(
+                    f"schedule.{i}.seed is set, but only the first stage sees the whole grid. Move it to "
+                    "schedule.0.seed."
+                )
+
+    def needs(self, stage: Stage) -> tuple[Signal, ...]:
+        """The text's attention, unless diversity chooses everything."""
+        return self.attention.needs(stage) if stage.settings.get("balance", 0) > 0 else ()
+
+    def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
+        """Attention, then the grid, then diversity."""
+        counts = tokens.keep_counts(stage)
+        alive = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
+        by_attention = tuple(keep_count(float(stage.settings["balance"]), k) for k in counts)
+        chosen = torch.empty(len(counts), 0, dtype=torch.long, device=tokens.hidden.device)
+        if any(by_attention):
+            scores = self.attention.of(tokens, signals, stage)
+            over = float(stage.settings.get("over", self.over))
+            candidates = [min(int(over * n + 1e-6), a) for n, a in zip(by_attention, alive, strict=True)]
+            split = counts if self.split == "keep" else [(a + 1) // 2 for a in alive]  # index < N / 2
+            chosen = rebalanced_top(scores, by_attention, candidates, split, tokens.valid)
+        sure = list(by_attention)
+        seeds = self._seeds(tokens, stage, counts, alive)
+        if any(seeds):
+            chosen = _join(chosen, seeds, counts)
+            sure = [min(k, max(n, len(s))) for k, n, s in zip(counts, by_attention, seeds, strict=True)]
+        return Selection(farthest_points(tokens.hidden, chosen, counts, tokens.valid, sure))
+
+    def _seeds(
+        self, tokens: Tokens, stage: Stage, counts: Sequence[int], alive: Sequence[int]
+    ) -> list[tuple[int, ...]]:
+        """Places spread over the grid, for rows of which all tokens are alive and some will go."""
+        share = float(stage.settings.get("seed", self.seed))
+        total = tokens.host_total or tuple(tokens.total.tolist())
+        numbers = [
+            keep_count(share, n) if n == a and k < a else 0
+            for n, a, k in zip(total, alive, counts, strict=True)
+        ]
+        coord = tokens.coord.masked_fill(~tokens.valid[..., None], -1)
+        return spatial_seeds(coord, tokens.image, numbers, self.distance)
+
+
+def _join(chosen: Tensor, seeds: Sequence[tuple[int, ...]], counts: Sequence[int]) -> Tensor:
+    """[B, M + S] `chosen` and behind it the seeds, those beyond a row's count replaced by -1."""
+    width, device = max(map(len, seeds)), chosen.device
+    extra = torch.tensor([[*s, *[-1] * (width - len(s))] for s in seeds], device=device)  # [B, S]
+    new = (extra >= 0) & ~(extra[:, :, None] == chosen[:, None]).any(2)
+    room = torch.tensor(tuple(counts), device=device) - (chosen >= 0).sum(1)
+    fits = new & (new.cumsum(1) <= room[:, None])
+    return torch.cat([chosen, extra.masked_fill(~fits, -1)], dim=1)
+
+
+def _number(key: str, value: object, low: float, high: float | None) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= (high or float("inf")):
+        span = f"in [{low}, {high}]" if high is not None else f"of {low} or more"
+        raise ValueError(f"{key} is {value!r}. Write a number {span}.")
+    return float(value)

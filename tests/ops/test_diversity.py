@@ -1,0 +1,102 @@
+"""Farthest points against the plain greedy loop, and by hand."""
+
+import pytest
+import torch
+
+from btp.ops import diversity
+from btp.ops.diversity import farthest_points
+
+
+def plain(x, seed, k):
+    """The obvious loop for one row: at every pick the minimum over all chosen rows anew."""
+    x = torch.nn.functional.normalize(x.double(), dim=-1)
+    distance = 1 - x @ x.T
+    chosen = list(seed)
+    while len(chosen) < k:
+        others = distance + torch.diag(torch.full((len(x),), torch.inf))
+        nearest = distance[chosen].amin(0) if chosen else others.amin(1)
+        nearest[chosen] = -torch.inf
+        chosen.append(int(nearest.argmax()))
+    return sorted(chosen)
+
+
+def none(rows=1):
+    return torch.empty(rows, 0, dtype=torch.long)
+
+
+@pytest.mark.parametrize("seed", [[], [5], [40, 3, 17]])
+@pytest.mark.parametrize("k", [3, 11, 20, 60])
+def test_same_picks_as_the_plain_loop(seed, k):
+    """With and without seeds, for few picks and for all."""
+    x = torch.randn(60, 16)
+    assert farthest_points(x[None], torch.tensor([seed], dtype=torch.long), k).tolist() == [plain(x, seed, k)]
+
+
+@pytest.mark.parametrize("seed", [[], [7, 30]])
+def test_rows_on_demand_pick_the_same(monkeypatch, seed):
+    """Too many to hold all similarities, they are made row by row, and picks are the same."""
+    x = torch.randn(2, 90, 16)
+    index = torch.tensor([seed, seed], dtype=torch.long)
+    held = farthest_points(x, index, 30)
+    monkeypatch.setattr(diversity, "_reads_freely", lambda x: False)
+    assert torch.equal(held, farthest_points(x, index, 30))
+    monkeypatch.setattr(diversity, "TABLE_TOKENS", 0)
+    monkeypatch.setattr(diversity, "BLOCK", 7)
+    assert torch.equal(held, farthest_points(x, index, 30))
+    assert held.tolist() == [plain(row, seed, 30) for row in x]
+
+
+def test_by_hand():
+    """Directions at 0, 10, 90, 180 degrees: 180 is most alone (90 is 80 from 10), and 0 farthest from it."""
+    angle = torch.deg2rad(torch.tensor([0.0, 10.0, 90.0, 180.0]))
+    x = torch.stack([angle.cos(), angle.sin()], dim=1)[None] * torch.tensor([1.0, 5.0, 0.1, 2.0])[:, None]
+    assert farthest_points(x, none(), 1).tolist() == [[3]]
+    assert farthest_points(x, none(), 2).tolist() == [[0, 3]]
+    assert farthest_points(x, torch.tensor([[1]]), 2).tolist() == [[1, 3]]
+    assert farthest_points(x, torch.tensor([[1]]), 3).tolist() == [[1, 2, 3]]
+
+
+def test_ties_go_to_the_lowest_index():
+    """Among equals, and for the start too."""
+    x = torch.eye(6)[None]
+    assert farthest_points(x, none(), 3).tolist() == [[0, 1, 2]]
+    assert farthest_points(x, torch.tensor([[4]]), 3).tolist() == [[0, 1, 4]]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_ragged_rows_equal_themselves_alone(monkeypatch, reads):
+    """Rows of different length, count and seeds; padding is never chosen, and without reading the device
+    (where only the caller's word tells how many seeds there are) idle picks change nothing."""
+    monkeypatch.setattr(diversity, "_reads_freely", lambda x: reads)
+    lengths, counts, seeds = (20, 13, 7), (9, 2, 7), ([1, 19, -1], [-1, -1, -1], [6, 6, -1])
+    x = torch.randn(3, 20, 8)
+    valid = torch.arange(20) < torch.tensor(lengths)[:, None]
+    for sure in (None, (2, 0, 1), (0, 0, 0)):
+        keep = farthest_points(x, torch.tensor(seeds), counts, valid, sure)
+        for row, (n, k, seed) in enumerate(zip(lengths, counts, seeds, strict=True)):
+            own = sorted({i for i in seed if i >= 0})
+            assert keep[row].tolist() == plain(x[row, :n], own, k) + [-1] * (9 - k)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes(dtype):
+    """Low precision is compared in float32, float64 stays what it is."""
+    x = torch.randn(1, 40, 16).to(dtype)
+    assert farthest_points(x, none(), 12).tolist() == [plain(x[0], [], 12)]
+
+
+def test_nothing_and_everything():
+    """k = 0 gives no columns; k = N all tokens; seeds that fill k come back sorted."""
+    x = torch.randn(2, 5, 3)
+    assert farthest_points(x, none(2), 0).shape == (2, 0)
+    assert farthest_points(x, none(2), 5).tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert farthest_points(x, torch.tensor([[4, 1], [0, 2]]), 2).tolist() == [[1, 4], [0, 2]]
+
+
+def test_messages():
+    """Counts that do not fit are refused."""
+    x = torch.randn(2, 5, 3)
+    with pytest.raises(ValueError, match="3 counts for 2 rows"):
+        farthest_points(x, none(2), (1, 2, 3))
+    with pytest.raises(ValueError, match=r"asked for \(6, 6\) of 5 tokens"):
+        farthest_points(x, none(2), 6)

@@ -1,0 +1,125 @@
+"""Every method that has a yaml: what it keeps is sound, and the same in a batch as alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hand import row, signals, stage, tokens
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import btp
+from btp.core.schedule import Schedule
+from btp.core.selection import check_selection
+
+CONF = Path(btp.__file__).parents[1] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "pruner").glob("*.yaml"))
+
+
+def load(name):
+    root = OmegaConf.create(
+        {"seed": 0, "stages": 3, "pruner": OmegaConf.load(CONF / "pruner" / f"{name}.yaml")}
+    )
+    return OmegaConf.to_container(root, resolve=True)["pruner"]
+
+
+def build(name):
+    method = load(name)["method"]
+    return None if method is None else instantiate(method)
+
+
+def kept_stages(name):
+    """The stages of the yaml that choose, or one between layers for those that take the run's schedule."""
+    schedule = load(name)["schedule"]
+    pruner = build(name)
+    known = pruner.stage_settings if pruner is not None else ()
+    if schedule is None:
+        return [stage(keep=keep, **({"balance": 0.6} if "balance" in known else {})) for keep in (0.5, 5)]
+    numbers = [dict(s) | ({"keep": 0.5 / 2**i} if s["keep"] == "fit" else {}) for i, s in enumerate(schedule)]
+    return [s for s in Schedule.from_config(numbers) if not s.withdraws_all]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_yaml_is_complete(name):
+    """Two comment lines, the second a command; a name, a method and a schedule that it accepts."""
+    lines = (CONF / "pruner" / f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert lines[1].startswith("# python run.py")
+    config = load(name)
+    assert {"name", "method", "schedule"} <= set(config)
+    assert config["name"] == name
+    pruner = build(name)
+    if config["schedule"] is not None and pruner is not None:
+        pruner.check(Schedule.from_config(config["schedule"]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_selection_is_sound_and_the_same_alone(name):
+    """Ascending, unique, in range, exactly as many as asked; ragged rows do not see each other."""
+    pruner = build(name)
+    if pruner is None:
+        return
+    for at in kept_stages(name):
+        seen = tokens(16, 11, 4)
+        values = signals(pruner, seen, at)
+        counts = seen.keep_counts(at)
+        if hasattr(pruner, "set_targets"):
+            pruner.set_targets([[0, (0.0, 0.0, 0.5, 0.3)], [], [2, 3]])
+        keep = pruner.select(seen, values, at).keep
+        check_selection(pruner.select(seen, values, at), counts, seen.host_alive, name, at.site)
+        for b, count in enumerate(counts):
+            if hasattr(pruner, "set_targets"):
+                pruner.set_targets([[[0, (0.0, 0.0, 0.5, 0.3)], [], [2, 3]][b]])
+            alone, its_values = row(b, seen, values)
+            assert pruner.select(alone, its_values, at).keep[0].tolist() == keep[b, :count].tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keeping_everything(name):
+    """A stage that keeps all tokens returns all of them."""
+    pruner = build(name)
+    if pruner is None or not kept_stages(name):
+        return
+    known = {"balance": 0.6} if "balance" in pruner.stage_settings else {}
+    seen, at = tokens(9, 6), stage(kept_stages(name)[0].site, 1.0, **known)
+    if hasattr(pruner, "set_targets"):
+        pruner.set_targets([[1], []])
+    keep = pruner.select(seen, signals(pruner, seen, at), at).keep
+    assert keep.tolist() == [list(range(9)), [*range(6), -1, -1, -1]]
+
+
+def test_schedules_load():
+    """Each schedule of conf says its kind, and the written ones are schedules that BTP accepts."""
+    pruner = build("btp")
+    for path in (CONF / "schedule").glob("*.yaml"):
+        config = OmegaConf.to_container(OmegaConf.load(path))
+        assert config["kind"] in ("auto", "calibrated", "uniform", "stages")
+        if config["kind"] == "stages":
+            pruner.check(Schedule.from_config(config["stages"]))
+
+
+def test_paper_budget():
+    """The paper's stages for LLaVA-1.5 leave 129 tokens on average, as its table says."""
+    stages = OmegaConf.to_container(OmegaConf.load(CONF / "schedule" / "paper_llava15.yaml"))["stages"]
+    assert Schedule.from_config(stages).tokens_avg(576, 32) == (3 * 576 + 3 * 288 + 8 * 144 + 8 * 48) / 32
+
+
+def test_oracle_spends_the_rest_as_btp():
+    """Its yaml repeats the values of BTP's."""
+    assert load("oracle")["method"]["inner"] == load("btp")["method"]
+
+
+def test_selection_does_not_read_global_randomness():
+    """The same picks again, whatever the global generator does."""
+    for name in NAMES:
+        pruner, found = build(name), []
+        if pruner is None or not kept_stages(name):
+            continue
+        at, seen = kept_stages(name)[0], tokens(12)
+        values = signals(pruner, seen, at)
+        if hasattr(pruner, "set_targets"):
+            pruner.set_targets([[]])
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            found.append(pruner.select(seen, values, at).keep.tolist())
+        assert found[0] == found[1]
