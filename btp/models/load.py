@@ -89,9 +89,7 @@ def _from_hub(config: Mapping[str, Any]) -> Path:
     if config["hub"] is None:
         raise ValueError(f"model {config['name']!r} has neither a path nor a hub name. Set model.path.")
     try:
-        folder = snapshot_download(
-            config["hub"], revision=config["revision"], local_files_only=not config["download"]
-        )
+        folder = snapshot_download(config["hub"], revision=config["revision"], local_files_only=not config["download"])
     except (LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"model {config['name']!r} needs the weights of {config['hub']}, and they are not in the local hub "

@@ -69,7 +69,7 @@ class Arm:
             "arm": self.name,
             "title": self.name.replace("_", " "),
             "role": self.role,
-            "pruner": self.method["_target_"].rsplit(".", 1)[1] if self.method else "none",
+            "pruner": self.method["_target_"].rsplit(".", 1)[1].lower() if self.method else "none",
             "picture": self.picture,
             "schedule": self.schedule.to_config(),
         }

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from btp.tasks.sample import Sample, Task
 
-Batch = dict[str, Any]
+
+class Batch:
+    """What one forward answers.
+
+    Attributes:
+        inputs: tensors for generate, padded on the left.
+        samples: one per row.
+    """
+
+    def __init__(self, inputs: Mapping[str, Tensor], samples: Sequence[Sample]):
+        self.inputs, self.samples = dict(inputs), list(samples)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None, **kwargs: Any) -> Batch:
+        """The batch on another device, floating-point inputs (pictures) in another dtype."""
+        moved = {k: v.to(device, dtype if v.is_floating_point() else None, **kwargs) for k, v in self.inputs.items()}
+        return Batch(moved, self.samples)
 
 
 def prompt(processor: Any, sample: Sample) -> str:
@@ -39,12 +55,12 @@ class Collate:
         self.processor, self.share = processor, share
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Returns: inputs (tensors for generate) and samples."""
+        """Build prompts and inputs; Lightning moves them to the device."""
         pictures = [[p if self.share == 1 else shrink(p, self.share) for p in s.images] for s in samples]
         texts = [prompt(self.processor, s) for s in samples]
         images = pictures if any(pictures) else None
         inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt")
-        return {"inputs": dict(inputs), "samples": list(samples)}
+        return Batch(inputs, samples)
 
 
 class Shard(torch.utils.data.Dataset):
@@ -61,7 +77,13 @@ class Shard(torch.utils.data.Dataset):
 
 
 def loader(
-    task: Task, indices: Sequence[int], collate: Callable, batch: int, workers: int, rank: int = 0, world: int = 1
+    task: Task,
+    indices: Sequence[int],
+    collate: Callable,
+    batch: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
 ) -> DataLoader:
     """Batches in the order of `indices`."""
     shard = Shard(task, indices, rank, world)

@@ -26,9 +26,8 @@ from btp.core.signals import Signal
 from btp.core.site import Site
 from btp.engine.observe import Look, observe
 from btp.models.load import Loaded
-from btp.ops.calibration import calibrated_stages
+from btp.ops.calibration import calibrated_stages, deepest_first
 from btp.runner.batches import Batch, Collate, by_length, loader
-from btp.runner.evaluate import match_dtype
 from btp.runner.identity import code, digest
 from btp.runner.machine import Machine
 from btp.runner.store import held
@@ -57,8 +56,8 @@ class Calibrate(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
         """One prefill; signals are reduced as they come."""
         with observe(self.host, self.signals, self._take):
-            self.lvlm(**match_dtype(batch["inputs"], self.lvlm.dtype))
-        self.samples += len(batch["samples"])
+            self.lvlm(**batch.to(self.device, self.lvlm.dtype).inputs)
+        self.samples += len(batch.samples)
 
     def _take(self, signal: Signal, value: Tensor, look: Look) -> None:
         layer = signal.site.layer
@@ -91,7 +90,13 @@ def curves_identity(config: Mapping[str, Any], checkpoint: str) -> str:
 
 
 def calibrate(
-    config: Mapping[str, Any], loaded: Loaded, checkpoint: str, store: Path, run: Path, machine: Machine, total: int
+    config: Mapping[str, Any],
+    loaded: Loaded,
+    checkpoint: str,
+    store: Path,
+    run: Path,
+    machine: Machine,
+    total: int,
 ) -> list[dict[str, Any]]:
     """Find or make the curves, choose the stages, and leave the artefact in the run folder.
 
@@ -102,7 +107,7 @@ def calibrate(
         total: visual tokens per sample, which the budget refers to.
 
     Returns:
-        Stages as a schedule's config, solved for the budget.
+        Stages as a schedule's config, every keep still `fit`.
 
     Raises:
         ValueError: the named artefact is corrupt or was made for another model; no stages meet the budget.
@@ -111,9 +116,8 @@ def calibrate(
     tokens = budget["tokens"] if budget["tokens"] is not None else (budget["share"] or 1.0) * total
     if asked is not None:
         artefact = read_artefact(Path(asked), checkpoint, loaded.host.num_layers)
-        free = [stage | {"keep": stage["keep"] if stage["keep"] == 0 else FIT} for stage in artefact["stages"]]
-        solved = Schedule.from_config([{k: v for k, v in s.items() if k != "layer"} for s in free])
-        stages = solved.solve_fit(total, loaded.host.num_layers, tokens).to_config()
+        named = [{k: v for k, v in stage.items() if k != "layer"} for stage in artefact["stages"]]
+        stages = [stage | {"keep": stage["keep"] if stage["keep"] == 0 else FIT} for stage in named]
     else:
         identity = curves_identity(config, checkpoint)
         path = store / "calibration" / f"{identity}.yaml"
@@ -129,10 +133,10 @@ def calibrate(
             min_gap=schedule["min_gap"],
             balance=schedule["balance"],
             withdraw_last=schedule["withdraw_last"],
-            total=total,
-            budget_tokens=tokens,
+            deepest_first=deepest_first(tokens / total, loaded.host.num_layers),
         )
-    listed = [{"layer": Site.parse(stage["site"]).layer, **stage} for stage in stages]
+    solved = Schedule.from_config(stages).solve_fit(total, loaded.host.num_layers, tokens)
+    listed = [{"layer": stage.site.layer, **stage.to_config()} for stage in solved]
     if machine.leads:
         _write(run / "calibration.yaml", artefact | {"stages": listed, "budget_tokens": tokens, "total": total})
     return stages
@@ -150,7 +154,11 @@ def _measure(
     machine.trainer("calibrate").predict(module, batches, return_predictions=False)
     return {
         "identity": identity,
-        "model": {"name": config["model"]["name"], "checkpoint": checkpoint, "layers": loaded.host.num_layers},
+        "model": {
+            "name": config["model"]["name"],
+            "checkpoint": checkpoint,
+            "layers": loaded.host.num_layers,
+        },
         "calibration": dict(config["calibration"]),
         "curves": module.curves(),
         "stages": None,

@@ -47,8 +47,11 @@ def launch(config: DictConfig) -> int:
         The worker's exit code.
     """
     try:
-        check_config(config)
+        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         resolved = OmegaConf.to_container(config, resolve=True)
+        if resolved["budget"]["tokens"] is not None and not any(o.startswith("budget.share=") for o in overrides):
+            resolved["budget"]["share"] = None  # the default share gives way to tokens that were asked for
+        check_config(resolved)
         spool = Path(resolved["output"]) / ".store" / "requests"
         spool.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
@@ -56,7 +59,6 @@ def launch(config: DictConfig) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return FAILED
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     resolved["command"] = " ".join(["python", "run.py", *overrides])
     request = spool / f"{os.getpid()}-{HydraConfig.get().job.get('num', 0) if overrides else 0}.json"
     request.write_text(json.dumps(resolved))

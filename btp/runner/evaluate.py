@@ -8,7 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from btp.core.pruner import Pruner
 from btp.core.trace import Call, Trace
@@ -18,7 +17,7 @@ from btp.runner.arms import Arm
 from btp.runner.batches import Batch, Collate, loader
 from btp.runner.machine import Machine
 from btp.runner.store import Answers
-from btp.tasks.sample import Box, Sample, Task
+from btp.tasks.sample import Box, Task
 
 
 @runtime_checkable
@@ -61,18 +60,18 @@ class Evaluate(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Answer a batch and write it down before the next one starts."""
-        samples: list[Sample] = batch["samples"]
+        samples = batch.samples
         if isinstance(self.pruner, Targeted):
             self.pruner.set_targets([s.targets or s.boxes for s in samples])
         out = self.generate(
-            **match_dtype(batch["inputs"], self.lvlm.dtype),
+            **batch.to(self.device, self.lvlm.dtype).inputs,
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,
         )
         texts = self.tokenizer.batch_decode(
-            out.sequences[:, batch["inputs"]["input_ids"].shape[1] :], skip_special_tokens=True
+            out.sequences[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
         first = out.logits[0].float().log_softmax(-1).cpu()
         ids = [s.id for s in samples]
@@ -95,8 +94,7 @@ class Evaluate(L.LightningModule):
 def happened(call: Call, row: int) -> dict[str, Any]:
     """What the engine did with one row of a batch, from its trace."""
     stages = [
-        {"site": str(s.site), "before": s.before[row], "after": s.after[row], "kept": s.kept[row]}
-        for s in call.stages
+        {"site": str(s.site), "before": s.before[row], "after": s.after[row], "kept": s.kept[row]} for s in call.stages
     ]
     return {
         "total": call.total[row],
@@ -104,11 +102,6 @@ def happened(call: Call, row: int) -> dict[str, Any]:
         "tokens": [layer[row] for layer in call.tokens],
         "stages": stages,
     }
-
-
-def match_dtype(inputs: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Cast the floating-point inputs (pictures) to the model's dtype."""
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
 
 
 def answer(

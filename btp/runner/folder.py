@@ -33,11 +33,13 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """True where an earlier start brought this run to its end."""
+        """True where an earlier start brought this run to its end, report or costs included."""
         try:
-            return json.loads((self.path / "run.json").read_text())["state"] == "finished"
+            state = json.loads((self.path / "run.json").read_text())["state"]
         except (OSError, ValueError, KeyError):
             return False
+        done = (self.path / "report.html", self.path / "cost.json")
+        return state == "finished" and any(file.exists() for file in done)
 
     def begin(self, config: Mapping[str, Any], identity: str, hardware: str) -> None:
         """Write the config and mark the run as running."""
@@ -66,7 +68,11 @@ class RunFolder:
             self.update(state="failed", error=message)
 
     def write_samples(
-        self, arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Mapping[str, Any]]], samples: Sequence[Sample], task: Task
+        self,
+        arms: Sequence[Arm],
+        rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
+        samples: Sequence[Sample],
+        task: Task,
     ) -> pd.DataFrame:
         """Join answers with the task, score them, and write samples.parquet, trace.parquet and layers.json.
 

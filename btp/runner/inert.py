@@ -12,7 +12,6 @@ from btp.engine.attach import attach
 from btp.models.load import Loaded
 from btp.runner.arms import Arm, inert
 from btp.runner.batches import Collate
-from btp.runner.evaluate import match_dtype
 from btp.tasks.sample import Sample
 
 
@@ -26,8 +25,7 @@ def check_inert(loaded: Loaded, arm: Arm, samples: Sequence[Sample], new_tokens:
     Returns:
         checked samples, whether tokens and logits are bit-identical, and the largest difference of a logit.
     """
-    batch = Collate(loaded.processor)(samples)
-    inputs = match_dtype({k: v.to(loaded.host.device) for k, v in batch["inputs"].items()}, loaded.host.dtype)
+    inputs = Collate(loaded.processor)(samples).to(loaded.host.device, loaded.host.dtype).inputs
 
     def run() -> Any:
         return loaded.host.generate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,15 +33,16 @@ class Bar(TQDMProgressBar):
 
     def init_test_tqdm(self) -> Tqdm:
         """The bar of a test; plain text, so that logs stay readable."""
-        bar = super().init_test_tqdm()
-        bar.bar_format = "{desc} {percentage:3.0f}%|{bar:28}| {n_fmt}/{total_fmt} batches, {elapsed}, {remaining} left"
-        return bar
+        return _plain(super().init_test_tqdm())
 
     def init_predict_tqdm(self) -> Tqdm:
         """The bar of a prediction."""
-        bar = super().init_predict_tqdm()
-        bar.bar_format = "{desc} {percentage:3.0f}%|{bar:28}| {n_fmt}/{total_fmt} batches, {elapsed}, {remaining} left"
-        return bar
+        return _plain(super().init_predict_tqdm())
+
+
+def _plain(bar: Tqdm) -> Tqdm:
+    bar.bar_format = "{desc} {percentage:3.0f}%|{bar:28}| {n_fmt}/{total_fmt} batches, {elapsed}, {remaining} left"
+    return bar
 
 
 class Machine:
@@ -96,22 +96,6 @@ class Machine:
         """Wait for the other processes, so that what they wrote is there."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
-
-    def describe(self) -> str:
-        """One line: device, threads, system."""
-        if self.device.type == "cuda":
-            return f"{torch.cuda.get_device_name(self.device)}, torch {torch.__version__}"
-        return f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def quiet() -> None:

@@ -15,7 +15,7 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
 
     A sweep is tried with the first value of each choice, and every chosen group option must exist.
     """
-    words = [a for a in argv if not a.startswith("-") and "=" in a or a.startswith(("~", "+"))]
+    words = [a for a in argv if (not a.startswith("-") and "=" in a) or a.startswith(("~", "+"))]
     message = find_fault(conf, words)
     if message:
         print(f"error: {message}", file=sys.stderr)

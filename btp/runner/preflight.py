@@ -64,4 +64,6 @@ def _writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OSError(f"cannot write to the output folder {folder}: {error.strerror}. Set output to another one.") from None
+        raise OSError(
+            f"cannot write to the output folder {folder}: {error.strerror}. Set output to another one."
+        ) from None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,15 +17,16 @@ from btp.core.trace import Trace
 from btp.engine.attach import attach
 from btp.measure.architecture import architecture
 from btp.measure.cost import Subject, measure
+from btp.measure.machine import hardware
 from btp.measure.segments import Segments, packed, square
 from btp.measure.selection import TimedPruner
 from btp.models.load import Loaded
 from btp.runner.arms import UNPRUNED, Arm
 from btp.runner.batches import Collate
-from btp.runner.evaluate import match_dtype
 from btp.tasks.sample import Sample
 
 Inputs = Mapping[str, Tensor]
+BAR = "{desc} {percentage:3.0f}%|{bar:28}| {n_fmt}/{total_fmt} arms, {elapsed}"
 
 
 def profile(
@@ -48,7 +52,8 @@ def profile(
         dtype=host.dtype,
     )
     out: dict[str, Any] = {}
-    for arm in tqdm([a for a in arms if a.schedule], desc=f"{'measure cost':24}", bar_format="{desc} {percentage:3.0f}%|{bar:28}| {n_fmt}/{total_fmt} arms, {elapsed}"):
+    pruned = [arm for arm in arms if arm.schedule]
+    for arm in tqdm(pruned, desc=f"{'measure cost':24}", bar_format=BAR):
         method = arm.build()
         timed = TimedPruner(method) if method is not None else None
 
@@ -56,19 +61,16 @@ def profile(
             return attach(host, timed, arm.schedule)
 
         with torch.inference_mode():
-            found = measure(
-                subject, attached, pruner=timed, new_tokens=output_tokens, repeats=repeats, warmup=warmup
-            )
+            found = measure(subject, attached, pruner=timed, new_tokens=output_tokens, repeats=repeats, warmup=warmup)
         out[arm.name] = _flat(found, "candidate")
         out.setdefault(UNPRUNED, _flat(found | found["unpruned"], "baseline"))
-        out["hardware"] = _line(found["hardware"])
+        out["hardware"] = hardware_line(host.device, str(host.dtype).removeprefix("torch."))
     return out
 
 
 def task_inputs(loaded: Loaded, samples: Sequence[Sample]) -> dict[str, Tensor]:
     """One batch of the task's samples, on the model's device."""
-    inputs = Collate(loaded.processor)(samples)["inputs"]
-    return match_dtype({k: v.to(loaded.host.device) for k, v in inputs.items()}, loaded.host.dtype)
+    return Collate(loaded.processor)(samples).to(loaded.host.device, loaded.host.dtype).inputs
 
 
 def synthetic_inputs(loaded: Loaded, batch: int, text_tokens: int = 64) -> dict[str, Tensor]:
@@ -133,6 +135,26 @@ def _spread(spread: Mapping[str, float] | None) -> dict[str, float] | None:
     return {k.removesuffix("_ms"): v for k, v in spread.items()} if spread else None
 
 
-def _line(hardware: Mapping[str, Any]) -> str:
-    where = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} threads"
-    return f"{where}, torch {hardware['torch']}, {hardware['dtype']}"
+def hardware_line(device: torch.device, dtype: str) -> str:
+    """What a run computes on, in one line."""
+    found = hardware(device, getattr(torch, dtype))
+    where = found["gpu"] or f"{found['cpu']}, {found['threads']} threads"
+    return f"{where}, torch {found['torch']}, {found['dtype']}"
+
+
+def cost_table(folder: Path) -> Table:
+    """Costs of a run that has nothing else to show, for the screen."""
+    costs = json.loads((folder / "cost.json").read_text())
+    arms = [arm for arm in costs if arm != "hardware"]
+    table = Table("per sample", *[arm.replace("_", " ") for arm in arms], title=costs["hardware"], title_style="")
+    for key in costs[arms[-1]]:
+        row = [_shown(costs[arm].get(key)) for arm in arms]
+        if any(row):
+            table.add_row(key, *row)
+    return table
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value["median"]
+    return "" if value is None else f"{value:.4g}"

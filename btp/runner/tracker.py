@@ -51,11 +51,23 @@ def track(config: Mapping[str, Any], run: Path, frame: pd.DataFrame, arms: list[
     experiment = tracker.experiment
     method = next((a["arm"] for a in arms if a["role"] == "method"), UNPRUNED)
     experiment.summary.update(summary(frame, method) | costs(run))
-    columns = ["arm", "sample", "ability", "question", "reference", "prediction", "score", "unpruned", "agreement"]
+    columns = [
+        "arm",
+        "sample",
+        "ability",
+        "question",
+        "reference",
+        "prediction",
+        "score",
+        "unpruned",
+        "agreement",
+    ]
     experiment.log({"samples": wandb.Table(dataframe=frame[columns])})
     means = frame.groupby(["arm", "ability"])["score"].mean().reset_index()
     experiment.log({"accuracy": wandb.Table(dataframe=means)})
-    experiment.log({"overlays": [wandb.Image(str(p), caption=p.stem) for p in sorted((run / "overlays").glob("*.png"))]})
+    experiment.log(
+        {"overlays": [wandb.Image(str(p), caption=p.stem) for p in sorted((run / "overlays").glob("*.png"))]}
+    )
     experiment.log({f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted((run / "figures").glob("*.png"))})
     if (run / "report.html").exists():
         experiment.log({"report": wandb.Html((run / "report.html").read_text(), inject=False)})

@@ -15,10 +15,9 @@ import torch
 from hydra.utils import instantiate
 from rich.console import Console
 
-from btp.measure.machine import hardware
 from btp.models.load import Loaded, check_library, find_checkpoint, load
+from btp.report.page import write_report
 from btp.report.screen import screen_table
-from btp.report.write import write_report
 from btp.runner.arms import UNPRUNED, Arm, Facts, build_arms, shared_identity
 from btp.runner.batches import Collate, by_length
 from btp.runner.calibrate import calibrate
@@ -27,7 +26,7 @@ from btp.runner.folder import RunFolder, spread
 from btp.runner.identity import checkpoint, code, digest, method_code
 from btp.runner.inert import check_inert
 from btp.runner.machine import Machine
-from btp.runner.profile import profile, synthetic_inputs, task_inputs
+from btp.runner.profile import cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.store import Answers, held, write_json
 from btp.runner.tracker import track
 from btp.tasks.sample import Sample, Task
@@ -54,6 +53,7 @@ class Run:
         self.store = output / ".store"
         self.folder = RunFolder(output / "-".join([*names, self.identity[:8]]))
         self.machine = Machine(config["trainer"], self.folder.path)
+        self.began = time.perf_counter()
         self.loaded: Loaded
 
     @contextmanager
@@ -78,17 +78,18 @@ class Run:
 
     def _compute(self) -> None:
         config = self.config
-        began = time.perf_counter()
         if self.machine.leads:
-            self.folder.begin(config, self.identity, self.machine.describe())
+            self.folder.begin(config, self.identity, hardware_line(self.machine.device, config["model"]["dtype"]))
         with self.phase("load"):
             self.loaded = load(config["model"], self.checkpoint_folder, self.machine.device)
         if config["model"]["weights"] == "random":
             self._cost_only()
         else:
             self._study()
-        if self.machine.leads:
-            self.folder.update(state="finished", seconds=round(time.perf_counter() - began, 1))
+
+    def _finish(self) -> None:
+        """Mark the run as finished, and only then draw the report, which says so."""
+        self.folder.update(state="finished", seconds=round(time.perf_counter() - self.began, 1))
 
     def _study(self) -> None:
         config = self.config
@@ -120,8 +121,8 @@ class Run:
         self.folder.write_pictures(shown, {s.id: self._layout(s) for s in shown})
         if config["cost"]["enabled"]:
             self._cost(arms, task_inputs(self.loaded, samples[: config["cost"]["batch"]]))
-        with self.phase("report"):
-            write_report(self.folder.path)
+        self._finish()
+        write_report(self.folder.path)
         with self.phase("track"):
             track(config, self.folder.path, frame, listing)
 
@@ -133,6 +134,7 @@ class Run:
         arms = self._arms(int(self.loaded.host.visual_mask(inputs)[0].sum()))
         self.folder.update(arms=[arm.describe() for arm in arms])
         self._cost(arms, inputs)
+        self._finish()
 
     def _arms(self, total: int) -> list[Arm]:
         facts = Facts(self.loaded.host.num_layers, total)
@@ -170,10 +172,14 @@ class Run:
             write_json(self.folder.path / "cost.json", profile(self.loaded, arms, inputs, **settings))
 
     def _layout(self, sample: Sample) -> Any:
-        return self.loaded.host.layout(Collate(self.loaded.processor)([sample])["inputs"])
+        return self.loaded.host.layout(Collate(self.loaded.processor)([sample]).inputs)
 
     def _show(self) -> None:
         console = Console()
+        if self.config["model"]["weights"] == "random":
+            console.print(cost_table(self.folder.path))
+            console.print(f"costs: {self.folder.path / 'cost.json'}", soft_wrap=True)
+            return
         console.print(screen_table(self.folder.path))
         console.print(f"report: {self.folder.path / 'report.html'}", soft_wrap=True)
 
@@ -181,7 +187,9 @@ class Run:
 def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names a run by what changes its result: not by where it is logged or on what it ran."""
     what = {k: v for k, v in config.items() if k not in FREE}
-    what["model"] = {k: v for k, v in config["model"].items() if k not in ("path", "hub", "revision", "device_map", "download")}
+    what["model"] = {
+        k: v for k, v in config["model"].items() if k not in ("path", "hub", "revision", "device_map", "download")
+    }
     method = config["pruner"]["method"]
     sources = code("core", "engine", "models", "tasks", "measure", "runner")
     return digest(what, checkpoint, sources, method_code(method["_target_"] if method else None))

@@ -20,7 +20,13 @@ class Scenes(IterableDataset):
     """Endless batches of freshly drawn training scenes."""
 
     def __init__(self, tokenizer, weights: dict[str, float], *, batch: int, questions: int, grid: int, seed: int):
-        self.tokenizer, self.batch, self.questions, self.grid, self.seed = tokenizer, batch, questions, grid, seed
+        self.tokenizer, self.batch, self.questions, self.grid, self.seed = (
+            tokenizer,
+            batch,
+            questions,
+            grid,
+            seed,
+        )
         self.abilities = [a for a in ABILITIES if a != "describe"]
         self.weights = np.array([weights[a] for a in self.abilities])
         self.memory: dict[str, list[int]] = {}
@@ -43,32 +49,45 @@ class Scenes(IterableDataset):
             chosen = rng.choice(len(self.abilities), self.questions, p=self.weights / self.weights.sum())
             pairs += [pair for i in chosen if (pair := ask(self.abilities[i], things, rng))]
         parts = []
-        for question, answer in pairs[: self.questions + 1]:
+        for question, answer, _ in pairs[: self.questions + 1]:
             q = [t for w in (question + " ASSISTANT :").split() for t in self._ids(w)]
             a = [t for w in answer.split() for t in self._ids(w)] + [self.tokenizer.eos_token_id]
             parts.append((q, a))
-        color, name, owner = patch_labels(things, self.grid)
+        color, name, anchor = patch_labels(things, self.grid)
         marks = np.zeros(len(MARKS), np.float32)
         for thing in things:
             for word in (thing.color, *([thing.name] if thing.kind == "shape" else thing.name)):
                 marks[MARKS.index(word)] = 1
         pixels = paint(things, "train", rng)
-        return {"pixels": pixels, "parts": parts, "color": color, "name": name, "owner": owner, "marks": marks}
+        return {
+            "pixels": pixels,
+            "parts": parts,
+            "color": color,
+            "name": name,
+            "anchor": anchor,
+            "marks": marks,
+        }
 
 
 def patch_labels(things: list[Thing], grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Colour and name of the object under each patch's centre; 0 is background. Each [grid * grid]."""
-    color, name, owner = (np.zeros((grid, grid), np.int64) for _ in range(3))
+    """What lies under each patch's centre: colour and name (0 is background), and which patch holds an object's centre.
+
+    Returns:
+        Three arrays of [grid * grid]; the anchors are 1 in one patch of each object, so that objects can be counted.
+    """
+    color, name = (np.zeros((grid, grid), np.int64) for _ in range(2))
+    anchor = np.zeros((grid, grid), np.float32)
     at = (np.arange(grid) + 0.5) / grid
-    for i, thing in enumerate(things):
+    for thing in things:
         x0, y0, x1, y1 = thing.box
         signs = [thing.name] if thing.kind == "shape" else list(thing.name)
         edges = np.linspace(x0, x1, len(signs) + 1)
         rows = (at >= y0) & (at <= y1)
         for sign, left, right in zip(signs, edges[:-1], edges[1:], strict=True):
             spot = np.outer(rows, (at >= left) & (at <= right))
-            color[spot], name[spot], owner[spot] = list(COLORS).index(thing.color) + 1, NAMES.index(sign) + 1, i + 1
-    return color.ravel(), name.ravel(), owner.ravel()
+            color[spot], name[spot] = list(COLORS).index(thing.color) + 1, NAMES.index(sign) + 1
+        anchor[int((y0 + y1) / 2 * grid), int((x0 + x1) / 2 * grid)] = 1
+    return color.ravel(), name.ravel(), anchor.ravel()
 
 
 def collate(scenes: list[dict]) -> dict[str, Tensor]:
@@ -91,6 +110,6 @@ def collate(scenes: list[dict]) -> dict[str, Tensor]:
             start = end
     pixels = torch.from_numpy(np.stack([s["pixels"] for s in scenes])).permute(0, 3, 1, 2)
     out = {"ids": ids, "segment": segment, "position": position, "target": target, "pixels": pixels}
-    for key in ("color", "name", "marks"):
+    for key in ("color", "name", "anchor", "marks"):
         out[key] = torch.from_numpy(np.stack([s[key] for s in scenes]))
     return out

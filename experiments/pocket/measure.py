@@ -28,7 +28,13 @@ Scores = dict[str, float]
 
 
 def answers(
-    loaded: Loaded, task: PocketVQA, samples: list[Sample], schedule: Schedule, pruner: Pruner | None, blank: bool, batch: int
+    loaded: Loaded,
+    task: PocketVQA,
+    samples: list[Sample],
+    schedule: Schedule,
+    pruner: Pruner | None,
+    blank: bool,
+    batch: int,
 ) -> Scores:
     """Mean score per ability, in percent."""
     scores = defaultdict(list)
@@ -37,11 +43,14 @@ def answers(
     with attach(loaded.host, pruner, schedule), torch.inference_mode():
         for start in range(0, len(order), batch):
             part = [samples[i] for i in order[start : start + batch]]
-            inputs = collate(part)["inputs"]
+            inputs = collate(part).to(loaded.host.device).inputs
             if blank:
-                grey = loaded.processor.image_processor(Image.new("RGB", (96, 96), (110, 110, 110)), return_tensors="pt")
-                inputs["pixel_values"] = grey["pixel_values"].expand_as(inputs["pixel_values"])
-            inputs = {k: v.to(loaded.host.device) for k, v in inputs.items()}
+                grey = loaded.processor.image_processor(
+                    Image.new("RGB", (96, 96), (110, 110, 110)), return_tensors="pt"
+                )
+                inputs["pixel_values"] = (
+                    grey["pixel_values"].to(inputs["pixel_values"]).expand_as(inputs["pixel_values"])
+                )
             out = loaded.host.generate(**inputs, max_new_tokens=task.max_new_tokens, do_sample=False)
             texts = loaded.processor.tokenizer.batch_decode(
                 out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
@@ -69,9 +78,17 @@ def main() -> None:
     if not args.quick:
         arms["blank picture"] = (Schedule(), None, True)
         for layer in range(loaded.host.num_layers):
-            arms[f"withdraw all at llm.layer.{layer}"] = (Schedule((Stage(f"llm.layer.{layer}", 0),)), None, False)
+            arms[f"withdraw all at llm.layer.{layer}"] = (
+                Schedule((Stage(f"llm.layer.{layer}", 0),)),
+                None,
+                False,
+            )
         for share in (0.5, 0.22, 0.1):
-            arms[f"random {share} at llm.layer.2"] = (Schedule((Stage("llm.layer.2", share),)), Random(seed=0), False)
+            arms[f"random {share} at llm.layer.2"] = (
+                Schedule((Stage("llm.layer.2", share),)),
+                Random(seed=0),
+                False,
+            )
     found: dict[str, object] = {"split": args.split, "samples": args.samples}
     found["chance"] = {k: round(100 * v, 1) for k, v in sorted(task.chance(samples).items())}
     for name, (schedule, pruner, blank) in tqdm(arms.items(), disable=None):

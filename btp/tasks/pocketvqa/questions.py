@@ -7,7 +7,7 @@ import numpy as np
 
 from btp.tasks.pocketvqa.layout import COLORS, SHAPES, Thing
 
-QA = tuple[str, str]
+QA = tuple[str, str, tuple[Thing, ...]]  # question, answer, the objects one has to look at
 ROWS = ("top", "middle", "bottom")
 COLS = ("left", "center", "right")
 STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
@@ -37,19 +37,20 @@ def _presence(things: list[Thing], rng: np.random.Generator) -> QA | None:
         return None
     there = {t.phrase for t in simple}
     if rng.random() < 0.5:
-        return _pick(rng, [(f"is there a {p} ?", "yes") for p in sorted(there)])
+        shown = {p: tuple(t for t in simple if t.phrase == p) for p in there}
+        return _pick(rng, [(f"is there a {p} ?", "yes", shown[p]) for p in sorted(there)])
     colors, names = sorted({t.color for t in things}), sorted({t.name for t in simple})
     hard = [p for c in colors for n in names if (p := f"{c} {n}") not in there]
     easy = [p for c in COLORS for n in (*SHAPES, *"0123456789") if (p := f"{c} {n}") not in there]
     absent = hard if hard and rng.random() < 0.8 else easy
-    return _pick(rng, [(f"is there a {p} ?", "no") for p in absent])
+    return _pick(rng, [(f"is there a {p} ?", "no", ()) for p in absent])
 
 
 def _attribute(things: list[Thing], rng: np.random.Generator) -> QA | None:
     named = [t for t in _unique(things, lambda t: t.name) if t.kind != "number"]
     colored = [t for t in _unique(things, lambda t: t.color) if t.kind == "shape"]
-    by_color = [(f"what color is the {t.name} ?", t.color) for t in named]
-    by_shape = [(f"what shape is {t.color} ?", t.name) for t in colored]
+    by_color = [(f"what color is the {t.name} ?", t.color, (t,)) for t in named]
+    by_shape = [(f"what shape is {t.color} ?", t.name, (t,)) for t in colored]
     first, second = (by_color, by_shape) if rng.random() < 0.5 else (by_shape, by_color)
     return _pick(rng, first or second)
 
@@ -57,17 +58,14 @@ def _attribute(things: list[Thing], rng: np.random.Generator) -> QA | None:
 def _counting(things: list[Thing], rng: np.random.Generator) -> QA | None:
     colors, shapes = Counter(t.color for t in things), Counter(t.name for t in things)
     target = int(rng.integers(0, 5))
-    options = [f"how many {c} things are there ?" for c in COLORS if colors[c] == target]
-    options += [f"how many {s} things are there ?" for s in SHAPES if shapes[s] == target]
-    return _pick(rng, [(q, str(target)) for q in options])
+    options = [c for c in COLORS if colors[c] == target] + [s for s in SHAPES if shapes[s] == target]
+    counted = {o: tuple(t for t in things if o in (t.color, t.name)) for o in options}
+    return _pick(rng, [(f"how many {o} things are there ?", str(target), counted[o]) for o in options])
 
 
 def _position(things: list[Thing], rng: np.random.Generator) -> QA | None:
-    options = []
-    for t in _unique(things, lambda t: t.phrase):
-        if t.rows == t.cols == 1:
-            options.append((f"where is the {t.phrase} ?", f"{ROWS[t.row]} {COLS[t.col]}"))
-    return _pick(rng, options)
+    small = [t for t in _unique(things, lambda t: t.phrase) if t.rows == t.cols == 1]
+    return _pick(rng, [(f"where is the {t.phrase} ?", f"{ROWS[t.row]} {COLS[t.col]}", (t,)) for t in small])
 
 
 def _relation(things: list[Thing], rng: np.random.Generator) -> QA | None:
@@ -78,7 +76,7 @@ def _relation(things: list[Thing], rng: np.random.Generator) -> QA | None:
             for step, (dy, dx) in STEPS.items():
                 other = small.get((t.row + dy, t.col + dx))
                 if other:
-                    options.append((f"what is {step} the {t.phrase} ?", other.phrase))
+                    options.append((f"what is {step} the {t.phrase} ?", other.phrase, (t, other)))
     return _pick(rng, options)
 
 
@@ -88,27 +86,28 @@ def _same_as(things: list[Thing], rng: np.random.Generator) -> QA | None:
         for wanted in ("digit", "shape"):
             match = [o for o in things if o is not t and o.color == t.color and o.kind == wanted]
             if t.kind != "number" and len(match) == 1:
-                options.append((f"which {wanted} has the color of the {t.name} ?", match[0].name))
+                options.append((f"which {wanted} has the color of the {t.name} ?", match[0].name, (t, *match)))
     return _pick(rng, options)
 
 
 def _digit(things: list[Thing], rng: np.random.Generator) -> QA | None:
     digits = [t for t in things if t.kind == "digit"]
-    return _pick(rng, [(f"which digit is {t.color} ?", t.name) for t in _unique(digits, lambda t: t.color)])
+    single = _unique(digits, lambda t: t.color)
+    return _pick(rng, [(f"which digit is {t.color} ?", t.name, (t,)) for t in single])
 
 
 def _number(things: list[Thing], rng: np.random.Generator) -> QA | None:
     numbers = [t for t in things if t.kind == "number"]
-    options = [(f"what number is {t.color} ?", t.name) for t in _unique(numbers, lambda t: t.color)]
+    options = [(f"what number is {t.color} ?", t.name, (t,)) for t in _unique(numbers, lambda t: t.color)]
     shapes = [t for t in _unique(things, lambda t: t.name) if t.kind == "shape" and t.rows == 1]
     for n in _unique(numbers, lambda t: t.row):
         beside = [s for s in shapes if s.row == n.row]
-        options += [(f"what number is in the row of the {s.name} ?", n.name) for s in beside]
+        options += [(f"what number is in the row of the {s.name} ?", n.name, (s, n)) for s in beside]
     return _pick(rng, options)
 
 
 def _describe(things: list[Thing], rng: np.random.Generator) -> QA | None:
-    return "describe the scene in order .", " , ".join(t.phrase for t in things)
+    return "describe the scene in order .", " , ".join(t.phrase for t in things), tuple(things)
 
 
 ABILITIES: dict[str, Callable[[list[Thing], np.random.Generator], QA | None]] = {

@@ -8,7 +8,7 @@ from PIL import Image
 
 from btp.tasks.pocketvqa.digits import SPLITS
 from btp.tasks.pocketvqa.draw import paint
-from btp.tasks.pocketvqa.layout import Thing, draw_layout
+from btp.tasks.pocketvqa.layout import draw_layout
 from btp.tasks.pocketvqa.questions import ABILITIES, ask
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import exact_match, list_f1, normalise
@@ -53,11 +53,11 @@ class PocketVQA:
             raise IndexError(f"sample {index} of {self.size}")
         ability = self.abilities[index % len(self.abilities)]
         rng = np.random.default_rng([self.seed, 1 + list(SPLITS).index(self.split), index])
-        pair = None
-        while pair is None:
+        asked = None
+        while asked is None:
             things = draw_layout(rng)
-            pair = ask(ability, things, rng)
-        question, answer = pair
+            asked = ask(ability, things, rng)
+        question, answer, concerned = asked
         picture = Image.fromarray(paint(things, self.split, rng))
         return Sample(
             id=f"{self.split}-{self.seed}-{index:06d}",
@@ -67,7 +67,7 @@ class PocketVQA:
             ability=ability,
             boxes=tuple(t.box for t in things),
             labels=tuple(t.phrase for t in things),
-            targets=tuple(t.box for t in things if _concerns(t, question, answer)),
+            targets=tuple(t.box for t in concerned),
         )
 
     def score(self, sample: Sample, prediction: str) -> float:
@@ -84,11 +84,3 @@ class PocketVQA:
             ability: sum(max(c.values()) for c in by_form.values()) / sum(c.total() for c in by_form.values())
             for ability, by_form in forms.items()
         }
-
-
-def _concerns(thing: Thing, question: str, answer: str) -> bool:
-    """Whether an object is named by the question or is the answer to it."""
-    asked, said = question.split(), answer.split()
-    named = thing.name in asked or thing.name in said
-    colored = thing.color in asked and (thing.name in asked or "color" not in asked)
-    return named or colored
