@@ -1,0 +1,111 @@
+"""The sample browser: what the page shows of each sample that has a picture."""
+
+import base64
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from btp.report.load import Picture, RunFolder
+from btp.report.overlays import kept_cells, stage_views
+
+LARGEST = 640  # pixels of the longer side of a picture inside the page
+_SMALL = 200  # below, pixels are shown as squares instead of a blur
+
+
+def cards(run: RunFolder) -> list[dict[str, Any]]:
+    """One entry per sample with a picture, in the order of the run.
+
+    Returns:
+        Per sample: id, number, ability, question, reference, picture (as `_picture` says), answers (per arm:
+        arm, title, text, score, mark, same), strips (per arm with stages: arm, title, stages with site,
+        before, after and the SVG path of what was kept), differs (not all answer like the unpruned model).
+    """
+    order = [s for s in dict.fromkeys(run.samples["sample"]) if s in run.pictures]
+    rows = {arm.arm: run.rows(arm.arm) for arm in run.arms}
+    return [_card(run, rows, number, sample) for number, sample in enumerate(order)]
+
+
+def data_uri(png: bytes, kind: str = "png") -> str:
+    """Bytes of an image as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(png).decode()}"
+
+
+def _card(run: RunFolder, rows: dict[str, pd.DataFrame], number: int, sample: str) -> dict[str, Any]:
+    answers, first = [], None
+    for arm in run.arms:
+        if sample not in rows[arm.arm].index:
+            continue
+        row = rows[arm.arm].loc[sample]
+        first = row if first is None else first
+        score = float(row["score"])
+        answers.append(
+            {
+                "arm": arm.arm,
+                "title": arm.title,
+                "text": str(row["prediction"]),
+                "score": score,
+                "mark": "right" if score == 1 else "wrong" if score == 0 else "partly",
+                "same": bool(row["agreement"]),
+            }
+        )
+    picture = run.pictures[sample]
+    return {
+        "id": sample,
+        "number": number,
+        "ability": str(first["ability"]),
+        "question": str(first["question"]),
+        "reference": str(first["reference"]),
+        "picture": _picture(picture),
+        "answers": answers,
+        "strips": [s for arm in run.arms if (s := _strip(run, arm.arm, arm.title, sample, picture))],
+        "differs": not all(a["same"] for a in answers),
+    }
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    """Data URI, aspect (width over height), whether to show its pixels sharp, grid, and boxes in percent."""
+    with Image.open(picture.path) as opened:
+        image = opened.convert("RGB")
+    sharp = max(image.size) < _SMALL
+    image.thumbnail((LARGEST, LARGEST))
+    buffer = BytesIO()
+    kind = "png" if sharp else "jpeg"
+    image.save(buffer, kind, **({"optimize": True} if sharp else {"quality": 85}))
+    labels = (*picture.labels, *[""] * len(picture.boxes))
+    return {
+        "uri": data_uri(buffer.getvalue(), kind),
+        "aspect": image.width / image.height,
+        "sharp": sharp,
+        "rows": picture.grid[0],
+        "columns": picture.grid[1],
+        "boxes": [
+            {"x": 100 * x0, "y": 100 * y0, "w": 100 * (x1 - x0), "h": 100 * (y1 - y0), "label": label}
+            for (x0, y0, x1, y1), label in zip(picture.boxes, labels, strict=False)
+        ],
+    }
+
+
+def _strip(run: RunFolder, arm: str, title: str, sample: str, picture: Picture) -> dict[str, Any] | None:
+    stages = stage_views(run, arm, sample)
+    if not stages:
+        return None
+    shown = []
+    for stage in stages:
+        cells = kept_cells(stage.kept, picture.grid)
+        shown.append(
+            {"site": stage.site, "before": stage.before, "after": stage.after, "kept": svg_path(cells)}
+        )
+    return {"arm": arm, "title": title, "stages": shown}
+
+
+def svg_path(cells: Sequence[Sequence[bool]] | np.ndarray) -> str:
+    """SVG path around the true cells of a grid, one unit a cell, a rectangle per run of cells in a row."""
+    parts = []
+    for y, row in enumerate(np.asarray(cells, bool)):
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], row, [False]])))
+        parts += [f"M{start} {y}h{end - start}v1h{start - end}z" for start, end in edges.reshape(-1, 2)]
+    return "".join(parts)

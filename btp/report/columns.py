@@ -1,0 +1,208 @@
+"""What the table can show: each quantity's title, unit, meaning and how its numbers are written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import floor, isnan, log10
+from typing import Any
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A quantity of a table row.
+
+    Attributes:
+        key: column of the table's frame; `<key>_low` and `<key>_high` are the ends of its interval, if any.
+        title: short heading.
+        group: heading above several columns.
+        kind: how numbers are written: text | tokens | percent | kl | p | flops | mib | ms | times.
+        help: what it is, in one sentence.
+        less: True where less is better, None where neither is.
+    """
+
+    key: str
+    title: str
+    group: str
+    kind: str
+    help: str
+    less: bool | None = None
+
+
+METHOD = Column("method", "method", "Method", "text", "What decided which visual tokens stay.")
+TOKENS = Column(
+    "tokens_avg",
+    "visual tokens",
+    "Method",
+    "tokens",
+    "Visual tokens averaged over the decoder layers, mean over the samples.",
+    less=True,
+)
+MACRO = Column(
+    "macro", "macro", "Accuracy, %", "percent", "Mean over the abilities, each counted the same.", less=False
+)
+READING = Column(
+    "reading",
+    "reading",
+    "Accuracy, %",
+    "percent",
+    "Macro average of the abilities that read text in the picture.",
+    less=False,
+)
+REST = Column("rest", "rest", "Accuracy, %", "percent", "Macro average of all other abilities.", less=False)
+ANSWERS = (
+    Column(
+        "agreement",
+        "agreement, %",
+        "Against unpruned",
+        "percent",
+        "Samples whose answer is the unpruned model's, right or wrong.",
+        less=False,
+    ),
+    Column(
+        "kl",
+        "KL, nats",
+        "Against unpruned",
+        "kl",
+        "Divergence of the first answer token's distribution from the unpruned one, mean over the samples.",
+        less=True,
+    ),
+    Column(
+        "p_unpruned",
+        "p, unpruned",
+        "Against unpruned",
+        "p",
+        "Paired test of the scores against the unpruned model's on the same samples.",
+    ),
+    Column(
+        "p_random",
+        "p, random",
+        "Against unpruned",
+        "p",
+        "Paired test of the scores against the random control's on the same samples.",
+    ),
+)
+COST = (
+    Column(
+        "flops_visual_pdrop",
+        "visual FLOPs",
+        "Cost",
+        "flops",
+        "flops_visual_pdrop: sum over layers of 4nd² + 2n²d + 3ndm over visual tokens only, one multiply-add "
+        "counted once (the formula of PyramidDrop, the field's TFLOPs).",
+        less=True,
+    ),
+    Column(
+        "flops_prefill",
+        "prefill FLOPs",
+        "Cost",
+        "flops",
+        "flops_prefill: all tokens, vision tower, projector and selection included, one multiply-add counted "
+        "as two, by formula.",
+        less=True,
+    ),
+    Column(
+        "flops_prefill_measured",
+        "prefill FLOPs, counted",
+        "Cost",
+        "flops",
+        "The same as counted by the framework's operation counter while the model ran.",
+        less=True,
+    ),
+    Column("kv_mib", "KV, MiB", "Cost", "mib", "Key and value cache behind prefill, by formula.", less=True),
+    Column(
+        "kv_mib_measured",
+        "KV held, MiB",
+        "Cost",
+        "mib",
+        "The same as held in memory by the run.",
+        less=True,
+    ),
+    Column(
+        "vision_ms", "vision, ms", "Cost", "ms", "Vision tower and projector; median (p10–p90).", less=True
+    ),
+    Column(
+        "selection_ms", "selection, ms", "Cost", "ms", "Deciding what stays; median (p10–p90).", less=True
+    ),
+    Column(
+        "prefill_ms", "prefill, ms", "Cost", "ms", "Time to the first token; median (p10–p90).", less=True
+    ),
+    Column(
+        "per_token_ms",
+        "per token, ms",
+        "Cost",
+        "ms",
+        "Each output token after the first; median (p10–p90).",
+        less=True,
+    ),
+    Column(
+        "prefill_ratio",
+        "prefill ×",
+        "Cost",
+        "times",
+        "Prefill time over the unpruned model's, timed in alternation; median and its range.",
+        less=True,
+    ),
+    Column(
+        "per_token_ratio",
+        "per token ×",
+        "Cost",
+        "times",
+        "Time per output token over the unpruned model's, timed in the same way.",
+        less=True,
+    ),
+    Column("peak_memory_mib", "peak memory, MiB", "Cost", "mib", "Most memory held at once.", less=True),
+)
+SHOWN_COST = ("flops_visual_pdrop", "kv_mib", "prefill_ratio", "per_token_ratio")
+_PREFIX = {0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
+
+
+def ability_column(ability: str, n: int) -> Column:
+    """The column of one ability."""
+    return Column(
+        key=f"accuracy_{ability}",
+        title=ability,
+        group="Accuracy by ability, %",
+        kind="percent",
+        help=f"Mean score over {n} samples.",
+        less=False,
+    )
+
+
+def number(value: Any, kind: str) -> str:
+    """Write a number of a kind; a dash where there is none."""
+    if kind == "text":
+        return str(value)
+    if value is None or isnan(value):
+        return DASH
+    if kind == "percent":
+        return f"{100 * value:.1f}"
+    if kind == "p":
+        return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+    if kind == "kl":
+        return "0" if value == 0 else f"{value:.1e}" if value < 0.0005 else f"{value:.3f}"
+    if kind == "flops":
+        return _scaled(value)
+    if kind == "tokens":
+        return f"{value:.1f}"
+    if kind == "times":
+        return f"{value:.2f}"
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}" if value >= 1 else f"{value:.2g}"
+
+
+def spread(row: Mapping[str, Any], column: Column) -> str:
+    """The interval of a quantity in a row as text, "" where it has none."""
+    low, high = row.get(f"{column.key}_low"), row.get(f"{column.key}_high")
+    if low is None or high is None or isnan(low) or isnan(high):
+        return ""
+    if column.kind == "percent":
+        return f"{100 * low:.0f}–{100 * high:.0f}"
+    return f"{number(low, column.kind)}–{number(high, column.kind)}"
+
+
+def _scaled(value: float) -> str:
+    if value <= 0:
+        return "0"
+    step = min(max(3 * floor(log10(value) / 3), 0), 15)
+    scaled = value / 10**step
+    return f"{scaled:.3g} {_PREFIX[step]}" if scaled < 999.5 else f"{scaled:.0f} {_PREFIX[step]}"

@@ -1,0 +1,92 @@
+"""The table as CSV, Markdown and LaTeX."""
+
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from btp.report.columns import DASH, Column, number, spread
+from btp.report.table import Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    "×": r"$\times$",
+    "–": "--",
+    "<": r"$<$",
+    ">": r"$>$",
+    "²": r"$^2$",
+}
+
+
+def write_table(table: Table, folder: Path, stem: str) -> list[Path]:
+    """Write `<stem>.csv`, `.md` and `.tex` into `folder` and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for ending, text in (("csv", to_csv(table)), ("md", to_markdown(table)), ("tex", to_latex(table))):
+        path = folder / f"{stem}.{ending}"
+        path.write_text(text)
+        written.append(path)
+    return written
+
+
+def to_csv(table: Table) -> str:
+    """Every quantity of every row, unrounded, with the ends of the intervals; empty where not measured."""
+    return table.frame.dropna(axis="columns", how="all").to_csv(index=False)
+
+
+def to_markdown(table: Table) -> str:
+    """The shown columns, intervals in brackets behind the numbers."""
+    lines = [[_escape_pipe(_heading(column)) for column in table.columns]]
+    lines += [[":--" if c.kind == "text" else "--:" for c in table.columns]]
+    for _, row in table.frame.iterrows():
+        lines.append([_escape_pipe(_with_interval(row, column, " ({})")) for column in table.columns])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs tabular of the shown columns under their groups, intervals small behind the numbers."""
+    groups = [(name, len(list(members))) for name, members in groupby(table.columns, lambda c: c.group)]
+    upper, rules, at = [], [], 1
+    for name, width in groups:
+        upper.append(f"\\multicolumn{{{width}}}{{c}}{{{_escape_latex(name)}}}")
+        rules.append(f"\\cmidrule(lr){{{at}-{at + width - 1}}}")
+        at += width
+    body = []
+    for _, row in table.frame.iterrows():
+        cells = (_escape_latex(_with_interval(row, column, "\x01{}\x02")) for column in table.columns)
+        body.append(" & ".join(cells).replace("\x01", r" {\scriptsize[").replace("\x02", "]}") + r" \\")
+    return "\n".join(
+        [
+            f"% {table.title}. Needs booktabs.",
+            f"\\begin{{tabular}}{{{''.join('l' if c.kind == 'text' else 'r' for c in table.columns)}}}",
+            r"\toprule",
+            " & ".join(upper) + r" \\",
+            " ".join(rules),
+            " & ".join(_escape_latex(_heading(c)) for c in table.columns) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _heading(column: Column) -> str:
+    return f"{column.title}, %" if column.kind == "percent" and "%" not in column.title else column.title
+
+
+def _with_interval(row: Mapping[str, Any], column: Column, form: str) -> str:
+    text, ends = number(row.get(column.key), column.kind), spread(row, column)
+    return text + form.format(ends) if ends and text != DASH else text
+
+
+def _escape_pipe(text: str) -> str:
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in text)

@@ -1,0 +1,260 @@
+"""Reads a run folder: the only way in which results reach the report.
+
+A run folder holds the files below. The first three are required; the report leaves out what a missing other
+one would show.
+
+- `config.yaml`: the resolved config. Read here: model.name, pruner.name, pruner.schedule, task.name,
+  task.reading (abilities that read text in the picture), budget, seed, limit.
+- `run.json`: {state: finished | running | failed, identity, name, command, versions: {library: version},
+  hardware, started: ISO time, seconds, phases: {name: seconds},
+  arms: [{arm, title, role: baseline | method | control, pruner, note, schedule?: [{site, keep}, ...]}],
+  inert: {checked, identical, max_logit_difference}}. Arms are shown in this order; `schedule` is what was
+  planned for the arm, so that a stage that never ran is seen.
+- `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
+  score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same), kl (nats, first
+  answer token's distribution from the unpruned one), tokens_avg, total (visual tokens before any pruning).
+- `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
+  visual indices).
+- `layers.json`: {arm: {visual: [mean visual tokens per decoder layer], tokens: [...]}}.
+- `cost.json`: {arm: {quantity: number, or {median, p10, p90}, or for a *_ratio {median, low, high}},
+  hardware: text}. Quantities are named in btp/report/columns.py; any may be missing or null.
+- `calibration.yaml`: {stages: [{layer, site, keep, balance}], curves: {changed: [mean visual tokens that each
+  layer changed], attention: [mass on the picture in each layer], tau, samples}, ...}.
+- `pictures/<sample>.png` and `pictures/index.json`: {sample: {grid: [H, W], labels: [...],
+  boxes: [[x0, y0, x1, y1] in shares of the sides]}}.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+SAMPLES = (
+    *("arm", "sample", "ability", "question", "reference", "prediction", "score", "unpruned"),
+    *("agreement", "kl", "tokens_avg", "total"),
+)
+TRACE = ("arm", "sample", "site", "order", "before", "after", "kept")
+AGAIN = "Run its command again (finished samples are not computed twice)"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way in which the samples were answered.
+
+    Attributes:
+        arm: key in every file.
+        title: name to show.
+        role: "baseline" (the unpruned model), "method" or "control".
+        pruner: name of the pruner, "none" without one.
+        note: what a reader should know about it.
+        schedule: planned stages, each with site and keep; None where the run does not say.
+    """
+
+    arm: str
+    title: str
+    role: str
+    pruner: str
+    note: str = ""
+    schedule: tuple[Mapping[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sample's picture, the grid [rows, columns] of its visual tokens, and its labelled boxes."""
+
+    path: Path
+    grid: tuple[int, int]
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run folder holds; the module's docstring says what is in each part."""
+
+    path: Path
+    config: Mapping[str, Any]
+    run: Mapping[str, Any]
+    arms: tuple[Arm, ...]
+    samples: pd.DataFrame
+    trace: pd.DataFrame
+    layers: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] | None = None
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """A value of the config by its dotted key."""
+        value: Any = self.config
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    @property
+    def abilities(self) -> list[str]:
+        """Abilities in the order in which the samples show them."""
+        return list(dict.fromkeys(self.samples["ability"]))
+
+    @property
+    def reading(self) -> list[str]:
+        """Abilities of this run that read text in the picture, as task.reading says."""
+        return [a for a in self.abilities if a in (self.setting("task.reading") or ())]
+
+    @property
+    def baseline(self) -> Arm | None:
+        """The unpruned model."""
+        return next((a for a in self.arms if a.role == "baseline"), None)
+
+    @property
+    def random(self) -> Arm | None:
+        """The control that keeps visual tokens by lot."""
+        return next((a for a in self.arms if a.role == "control" and a.pruner == "random"), None)
+
+    @property
+    def methods(self) -> list[Arm]:
+        """The arms that the run is about."""
+        return [a for a in self.arms if a.role == "method"]
+
+    def rows(self, arm: str) -> pd.DataFrame:
+        """An arm's samples, indexed by sample."""
+        return self.samples[self.samples["arm"] == arm].set_index("sample")
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Read a run folder.
+
+    Raises:
+        ValueError: the folder is no run folder, or a file in it is missing, broken or disagrees with another.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").is_file():
+        raise ValueError(_no_run(folder))
+    run = _mapping(folder / "run.json", json.loads)
+    config = _mapping(folder / "config.yaml", yaml.safe_load)
+    samples = _frame(folder / "samples.parquet", SAMPLES)
+    _check_samples(samples, folder / "samples.parquet")
+    listed = _arms(run, config, folder / "run.json")
+    unknown = sorted(set(samples["arm"]) - {a.arm for a in listed})
+    if unknown:
+        raise ValueError(
+            f"{folder / 'samples.parquet'} holds arms that run.json does not list: {', '.join(unknown)}. "
+            f"{AGAIN}, so that both are written by the same run."
+        )
+    trace = folder / "trace.parquet"
+    calibration = folder / "calibration.yaml"
+    return RunFolder(
+        path=folder,
+        config=config,
+        run=run,
+        arms=tuple(a for a in listed if a.arm in set(samples["arm"])),
+        samples=samples,
+        trace=_frame(trace, TRACE) if trace.exists() else pd.DataFrame(columns=list(TRACE)),
+        layers=_optional(folder / "layers.json", json.loads),
+        cost=_optional(folder / "cost.json", json.loads),
+        calibration=_optional(calibration, yaml.safe_load) or None,
+        pictures=_pictures(folder / "pictures"),
+    )
+
+
+def _no_run(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder} is no run folder: there is no such folder. Name a folder that run.py wrote."
+    inside = sorted(p.parent for p in folder.glob("*/run.json"))
+    if inside:
+        return (
+            f"{folder} is no run folder: it holds no run.json, but {len(inside)} of its folders do. "
+            f"Name those: {folder}/*, or for example {inside[0]}."
+        )
+    return f"{folder} is no run folder: it holds no run.json. Name a folder that run.py wrote."
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing. {AGAIN}.")
+    try:
+        value = parse(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read: {reason}. Delete it. {AGAIN}.") from error
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path} holds {type(value).__name__}, not keys with values. Delete it. {AGAIN}.")
+    return value
+
+
+def _optional(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
+    return _mapping(path, parse) if path.exists() else {}
+
+
+def _frame(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: no sample has been answered. {AGAIN}.")
+    try:
+        frame = pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{path} cannot be read: {reason}. Delete it. {AGAIN}.") from error
+    if frame.shape == (0, 0):  # what is written where there was no row to take columns from
+        return pd.DataFrame(columns=list(columns))
+    missing = [c for c in columns if c not in frame.columns]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}. Delete it. {AGAIN}.")
+    return frame.reset_index(drop=True)
+
+
+def _check_samples(samples: pd.DataFrame, path: Path) -> None:
+    if samples.empty:
+        raise ValueError(f"{path} holds no sample. {AGAIN}; see that limit is 1 or more.")
+    twice = samples[samples.duplicated(["arm", "sample"])]
+    if len(twice):
+        arm, sample = twice.iloc[0][["arm", "sample"]]
+        raise ValueError(f"{path} holds sample {sample} of arm {arm} more than once. Delete it. {AGAIN}.")
+    if not samples["score"].between(0, 1).all():
+        bad = samples[~samples["score"].between(0, 1)].iloc[0]
+        raise ValueError(
+            f"{path} holds the score {bad['score']} (sample {bad['sample']}, arm {bad['arm']}), which is not "
+            "in [0, 1]. Correct the task's score()."
+        )
+
+
+def _arms(run: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> list[Arm]:
+    listed = run.get("arms")
+    if not isinstance(listed, list) or not listed or not all("arm" in entry for entry in listed):
+        raise ValueError(f"{path} lists no arms. Delete it. {AGAIN}.")
+    planned = (config.get("pruner") or {}).get("schedule")
+    arms = []
+    for entry in listed:
+        role = entry.get("role", "method")
+        schedule = entry.get("schedule") or (planned if role == "method" else None)
+        if not isinstance(schedule, list) or not all(
+            isinstance(s, Mapping) and "site" in s for s in schedule
+        ):
+            schedule = None
+        arms.append(
+            Arm(
+                arm=entry["arm"],
+                title=entry.get("title") or entry["arm"],
+                role=role,
+                pruner=entry.get("pruner") or "none",
+                note=entry.get("note") or "",
+                schedule=None if schedule is None else tuple(schedule),
+            )
+        )
+    return arms
+
+
+def _pictures(folder: Path) -> dict[str, Picture]:
+    found = {}
+    for sample, entry in _optional(folder / "index.json", json.loads).items():
+        path = folder / f"{sample}.png"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing, but {folder / 'index.json'} names it. {AGAIN}.")
+        boxes = tuple(tuple(map(float, box)) for box in entry.get("boxes") or ())
+        grid = (int(entry["grid"][0]), int(entry["grid"][1]))
+        found[sample] = Picture(path, grid, boxes, tuple(map(str, entry.get("labels") or ())))
+    return found

@@ -1,0 +1,113 @@
+"""Pictures of what was kept: the picture once per stage, dropped patches dimmed, kept ones clear."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+from btp.report.load import RunFolder
+
+SIDE = 240  # pixels of a panel's longer side
+_MARGIN, _LINE, _NAME = 12, 20, 110
+_PAPER, _INK, _SOFT = "#ffffff", "#1d2430", "#59616d"
+_PER_ROW = 4
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One stage of one sample: where, how many visual tokens before and after, and which stayed."""
+
+    site: str
+    before: int
+    after: int
+    kept: tuple[int, ...]
+
+
+def stage_views(run: RunFolder, arm: str, sample: str) -> list[StageView]:
+    """What each stage of an arm did to a sample, in order; empty where it has no stage."""
+    rows = run.trace[(run.trace["arm"] == arm) & (run.trace["sample"] == sample)].sort_values("order")
+    return [
+        StageView(str(r["site"]), int(r["before"]), int(r["after"]), tuple(int(i) for i in r["kept"]))
+        for _, r in rows.iterrows()
+    ]
+
+
+def kept_cells(kept: Sequence[int], grid: tuple[int, int]) -> np.ndarray:
+    """[rows, columns] of True where a patch's visual token stayed.
+
+    Raises:
+        ValueError: an index lies outside the grid, so that tokens and patches are not one and the same.
+    """
+    cells = np.zeros(grid[0] * grid[1], bool)
+    if len(kept) and not 0 <= min(kept) <= max(kept) < cells.size:
+        raise ValueError(
+            f"Visual token {max(kept)} lies outside a grid of {grid[0]} x {grid[1]}. "
+            "Correct the grid of this sample in pictures/index.json."
+        )
+    cells[list(kept)] = True
+    return cells.reshape(grid)
+
+
+def overlay_png(
+    picture: Image.Image, grid: tuple[int, int], rows: Sequence[tuple[str, list[StageView]]]
+) -> bytes:
+    """Draw a sample's stages side by side, one row per arm (more than four stages wrap).
+
+    Args:
+        picture: the sample's picture.
+        grid: rows and columns of its visual tokens.
+        rows: title of an arm and its stages.
+
+    Returns:
+        Bytes of a PNG.
+    """
+    scale = SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    base = picture.convert("RGB").resize(
+        size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    )
+    lines = [
+        (title if i == 0 else "", stages[i : i + _PER_ROW])
+        for title, stages in rows
+        for i in range(0, len(stages), _PER_ROW)
+    ]
+    columns = max((len(stages) for _, stages in lines), default=0) + 1
+    step = (size[0] + _MARGIN, size[1] + _LINE + _MARGIN)
+    sheet = Image.new("RGB", (_NAME + columns * step[0], max(1, len(lines)) * step[1] + _MARGIN), _PAPER)
+    pen, font = ImageDraw.Draw(sheet), _font(12)
+    sheet.paste(base, (_NAME, _MARGIN + _LINE))
+    pen.text((_NAME, _MARGIN), "picture", _SOFT, font)
+    for at, (title, stages) in enumerate(lines):
+        top = _MARGIN + at * step[1]
+        pen.text((_MARGIN, top + _LINE), title, _INK, _font(13))
+        for i, stage in enumerate(stages, start=1):
+            left = _NAME + i * step[0]
+            pen.text((left, top), f"{stage.site}  {stage.before} → {stage.after}", _SOFT, font)
+            sheet.paste(panel(base, kept_cells(stage.kept, grid)), (left, top + _LINE))
+    buffer = BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def panel(picture: Image.Image, cells: np.ndarray) -> Image.Image:
+    """The picture with dropped patches grey and dark, kept ones as they are, and a faint grid."""
+    edges = [
+        np.linspace(0, n, parts + 1).round().astype(int)
+        for n, parts in zip(picture.size[::-1], cells.shape, strict=True)
+    ]
+    mask = np.repeat(np.repeat(cells, np.diff(edges[0]), axis=0), np.diff(edges[1]), axis=1)
+    clear = np.asarray(picture, np.float32)
+    grey = clear.mean(axis=2, keepdims=True)
+    out = np.where(mask[..., None], clear, 0.24 * (0.75 * grey + 0.25 * clear) + 10)
+    for row in edges[0][1:-1]:
+        out[row] = 0.82 * out[row] + 0.18 * 255
+    for column in edges[1][1:-1]:
+        out[:, column] = 0.82 * out[:, column] + 0.18 * 255
+    return Image.fromarray(out.clip(0, 255).astype(np.uint8))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

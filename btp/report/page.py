@@ -1,0 +1,270 @@
+"""Writes a run's report: an HTML page that needs nothing beside it; tables, plots and overlays as files."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from btp.report import browser
+from btp.report.columns import COST, DASH, Column, number, spread
+from btp.report.export import write_table
+from btp.report.fired import fired
+from btp.report.load import RunFolder, read_run
+from btp.report.overlays import overlay_png, stage_views
+from btp.report.palette import DARK, LIGHT, looks
+from btp.report.plots import PLOTS, to_png
+from btp.report.summary import NOTABLE, headline, remarks
+from btp.report.table import Table, run_table
+
+_PLOT_TEXTS = {
+    "accuracy_by_ability": (
+        "Accuracy by ability",
+        "Mean score per ability with its 95% interval; in brackets, samples per ability.",
+    ),
+    "accuracy_by_tokens": (
+        "Accuracy over visual tokens",
+        "Macro accuracy with its 95% interval. Arms at the same budget stand side by side.",
+    ),
+    "tokens_per_layer": (
+        "Visual tokens per layer",
+        "Mean visual tokens that entered each decoder layer, as the run counted them.",
+    ),
+    "calibration": ("Calibration", "What each layer does to the picture, and the layers the stages came to."),
+}
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html, table.csv, .md and .tex, figures/ and overlays/ into a run folder.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        ValueError: the folder is no run folder, or a file in it is missing or broken.
+    """
+    run = read_run(folder)
+    table = run_table(run)
+    write_table(table, run.path, "table")
+    figures = _write_figures(run, table)
+    _write_overlays(run)
+    page = run.path / "report.html"
+    page.write_text(_render(run, table, figures), encoding="utf-8")
+    return page
+
+
+def _write_figures(run: RunFolder, table: Table) -> dict[str, dict[str, str]]:
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    figures = {}
+    for name, draw in PLOTS.items():
+        png = to_png(draw, run, table, LIGHT)
+        if png is None:
+            continue
+        (folder / f"{name}.png").write_bytes(png)
+        dark = to_png(draw, run, table, DARK)
+        title, caption = _PLOT_TEXTS[name]
+        uris = {"light": browser.data_uri(png), "dark": browser.data_uri(dark)}
+        figures[name] = {"title": title, "caption": caption, **uris}
+    return figures
+
+
+def _write_overlays(run: RunFolder) -> None:
+    if not run.pictures:
+        return
+    folder = run.path / "overlays"
+    folder.mkdir(exist_ok=True)
+    for sample, picture in run.pictures.items():
+        rows = [(arm.title, stage_views(run, arm.arm, sample)) for arm in run.arms]
+        with Image.open(picture.path) as image:
+            png = overlay_png(image, picture.grid, [row for row in rows if row[1]])
+        (folder / f"{sample}.png").write_bytes(png)
+
+
+def _render(run: RunFolder, table: Table, figures: Mapping[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("btp.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    look = looks([(arm.arm, arm.role) for arm in run.arms])
+    samples = browser.cards(run)
+    strips = list(dict.fromkeys((s["arm"], s["title"]) for card in samples for s in card["strips"]))
+    method = run.methods[0].arm if run.methods else ""
+    return environment.get_template("report.html").render(
+        dash=DASH,
+        head=_head(run),
+        headline=headline(run, table),
+        tiles=_tiles(run, table),
+        remarks=remarks(run, table),
+        arms=[{"arm": a.arm, "title": a.title, "role": a.role, "note": a.note} for a in run.arms],
+        looks=look,
+        table=_table(table),
+        figures=figures,
+        cost=_cost(run, table),
+        stages=[e | {"keep": _keep(e["keep"])} for e in fired(run)],
+        calibration=_calibration(run),
+        inert=run.run.get("inert"),
+        samples=samples,
+        strips=strips,
+        shown_strip=method if any(arm == method for arm, _ in strips) else (strips[0][0] if strips else ""),
+        abilities=[a for a in run.abilities if any(card["ability"] == a for card in samples)],
+        details=_details(run),
+        number=number,
+    )
+
+
+def _head(run: RunFolder) -> dict[str, Any]:
+    started = run.run.get("started")
+    return {
+        "pruner": run.setting("pruner.name", "?"),
+        "model": run.setting("model.name", "?"),
+        "task": run.setting("task.name", "?"),
+        "name": run.run.get("name") or run.path.name,
+        "state": run.run.get("state", "?"),
+        "command": run.run.get("command", ""),
+        "hardware": run.run.get("hardware", ""),
+        "samples": run.samples["sample"].nunique(),
+        "started": datetime.fromisoformat(started).strftime("%-d %B %Y, %H:%M") if started else "",
+        "seconds": _duration(run.run.get("seconds")),
+        "identity": run.run.get("identity", ""),
+    }
+
+
+def _tiles(run: RunFolder, table: Table) -> list[dict[str, str]]:
+    """The first method's key numbers, each beside the unpruned model's."""
+    arm = (run.methods or run.arms)[0].arm
+    rows = {row["arm"]: row for _, row in table.frame.iterrows()}
+    row, base = rows[arm], rows.get(run.baseline.arm) if run.baseline else None
+    keys = ("tokens_avg", "macro", "reading", "agreement", "flops_prefill", "prefill_ratio")
+    columns = {c.key: c for c in (*table.columns, *COST)}
+    titles = {
+        "tokens_avg": "visual tokens, layer average",
+        "macro": "macro accuracy",
+        "reading": "reading in the picture",
+        "agreement": "same answer as unpruned",
+        "flops_prefill": "prefill FLOPs",
+        "prefill_ratio": "prefill time, × unpruned",
+    }
+    tiles = []
+    for key in keys:
+        if key not in columns or (text := number(row.get(key), columns[key].kind)) == DASH:
+            continue
+        against = ""
+        if base is not None and key not in ("agreement", "prefill_ratio"):
+            against = f"unpruned {number(base.get(key), columns[key].kind)}"
+        elif ends := spread(row, columns[key]):
+            against = f"{'95% interval' if key == 'agreement' else 'range'} {ends}"
+        percent = "%" if columns[key].kind == "percent" else ""
+        tiles.append({"title": titles[key], "value": text + percent, "against": against})
+    return tiles
+
+
+def _table(table: Table) -> dict[str, Any]:
+    groups: list[dict[str, Any]] = []
+    for column in table.columns:
+        if not groups or groups[-1]["name"] != column.group:
+            groups.append({"name": column.group, "width": 0})
+        groups[-1]["width"] += 1
+    base = next((row for _, row in table.frame.iterrows() if row["role"] == "baseline"), None)
+    starts = {table.columns[sum(g["width"] for g in groups[:i])].key for i in range(1, len(groups))}
+    return {
+        "groups": groups,
+        "columns": [{"title": c.title, "help": c.help, "text": c.kind == "text"} for c in table.columns],
+        "rows": [
+            {
+                "arm": row["arm"],
+                "role": row["role"],
+                "note": row["note"],
+                "cells": [_cell(row, c, base) | {"start": c.key in starts} for c in table.columns],
+            }
+            for _, row in table.frame.iterrows()
+        ],
+    }
+
+
+def _cell(row: Mapping[str, Any], column: Column, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    value = row.get(column.key)
+    p, mark = row.get(f"{column.key}_p"), ""
+    if base is not None and p is not None and p < NOTABLE:
+        mark = "drop" if value < base[column.key] else "gain"
+    return {
+        "text": number(value, column.kind),
+        "spread": spread(row, column),
+        "sort": str(value)
+        if column.kind == "text"
+        else ""
+        if value is None or value != value
+        else f"{value:.9g}",
+        "mark": mark,
+    }
+
+
+def _cost(run: RunFolder, table: Table) -> dict[str, Any]:
+    """Every convention that was measured: a row each, a column per arm."""
+    frame = table.frame
+    rows = [
+        {
+            "title": column.title,
+            "key": column.key,
+            "help": column.help.removeprefix(f"{column.key}: "),
+            "cells": [_cell(row, column) for _, row in frame.iterrows()],
+        }
+        for column in COST
+        if frame[column.key].notna().any()
+    ]
+    return {"rows": rows, "hardware": run.cost.get("hardware", "")}
+
+
+def _calibration(run: RunFolder) -> dict[str, Any] | None:
+    if not run.calibration:
+        return None
+    known = {k: v for k, v in run.calibration.items() if k not in ("stages", "curves")}
+    curves = run.calibration.get("curves") or {}
+    return {
+        "stages": [
+            {"site": s.get("site") or f"llm.layer.{s.get('layer')}", "keep": _keep(s.get("keep"))}
+            | {"balance": DASH if s.get("balance") is None else f"{s['balance']:.3g}"}
+            for s in run.calibration.get("stages") or ()
+        ],
+        "tau": curves.get("tau", DASH),
+        "samples": curves.get("samples", DASH),
+        "provenance": yaml.safe_dump(known, sort_keys=False).strip() if known else "",
+    }
+
+
+def _details(run: RunFolder) -> dict[str, Any]:
+    return {
+        "versions": run.run.get("versions") or {},
+        "phases": {name: _duration(seconds) for name, seconds in (run.run.get("phases") or {}).items()},
+        "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True).strip(),
+    }
+
+
+def _keep(keep: Any) -> str:
+    """A planned keep in words: a share of the original visual tokens, or tokens."""
+    if keep is None:
+        return DASH
+    return (
+        f"{100 * keep:.3g}%"
+        if isinstance(keep, float)
+        else "none"
+        if keep == 0
+        else f"{keep} tokens"
+        if isinstance(keep, int)
+        else str(keep)
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

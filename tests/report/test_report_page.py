@@ -1,0 +1,160 @@
+"""The page in a real browser, on a laptop and on a phone, and the files beside it."""
+
+import io
+import shutil
+
+import pytest
+from PIL import Image
+from sample_run import ARMS, write_run
+
+from btp.report.load import read_run
+from btp.report.overlays import kept_cells, stage_views
+from btp.report.page import write_report
+
+FLAGS = ("--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
+         "--disable-sync --no-first-run")  # fmt: skip
+SCREENS = {"laptop": (1280, 800), "phone": (390, 844)}
+
+
+def find_browser():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = find_browser()
+    if path is None:
+        pytest.skip("no chromium or google-chrome on this machine")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=SCREENS)
+def tab(request, browser, page):
+    """The report, open; fails where it complained or asked for anything outside itself."""
+    width, height = SCREENS[request.param]
+    context = browser.new_context(viewport={"width": width, "height": height})
+    tab = context.new_page()
+    complaints, requests = [], []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(page.as_uri())
+    yield tab
+    context.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert [url for url in requests if url.startswith("file:")] == [page.as_uri()]
+
+
+def methods(tab):
+    return tab.eval_on_selector_all("#results tbody tr", "rows => rows.map(row => row.dataset.arm)")
+
+
+def visible(tab, selector):
+    return tab.eval_on_selector_all(selector, "all => all.filter(e => e.offsetParent !== null).length")
+
+
+def test_everything_is_there(tab):
+    assert tab.title() == "btp on pocket, pocketvqa · btp report"
+    assert "python run.py model=pocket pruner=btp" in tab.inner_text("header")
+    assert "2-core CPU" in tab.inner_text("header")
+    assert methods(tab) == ["unpruned", "btp", "random"]
+    assert visible(tab, "section") == 8
+    sizes = tab.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
+    assert len(sizes) == 4 + 8
+    assert min(sizes) > 0
+
+
+def test_nothing_hangs_over_the_edge(tab):
+    inner = tab.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert inner[0] <= inner[1]
+
+
+def test_a_click_on_a_heading_sorts(tab):
+    heading = tab.locator("#results thead button", has_text="macro")
+    heading.click()
+    assert methods(tab) == ["unpruned", "btp", "random"]
+    heading.click()
+    assert methods(tab) == ["random", "btp", "unpruned"]
+    assert tab.get_attribute("#results th[aria-sort=ascending]", "aria-sort") == "ascending"
+    tab.locator("#results thead button", has_text="p, unpruned").click()
+    assert methods(tab)[-1] == "unpruned"  # no number: at the end, whichever way
+    tab.locator("#results thead button", has_text="method").click()
+    assert methods(tab) == ["btp", "random", "unpruned"]
+
+
+def test_the_sample_browser_filters(tab, run_folder):
+    assert visible(tab, ".sample") == 8
+    tab.click("button[data-ability=digit]")
+    assert visible(tab, ".sample") == 2
+    assert tab.inner_text("#count") == "2 of 8"
+    tab.click("button[data-ability='']")
+    tab.check("#differs")
+    run = read_run(run_folder)
+    same = run.samples[run.samples["sample"].isin(run.pictures)].groupby("sample")["agreement"].all()
+    assert 0 < same.sum() < 8
+    assert visible(tab, ".sample") == 8 - same.sum()
+    tab.uncheck("#differs")
+    assert visible(tab, ".sample") == 8
+
+
+def test_the_sample_browser_shows_what_was_kept(tab):
+    assert visible(tab, ".stage[data-strip=btp]") == 8 * 3
+    assert visible(tab, ".stage[data-strip=random]") == 0
+    tab.click("button[data-strip=random]")
+    assert visible(tab, ".stage[data-strip=random]") == 8 * 3
+    assert visible(tab, ".box") == 0
+    tab.check("#boxes")
+    assert visible(tab, ".box") == 8 * 4
+
+
+def test_a_kept_patch_looks_like_the_picture_and_a_dropped_one_does_not(tab, run_folder):
+    """Reads pixels of what the browser drew."""
+    run = read_run(run_folder)
+    sample, picture = next(iter(run.pictures.items()))
+    cells = kept_cells(stage_views(run, "btp", sample)[0].kept, picture.grid)
+    drawn = Image.open(io.BytesIO(tab.locator(".sample .stage[data-strip=btp] svg").first.screenshot()))
+    original = Image.open(picture.path)
+    seen = {True: [], False: []}
+    for row in range(12):
+        for column in range(12):
+            at = ((column + 0.5) / 12, (row + 0.5) / 12)
+            here, there = (
+                image.convert("RGB").getpixel((int(at[0] * image.width), int(at[1] * image.height)))
+                for image in (drawn, original)
+            )
+            seen[bool(cells[row, column])].append(max(abs(a - b) for a, b in zip(here, there, strict=True)))
+    assert sorted(seen[True])[int(0.9 * len(seen[True]))] < 30
+    assert sorted(seen[False])[int(0.1 * len(seen[False]))] > 30
+
+
+def test_files_lie_beside_the_page(page):
+    beside = {p.name for p in page.parent.iterdir()}
+    assert {"report.html", "table.csv", "table.md", "table.tex"} <= beside
+    assert sorted(p.stem for p in (page.parent / "figures").iterdir()) == [
+        "accuracy_by_ability",
+        "accuracy_by_tokens",
+        "calibration",
+        "tokens_per_layer",
+    ]
+    assert len(list((page.parent / "overlays").glob("*.png"))) == 8
+
+
+def test_what_a_model_says_is_text_not_markup(tmp_path):
+    arms = ({**ARMS[0], "title": "<b>bold</b>", "note": "</script><script>alert(1)</script>"}, *ARMS[1:])
+    text = write_report(write_run(tmp_path / "run", samples=4, arms=arms, overlays=0)).read_text()
+    assert "<b>bold</b>" not in text
+    assert text.count("<script>") == 1
+
+
+def test_a_poor_run_has_a_page_too(tmp_path):
+    gone = ("trace.parquet", "layers.json", "cost.json", "calibration.yaml", "pictures/index.json")
+    text = write_report(write_run(tmp_path / "run", samples=4, arms=ARMS[:1], drop=gone)).read_text()
+    for section in ("cost", "calibration", "samples"):
+        assert f'<section id="{section}">' not in text
+    assert '<section id="table">' in text
