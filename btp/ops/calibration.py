@@ -127,8 +127,8 @@ def shift_layers(
     attention is taken, since its output suffers least from the cut; of equals the earlier. Where shifts run
     out, the layer in which most tokens change comes next among those that keep the gap and lie in no shift,
     and after these among those that lie in one; of equals the one farthest from all stages and both ends,
-    then the lowest. Where a budget says how deep the first stage may lie at most, that one is chosen first, by
-    the same rules among the layers it leaves.
+    then the lowest. Where a budget says how deep the first stage may lie at most, that one is chosen first,
+    by the same rules among the layers it leaves.
 
     Args:
         changed, attention: as `calibrated_stages`.
@@ -156,13 +156,15 @@ def shift_layers(
         return apart and _room([*taken, layer], L, min_gap) >= stages
 
     found = shifts(changed)
+    used: list[Shift] = []
 
     def choose(wanted: int, deepest: int) -> None:
-        for shift in found:
+        for shift in [s for s in found if s not in used]:
             sides = (shift.first, shift.last + 1)
             free = [s for s in sides if s <= deepest and fits(s) and not any(o.holds(s) for o in found)]
             if free and len(taken) < wanted:
                 taken.append(min(free, key=lambda layer: (attention[layer], layer)))
+                used.append(shift)
         while len(taken) < wanted:
             free = [layer for layer in range(1, min(L, deepest + 1)) if fits(layer)]
             outside = [layer for layer in free if not any(shift.holds(layer) for shift in found)]
@@ -217,9 +219,7 @@ def _room(taken: Iterable[int], num_layers: int, min_gap: int) -> int:
 
 def _check_stages(stages: int, num_layers: int, min_gap: int) -> None:
     if stages < 1:
-        raise ValueError(
-            f"stages is {stages}, so nothing is pruned. Set stages to 1 or more, or pruner=none."
-        )
+        raise ValueError(f"stages is {stages}, so nothing is pruned. Set stages to 1 or more, or pruner=none.")
     if min_gap < 1:
         raise ValueError(f"schedule.min_gap is {min_gap}. Set it to 1 layer or more.")
     most = _room([], num_layers, min_gap)

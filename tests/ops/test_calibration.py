@@ -3,7 +3,14 @@
 import pytest
 
 from btp.core.schedule import Schedule
-from btp.ops.calibration import Shift, calibrated_stages, shift_layers, shifts, uniform_stages
+from btp.ops.calibration import (
+    Shift,
+    calibrated_stages,
+    deepest_first,
+    shift_layers,
+    shifts,
+    uniform_stages,
+)
 
 BALANCE = {"first": 0.6, "last": 1.0}
 #          0  1  2   3   4   5  6  7  8   9  10 11
@@ -47,6 +54,16 @@ def test_gap_moves_or_skips_a_boundary():
 def test_room_is_kept_for_stages_to_come():
     """Layers 1 to 7 hold three stages at gap 3 only as 1, 4, 7, wherever the peak lies."""
     assert shift_layers([0, 0, 0, 50, 0, 0, 0, 0], [1.0] * 8, 3, 3) == [1, 4, 7]
+
+
+def test_a_budget_draws_the_first_stage_forward():
+    """Layers in front of the first stage spend at most three quarters of the budget."""
+    assert deepest_first(0.22, 32) == 5
+    assert deepest_first(0.05, 8) == 1
+    late = [0, 0, 0, 0, 0, 0, 10, 50, 20, 0, 60, 0]
+    assert shift_layers(late, FLAT, 2, 2) == [7, 10]
+    assert shift_layers(late, FLAT, 2, 2, deepest_first=3) == [3, 10]
+    assert shift_layers(CHANGED, FLAT, 2, 2, deepest_first=4) == [3, 8]
 
 
 def test_exactly_as_many_stages_as_asked():
