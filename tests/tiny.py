@@ -136,10 +136,7 @@ def prompts(lvlm: LVLM, rows: list[list], padding: str = "left", seed: int = 0) 
     left = padding == "left"
     input_ids = torch.tensor([p + r if left else r + p for p, r in zip(pads, ids, strict=True)])
     mask = torch.tensor(
-        [
-            [0] * len(p) + [1] * len(r) if left else [1] * len(r) + [0] * len(p)
-            for p, r in zip(pads, ids, strict=True)
-        ]
+        [[0] * len(p) + [1] * len(r) if left else [1] * len(r) + [0] * len(p) for p, r in zip(pads, ids, strict=True)]
     )
     inputs = {"input_ids": input_ids, "attention_mask": mask}
     if is_qwen:
@@ -149,7 +146,5 @@ def prompts(lvlm: LVLM, rows: list[list], padding: str = "left", seed: int = 0) 
             inputs["pixel_values"] = torch.randn(patches, 3 * 2 * 4 * 4, generator=random).to(lvlm.dtype)
             inputs["image_grid_thw"] = torch.tensor(grids)
     elif grids:
-        inputs["pixel_values"] = torch.randn(len(grids), 3, 14 * SIDE, 14 * SIDE, generator=random).to(
-            lvlm.dtype
-        )
+        inputs["pixel_values"] = torch.randn(len(grids), 3, 14 * SIDE, 14 * SIDE, generator=random).to(lvlm.dtype)
     return inputs

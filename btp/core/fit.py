@@ -36,9 +36,7 @@ def fit_counts(
 
     def fill(t: float) -> list[float]:
         share = [total * t * max(t, 0.5) ** free.index(i) if i in free else 0.0 for i in range(len(counts))]
-        return [
-            float(c) if c is not None else min(max(share[i], low[i]), high[i]) for i, c in enumerate(counts)
-        ]
+        return [float(c) if c is not None else min(max(share[i], low[i]), high[i]) for i, c in enumerate(counts)]
 
     least, most = (mean([c if c is not None else b[i] for i, c in enumerate(counts)]) for b in (low, high))
     grain = max(spans[i] for i in free) / num_layers / 2
@@ -95,9 +93,7 @@ def _polish(
 
     def allowed(values: Sequence[int]) -> bool:
         inside = all(low[i] <= values[i] <= high[i] for i in free)
-        return inside and all(
-            values[i - 1] > values[i] for i in range(1, len(values)) if i in free or i - 1 in free
-        )
+        return inside and all(values[i - 1] > values[i] for i in range(1, len(values)) if i in free or i - 1 in free)
 
     steps = sorted(range(-3, 4) if len(free) <= 3 else range(-1, 2), key=abs)
     while True:

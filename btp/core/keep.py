@@ -32,9 +32,7 @@ def keep_count(keep: Keep, total: int | Tensor) -> int | Tensor:
     """
     check_keep(keep, "keep")
     if isinstance(keep, str):
-        raise ValueError(
-            "keep: fit has no count before it is solved. Call Schedule.solve_fit with a budget first."
-        )
+        raise ValueError("keep: fit has no count before it is solved. Call Schedule.solve_fit with a budget first.")
     if isinstance(total, Tensor):
         if isinstance(keep, int):
             return total.clamp(max=keep)

@@ -161,17 +161,16 @@ class Schedule(Sequence[Stage]):
                 )
             if stage.keep == FIT:
                 raise ValueError(
-                    f"schedule.{i}.keep is still fit. Solve it from a budget (Schedule.solve_fit) or write a "
-                    "number."
+                    f"schedule.{i}.keep is still fit. Solve it from a budget (Schedule.solve_fit) or write a number."
                 )
 
     def tokens_avg(self, total: int, num_layers: int) -> float:
         """Planned visual tokens, averaged over the decoder layers, for a sample with `total` of them."""
         self.check(num_layers)
         self._check_nested(total)
-        return sum(
-            self._layers(stage_counts=[s.count(total) for s in self.stages], total=total, L=num_layers)
-        ) / (num_layers)
+        return sum(self._layers(stage_counts=[s.count(total) for s in self.stages], total=total, L=num_layers)) / (
+            num_layers
+        )
 
     def solve_fit(self, total: int, num_layers: int, budget_tokens: float) -> Schedule:
         """Fill every `keep: fit`, so that `tokens_avg` comes as near to the budget as whole tokens allow.

@@ -55,8 +55,7 @@ def check_shape(selection: object, counts: Sequence[int], method: str, site: obj
     """
     if not isinstance(selection, Selection):
         raise TypeError(
-            f"pruner {method!r} returned {type(selection).__name__} at {site}. Return a "
-            "btp.core.selection.Selection."
+            f"pruner {method!r} returned {type(selection).__name__} at {site}. Return a btp.core.selection.Selection."
         )
     keep, wanted = selection.keep, (len(counts), max(counts, default=0))
     if keep.dtype not in (torch.int64, torch.int32):
@@ -107,7 +106,5 @@ def check_selection(
     """
     check_shape(selection, counts, method, site)
     device = selection.keep.device
-    if not bool(
-        is_sound(selection.keep, torch.tensor(counts, device=device), torch.tensor(alive, device=device))
-    ):
+    if not bool(is_sound(selection.keep, torch.tensor(counts, device=device), torch.tensor(alive, device=device))):
         raise ValueError(unsound_message(method, site))

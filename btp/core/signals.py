@@ -70,14 +70,10 @@ class Signal:
         _one_of(f"rows of a {self.kind} signal", self.rows, ROWS[self.kind])
         _one_of(f"form of a {self.kind} signal", self.form, FORMS[self.kind])
         if self.site.kind == "cache" or (self.site.kind == "input" and self.kind != "hidden"):
-            raise ValueError(
-                f"A {self.kind} signal cannot be seen at {self.site}. Ask at a layer, as llm.layer.1."
-            )
+            raise ValueError(f"A {self.kind} signal cannot be seen at {self.site}. Ask at a layer, as llm.layer.1.")
 
     def __str__(self) -> str:
-        detail = ", ".join(
-            f"{name} {value}" for name, value in (("rows", self.rows), ("form", self.form)) if value
-        )
+        detail = ", ".join(f"{name} {value}" for name, value in (("rows", self.rows), ("form", self.form)) if value)
         return f"{self.kind} at {self.site}" + (f" ({detail})" if detail else "")
 
     @property

@@ -68,9 +68,7 @@ def occupy(model: Host) -> Iterator[None]:
             "Wrap it: btp.models.lvlm.LVLM(model)."
         )
     if model.model in _ATTACHED:
-        raise RuntimeError(
-            "This model is attached already. Leave the first attach or observe before the second."
-        )
+        raise RuntimeError("This model is attached already. Leave the first attach or observe before the second.")
     _ATTACHED.add(model.model)
     try:
         yield

@@ -22,9 +22,7 @@ class Binding:
         """All arguments by name."""
         return dict(zip(self._names, args, strict=False)) | dict(kwargs)
 
-    def replace(
-        self, args: tuple, kwargs: Mapping[str, Any], changes: Mapping[str, Any]
-    ) -> tuple[tuple, dict]:
+    def replace(self, args: tuple, kwargs: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[tuple, dict]:
         """The arguments with some of them exchanged, each passed the way it came."""
         positional, named = list(args), dict(kwargs)
         for name, value in changes.items():

@@ -17,9 +17,7 @@ from btp.core.tower import Host
 from btp.engine.run import Run
 
 
-def prefill_companions(
-    host: Host, run: Run, view: View, hidden: Tensor, whole: Mapping[str, Any]
-) -> dict[str, Any]:
+def prefill_companions(host: Host, run: Run, view: View, hidden: Tensor, whole: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a layer's forward to exchange during prefill.
 
     Args:
@@ -43,9 +41,7 @@ def prefill_companions(
         if view.renumbered:
             changes["position_embeddings"] = _turn(host, hidden, positions)
         else:
-            changes["position_embeddings"] = tuple(
-                _take(table, place) for table in whole["position_embeddings"]
-            )
+            changes["position_embeddings"] = tuple(_take(table, place) for table in whole["position_embeddings"])
     return changes
 
 

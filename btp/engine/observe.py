@@ -43,9 +43,7 @@ OnSignal = Callable[[Signal, Tensor, Look], None]
 
 
 @contextmanager
-def observe(
-    model: Host, signals: Iterable[Signal], on_signal: OnSignal | None = None
-) -> Iterator[list[Look]]:
+def observe(model: Host, signals: Iterable[Signal], on_signal: OnSignal | None = None) -> Iterator[list[Look]]:
     """Watch declared signals of every prefill inside the `with` block; nothing is cut, outputs are
     bit-identical.
 

@@ -49,8 +49,7 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
                 )
     elif not schedule:
         raise ValueError(
-            f"pruner {pruner.name!r} has no stage, so it would do nothing. Give it a schedule, or run "
-            "pruner=none."
+            f"pruner {pruner.name!r} has no stage, so it would do nothing. Give it a schedule, or run pruner=none."
         )
     else:
         pruner.check(schedule)
@@ -65,13 +64,9 @@ def check_host(host: Host) -> None:
             family that is not supported; the message names it.
     """
     if host.model.training:
-        raise ValueError(
-            "The model is in training mode. Call model.eval(); pruning is built for inference only."
-        )
+        raise ValueError("The model is in training mode. Call model.eval(); pruning is built for inference only.")
     if hasattr(host.model, "_orig_mod") or hasattr(host.decoder, "_orig_mod"):
-        raise ValueError(
-            "The model is compiled. Attach to the module that was given to torch.compile instead."
-        )
+        raise ValueError("The model is compiled. Attach to the module that was given to torch.compile instead.")
     if attention_name(host) not in _ATTENTION:
         raise ValueError(
             f"The decoder runs attention implementation {attention_name(host)!r}; masks of unequal layers "

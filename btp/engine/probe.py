@@ -211,13 +211,9 @@ def check_signal(host: Host, signal: Signal, who: str) -> None:
     tower = host.towers.get(signal.site.tower)
     if signal.kind == "preview" or signal.rows == "cls" or signal.site.tower != "llm":
         what = "preview signals" if signal.kind == "preview" else "signals of the vision tower"
-        raise ValueError(
-            f"{who} asks for {signal}, but {what} are not built yet. Use a signal of a decoder layer."
-        )
+        raise ValueError(f"{who} asks for {signal}, but {what} are not built yet. Use a signal of a decoder layer.")
     if signal.kind == "update" and signal.form != "layer":
-        raise ValueError(
-            f"{who} asks for {signal}, but updates of sub-blocks are not built yet. Use form layer."
-        )
+        raise ValueError(f"{who} asks for {signal}, but updates of sub-blocks are not built yet. Use form layer.")
     assert tower is not None
     if signal.site.layer >= len(tower.layers):
         raise ValueError(

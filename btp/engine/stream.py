@@ -34,9 +34,7 @@ class Stream:
         trace: receives one call per prefill.
     """
 
-    def __init__(
-        self, host: Host, pruner: Pruner | None, plan: tuple[PlannedStage, ...], trace: Trace
-    ) -> None:
+    def __init__(self, host: Host, pruner: Pruner | None, plan: tuple[PlannedStage, ...], trace: Trace) -> None:
         self._host, self._pruner, self._plan, self._trace = host, pruner, plan, trace
         self._doubts = Doubts()
         self._run: Run | None = None
@@ -270,13 +268,9 @@ def _refuse_unbuilt(selection: Selection, method: str, site: Site) -> None:
 
 def _check_inputs(host: Host, inputs: dict[str, Any]) -> None:
     if host.model.training:
-        raise ValueError(
-            "The model is in training mode. Call model.eval(); pruning is built for inference only."
-        )
+        raise ValueError("The model is in training mode. Call model.eval(); pruning is built for inference only.")
     if inputs.get("labels") is not None:
-        raise ValueError(
-            "labels were passed, but logits of dropped tokens do not exist. Compute the loss yourself."
-        )
+        raise ValueError("labels were passed, but logits of dropped tokens do not exist. Compute the loss yourself.")
     asked = inputs.get("logits_to_keep")
     if isinstance(asked, Tensor) or (isinstance(asked, int) and asked > 1):
         raise ValueError(

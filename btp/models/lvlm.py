@@ -192,9 +192,7 @@ class LVLM:
 def _given(key: str, root: nn.Module, path: str) -> nn.Module:
     found = _search(root, (path,))
     if found is None:
-        raise ValueError(
-            f"model.{key} is {path!r}, but {type(root).__name__} has no module there. Correct the path."
-        )
+        raise ValueError(f"model.{key} is {path!r}, but {type(root).__name__} has no module there. Correct the path.")
     return found
 
 

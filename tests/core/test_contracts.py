@@ -38,9 +38,7 @@ class ByIndex(ScorePruner):
 def test_signal_defaults_and_messages():
     """Forms default, text sites are parsed, and what cannot be is refused."""
     assert Signal("attention", "llm.layer.1", "last").form == "probs"
-    assert (
-        str(Signal("attention", "llm.layer.1", "last")) == "attention at llm.layer.1 (rows last, form probs)"
-    )
+    assert str(Signal("attention", "llm.layer.1", "last")) == "attention at llm.layer.1 (rows last, form probs)"
     for bad, message in [
         (("heat", "llm.layer.1"), "kind is 'heat'"),
         (("attention", "llm.layer.1"), "rows of a attention signal is None"),
@@ -65,9 +63,7 @@ def test_one_way_rule():
 def test_undeclared_signal():
     """Asking for what was not declared lists what was."""
     seen = Signals({Signal("hidden", "llm.layer.2"): torch.zeros(1)})
-    with pytest.raises(
-        KeyError, match=r"keys at llm\.layer\.1 was not declared. Declared: hidden at llm\.layer\.2"
-    ):
+    with pytest.raises(KeyError, match=r"keys at llm\.layer\.1 was not declared. Declared: hidden at llm\.layer\.2"):
         seen[Signal("keys", "llm.layer.1")]
     with pytest.raises(KeyError, match="not declared"):
         seen.rows_valid(Signal("keys", "llm.layer.1", "text"))

@@ -107,9 +107,7 @@ def test_keeping_all_everywhere_is_a_control():
 
 def test_depth():
     """A layer the model does not have, and an unsolved fit, are refused."""
-    with pytest.raises(
-        ValueError, match=r"schedule\.0\.site is llm\.layer\.8, but the llm tower has 8 layers"
-    ):
+    with pytest.raises(ValueError, match=r"schedule\.0\.site is llm\.layer\.8, but the llm tower has 8 layers"):
         schedule(("llm.layer.8", 4)).check(8)
     with pytest.raises(ValueError, match="vision tower has 2 layers"):
         schedule(("vision.layer.2", 4)).check(8, 2)
@@ -135,9 +133,7 @@ def test_fit_one_stage(budget, kept):
 @pytest.mark.parametrize("last", ["fit", 0])
 def test_fit_several_stages(budget, last):
     """Several fits share the budget, shrink strictly, and meet it to a fraction of a token."""
-    plan = schedule(
-        ("llm.layer.3", "fit"), ("llm.layer.6", "fit"), ("llm.layer.14", "fit"), ("llm.layer.22", last)
-    )
+    plan = schedule(("llm.layer.3", "fit"), ("llm.layer.6", "fit"), ("llm.layer.14", "fit"), ("llm.layer.22", last))
     if last == 0 and budget > 390:
         with pytest.raises(ValueError, match=r"cannot be met.*The nearest is 394\.\d+, off by 55"):
             plan.solve_fit(576, 32, budget)
@@ -151,9 +147,7 @@ def test_fit_several_stages(budget, last):
 
 def test_fit_halves():
     """Below one half, each later fit keeps half of the one before."""
-    solved = schedule(("llm.layer.8", "fit"), ("llm.layer.16", "fit"), ("llm.layer.24", "fit")).solve_fit(
-        576, 32, 270
-    )
+    solved = schedule(("llm.layer.8", "fit"), ("llm.layer.16", "fit"), ("llm.layer.24", "fit")).solve_fit(576, 32, 270)
     assert [stage.keep for stage in solved] == [288, 144, 72]
 
 
@@ -177,9 +171,7 @@ def test_fit_share():
 
 def test_fit_messages():
     """Budgets out of reach say by how much; a budget without a fit, and a fit without room, are refused."""
-    with pytest.raises(
-        ValueError, match=r"cannot be met.*36\.00 to 575\.06. The nearest is 36\.00, off by 26\.00"
-    ):
+    with pytest.raises(ValueError, match=r"cannot be met.*36\.00 to 575\.06. The nearest is 36\.00, off by 26\.00"):
         schedule(("llm.layer.2", "fit")).solve_fit(576, 32, 10)
     with pytest.raises(ValueError, match="no stage says keep: fit, so it has no effect"):
         schedule(("llm.layer.2", 4)).solve_fit(576, 32, 128)

@@ -51,8 +51,7 @@ def hiding(lvlm, inputs, withdrawn, renumber=False):
         return hook
 
     hooks = [
-        layer.register_forward_pre_hook(before(i), with_kwargs=True)
-        for i, layer in enumerate(lvlm.decoder.layers)
+        layer.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(lvlm.decoder.layers)
     ]
     try:
         yield

@@ -24,9 +24,7 @@ def test_slots_are_freed_layer_by_layer(attention):
     call = trace.last
     assert call.slots == [S, 7 + 5, 7 + 5, 7 + 2]
     assert [layer.keys.shape[-2] for layer in out.past_key_values.layers] == [n + 3 for n in call.slots]
-    assert call.cache_bytes == [
-        2 * 2 * 2 * n * 8 * 4 for n in call.slots
-    ]  # k and v, 2 rows, 2 heads, 8 floats
+    assert call.cache_bytes == [2 * 2 * 2 * n * 8 * 4 for n in call.slots]  # k and v, 2 rows, 2 heads, 8 floats
     assert call.visual == [(9, 18), (5, 5), (5, 5), (2, 2)]
     assert call.tokens == [(16, 22), (12, 9), (12, 9), (9, 6)]
     assert call.tokens_avg == ((9 + 5 + 5 + 2) / 4, (18 + 5 + 5 + 2) / 4)
@@ -56,9 +54,7 @@ def test_second_turn_on_the_same_cache():
             out = lvlm.generate(**inputs, max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
             ids = torch.cat([out.sequences, torch.full((1, 4), 7)], dim=1)
             with pytest.raises(ValueError, match="a second turn on the same past_key_values; pass the whole"):
-                lvlm.generate(
-                    input_ids=ids, past_key_values=out.past_key_values, max_new_tokens=2, do_sample=False
-                )
+                lvlm.generate(input_ids=ids, past_key_values=out.past_key_values, max_new_tokens=2, do_sample=False)
 
 
 def test_foreign_caches():
@@ -104,9 +100,7 @@ def test_a_hand_written_loop():
             lvlm(input_ids=torch.tensor([[5], [5]]), past_key_values=out.past_key_values)
         out = lvlm(**inputs, use_cache=True)
         wrong = {"attention_mask": torch.ones(1, 3), "position_ids": torch.tensor([[16]])}
-        with pytest.raises(
-            ValueError, match=r"attention_mask is \(1, 3\) at a step where 17 tokens were seen"
-        ):
+        with pytest.raises(ValueError, match=r"attention_mask is \(1, 3\) at a step where 17 tokens were seen"):
             lvlm(input_ids=torch.tensor([[5]]), past_key_values=out.past_key_values, **wrong)
 
 

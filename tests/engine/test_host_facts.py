@@ -46,9 +46,7 @@ def test_generate_drops_an_all_ones_mask():
     """generate() passes None where nothing is padded; positions and RoPE may have batch 1."""
     lvlm = tiny.shared("llava")
     seen = []
-    hook = lvlm.model.register_forward_pre_hook(
-        lambda m, a, k: seen.append(k.get("attention_mask")), with_kwargs=True
-    )
+    hook = lvlm.model.register_forward_pre_hook(lambda m, a, k: seen.append(k.get("attention_mask")), with_kwargs=True)
     inputs = tiny.prompts(lvlm, [[2, "i", 3], [1, "i", 4]])
     with torch.no_grad():
         lvlm.generate(**inputs, max_new_tokens=2, do_sample=False)

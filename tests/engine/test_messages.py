@@ -105,9 +105,7 @@ def test_no_layer_in_front():
         def needs(self, stage):
             return (Signal("attention", stage.site.previous_layer, "last"),)
 
-    message = (
-        r"pruner 'before' cannot work at schedule\.0\.site: No layer of the llm tower comes before llm\.input"
-    )
+    message = r"pruner 'before' cannot work at schedule\.0\.site: No layer of the llm tower comes before llm\.input"
     refuse(message, tiny.shared("llava"), Before(), plan(("llm.input", 2)))
 
 
@@ -155,9 +153,7 @@ def test_deepstack():
     """A decoder that adds vision features between layers is refused by name."""
     lvlm = tiny.llava()
     old = lvlm.decoder.forward
-    lvlm.decoder.forward = lambda inputs_embeds=None, deepstack_visual_embeds=None, **kw: old(
-        inputs_embeds, **kw
-    )
+    lvlm.decoder.forward = lambda inputs_embeds=None, deepstack_visual_embeds=None, **kw: old(inputs_embeds, **kw)
     refuse("deepstack", lvlm, Scatter(), ONE)
 
 

@@ -131,9 +131,7 @@ def test_keys_and_values(family):
         lvlm(**inputs)
     for signal in signals:
         held = getattr(out.past_key_values.layers[signal.site.layer], signal.kind)  # [B, Hkv, S, d]
-        assert torch.allclose(
-            looks[0].signals[signal].transpose(1, 2), picked(held.transpose(1, 2), visual), atol=1e-5
-        )
+        assert torch.allclose(looks[0].signals[signal].transpose(1, 2), picked(held.transpose(1, 2), visual), atol=1e-5)
     held = out.past_key_values.layers[3].keys
     for b, places in enumerate(text_places(inputs, visual)):
         assert torch.allclose(looks[0].signals[text][b, :, : len(places)], held[b][:, places], atol=1e-5)

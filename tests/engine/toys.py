@@ -13,9 +13,7 @@ class Scatter(ScorePruner):
 
     def score(self, tokens, signals, stage):
         row = torch.arange(len(tokens.index))[:, None]
-        return torch.sin(
-            tokens.index * 12.9 + tokens.total[:, None] * 7.7 + row * 0.0 + stage.site.layer * 3.1
-        )
+        return torch.sin(tokens.index * 12.9 + tokens.total[:, None] * 7.7 + row * 0.0 + stage.site.layer * 3.1)
 
 
 class Watch(Scatter):

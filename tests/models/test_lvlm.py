@@ -27,9 +27,7 @@ def test_paths_may_be_given():
     given = LVLM(model, vision="model.vision_tower", **paths)
     assert given.layers is model.model.language_model.layers
     for key in ("vision", "projector", "decoder", "layers"):
-        with pytest.raises(
-            ValueError, match=rf"model\.{key} is 'model\.nowhere', but Llava.* has no module there"
-        ):
+        with pytest.raises(ValueError, match=rf"model\.{key} is 'model\.nowhere', but Llava.* has no module there"):
             LVLM(model, **{key: "model.nowhere"})
     with pytest.raises(ValueError, match=r"no ModuleList of decoder layers.*Set model\.layers"):
         LVLM(model, layers="model.language_model")
