@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from btp.report.load import Picture, RunFolder
-from btp.report.overlays import kept_cells, stage_views
+from btp.report.overlays import kept_cells, on_grid, stage_views
 
 LARGEST = 640  # pixels of the longer side of a picture inside the page
 _SMALL = 200  # below, pixels are shown as squares instead of a blur
@@ -22,7 +22,8 @@ def cards(run: RunFolder) -> list[dict[str, Any]]:
     Returns:
         Per sample: id, number, ability, question, reference, picture (as `_picture` says), answers (per arm:
         arm, title, text, score, mark, same), strips (per arm with stages: arm, title, stages with site,
-        before, after and the SVG path of what was kept), differs (not all answer like the unpruned model).
+        before, after and the SVG path of what was kept), drawable (its visual tokens are the patches of the
+        picture), differs (not all answer like the unpruned model).
     """
     order = [s for s in dict.fromkeys(run.samples["sample"]) if s in run.pictures]
     rows = {arm.arm: run.rows(arm.arm) for arm in run.arms}
@@ -62,6 +63,7 @@ def _card(run: RunFolder, rows: dict[str, pd.DataFrame], number: int, sample: st
         "picture": _picture(picture),
         "answers": answers,
         "strips": [s for arm in run.arms if (s := _strip(run, arm.arm, arm.title, sample, picture))],
+        "drawable": any(on_grid(run, arm.arm, sample) for arm in run.arms),
         "differs": not all(a["same"] for a in answers),
     }
 
@@ -91,14 +93,12 @@ def _picture(picture: Picture) -> dict[str, Any]:
 
 def _strip(run: RunFolder, arm: str, title: str, sample: str, picture: Picture) -> dict[str, Any] | None:
     stages = stage_views(run, arm, sample)
-    if not stages:
+    if not stages or not on_grid(run, arm, sample):
         return None
     shown = []
     for stage in stages:
         cells = kept_cells(stage.kept, picture.grid)
-        shown.append(
-            {"site": stage.site, "before": stage.before, "after": stage.after, "kept": svg_path(cells)}
-        )
+        shown.append({"site": stage.site, "before": stage.before, "after": stage.after, "kept": svg_path(cells)})
     return {"arm": arm, "title": title, "stages": shown}
 
 

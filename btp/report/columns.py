@@ -118,15 +118,10 @@ COST = (
         "The same as held in memory by the run.",
         less=True,
     ),
-    Column(
-        "vision_ms", "vision, ms", "Cost", "ms", "Vision tower and projector; median (p10–p90).", less=True
-    ),
-    Column(
-        "selection_ms", "selection, ms", "Cost", "ms", "Deciding what stays; median (p10–p90).", less=True
-    ),
-    Column(
-        "prefill_ms", "prefill, ms", "Cost", "ms", "Time to the first token; median (p10–p90).", less=True
-    ),
+    Column("vision_ms", "vision, ms", "Cost", "ms", "Vision tower and projector; median (p10–p90).", less=True),
+    Column("selection_ms", "selection, ms", "Cost", "ms", "Deciding what stays; median (p10–p90).", less=True),
+    Column("decoder_ms", "decoder, ms", "Cost", "ms", "Decoder layers in prefill; median (p10–p90).", less=True),
+    Column("prefill_ms", "prefill, ms", "Cost", "ms", "Time to the first token; median (p10–p90).", less=True),
     Column(
         "per_token_ms",
         "per token, ms",

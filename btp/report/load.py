@@ -8,8 +8,9 @@ one would show.
 - `run.json`: {state: finished | running | failed, identity, name, command, versions: {library: version},
   hardware, started: ISO time, seconds, phases: {name: seconds},
   arms: [{arm, title, role: baseline | method | control, pruner, note, schedule?: [{site, keep}, ...]}],
-  inert: {checked, identical, max_logit_difference}}. Arms are shown in this order; `schedule` is what was
-  planned for the arm, so that a stage that never ran is seen.
+  inert: {checked, identical, max_logit_difference}, chance?: {ability: score of the best answer that ignores
+  the picture}, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
+  arm, so that a stage that never ran is seen.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
   score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same), kl (nats, first
   answer token's distribution from the unpruned one), tokens_avg, total (visual tokens before any pruning).
@@ -114,7 +115,7 @@ class RunFolder:
     @property
     def random(self) -> Arm | None:
         """The control that keeps visual tokens by lot."""
-        return next((a for a in self.arms if a.role == "control" and a.pruner == "random"), None)
+        return next((a for a in self.arms if a.role == "control" and "random" in (a.arm, a.pruner)), None)
 
     @property
     def methods(self) -> list[Arm]:
@@ -137,6 +138,11 @@ def read_run(folder: Path) -> RunFolder:
         raise ValueError(_no_run(folder))
     run = _mapping(folder / "run.json", json.loads)
     config = _mapping(folder / "config.yaml", yaml.safe_load)
+    if (folder / "cost.json").exists() and not (folder / "samples.parquet").exists():
+        raise ValueError(
+            f"{folder} holds costs, but no answers to report on: its model has no weights, or it was stopped. "
+            "Read its cost.json, or run its command with weights."
+        )
     samples = _frame(folder / "samples.parquet", SAMPLES)
     _check_samples(samples, folder / "samples.parquet")
     listed = _arms(run, config, folder / "run.json")
@@ -231,9 +237,7 @@ def _arms(run: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> list
     for entry in listed:
         role = entry.get("role", "method")
         schedule = entry.get("schedule") or (planned if role == "method" else None)
-        if not isinstance(schedule, list) or not all(
-            isinstance(s, Mapping) and "site" in s for s in schedule
-        ):
+        if not isinstance(schedule, list) or not all(isinstance(s, Mapping) and "site" in s for s in schedule):
             schedule = None
         arms.append(
             Arm(

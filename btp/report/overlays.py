@@ -35,6 +35,17 @@ def stage_views(run: RunFolder, arm: str, sample: str) -> list[StageView]:
     ]
 
 
+def on_grid(run: RunFolder, arm: str, sample: str) -> bool:
+    """Whether visual token i of a sample is patch i of its picture, row by row.
+
+    Not so where a model cuts the picture into tiles or adds tokens such as newlines: what was kept cannot be
+    drawn on the picture then.
+    """
+    rows, columns = run.pictures[sample].grid
+    mine = run.rows(arm)
+    return sample in mine.index and int(mine.loc[sample, "total"]) == rows * columns
+
+
 def kept_cells(kept: Sequence[int], grid: tuple[int, int]) -> np.ndarray:
     """[rows, columns] of True where a patch's visual token stayed.
 
@@ -51,9 +62,7 @@ def kept_cells(kept: Sequence[int], grid: tuple[int, int]) -> np.ndarray:
     return cells.reshape(grid)
 
 
-def overlay_png(
-    picture: Image.Image, grid: tuple[int, int], rows: Sequence[tuple[str, list[StageView]]]
-) -> bytes:
+def overlay_png(picture: Image.Image, grid: tuple[int, int], rows: Sequence[tuple[str, list[StageView]]]) -> bytes:
     """Draw a sample's stages side by side, one row per arm (more than four stages wrap).
 
     Args:
@@ -66,9 +75,7 @@ def overlay_png(
     """
     scale = SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    base = picture.convert("RGB").resize(
-        size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    )
+    base = picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     lines = [
         (title if i == 0 else "", stages[i : i + _PER_ROW])
         for title, stages in rows
@@ -88,7 +95,7 @@ def overlay_png(
             pen.text((left, top), f"{stage.site}  {stage.before} → {stage.after}", _SOFT, font)
             sheet.paste(panel(base, kept_cells(stage.kept, grid)), (left, top + _LINE))
     buffer = BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
+    sheet.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -14,7 +14,7 @@ from btp.report.columns import COST, DASH, Column, number, spread
 from btp.report.export import write_table
 from btp.report.fired import fired
 from btp.report.load import RunFolder, read_run
-from btp.report.overlays import overlay_png, stage_views
+from btp.report.overlays import on_grid, overlay_png, stage_views
 from btp.report.palette import DARK, LIGHT, looks
 from btp.report.plots import PLOTS, to_png
 from btp.report.summary import NOTABLE, headline, remarks
@@ -78,7 +78,8 @@ def _write_overlays(run: RunFolder) -> None:
     folder = run.path / "overlays"
     folder.mkdir(exist_ok=True)
     for sample, picture in run.pictures.items():
-        rows = [(arm.title, stage_views(run, arm.arm, sample)) for arm in run.arms]
+        arms = [arm for arm in run.arms if on_grid(run, arm.arm, sample)]
+        rows = [(arm.title, stage_views(run, arm.arm, sample)) for arm in arms]
         with Image.open(picture.path) as image:
             png = overlay_png(image, picture.grid, [row for row in rows if row[1]])
         (folder / f"{sample}.png").write_bytes(png)
@@ -114,6 +115,7 @@ def _render(run: RunFolder, table: Table, figures: Mapping[str, Any]) -> str:
         strips=strips,
         shown_strip=method if any(arm == method for arm, _ in strips) else (strips[0][0] if strips else ""),
         abilities=[a for a in run.abilities if any(card["ability"] == a for card in samples)],
+        tested=len(run.abilities),
         details=_details(run),
         number=number,
     )
@@ -196,11 +198,7 @@ def _cell(row: Mapping[str, Any], column: Column, base: Mapping[str, Any] | None
     return {
         "text": number(value, column.kind),
         "spread": spread(row, column),
-        "sort": str(value)
-        if column.kind == "text"
-        else ""
-        if value is None or value != value
-        else f"{value:.9g}",
+        "sort": str(value) if column.kind == "text" else "" if value is None or value != value else f"{value:.9g}",
         "mark": mark,
     }
 

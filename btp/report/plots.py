@@ -33,7 +33,7 @@ def to_png(draw: Plot, run: RunFolder, table: Table, theme: Theme) -> bytes | No
 
 
 def accuracy_by_ability(run: RunFolder, table: Table, theme: Theme) -> Figure | None:
-    """Mean score with its 95% interval: abilities from top to bottom, one dot per arm in each."""
+    """Mean score with its 95% interval: abilities from top to bottom, one dot per arm in each, chance dotted."""
     abilities = run.abilities
     mine = _looks(run)
     step = 0.62 / max(len(run.arms) - 1, 1)
@@ -50,7 +50,7 @@ def accuracy_by_ability(run: RunFolder, table: Table, theme: Theme) -> Figure | 
     axes.set_yticks(range(len(abilities)), _named(run, abilities))
     axes.set_ylim(len(abilities) - 0.5, -0.5)
     axes.set_xlim(-2, 102)
-    axes.set_xlabel("accuracy, % (line: 95% interval)")
+    axes.set_xlabel("accuracy, % (line: 95% interval)" + _draw_chance(run, axes, theme))
     axes.grid(False, axis="y")
     for edge in np.arange(len(abilities) - 1) + 0.5:
         axes.axhline(edge, color=theme.line, linewidth=0.7)
@@ -98,9 +98,7 @@ def tokens_per_layer(run: RunFolder, table: Table, theme: Theme) -> Figure | Non
     axes.grid(False, axis="x")
     for arm in run.arms:
         if arm.arm in curves:  # dashes would make poor samples
-            axes.add_line(
-                Line2D([], [], color=mine[arm.arm].color(theme.name), linewidth=2.2, label=arm.title)
-            )
+            axes.add_line(Line2D([], [], color=mine[arm.arm].color(theme.name), linewidth=2.2, label=arm.title))
     legend(figure, axes)
     return figure
 
@@ -149,6 +147,16 @@ def _named(run: RunFolder, abilities: list[str]) -> list[str]:
     return [f"{a} ({counts.get(a, 0)})" for a in abilities]
 
 
+def _draw_chance(run: RunFolder, axes: Axes, theme: Theme) -> str:
+    """Mark what the best answer without the picture scores; returns what the axis must say about it."""
+    chance = run.run.get("chance") or {}
+    for y, ability in enumerate(run.abilities):
+        if ability in chance:
+            at = 100 * float(chance[ability])
+            axes.vlines(at, y - 0.42, y + 0.42, color=theme.soft, linewidth=1.2, linestyle=":")
+    return "\ndotted: the commonest answer, without the picture" if chance else ""
+
+
 def _share_line(axes: Axes, arms: list[str]) -> None:
     """Dash lines that lie on each other, each with its own offset, so that all colours are seen."""
     if len(arms) < 2:
@@ -164,11 +172,7 @@ def _mark_stages(axes: Axes, stages: list[Mapping], color: str) -> None:
     low, high = axes.get_xlim()
     right = [-np.inf, -np.inf]
     for stage in sorted(stages, key=lambda s: s["layer"]):
-        text = (
-            f"keep {stage['keep']:.3g}"
-            if isinstance(stage.get("keep"), float)
-            else f"keep {stage.get('keep')}"
-        )
+        text = f"keep {stage['keep']:.3g}" if isinstance(stage.get("keep"), float) else f"keep {stage.get('keep')}"
         half = 0.014 * len(text) * (high - low) / 2
         line = 0 if stage["layer"] - half > right[0] else 1
         right[line] = stage["layer"] + half

@@ -85,9 +85,7 @@ def paired_p(a: ArrayLike, b: ArrayLike) -> float:
     """
     x, y = np.asarray(a, float), np.asarray(b, float)
     if x.shape != y.shape:
-        raise ValueError(
-            f"A paired test needs the same samples on both sides, but has {len(x)} and {len(y)}."
-        )
+        raise ValueError(f"A paired test needs the same samples on both sides, but has {len(x)} and {len(y)}.")
     if len(x) == 0:
         return nan
     differ = x != y

@@ -81,9 +81,7 @@ def _worst(run: RunFolder, arm: Arm, row: Mapping[str, Any], base: Mapping[str, 
     if drops[ability] >= 0:
         return ""
     sure = ability_drops(run, arm).get(ability, 1.0) < NOTABLE
-    return f"It loses most in {ability}: {_moved(drops[ability])}" + (
-        "." if sure else ", which may be chance."
-    )
+    return f"It loses most in {ability}: {_moved(drops[ability])}" + ("." if sure else ", which may be chance.")
 
 
 def _against_random(row: Mapping[str, Any], random: Mapping[str, Any]) -> str:
@@ -115,9 +113,9 @@ def _state(run: RunFolder) -> list[Remark]:
     state = run.run.get("state", "?")
     if state == "finished":
         return []
-    return [
-        Remark("bad", f"This run is {state}, not finished: its numbers cover what was answered until now.")
-    ]
+    why = f" ({run.run['error']})" if run.run.get("error") else ""
+    text = f"This run is {state}, not finished{why}: its numbers cover what was answered until now."
+    return [Remark("bad", text)]
 
 
 def _inert(run: RunFolder) -> list[Remark]:
@@ -153,9 +151,7 @@ def _budgets(run: RunFolder, table: Table) -> list[Remark]:
     off = [
         f"{a.title} ({tokens[a.arm]:.1f})"
         for a in run.arms
-        if a.role == "control"
-        and tokens[a.arm] > 0
-        and abs(tokens[a.arm] - mine) > SAME_BUDGET * max(mine, 1)
+        if a.role == "control" and tokens[a.arm] > 0 and abs(tokens[a.arm] - mine) > SAME_BUDGET * max(mine, 1)
     ]
     if not off:
         return []

@@ -24,9 +24,7 @@ def tradeoff(table: Table, theme: Theme) -> Figure:
     figure = Figure(figsize=(WIDTH, 0.5 + 2.9 * len(panels)), layout="constrained")
     mine = looks(list(frame[["method", "role"]].drop_duplicates("method").itertuples(index=False)))
     shown: set[str] = set()
-    for axes, (names, rows) in zip(
-        np.ravel(figure.subplots(len(panels), 1, squeeze=False)), panels, strict=True
-    ):
+    for axes, (names, rows) in zip(np.ravel(figure.subplots(len(panels), 1, squeeze=False)), panels, strict=True):
         _panel(axes, rows, mine, theme, shown)
         if len(panels) > 1:
             axes.set_title(", ".join(names))
@@ -82,9 +80,7 @@ def legend(figure: Figure, *axes: Axes) -> None:
         handles, labels = handles + more, labels + names
     renderer = FigureCanvasAgg(figure).get_renderer()
     for columns in range(len(labels), 0, -1):
-        order = [
-            i for column in range(columns) for i in range(column, len(labels), columns)
-        ]  # fills by column
+        order = [i for column in range(columns) for i in range(column, len(labels), columns)]  # fills by column
         drawn = figure.legend(
             [handles[i] for i in order],
             [labels[i] for i in order],

@@ -30,9 +30,7 @@ RIGHT = {"unpruned": 0.92, "btp": 0.75, "random": 0.5, "downsampled": 0.55, "no_
 STAGES = [("llm.layer.3", 0.5), ("llm.layer.6", 0.25), ("llm.layer.9", 0)]
 
 
-def write_run(
-    folder: Path, samples=40, abilities=ABILITIES, arms=ARMS, overlays=8, name="btp", drop=()
-) -> Path:
+def write_run(folder: Path, samples=40, abilities=ABILITIES, arms=ARMS, overlays=8, name="btp", drop=()) -> Path:
     """Write a run folder; `drop` names files to leave out."""
     rng = np.random.default_rng(7)
     arms = [dict(arm) for arm in arms]
@@ -124,9 +122,7 @@ def _stages(rng, arm, sample):
 
 def _layers(arm):
     visual = [TOTAL] * 3 + [72] * 3 + [36] * 3 + [0] * 3
-    visual = {"unpruned": [TOTAL] * LAYERS, "downsampled": [64] * LAYERS, "no_image": [0] * LAYERS}.get(
-        arm, visual
-    )
+    visual = {"unpruned": [TOTAL] * LAYERS, "downsampled": [64] * LAYERS, "no_image": [0] * LAYERS}.get(arm, visual)
     return {"visual": visual, "tokens": [v + 14 for v in visual]}
 
 
@@ -185,6 +181,7 @@ def _run(arms, name):
         "hardware": "2-core CPU, float32",
         "started": "2026-03-02T10:15:00+00:00",
         "seconds": 94.2,
+        "chance": {"presence": 0.5, "counting": 0.25, "digit": 0.1, "describe": 0.3},
         "phases": {"calibrate": 6.1, "evaluate": 71.0, "measure": 15.8},
         "inert": {"checked": 8, "identical": True, "max_logit_difference": 0.0},
     }

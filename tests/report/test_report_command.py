@@ -8,7 +8,7 @@ from btp.report.__main__ import main
 
 
 def test_one_folder_gets_its_report_again(tmp_path, capsys):
-    folder = write_run(tmp_path / "run", samples=8, overlays=1)
+    folder = write_run(tmp_path / "run", samples=8, overlays=1, drop=["layers.json", "calibration.yaml"])
     assert main([str(folder)]) == 0
     assert (folder / "report.html").is_file()
     printed = capsys.readouterr().out

@@ -13,6 +13,7 @@ from btp.report.page import write_report
 
 FLAGS = ("--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
          "--disable-sync --no-first-run")  # fmt: skip
+PLAIN = ("layers.json", "calibration.yaml")  # fewer plots, less time
 SCREENS = {"laptop": (1280, 800), "phone": (390, 844)}
 
 
@@ -33,11 +34,12 @@ def browser():
         opened.close()
 
 
-@pytest.fixture(params=SCREENS)
+@pytest.fixture(scope="module", params=SCREENS)
 def tab(request, browser, page):
-    """The report, open; fails where it complained or asked for anything outside itself."""
+    """The report, open; fails at the end where it complained or asked for anything outside itself."""
     width, height = SCREENS[request.param]
     context = browser.new_context(viewport={"width": width, "height": height})
+    context.set_default_timeout(120_000)
     tab = context.new_page()
     complaints, requests = [], []
     tab.on("console", lambda message: complaints.append(message.text))
@@ -47,8 +49,7 @@ def tab(request, browser, page):
     yield tab
     context.close()
     assert complaints == []
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-    assert [url for url in requests if url.startswith("file:")] == [page.as_uri()]
+    assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
 
 
 def methods(tab):
@@ -115,6 +116,7 @@ def test_the_sample_browser_shows_what_was_kept(tab):
 
 def test_a_kept_patch_looks_like_the_picture_and_a_dropped_one_does_not(tab, run_folder):
     """Reads pixels of what the browser drew."""
+    tab.click("button[data-strip=btp]")
     run = read_run(run_folder)
     sample, picture = next(iter(run.pictures.items()))
     cells = kept_cells(stage_views(run, "btp", sample)[0].kept, picture.grid)
@@ -147,7 +149,7 @@ def test_files_lie_beside_the_page(page):
 
 def test_what_a_model_says_is_text_not_markup(tmp_path):
     arms = ({**ARMS[0], "title": "<b>bold</b>", "note": "</script><script>alert(1)</script>"}, *ARMS[1:])
-    text = write_report(write_run(tmp_path / "run", samples=4, arms=arms, overlays=0)).read_text()
+    text = write_report(write_run(tmp_path / "run", samples=4, arms=arms, overlays=0, drop=PLAIN)).read_text()
     assert "<b>bold</b>" not in text
     assert text.count("<script>") == 1
 

@@ -1,6 +1,7 @@
 """Plots and overlays are drawn, legible and what the data says."""
 
 import io
+import json
 
 import matplotlib
 import numpy as np
@@ -9,8 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from sample_run import ARMS, BLIND, SHRUNK, write_run
 
+from btp.report.browser import cards
 from btp.report.load import read_run
-from btp.report.overlays import StageView, kept_cells, overlay_png, panel, stage_views
+from btp.report.overlays import StageView, kept_cells, on_grid, overlay_png, panel, stage_views
 from btp.report.palette import DARK, LIGHT, looks
 from btp.report.plots import PLOTS, to_png
 from btp.report.table import run_table
@@ -72,6 +74,19 @@ def test_kept_patches_are_clear_and_dropped_ones_dim():
 def test_a_token_outside_the_grid_is_refused():
     with pytest.raises(ValueError, match=r"Visual token 6 lies outside a grid of 2 x 3\. Correct the grid"):
         kept_cells((0, 6), (2, 3))
+
+
+def test_tokens_that_are_not_patches_are_not_drawn_on_the_picture(tmp_path):
+    """Tiles and newline tokens: the report leaves the drawing out instead of drawing something wrong."""
+    folder = write_run(tmp_path / "run", samples=4, overlays=2)
+    index = json.loads((folder / "pictures/index.json").read_text())
+    index["test-0-000000"]["grid"] = [12, 13]
+    (folder / "pictures/index.json").write_text(json.dumps(index))
+    run = read_run(folder)
+    assert [on_grid(run, "btp", sample) for sample in run.pictures] == [False, True]
+    one, other = cards(run)
+    assert (one["drawable"], one["strips"]) == (False, [])
+    assert (other["drawable"], len(other["strips"])) == (True, 2)
 
 
 def test_an_overlay_has_a_panel_per_stage_and_a_row_per_arm(run_folder):

@@ -55,14 +55,19 @@ def test_what_passed_is_said(run_folder):
 
 def test_what_failed_is_said_first(tmp_path):
     folder = write_run(tmp_path / "run", samples=8, arms=(*ARMS, {**SHRUNK, "arm": "no_image"}))
-    edit(folder, state="running", inert={"checked": 8, "identical": False, "max_logit_difference": 0.5})
+    edit(
+        folder,
+        state="failed",
+        error="out of memory",
+        inert={"checked": 8, "identical": False, "max_logit_difference": 0.5},
+    )
     trace = pd.read_parquet(folder / "trace.parquet")
     trace.loc[trace["site"] == "llm.layer.6", "after"] = trace["before"]
     trace.to_parquet(folder / "trace.parquet")
     _, notes = said(folder)
     bad = [text for text, kind in notes.items() if kind == "bad"]
     assert list(notes)[:3] == bad
-    assert any("This run is running, not finished" in text for text in bad)
+    assert any("This run is failed, not finished (out of memory)" in text for text in bad)
     assert any("logits differ by up to 0.5" in text for text in bad)
     assert any("llm.layer.6 of btp and llm.layer.6 of random withdrew nothing" in text for text in bad)
 

@@ -40,17 +40,13 @@ def test_a_running_run_has_the_arms_it_answered(tmp_path):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"nowhere is no run folder: there is no such folder\. Name a folder"
-    ):
+    with pytest.raises(ValueError, match=r"nowhere is no run folder: there is no such folder\. Name a folder"):
         read_run(tmp_path / "nowhere")
 
 
 def test_a_folder_of_runs_is_told_from_a_run(tmp_path):
     write_run(tmp_path / "one", samples=4)
-    with pytest.raises(
-        ValueError, match=r"no run\.json, but 1 of its folders do\. Name those: .*, or .*one\."
-    ):
+    with pytest.raises(ValueError, match=r"no run\.json, but 1 of its folders do\. Name those: .*, or .*one\."):
         read_run(tmp_path)
 
 
@@ -61,7 +57,7 @@ def test_a_folder_with_other_things(tmp_path):
 
 @pytest.mark.parametrize("file", ["config.yaml", "samples.parquet"])
 def test_a_required_file_is_missing(tmp_path, file):
-    folder = write_run(tmp_path / "run", drop=[file])
+    folder = write_run(tmp_path / "run", drop=[file, "cost.json"])
     with pytest.raises(ValueError, match=rf"{file} is missing.* Run its command again"):
         read_run(folder)
 
@@ -72,6 +68,18 @@ def test_a_file_is_cut_short(tmp_path, file):
     (folder / file).write_text("{a: [")
     with pytest.raises(ValueError, match=rf"{file} cannot be read: .*\. Delete it\. Run its command again"):
         read_run(folder)
+
+
+def test_a_run_of_costs_only(tmp_path):
+    folder = write_run(tmp_path / "run", drop=["samples.parquet"])
+    with pytest.raises(ValueError, match=r"holds costs, but no answers to report on.* Read its cost\.json"):
+        read_run(folder)
+
+
+def test_a_trace_of_a_run_without_stages_has_no_columns(tmp_path):
+    folder = write_run(tmp_path / "run", arms=ARMS[:1])
+    pd.DataFrame([]).to_parquet(folder / "trace.parquet")
+    assert read_run(folder).trace.empty
 
 
 def test_a_file_holds_something_else(tmp_path):
