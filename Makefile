@@ -28,7 +28,7 @@ test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 smoke: setup ## a small run of everything, in seconds
-	$(BIN)/python run.py limit=36 cost.repeats=2 cost.output_tokens=4 logger=none
+	$(BIN)/python run.py experiment=smoke $(ARGS)
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .

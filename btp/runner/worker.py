@@ -1,4 +1,4 @@
-"""One run, from request to report: `python -m btp.runner.worker REQUEST.json`, started by run.py. No Hydra app in here."""
+"""One run, from request to report: `python -m btp.runner.worker REQUEST.json`, started by run.py; no Hydra app."""
 
 from __future__ import annotations
 
@@ -163,8 +163,7 @@ class Run:
                 Answers(folder).clear()
             self.machine.sync()
             reference = None if arm.name == UNPRUNED else baseline
-            rows = answer(self.loaded, arm, task, order, ids, folder, reference, self.machine)
-        return rows
+            return answer(self.loaded, arm, task, order, ids, folder, reference, self.machine)
 
     def _cost(self, arms: list[Arm], inputs: dict[str, Any]) -> None:
         with self.phase("cost"):

@@ -1,6 +1,6 @@
 """Measures the embedded model: its abilities, a blank picture, and how far pruning can hurt it.
 
-    python experiments/pocket/measure.py --checkpoint btp/models/checkpoints/pocket
+    python -m experiments.pocket.measure --checkpoint btp/models/checkpoints/pocket
 
 These are tests of the model, not of a method: exact match of the unpruned model, of a blank picture, with all
 visual tokens withdrawn in front of each decoder layer, and with a random share kept in front of layer 2.

@@ -1,12 +1,15 @@
 """Trains the embedded model `pocket`. README.md beside this file says what it learns and why so.
 
-python experiments/pocket/train.py --out work/pocket
+python -m experiments.pocket.train --out work/pocket
 """
 
 import argparse
 import json
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,23 +31,60 @@ TEXT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
 }
-# How often each ability is asked; those that find an object by what it is come slowest.
-WEIGHTS = {
-    "presence": 2.0,
-    "attribute": 1.5,
-    "counting": 1.5,
-    "position": 1.8,
-    "relation": 1.8,
-    "same_as": 1.5,
-    "digit": 0.7,
-    "number": 1.0,
-}
-SHARES = {"answer": 1.0, "color": 0.5, "name": 0.5, "place": 0.2, "anchor": 0.3, "marks": 0.3}
 
 
-import os
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the training.
 
-TMP = os.environ.get("TMP_RESTART")
+    Attributes:
+        until: its last step.
+        questions: asked of each picture, besides its description.
+        weights: how often each ability is asked.
+        shares: weight of each loss.
+    """
+
+    until: int
+    questions: int
+    weights: dict[str, float]
+    shares: dict[str, float]
+
+
+# Descriptions and reading come first by themselves; what finds an object by its looks needs more questions, and
+# patches that know their place.
+PHASES = (
+    Phase(
+        until=1750,
+        questions=6,
+        weights={
+            "presence": 1.0,
+            "attribute": 0.8,
+            "counting": 1.0,
+            "position": 0.8,
+            "relation": 1.2,
+            "same_as": 1.2,
+            "digit": 1.2,
+            "number": 1.3,
+        },
+        shares={"answer": 1.0, "color": 0.5, "name": 0.5, "marks": 0.3},
+    ),
+    Phase(
+        until=3900,
+        questions=10,
+        weights={
+            "presence": 2.0,
+            "attribute": 1.5,
+            "counting": 1.5,
+            "position": 1.8,
+            "relation": 1.8,
+            "same_as": 1.5,
+            "digit": 0.7,
+            "number": 1.0,
+        },
+        shares={"answer": 1.0, "color": 0.5, "name": 0.5, "place": 0.2, "anchor": 0.3, "marks": 0.3},
+    ),
+)
+STEPS = PHASES[-1].until
 
 
 class Heads(nn.Module):
@@ -129,16 +169,14 @@ def main() -> None:
     """Train, keep a checkpoint every 250 steps to go on from, and save the averaged weights at the end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4600)
     parser.add_argument("--batch", type=int, default=16, help="pictures a step")
-    parser.add_argument("--questions", type=int, default=10, help="questions a picture, besides its description")
     parser.add_argument("--patch", type=int, default=8, help="pixels; the picture is 96, so 8 gives 144 tokens")
     parser.add_argument("--layer", type=int, default=4, help="decoder layers before the dense loss")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="pays only with matrix units for it")
-    parser.add_argument("--compile", action="store_true", help="compile the layers; a minute once, then 15% faster")
+    parser.add_argument("--compile", action="store_true", help="compile the layers; a minute once, then 15%% faster")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
@@ -149,79 +187,68 @@ def main() -> None:
     heads.user = processor.tokenizer("USER :", add_special_tokens=False).input_ids
     model.to(args.device).train()
     heads.to(args.device)
-    optims = optimisers(model, heads)
-    peaks = [o.param_groups[0]["lr"] for o in optims]
+    muon, adam = optimisers(model, heads)
+    peaks = {optim: optim.param_groups[0]["lr"] for optim in (muon, adam)}
     mean = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    parts = {"model": model, "heads": heads, "mean": mean, "muon": muon, "adam": adam}
     args.out.mkdir(parents=True, exist_ok=True)
     state = args.out / "state.pt"
-    first = 0
-    if state.exists():
-        saved = torch.load(state, map_location=args.device, weights_only=True)
-        first = saved["step"]
-        for thing, key in (
-            (model, "model"),
-            (heads, "heads"),
-            (mean, "mean"),
-            (optims[0], "muon"),
-            (optims[1], "adam"),
-        ):
-            if TMP and key == "heads":
-                heads.load_state_dict(saved[key], strict=False)
-            elif TMP and key == "adam":
-                pass
-            else:
-                thing.load_state_dict(saved[key])
+    step = restore(state, parts, args.device) if state.exists() else 0
     if args.compile:
         for layer in (*model.model.language_model.layers, *model.model.vision_tower.encoder.layers):
             layer.compile(dynamic=True)
-    data = Scenes(
-        processor.tokenizer,
-        WEIGHTS,
-        batch=args.batch,
-        questions=args.questions,
-        grid=grid,
-        seed=args.seed + first,
-    )
-    loader = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
-    began, seen = time.time(), {}
-    for step in range(first, args.steps):
-        batch = {k: v.to(args.device) for k, v in next(loader).items()}
-        for optim, peak in zip(optims, peaks, strict=True):
-            optim.param_groups[0]["lr"] = peak * learning_rate(step, args.steps)
-            optim.zero_grad()
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
-            parts = losses(model, heads, batch, args.layer, grid)
-        loss = sum(share * parts[key] for key, share in SHARES.items())
-        loss.backward()
-        nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], 1.0)
-        for optim in optims:
-            optim.step()
-        mean.update_parameters(model)
-        for key, value in parts.items():
-            seen[key] = seen.get(key, 0.0) + value.item()
-        if (step + 1) % 50 == 0:
-            pace = (time.time() - began) / (step + 1 - first)
-            print(
-                json.dumps({"step": step + 1, "s": round(pace, 3), **{k: round(v / 50, 3) for k, v in seen.items()}}),
-                flush=True,
-            )
-            seen = {}
-        if (step + 1) % 250 == 0 or step + 1 == args.steps:
-            everything = {
-                "step": step + 1,
-                "model": model,
-                "heads": heads,
-                "mean": mean,
-                "muon": optims[0],
-                "adam": optims[1],
-            }
-            torch.save(
-                {k: v if k == "step" else v.state_dict() for k, v in everything.items()},
-                state.with_suffix(".tmp"),
-            )
-            state.with_suffix(".tmp").replace(state)
+    seen = Counter()
+    began, start = time.time(), step
+    while step < STEPS:
+        phase = next(p for p in PHASES if step < p.until)
+        scenes = Scenes(
+            processor.tokenizer,
+            phase.weights,
+            batch=args.batch,
+            questions=phase.questions,
+            grid=grid,
+            seed=args.seed + step,
+        )
+        for batch in DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4):
+            for optim, peak in peaks.items():
+                optim.param_groups[0]["lr"] = peak * learning_rate(step, STEPS)
+                optim.zero_grad()
+            with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
+                found = losses(model, heads, {k: v.to(args.device) for k, v in batch.items()}, args.layer, grid)
+            sum(share * found[key] for key, share in phase.shares.items()).backward()
+            nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], 1.0)
+            for optim in peaks:
+                optim.step()
+            mean.update_parameters(model)
+            seen.update({key: value.item() for key, value in found.items()})
+            step += 1
+            if step % 50 == 0:
+                pace = round((time.time() - began) / (step - start), 3)
+                print(
+                    json.dumps({"step": step, "s": pace} | {k: round(v / 50, 3) for k, v in seen.items()}), flush=True
+                )
+                seen.clear()
+            if step % 250 == 0 or step == STEPS:
+                save(state, parts, step)
+            if step == phase.until:
+                break
     mean.module.save_pretrained(args.out / "model")
     processor.save_pretrained(args.out / "model")
+
+
+def save(path: Path, parts: dict[str, Any], step: int) -> None:
+    """Write a state to go on from, whole or not at all."""
+    part = path.with_suffix(".tmp")
+    torch.save({"step": step} | {name: thing.state_dict() for name, thing in parts.items()}, part)
+    part.replace(path)
+
+
+def restore(path: Path, parts: dict[str, Any], device: str) -> int:
+    """Load a state; returns its step."""
+    saved = torch.load(path, map_location=device, weights_only=True)
+    for name, thing in parts.items():
+        thing.load_state_dict(saved[name])
+    return saved["step"]
 
 
 if __name__ == "__main__":

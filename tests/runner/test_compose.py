@@ -1,0 +1,64 @@
+"""Every config composes, and everything it names can be built."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from btp.core.pruner import Pruner
+from btp.runner.preflight import check_config
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GROUPS = ("model", "pruner", "schedule", "task", "calibration", "trainer", "logger")
+OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml"))]
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_builds(group, option, tmp_path):
+    config = composed(f"{group}={option}", f"output={tmp_path}")
+    check_config(config)
+    if group in ("task", "calibration"):
+        assert len(instantiate(config[group]["dataset"])) > 0
+    if group == "pruner" and config["pruner"]["method"]:
+        assert isinstance(instantiate(config["pruner"]["method"]), Pruner)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_says_what_it_is_and_a_command(group, option):
+    first, second = (CONF / group / f"{option}.yaml").read_text().splitlines()[:2]
+    assert first.startswith("# ")
+    assert second.startswith("# python run.py")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages=0", "stages is 0"),
+        ("stages=two", "stages is 'two'"),
+        ("limit=0", "limit is 0. No samples are left"),
+        ("budget.share=1.5", "budget.share is 1.5"),
+        ("budget.share=0", "budget.share is 0"),
+        ("budget.tokens=20", "a run has one budget"),
+        ("trainer.batch=0", "Set trainer.batch to a whole number from 1 on"),
+        ("model.dtype=fp8", "model.dtype is 'fp8'. Choose from: float32"),
+        ("model.attention=flash", "model.attention is 'flash'"),
+        ("calibration.samples=0", "calibration.samples is 0"),
+    ],
+)
+def test_a_config_that_cannot_run_is_refused_before_anything_is_written(override, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        check_config(composed(f"output={tmp_path / 'out'}", override))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Set output to another one"):
+        check_config(composed(f"output={tmp_path / 'file' / 'out'}"))

@@ -1,0 +1,201 @@
+"""The main job from end to end on the embedded model: results, resumption, identity."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import pandas as pd
+import pytest
+import yaml
+from jobs import command, job
+
+from btp.runner.store import Answers
+
+ARMS = ["unpruned", "btp", "random", "downsampled", "no_image"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the default job, small."""
+    output = tmp_path_factory.mktemp("outputs")
+    return output, job(output)
+
+
+def test_the_folder_holds_what_design_promises(finished):
+    _, run = finished
+    state = json.loads((run / "run.json").read_text())
+    assert state["state"] == "finished"
+    assert [a["arm"] for a in state["arms"]] == ARMS
+    assert state["versions"]["torch"]
+    for name in ("config.yaml", "samples.parquet", "trace.parquet", "layers.json", "cost.json", "calibration.yaml"):
+        assert (run / name).stat().st_size > 0
+    assert len(list((run / "overlays").glob("*.png"))) >= 4
+    assert len(list((run / "figures").glob("*.png"))) >= 3
+    assert (run / "report.html").read_text().count("data:image/png") > 3
+
+
+def test_every_arm_answers_every_sample_once_and_meets_the_budget(finished):
+    _, run = finished
+    frame = pd.read_parquet(run / "samples.parquet")
+    assert frame.groupby("arm")["sample"].nunique().to_dict() == dict.fromkeys(ARMS, 18)
+    tokens = frame.groupby("arm")["tokens_avg"].mean()
+    assert tokens["unpruned"] == 144
+    assert tokens["no_image"] == 0
+    for arm in ("btp", "random", "downsampled"):
+        assert tokens[arm] == pytest.approx(0.22 * 144, abs=0.5)
+    unpruned = frame[frame["arm"] == "unpruned"]
+    assert unpruned["agreement"].all()
+    assert (unpruned["kl"] == 0).all()
+    assert (frame[frame["arm"] == "no_image"]["kl"] > 0).any()
+
+
+def test_the_engine_did_what_was_planned(finished):
+    _, run = finished
+    trace = pd.read_parquet(run / "trace.parquet")
+    arms = {a["arm"]: a for a in json.loads((run / "run.json").read_text())["arms"]}
+    for arm in ("btp", "random"):
+        for stage in arms[arm]["schedule"]:
+            ran = trace[(trace["arm"] == arm) & (trace["site"] == stage["site"])]
+            assert (ran["after"] == stage["keep"]).all()
+            assert (ran["kept"].map(len) == ran["after"]).all()
+    assert len(arms["btp"]["schedule"]) == 3
+    state = json.loads((run / "run.json").read_text())
+    assert state["inert"]["identical"]
+    assert state["inert"]["max_logit_difference"] == 0
+
+
+def test_costs_are_measured_beside_the_formula(finished):
+    _, run = finished
+    costs = json.loads((run / "cost.json").read_text())
+    for arm in ("unpruned", "btp"):
+        assert costs[arm]["flops_prefill"] == pytest.approx(costs[arm]["flops_prefill_measured"], rel=0.01)
+    assert costs["btp"]["kv_mib"] == pytest.approx(costs["btp"]["kv_mib_measured"])
+    assert costs["btp"]["kv_mib"] < costs["unpruned"]["kv_mib"]
+    assert costs["btp"]["selection_ms"]["median"] > 0
+    assert costs["btp"]["prefill_ratio"]["median"] > 0
+
+
+def test_the_calibration_is_found_again_and_says_where_it_comes_from(finished, tmp_path):
+    output, run = finished
+    artefact = yaml.safe_load((run / "calibration.yaml").read_text())
+    assert artefact["curves"]["samples"] == 64
+    assert len(artefact["curves"]["changed"]) == artefact["model"]["layers"]
+    assert [s["keep"] for s in artefact["stages"]] == sorted((s["keep"] for s in artefact["stages"]), reverse=True)
+    (store,) = (output / ".store" / "calibration").glob("*.yaml")
+    before = store.stat().st_mtime_ns
+    other = job(output, "stages=2", "cost.enabled=false", "~pruner@controls.random", "~pruner@controls.downsampled")
+    assert store.stat().st_mtime_ns == before
+    assert len(yaml.safe_load((other / "calibration.yaml").read_text())["stages"]) == 2
+    named = job(
+        tmp_path,
+        f"calibration.artefact={run / 'calibration.yaml'}",
+        "cost.enabled=false",
+        "limit=9",
+        "~pruner@controls.random",
+        "~pruner@controls.downsampled",
+    )
+    sites = [s["site"] for s in yaml.safe_load((named / "calibration.yaml").read_text())["stages"]]
+    assert sites == [s["site"] for s in artefact["stages"]]
+
+
+def test_a_finished_run_is_recognised(finished, capsys):
+    output, run = finished
+    before = (run / "samples.parquet").stat().st_mtime_ns
+    assert job(output) == run
+    assert "this run is finished" in capsys.readouterr().out
+    assert (run / "samples.parquet").stat().st_mtime_ns == before
+
+
+def test_unpruned_answers_serve_every_run_of_the_same_model_and_task(finished):
+    output, _ = finished
+    files = {p: p.stat().st_mtime_ns for p in (output / ".store" / "answers").glob("*/rows-0.jsonl")}
+    run = job(output, "pruner=attention", "cost.enabled=false")
+    frame = pd.read_parquet(run / "samples.parquet")
+    assert set(frame["arm"]) == {"unpruned", "attention", "random", "downsampled", "no_image"}
+    assert all(p.stat().st_mtime_ns == t for p, t in files.items())
+    assert len(list((output / ".store" / "answers").glob("*/rows-0.jsonl"))) == len(files) + 1
+
+
+def test_answers_do_not_depend_on_the_batch(finished, tmp_path):
+    _, run = finished
+    alone = job(tmp_path, "trainer.batch=1", "cost.enabled=false", "limit=9")
+    both = [pd.read_parquet(r / "samples.parquet").set_index(["arm", "sample"]) for r in (run, alone)]
+    shared = both[1].index
+    assert (both[0].loc[shared, "prediction"] == both[1]["prediction"]).all()
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_table(finished, tmp_path):
+    _, undisturbed = finished
+    words = ["experiment=smoke", "logger=none", "trainer=cpu", "trainer.batch=2", f"output={tmp_path}"]
+    words += ["cost.enabled=false"]
+    kills = 0
+    for wanted in (4, 26, 60):
+        process = command(*words)
+        deadline = time.time() + 240
+        while process.poll() is None and time.time() < deadline:
+            if sum(f.read_bytes().count(b"\n") for f in tmp_path.glob(".store/answers/*/rows-0.jsonl")) >= wanted:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.02)
+        process.wait()
+        process.stdout.close()
+    assert kills == 3
+    saved = {f: f.read_bytes() for f in tmp_path.glob(".store/answers/*/rows-0.jsonl")}
+    run = job(tmp_path, "trainer.batch=2", "cost.enabled=false")
+    for file, before in saved.items():
+        whole = before[: before.rfind(b"\n") + 1]
+        assert file.read_bytes().startswith(whole)
+        samples = [json.loads(line)["sample"] for line in file.read_text().splitlines()]
+        assert len(samples) == len(set(samples)) == 18
+    columns = ["arm", "sample", "prediction", "score", "tokens_avg"]
+    tables = [pd.read_parquet(r / "samples.parquet")[columns] for r in (undisturbed, run)]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_resume_false_computes_anew(tmp_path):
+    first = job(tmp_path, "pruner=none", "limit=9")
+    answers = next((tmp_path / ".store" / "answers").iterdir())
+    rows = Answers(answers if answers.is_dir() else answers.with_suffix("")).rows()
+    stamp = (first / "samples.parquet").stat().st_mtime_ns
+    assert job(tmp_path, "pruner=none", "limit=9", "resume=false") == first
+    assert (first / "samples.parquet").stat().st_mtime_ns > stamp
+    assert len(rows) == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stages=9"], "stages is 9, but 8 layers have room for"),
+        (["budget.share=0.05"], "cannot be met"),
+        (["model.path=nowhere"], "model.path is nowhere, but there is no such folder"),
+        (["pruner=withdraw", "pruner.layer=12"], "schedule.0.site is llm.layer.12, but the llm tower has 8 layers"),
+        (["schedule=paper_llava15"], "schedule"),
+    ],
+)
+def test_errors_are_one_message(words, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        job(tmp_path, *words)
+
+
+def test_the_command_line_ends_with_code_1_and_no_traceback(tmp_path):
+    process = command("experiment=smoke", "logger=none", "stages=9", f"output={tmp_path}")
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "error: stages is 9" in out
+    assert "Traceback" not in out
+    (log,) = tmp_path.glob("*/error.log")
+    assert "Traceback" in log.read_text()
+    assert json.loads((log.parent / "run.json").read_text())["state"] == "failed"
+
+
+def test_a_sweep_goes_on_behind_a_failed_cell(tmp_path):
+    common = ["experiment=smoke", "logger=none", "cost.enabled=false", "limit=9", f"output={tmp_path}"]
+    process = command("-m", *common, "stages=9,1")
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 1
+    assert "1 run(s) failed" in out
+    states = sorted(json.loads(f.read_text())["state"] for f in tmp_path.glob("*/run.json"))
+    assert states == ["failed", "finished"]

@@ -1,0 +1,72 @@
+"""Answers survive a kill at any moment, and nothing is written twice."""
+
+import json
+
+import numpy as np
+
+from btp.runner.identity import checkpoint, code, digest, method_code
+from btp.runner.store import Answers, write_json
+
+
+def row(sample, text="yes"):
+    return {"sample": sample, "prediction": text}
+
+
+def test_rows_come_back(tmp_path):
+    answers = Answers(tmp_path / "a")
+    answers.add([row("1"), row("2")])
+    answers.add([row("3")])
+    assert list(Answers(tmp_path / "a").rows()) == ["1", "2", "3"]
+
+
+def test_a_torn_last_line_does_not_count_and_does_not_spoil_the_next(tmp_path):
+    answers = Answers(tmp_path / "a")
+    answers.add([row("1")])
+    with (tmp_path / "a" / "rows-0.jsonl").open("a") as f:
+        f.write('{"sample": "2", "predic')
+    assert list(answers.rows()) == ["1"]
+    answers.add([row("2", "no")])
+    assert answers.rows()["2"]["prediction"] == "no"
+    assert all(json.loads(line) for line in (tmp_path / "a" / "rows-0.jsonl").read_text().splitlines())
+
+
+def test_ranks_write_apart_and_read_together(tmp_path):
+    Answers(tmp_path / "a", 0).add([row("1")])
+    Answers(tmp_path / "a", 1).add([row("2"), row("1", "late")])
+    rows = Answers(tmp_path / "a").rows()
+    assert set(rows) == {"1", "2"}
+    assert rows["1"]["prediction"] == "yes"
+
+
+def test_first_distributions_come_back(tmp_path):
+    answers = Answers(tmp_path / "a")
+    answers.add_logits(["x", "y"], np.arange(6.0).reshape(2, 3))
+    assert answers.logits("y").tolist() == [3, 4, 5]
+
+
+def test_identity_ignores_key_order_and_sees_every_value():
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_identity_sees_the_code_of_a_method_but_not_of_another():
+    assert method_code("btp.pruners.random.Random") != method_code("btp.pruners.btp.BTP")
+    assert method_code(None) == ""
+    assert code("core") != code("engine")
+
+
+def test_a_checkpoint_is_its_content_and_not_its_place(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(10 + (name == "c")))
+    one, same, other = (checkpoint(tmp_path / n) for n in "abc")
+    assert one == same
+    assert one != other
+
+
+def test_json_is_replaced_whole(tmp_path):
+    write_json(tmp_path / "run.json", {"state": "running"})
+    write_json(tmp_path / "run.json", {"state": "finished"})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"state": "finished"}
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
