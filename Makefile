@@ -40,6 +40,6 @@ format: setup ## let ruff put the code in form
 	$(BIN)/ruff format .
 
 speed: setup ## the selection benchmark of experiments/speed
-	$(BIN)/python experiments/speed/selection.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed.selection $(ARGS)
 
 .PHONY: help setup run test test-gpu smoke lint format speed

@@ -117,9 +117,7 @@ def _square(config: Any, vision: Any, decoder: Stack, vocab: int) -> Architectur
         class_tokens=1 if has_class else 0,
         class_projected=has_class and getattr(config, "vision_feature_select_strategy", "default") == "full",
     )
-    return Architecture(
-        decoder, vocab, encoder, ((features, decoder.hidden), (decoder.hidden, decoder.hidden))
-    )
+    return Architecture(decoder, vocab, encoder, ((features, decoder.hidden), (decoder.hidden, decoder.hidden)))
 
 
 def _packed(vision: Any, decoder: Stack, vocab: int) -> Architecture:

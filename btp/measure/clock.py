@@ -124,9 +124,7 @@ def alternate(
         ValueError: repeats is below 1 or warmup below 0.
     """
     if repeats < 1 or warmup < 0:
-        raise ValueError(
-            f"repeats is {repeats} and warmup is {warmup}. Time at least one round, after none or more."
-        )
+        raise ValueError(f"repeats is {repeats} and warmup is {warmup}. Time at least one round, after none or more.")
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(-warmup, repeats):
         for name in list(sides) if turn % 2 == 0 else reversed(list(sides)):

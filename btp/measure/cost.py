@@ -148,9 +148,7 @@ def _unpruned(call: Call) -> Call:
     return Call(call.total, call.text, visual=[call.total] * layers, tokens=[everything] * layers)
 
 
-def _check_length(
-    subject: Subject, around: Callable[[], AbstractContextManager[object]], new_tokens: int
-) -> None:
+def _check_length(subject: Subject, around: Callable[[], AbstractContextManager[object]], new_tokens: int) -> None:
     with around(), PhaseTimer({"decoder": subject.decoder}, lambda: None) as timer:
         subject.generate(new_tokens)
     calls = len(timer.seconds["decoder"])

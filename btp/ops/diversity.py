@@ -67,11 +67,7 @@ def farthest_points(
         idle = torch.arange(steps, device=x.device) >= missing[:, None]
         chosen = torch.cat([chosen, chosen.new_zeros(B, 1)], dim=1)
         chosen = chosen.scatter(1, picks.masked_fill(idle, N), True)[:, :N]
-    order = (
-        torch.where(chosen, torch.arange(N, device=x.device), N)
-        .sort(dim=1)
-        .values[:, : max(counts, default=0)]
-    )
+    order = torch.where(chosen, torch.arange(N, device=x.device), N).sort(dim=1).values[:, : max(counts, default=0)]
     return order.masked_fill(order == N, -1)
 
 
@@ -95,9 +91,7 @@ def _grow(x: Tensor, seed: Tensor, chosen: Tensor, valid: Tensor | None, steps: 
     nearest = nearest.masked_fill(blocked, torch.inf)
     pick = nearest.argmin(1)
     if start:  # the isolation of a first pick says nothing about what follows it
-        nearest = torch.where(chosen.any(1, keepdim=True), nearest, -torch.inf).masked_fill(
-            blocked, torch.inf
-        )
+        nearest = torch.where(chosen.any(1, keepdim=True), nearest, -torch.inf).masked_fill(blocked, torch.inf)
     return torch.cat([pick[:, None], rows.follow(nearest, pick, steps - 1)], dim=1)
 
 

@@ -12,9 +12,7 @@ from torch import Tensor
 DISTANCES = ("manhattan", "euclidean")
 
 
-def spatial_seeds(
-    coord: Tensor, image: Tensor, counts: Sequence[int], distance: str
-) -> list[tuple[int, ...]]:
+def spatial_seeds(coord: Tensor, image: Tensor, counts: Sequence[int], distance: str) -> list[tuple[int, ...]]:
     """Tokens spread evenly over the grids of each row, in the order in which they are picked.
 
     Each frame of each image is a grid of its own. It gets seeds in proportion to its tokens, starts from its

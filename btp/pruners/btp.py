@@ -48,9 +48,7 @@ class BTP(Pruner):
 
     stage_settings = frozenset({"balance", "over", "seed"})
 
-    def __init__(
-        self, *, score: str, source: str, over: float, split: str, seed: float, distance: str
-    ) -> None:
+    def __init__(self, *, score: str, source: str, over: float, split: str, seed: float, distance: str) -> None:
         self.attention = TextAttention(score, source)
         self.over = _number("pruner.method.over", over, 1, None)
         self.seed = _number("pruner.method.seed", seed, 0, 1)
@@ -121,8 +119,7 @@ class BTP(Pruner):
         share = float(stage.settings.get("seed", self.seed))
         total = tokens.host_total or tuple(tokens.total.tolist())
         numbers = [
-            keep_count(share, n) if n == a and k < a else 0
-            for n, a, k in zip(total, alive, counts, strict=True)
+            keep_count(share, n) if n == a and k < a else 0 for n, a, k in zip(total, alive, counts, strict=True)
         ]
         coord = tokens.coord.masked_fill(~tokens.valid[..., None], -1)
         return spatial_seeds(coord, tokens.image, numbers, self.distance)

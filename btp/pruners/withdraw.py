@@ -30,6 +30,4 @@ class Withdraw(Pruner):
         Raises:
             RuntimeError: the schedule was not checked.
         """
-        raise RuntimeError(
-            f"pruner 'withdraw' was asked to choose at {stage.site}. Call check(schedule) first."
-        )
+        raise RuntimeError(f"pruner 'withdraw' was asked to choose at {stage.site}. Call check(schedule) first.")

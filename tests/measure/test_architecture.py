@@ -66,7 +66,5 @@ def test_messages():
         architecture(SimpleNamespace())
     config = tiny.llava().config
     text = config.text_config
-    with pytest.raises(
-        ValueError, match=r"The vision tower is pixtral; architecture\(\) knows how to read clip"
-    ):
+    with pytest.raises(ValueError, match=r"The vision tower is pixtral; architecture\(\) knows how to read clip"):
         architecture(SimpleNamespace(text_config=text, vision_config=SimpleNamespace(model_type="pixtral")))

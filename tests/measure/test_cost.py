@@ -101,9 +101,7 @@ def test_latency(report):
     assert times["selection_ms"]["baseline"] is None
     assert times["selection_ms"]["candidate"]["median_ms"] == 2000  # two stages
     assert times["decoder_ms"]["candidate"]["median_ms"] == 5000  # and the four readings around them
-    assert (
-        times["prefill_ms"]["baseline"]["median_ms"] == times["prefill_ms"]["candidate"]["median_ms"] == 1000
-    )
+    assert times["prefill_ms"]["baseline"]["median_ms"] == times["prefill_ms"]["candidate"]["median_ms"] == 1000
     assert times["prefill_ms"]["candidate_over_baseline"] == {"median": 1, "low": 1, "high": 1, "pairs": 6}
     assert times["per_token_ms"]["baseline"]["median_ms"] == 0
     assert times["per_token_ms"]["candidate_over_baseline"]["median"] is None
@@ -142,9 +140,7 @@ def test_time_per_token_is_of_the_tokens_asked_for():
     lvlm, what = subject([[2, "i", 5]])
     clock = [0.0]
     hook = lvlm.decoder.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + 1))
-    found = measure(
-        what, lambda: attach(lvlm), pruner=None, new_tokens=4, repeats=1, warmup=0, now=lambda: clock[0]
-    )
+    found = measure(what, lambda: attach(lvlm), pruner=None, new_tokens=4, repeats=1, warmup=0, now=lambda: clock[0])
     hook.remove()
     assert found["latency"]["prefill_ms"]["candidate"]["median_ms"] == 1000
     assert found["latency"]["per_token_ms"]["candidate"]["median_ms"] == 1000

@@ -17,9 +17,7 @@ NAMES = sorted(path.stem for path in (CONF / "pruner").glob("*.yaml"))
 
 
 def load(name):
-    root = OmegaConf.create(
-        {"seed": 0, "stages": 3, "pruner": OmegaConf.load(CONF / "pruner" / f"{name}.yaml")}
-    )
+    root = OmegaConf.create({"seed": 0, "stages": 3, "pruner": OmegaConf.load(CONF / "pruner" / f"{name}.yaml")})
     return OmegaConf.to_container(root, resolve=True)["pruner"]
 
 

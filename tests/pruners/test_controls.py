@@ -121,9 +121,7 @@ def test_oracle_box_on_another_image():
     image = torch.tensor([[0] * 8 + [1] * 8])
     coord = torch.cat([seen.coord[:, :8], seen.coord[:, :8]], dim=1)
     pruner = oracle([[(0.0, 0.0, 0.2, 0.4, 1)]])
-    assert pruner.select(replace(seen, image=image, coord=coord), Signals(), stage(keep=1)).keep.tolist() == [
-        [8]
-    ]
+    assert pruner.select(replace(seen, image=image, coord=coord), Signals(), stage(keep=1)).keep.tolist() == [[8]]
 
 
 def test_oracle_remembers_places_at_later_stages():
@@ -134,10 +132,7 @@ def test_oracle_remembers_places_at_later_stages():
     assert keep.tolist() == [[0, 6, 8, 9, 10, 11]]
     later = replace(
         seen,
-        **{
-            n: getattr(seen, n)[:, keep[0]]
-            for n in ("hidden", "position", "coord", "image", "size", "index", "valid")
-        },
+        **{n: getattr(seen, n)[:, keep[0]] for n in ("hidden", "position", "coord", "image", "size", "index", "valid")},
         host_alive=(6,),
     )
     assert pruner.select(later, Signals(), stage("llm.layer.4", 3)).keep.tolist() == [[0, 1, 5]]

@@ -76,7 +76,7 @@ def test_random_weights_measure_cost_alone(tmp_path):
 
 def test_paths_that_are_no_checkpoint_say_what_to_do(checkpoint, tmp_path):
     config = composed("model=llava15")["model"]
-    with pytest.raises(ValueError, match="holds no config.json"):
+    with pytest.raises(ValueError, match=r"holds no config.json"):
         find_checkpoint(config | {"path": str(tmp_path)})
     shutil.copytree(checkpoint, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(ValueError, match="no weights"):
@@ -102,5 +102,5 @@ def test_without_weights_and_offline_it_says_what_to_download(tmp_path, monkeypa
 
 def test_another_transformers_is_refused(monkeypatch):
     monkeypatch.setattr(loading.transformers, "__version__", "4.57.1")
-    with pytest.raises(ValueError, match="transformers 4.57.1 is installed, but btp supports"):
+    with pytest.raises(ValueError, match=r"transformers 4.57.1 is installed, but btp supports"):
         loading.check_library()
