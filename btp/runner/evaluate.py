@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,16 +17,8 @@ from btp.runner.arms import Arm
 from btp.runner.batches import Batch, Collate, loader
 from btp.runner.machine import Machine
 from btp.runner.store import Answers
-from btp.tasks.sample import Box, Task
-
-
-@runtime_checkable
-class Targeted(Protocol):
-    """A pruner that is told, batch by batch, which boxes of the picture matter (the oracle)."""
-
-    def set_targets(self, boxes: list[tuple[Box, ...]]) -> None:
-        """One tuple of boxes per row, in shares of the picture's sides."""
-        ...
+from btp.runner.targets import aim
+from btp.tasks.sample import Task
 
 
 class Evaluate(L.LightningModule):
@@ -61,8 +53,7 @@ class Evaluate(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Answer a batch and write it down before the next one starts."""
         samples = batch.samples
-        if isinstance(self.pruner, Targeted):
-            self.pruner.set_targets([s.targets or s.boxes for s in samples])
+        aim(self.pruner, samples)
         out = self.generate(
             **batch.to(self.device, self.lvlm.dtype).inputs,
             max_new_tokens=self.max_new_tokens,

@@ -12,6 +12,7 @@ from btp.engine.attach import attach
 from btp.models.load import Loaded
 from btp.runner.arms import Arm, inert
 from btp.runner.batches import Collate
+from btp.runner.targets import aim
 from btp.tasks.sample import Sample
 
 
@@ -39,7 +40,9 @@ def check_inert(loaded: Loaded, arm: Arm, samples: Sequence[Sample], new_tokens:
     with torch.inference_mode():
         plain = run()
         schedule: Schedule = inert(arm.schedule)
-        with attach(loaded.host, arm.build(), schedule):
+        pruner = arm.build()
+        aim(pruner, samples)
+        with attach(loaded.host, pruner, schedule):
             attached = run()
     same = torch.equal(plain.sequences, attached.sequences)
     pairs = list(zip(plain.logits, attached.logits, strict=False))

@@ -23,6 +23,7 @@ from btp.measure.selection import TimedPruner
 from btp.models.load import Loaded
 from btp.runner.arms import UNPRUNED, Arm
 from btp.runner.batches import Collate
+from btp.runner.targets import aim_nowhere
 from btp.tasks.sample import Sample
 
 Inputs = Mapping[str, Tensor]
@@ -55,6 +56,7 @@ def profile(
     pruned = [arm for arm in arms if arm.schedule]
     for arm in tqdm(pruned, desc=f"{'measure cost':24}", bar_format=BAR):
         method = arm.build()
+        aim_nowhere(method, len(inputs["input_ids"]))
         timed = TimedPruner(method) if method is not None else None
 
         def attached(arm: Arm = arm, timed: TimedPruner | None = timed) -> AbstractContextManager[Trace]:

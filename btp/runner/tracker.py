@@ -16,6 +16,19 @@ from lightning.pytorch.loggers import WandbLogger
 from btp.runner.arms import UNPRUNED
 
 
+def check_login(logger: Mapping[str, Any]) -> None:
+    """Refuse an online logger without a login, before anything is computed.
+
+    Raises:
+        ValueError: says how to log in, or how to do without.
+    """
+    if logger["name"] != "none" and logger["mode"] == "online" and not wandb.api.api_key:
+        raise ValueError(
+            "logger=wandb logs online, but no login is found. Run `wandb login` or set WANDB_API_KEY; "
+            "logger=offline keeps the log on disk for `wandb sync`, logger=none does without."
+        )
+
+
 def track(config: Mapping[str, Any], run: Path, frame: pd.DataFrame, arms: list[dict[str, Any]]) -> None:
     """Write one W&B run for a run folder; nothing where the logger is none.
 

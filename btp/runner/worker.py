@@ -28,7 +28,7 @@ from btp.runner.inert import check_inert
 from btp.runner.machine import Machine
 from btp.runner.profile import cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.store import Answers, held, write_json
-from btp.runner.tracker import track
+from btp.runner.tracker import check_login, track
 from btp.tasks.sample import Sample, Task
 
 FREE = ("output", "resume", "debug", "logger", "trainer", "command", "overlays")
@@ -44,6 +44,7 @@ class Run:
     def __init__(self, config: Mapping[str, Any]):
         self.config = config
         check_library()
+        check_login(config["logger"])
         torch.manual_seed(config["seed"])
         self.checkpoint_folder = find_checkpoint(config["model"])
         self.checkpoint = checkpoint(self.checkpoint_folder, [config["model"]["config"]])
@@ -72,7 +73,8 @@ class Run:
         else:
             guard = held(self.folder.path / ".lock", "this very run") if self.machine.leads else nullcontext()
             with guard:
-                self._compute()
+                if not (self.folder.finished and self.config["resume"]):  # another process may have done it meanwhile
+                    self._compute()
         if self.machine.leads:
             self._show()
 

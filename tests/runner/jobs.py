@@ -22,7 +22,8 @@ def composed(*overrides):
 
 def job(output, *overrides):
     """Run the job here; returns the run folder."""
-    run = Run(composed("experiment=smoke", "logger=none", "trainer=cpu", f"output={output}", *overrides))
+    quiet = [] if any(o.startswith("logger=") for o in overrides) else ["logger=none"]
+    run = Run(composed("experiment=smoke", *quiet, "trainer=cpu", f"output={output}", *overrides))
     run.go()
     return run.folder.path
 

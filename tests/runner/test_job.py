@@ -9,7 +9,8 @@ import time
 import pandas as pd
 import pytest
 import yaml
-from jobs import command, job
+from hydra.utils import instantiate
+from jobs import ROOT, command, composed, job
 
 from btp.runner.store import Answers
 
@@ -34,6 +35,19 @@ def test_the_folder_holds_what_design_promises(finished):
     assert len(list((run / "overlays").glob("*.png"))) >= 4
     assert len(list((run / "figures").glob("*.png"))) >= 3
     assert (run / "report.html").read_text().count("data:image/png") > 3
+
+
+def test_the_notebook_reads_it(finished, monkeypatch):
+    output, _ = finished
+    monkeypatch.chdir(output.parent)
+    (output.parent / "outputs").symlink_to(output)
+    cells = json.loads((ROOT / "notebooks" / "01_first_look.ipynb").read_text())["cells"]
+    space = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), space)
+    assert set(space["run"].samples["arm"]) == set(ARMS)
+    assert (space["broken"]["score"] < 1).all()
 
 
 def test_every_arm_answers_every_sample_once_and_meets_the_budget(finished):
@@ -124,6 +138,24 @@ def test_answers_do_not_depend_on_the_batch(finished, tmp_path):
     both = [pd.read_parquet(r / "samples.parquet").set_index(["arm", "sample"]) for r in (run, alone)]
     shared = both[1].index
     assert (both[0].loc[shared, "prediction"] == both[1]["prediction"]).all()
+
+
+def test_the_oracle_is_told_what_matters(finished):
+    output, _ = finished
+    run = job(output, "pruner=oracle", "budget.share=0.5")
+    frame = pd.read_parquet(run / "samples.parquet").set_index(["arm", "sample"])
+    trace = pd.read_parquet(run / "trace.parquet")
+    last = trace[(trace["arm"] == "oracle")].sort_values("order").groupby("sample").tail(1)
+    task = instantiate(composed()["task"]["dataset"])
+    inside = 0
+    for _, row in last.iterrows():
+        sample = task[int(row["sample"].rsplit("-", 1)[1])]
+        for x0, y0, x1, y1 in sample.targets:
+            center = int((y0 + y1) / 2 * 12) * 12 + int((x0 + x1) / 2 * 12)
+            inside += center in set(row["kept"])
+    named = sum(len(task[int(s.rsplit("-", 1)[1])].targets) for s in last["sample"])
+    assert inside > 0.8 * named
+    assert "oracle" in frame.index.get_level_values("arm")
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_table(finished, tmp_path):

@@ -48,3 +48,11 @@ def flat(node, prefix=""):
     for key, value in node.items():
         out |= flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return out
+
+
+def test_online_without_a_login_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="no login is found"):
+        job(tmp_path, "logger=wandb")
+    assert not list(tmp_path.glob("pocket-*/samples.parquet"))
