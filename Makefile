@@ -22,7 +22,7 @@ run: setup ## set up, then run the main job (ARGS="pruner=diversity stages=2" ch
 	$(BIN)/python run.py $(ARGS)
 
 test: setup ## set up, then run all tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile $(ARGS)
 
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

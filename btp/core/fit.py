@@ -66,7 +66,7 @@ def _bounds(counts: Sequence[int | None], free: Sequence[int], total: int) -> tu
     floor = -1
     for i in reversed(range(len(counts))):
         count = counts[i]
-        floor = low[i] = count if count is not None else floor + 1
+        floor = low[i] = count if count is not None else max(1, floor + 1)
     for i in free:
         if low[i] > high[i]:
             raise ValueError(

@@ -77,7 +77,7 @@ def track(config: Mapping[str, Any], run: Path, frame: pd.DataFrame, arms: list[
     ]
     experiment.log({"samples": wandb.Table(dataframe=frame[columns])})
     means = frame.groupby(["arm", "ability"])["score"].mean().reset_index()
-    experiment.log({"accuracy": wandb.Table(dataframe=means)})
+    experiment.log({"accuracy_by_ability": wandb.Table(dataframe=means)})
     experiment.log(
         {"overlays": [wandb.Image(str(p), caption=p.stem) for p in sorted((run / "overlays").glob("*.png"))]}
     )

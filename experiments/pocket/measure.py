@@ -21,6 +21,7 @@ from btp.engine.attach import attach
 from btp.models.load import Loaded, load
 from btp.pruners.random import Random
 from btp.runner.batches import Collate, by_length
+from btp.tasks.pocketvqa.questions import ABILITIES
 from btp.tasks.pocketvqa.task import PocketVQA
 from btp.tasks.sample import Sample
 
@@ -65,34 +66,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--samples", type=int, default=1800)
-    parser.add_argument("--batch", type=int, default=60)
+    parser.add_argument("--samples", type=int, default=1800, help="for the unpruned model")
+    parser.add_argument("--pruned-samples", type=int, default=800, help="for everything else, without descriptions")
+    parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--quick", action="store_true", help="the unpruned model alone")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     config = {"weights": "pretrained", "dtype": "float32", "attention": "sdpa", "device_map": None}
     loaded = load(config, args.checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    task = PocketVQA(args.split, seed=0, size=args.samples)
-    samples = [task[i] for i in range(args.samples)]
-    arms: dict[str, tuple[Schedule, Pruner | None, bool]] = {"unpruned": (Schedule(), None, False)}
+    whole = PocketVQA(args.split, seed=0, size=args.samples)
+    short = PocketVQA(args.split, seed=0, size=args.pruned_samples, abilities=[a for a in ABILITIES if a != "describe"])
+    arms: dict[str, tuple[PocketVQA, Schedule, Pruner | None, bool]] = {"unpruned": (whole, Schedule(), None, False)}
     if not args.quick:
-        arms["blank picture"] = (Schedule(), None, True)
-        for layer in range(loaded.host.num_layers):
-            arms[f"withdraw all at llm.layer.{layer}"] = (
-                Schedule((Stage(f"llm.layer.{layer}", 0),)),
-                None,
-                False,
-            )
+        arms["unpruned, short"] = (short, Schedule(), None, False)
+        arms["blank picture"] = (short, Schedule(), None, True)
+        for layer in range(1, loaded.host.num_layers):
+            schedule = Schedule((Stage(f"llm.layer.{layer}", 0),))
+            arms[f"withdraw all at llm.layer.{layer}"] = (short, schedule, None, False)
         for share in (0.5, 0.22, 0.1):
-            arms[f"random {share} at llm.layer.2"] = (
-                Schedule((Stage("llm.layer.2", share),)),
-                Random(seed=0),
-                False,
-            )
-    found: dict[str, object] = {"split": args.split, "samples": args.samples}
-    found["chance"] = {k: round(100 * v, 1) for k, v in sorted(task.chance(samples).items())}
-    for name, (schedule, pruner, blank) in tqdm(arms.items(), disable=None):
-        found[name] = answers(loaded, task, samples, schedule, pruner, blank, args.batch)
+            schedule = Schedule((Stage("llm.layer.2", share),))
+            arms[f"random {share} at llm.layer.2"] = (short, schedule, Random(seed=0, salt="content"), False)
+    found: dict[str, object] = {"split": args.split, "samples": args.samples, "pruned_samples": args.pruned_samples}
+    drawn = {task: [task[i] for i in range(len(task))] for task in (whole, short)}
+    for name, task in {"chance": whole, "chance, short": short}.items():
+        found[name] = {k: round(100 * v, 1) for k, v in sorted(task.chance(drawn[task]).items())}
+    for name, (task, schedule, pruner, blank) in tqdm(arms.items()):
+        found[name] = answers(loaded, task, drawn[task], schedule, pruner, blank, args.batch)
     text = json.dumps(found, indent=1)
     print(text)
     if args.out:

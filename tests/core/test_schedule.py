@@ -171,7 +171,7 @@ def test_fit_share():
 
 def test_fit_messages():
     """Budgets out of reach say by how much; a budget without a fit, and a fit without room, are refused."""
-    with pytest.raises(ValueError, match=r"cannot be met.*36\.00 to 575\.06. The nearest is 36\.00, off by 26\.00"):
+    with pytest.raises(ValueError, match=r"cannot be met.*36\.94 to 575\.06. The nearest is 36\.94, off by 26\.94"):
         schedule(("llm.layer.2", "fit")).solve_fit(576, 32, 10)
     with pytest.raises(ValueError, match="no stage says keep: fit, so it has no effect"):
         schedule(("llm.layer.2", 4)).solve_fit(576, 32, 128)
