@@ -127,5 +127,6 @@ def answer(
             unpruned = Answers(reference) if reference else None
             module = Evaluate(loaded, pruner, trace, task, answers, unpruned)
             machine.trainer(f"answer: {arm.name}").test(module, batches, verbose=False)
+        machine.sync()  # the other processes' rows count too
         done = answers.rows()
     return {ids[i]: done[ids[i]] for i in order}
