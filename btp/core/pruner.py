@@ -19,7 +19,8 @@ from btp.ops.pick import top_k
 class Tokens:
     """The visual tokens alive at a site. B batch, N most alive in a row, D hidden, T text rows.
 
-    Shorter rows are padded at the end; `valid` says which entries are real. Every index of a pruner is an
+    At a site of the vision tower a row is a picture, whichever prompt it belongs to, and a stage's `keep` counts
+    tokens of a picture. Shorter rows are padded at the end; `valid` says which entries are real. Every index of a pruner is an
     index into N.
 
     Attributes:
@@ -35,6 +36,11 @@ class Tokens:
         text: [B, T, D] states of the text tokens behind the first image; only where the pruner declared a
             `hidden` signal with rows text at this site.
         text_valid: [B, T] bool.
+        picture: [B, N] which of the batch's pictures it belongs to, counted over all rows; -1 where padded.
+        slot: [B, N] which of the vision tower's tokens of that picture it is (class token not counted); -1 where
+            padded. Signals of the vision tower are per picture: at a stage of the language model
+            `value[tokens.picture, ..., tokens.slot]` is what was seen of a token.
+        row: [B, N] which of the layer's rows it is (signals with rows all), -1 where padded.
         host_total, host_alive: `total` and the valid counts as ints, where the maker knows them without a
             sync.
     """
@@ -49,6 +55,9 @@ class Tokens:
     index: Tensor
     text: Tensor | None = None
     text_valid: Tensor | None = None
+    picture: Tensor | None = None
+    slot: Tensor | None = None
+    row: Tensor | None = None
     host_total: tuple[int, ...] | None = None
     host_alive: tuple[int, ...] | None = None
 
@@ -64,9 +73,12 @@ class Pruner(ABC):
 
     Attributes:
         stage_settings: names of the settings it understands on a stage; others are refused.
+        adaptive: it decides itself how many tokens each row keeps (`Selection.counts`); a stage's keep is then its
+            aim.
     """
 
     stage_settings: ClassVar[frozenset[str]] = frozenset()
+    adaptive: bool = False
 
     @property
     def name(self) -> str:

@@ -13,16 +13,18 @@ from torch import Tensor
 class MergePlan:
     """Where tokens go that do not stay on their own.
 
-    A kept token becomes the weighted mean of all tokens that target it, and takes over their sizes.
+    A kept token becomes the weighted mean (or sum) of all tokens that target it, and takes over their sizes.
 
     Attributes:
         target: [B, N] index into N of the kept token each token flows into; itself for a kept one,
             -1 for a token that is dropped without trace.
         weight: [B, N] weight in that mean, >= 0, any scale.
+        combine: "mean" divides by the sum of the weights, "sum" does not.
     """
 
     target: Tensor
     weight: Tensor
+    combine: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,22 @@ class Selection:
     """What a stage decided.
 
     Attributes:
-        keep: [B, K] integer indices into N, ascending and unique in each row; rows that keep fewer than K are
-            padded with -1 at the end.
+        keep: [B, K] integer indices into N, unique in each row, and ascending unless `ordered`; rows that keep
+            fewer than K are padded with -1 at the end.
         merge: where the others go; None drops them.
+        states: [B, K, D] what the kept tokens hold from here on, where that is no weighted mean of tokens (a class
+            token, a learned one); None leaves it to `merge`. Finite where padded.
+        counts: tokens kept per row, where the method is `adaptive` and decides itself; None follows the stage.
+        ordered: the tokens stand in the order of `keep` behind the stage: the j-th takes the j-th smallest of the
+            kept tokens' places. Needs positions: renumber.
         revive: [B, R] original visual indices of parked tokens that return, padded with -1 at the end.
     """
 
     keep: Tensor
     merge: MergePlan | None = None
+    states: Tensor | None = None
+    counts: tuple[int, ...] | None = None
+    ordered: bool = False
     revive: Tensor | None = None
 
 
@@ -68,13 +78,14 @@ def check_shape(selection: object, counts: Sequence[int], method: str, site: obj
         )
 
 
-def is_sound(keep: Tensor, counts: Tensor, alive: Tensor) -> Tensor:
+def is_sound(keep: Tensor, counts: Tensor, alive: Tensor, ordered: bool = False) -> Tensor:
     """Whether every row is ascending, unique, in range, and padded only at its end. No host sync.
 
     Args:
         keep: [B, K] indices into N.
         counts: [B] tokens each row must keep.
         alive: [B] tokens each row has to choose from.
+        ordered: any order is fine, as long as indices are unique.
 
     Returns:
         A bool scalar on the device of `keep`.
@@ -82,6 +93,8 @@ def is_sound(keep: Tensor, counts: Tensor, alive: Tensor) -> Tensor:
     column = torch.arange(keep.shape[1], device=keep.device)
     real = column < counts[:, None]  # [B, K]
     inside = torch.where(real, (keep >= 0) & (keep < alive[:, None]), keep == -1)
+    if ordered:  # padding goes behind the largest index, each with a number of its own
+        keep = torch.where(real, keep, alive[:, None] + column).sort(dim=1).values
     rising = (keep[:, 1:] > keep[:, :-1]) | ~real[:, 1:]
     return inside.all() & rising.all()
 
@@ -106,5 +119,6 @@ def check_selection(
     """
     check_shape(selection, counts, method, site)
     device = selection.keep.device
-    if not bool(is_sound(selection.keep, torch.tensor(counts, device=device), torch.tensor(alive, device=device))):
+    numbers = (torch.tensor(tuple(n), device=device) for n in (counts, alive))
+    if not bool(is_sound(selection.keep, *numbers, selection.ordered)):
         raise ValueError(unsound_message(method, site))

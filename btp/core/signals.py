@@ -9,47 +9,67 @@ from torch import Tensor
 
 from btp.core.site import Site
 
-KINDS = ("hidden", "attention", "preview", "keys", "values", "update")
+KINDS = ("hidden", "attention", "preview", "queries", "keys", "values", "rotary", "update", "change")
 ROWS = {
-    "hidden": (None, "text"),
-    "attention": ("last", "text", "cls"),
-    "preview": ("last", "text", "cls"),
-    "keys": (None, "text"),
-    "values": (None, "text"),
+    "hidden": (None, "text", "cls"),
+    "attention": ("last", "text", "mean", "cls"),
+    "preview": ("last", "text"),
+    "queries": (None, "text", "all"),
+    "keys": (None, "text", "all"),
+    "values": (None, "text", "all"),
+    "rotary": (None, "text"),
     "update": (None,),
+    "change": (None, "all"),
 }
+BLOCKS = ("layer", "attention", "mlp")
 FORMS = {
     "hidden": (None, "normed"),
     "attention": ("probs", "logits"),
     "preview": ("probs", "logits"),
+    "queries": (None,),
     "keys": (None,),
     "values": (None,),
-    "update": ("layer", "attention", "mlp"),
+    "rotary": (None,),
+    "update": BLOCKS,
+    "change": BLOCKS,
 }
+COUNTED = ("text", "all")  # rows of which some may be padding
 
 
 @dataclass(frozen=True)
 class Signal:
     """One thing a pruner asks to see. Only what is declared is computed, and only for the rows asked.
 
-    B batch, N visual tokens alive at the asking stage, T text rows, H query heads, Hkv key heads, d head
-    size.
+    B batch, N visual tokens alive at the asking stage, T text rows, S rows of the layer, H query heads, Hkv key
+    heads, d head size.
 
-    | kind | site | rows | form | tensor |
+    | kind | what | rows | form | tensor |
     |---|---|---|---|---|
-    | hidden | states in front of it | None: visual; text | None; normed (final norm) | [B, N or T, D] |
-    | attention | inside that layer | last, text; cls (vision) | probs, logits | [B, H, R, N] |
-    | preview | what the coming layer would attend to | as attention | as attention | [B, H, R, N] |
-    | keys, values | inside that layer, behind RoPE | None: visual; text | None | [B, Hkv, N or T, d] |
-    | update | that layer, or a block of it | None | layer, attention, mlp | [2, B, N, D]: in, out |
+    | hidden | states in front of the site | None, text; cls | None; normed (final norm) | [B, N, T or 1, D] |
+    | attention | inside that layer | last, text, mean; cls, mean | probs, logits | [B, H, R, N] |
+    | preview | what the coming layer would attend to | last, text | probs, logits | [B, H, R, N] |
+    | queries | inside that layer, behind RoPE, scaled | None, text, all | | [B, H, N, T or S, d] |
+    | keys, values | inside that layer, behind RoPE | None, text, all | | [B, Hkv, N, T or S, d] |
+    | rotary | RoPE of the tokens in that layer | None, text | | [2, B, N or T, d]: cos, sin |
+    | update | a layer, or a block of it | None | layer, attention, mlp | [2, B, N, D]: in, out |
+    | change | the same in two numbers | None, all | layer, attention, mlp | [2, B, N or S]: see below |
 
-    `text` are the text tokens behind the first image, padded at the end (`Signals.rows_valid`); `last` is
-    the last token of the prompt, R = 1. probs are normalised over ALL keys, text too, and then restricted to
-    the visual columns; logits are scaled by the layer's own factor, and -inf where the mask forbids.
+    Rows: None are the visual tokens alive; `text` the text tokens behind the first image, padded at the end; `last`
+    the last token of the prompt; `mean` the mean over all real query rows of the layer (probs alone); `cls` the class
+    token of a vision tower; `all` every row of the layer in sequence order, as it ran, whatever went since
+    (`Tokens.row` says which row a token is). `Signals.rows_valid` says which of `text` and `all` are real.
+
+    probs are normalised over ALL keys, text and class token too, and then restricted to the visual columns; logits
+    are scaled by the layer's own factor, and -inf where the mask forbids. Queries are scaled by it too, so that
+    queries @ keys^T are the logits. A block's input is what enters attention or MLP (behind their norm), its output
+    what they add to the residual. `change` is |out| / |in| and the cosine of the two, in float32.
+
+    In the vision tower B counts pictures; at stages of the language model such a signal still comes per picture, over
+    all of a picture's tokens (`Tokens.picture`, `Tokens.slot`), with zeros for those that were gone.
 
     Attributes:
         kind: see the table.
-        site: `llm.layer.N` or `vision.layer.N`; text is parsed.
+        site: `llm.layer.N`, `vision.layer.N` or `vision.feature`; `llm.input` and `vision.output` for hidden alone.
         rows: see the table.
         form: see the table; None takes the first one.
 
@@ -69,8 +89,19 @@ class Signal:
             object.__setattr__(self, "form", FORMS[self.kind][0])
         _one_of(f"rows of a {self.kind} signal", self.rows, ROWS[self.kind])
         _one_of(f"form of a {self.kind} signal", self.form, FORMS[self.kind])
-        if self.site.kind == "cache" or (self.site.kind == "input" and self.kind != "hidden"):
+        inside = self.site.kind in ("layer", "feature")
+        if not inside and not (self.kind == "hidden" and self.site.kind in ("input", "output")):
             raise ValueError(f"A {self.kind} signal cannot be seen at {self.site}. Ask at a layer, as llm.layer.1.")
+        odd = self.kind in ("preview", "rotary", "update", "change") or self.rows in ("last", "text")
+        if self.site.tower == "vision" and (odd or self.form == "normed"):
+            raise ValueError(
+                f"{self} cannot be seen in a vision tower, which has no text, no RoPE table and no final norm there. "
+                "Ask for hidden, attention (rows cls or mean), queries, keys or values."
+            )
+        if self.site.tower == "llm" and self.rows == "cls":
+            raise ValueError(f"{self} cannot be seen: a language model has no class token. Use rows last or text.")
+        if self.rows == "mean" and self.form != "probs":
+            raise ValueError(f"{self} has no meaning: only probs can be averaged over rows. Use form probs.")
 
     def __str__(self) -> str:
         detail = ", ".join(f"{name} {value}" for name, value in (("rows", self.rows), ("form", self.form)) if value)
@@ -79,7 +110,7 @@ class Signal:
     @property
     def at_input(self) -> bool:
         """True where it exists before its layer runs, so that a stage at the same site may use it."""
-        return self.kind in ("hidden", "preview")
+        return (self.kind == "hidden" and self.site.kind != "feature") or self.kind == "preview"
 
     def ready_for(self, site: Site) -> bool:
         """The one-way rule: may a stage at `site` use this signal?"""
@@ -95,7 +126,7 @@ class Signals(Mapping[Signal, Tensor]):
         """
         Args:
             seen: tensors shaped as `Signal` says; padded visual tokens hold arbitrary finite values.
-            rows_valid: [B, R] or [B, T] bool for signals with rows text.
+            rows_valid: [B, T] or [B, S] bool for signals with rows text or all.
         """
         self._seen = dict(seen or {})
         self._rows_valid = dict(rows_valid or {})
@@ -111,7 +142,7 @@ class Signals(Mapping[Signal, Tensor]):
         return self._seen[signal]
 
     def rows_valid(self, signal: Signal) -> Tensor:
-        """[B, R] bool: which rows of a signal with rows text are real and which are padding."""
+        """[B, R] bool: which rows of a signal with rows text or all are real and which are padding."""
         if signal not in self._rows_valid:
             raise KeyError(self._missing(signal))
         return self._rows_valid[signal]

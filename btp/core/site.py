@@ -6,9 +6,13 @@ import re
 from dataclasses import dataclass
 from functools import total_ordering
 
-_TEXT = re.compile(r"^(?:(llm)\.(input)|(vision|llm)\.(layer)\.(\d+)|(llm)\.(cache)\.(\d+))$")
+_TEXT = re.compile(
+    r"^(?:(llm)\.(input)|(vision)\.(feature|output)|(vision|llm)\.(layer)\.(\d+)|(vision)\.(mlp)\.(\d+)|(llm)\.(cache)\.(\d+))$"
+)
 _TOWERS = ("vision", "llm")
-_KINDS = ("input", "layer", "cache")
+_KINDS = ("input", "layer", "mlp", "cache", "feature", "output")
+_UNNUMBERED = ("input", "feature", "output")
+_LAST = 1 << 30
 
 
 @total_ordering
@@ -16,15 +20,17 @@ _KINDS = ("input", "layer", "cache")
 class Site:
     """A place where tokens can be seen or moved.
 
-    `vision.layer.22` is in front of vision layer 22, `llm.input` is what enters the language model,
+    `vision.layer.22` is in front of vision layer 22, `vision.mlp.22` inside it, between attention and MLP;
+    `vision.feature` is the vision layer whose output the projector reads, whatever its number (for signals),
+    `vision.output` is what enters the projector, `llm.input` what enters the language model,
     `llm.layer.2` is in front of decoder layer 2, `llm.cache.2` is layer 2's K/V cache after that layer ran.
     Layers are 0-based. Sites are ordered as a token meets them:
-    vision.* < llm.input < llm.layer.0 < llm.cache.0 < llm.layer.1 < ...
+    vision.layer.0 < vision.mlp.0 < ... < vision.feature < vision.output < llm.input < llm.layer.0 < llm.cache.0 < ...
 
     Attributes:
         tower: "vision" or "llm".
-        kind: "input", "layer" or "cache".
-        layer: 0-based layer, -1 for an input.
+        kind: "layer", "mlp", "feature" or "output" of the vision tower; "input", "layer" or "cache" of the llm.
+        layer: 0-based layer, -1 where the kind has no number.
     """
 
     tower: str
@@ -51,7 +57,7 @@ class Site:
         return cls(tower, kind, int(number[0]) if number else -1)
 
     def __str__(self) -> str:
-        return f"{self.tower}.{self.kind}" + (f".{self.layer}" if self.kind != "input" else "")
+        return f"{self.tower}.{self.kind}" + (f".{self.layer}" if self.kind not in _UNNUMBERED else "")
 
     def __lt__(self, other: object) -> bool:
         if not isinstance(other, Site):
@@ -60,7 +66,8 @@ class Site:
 
     @property
     def _rank(self) -> tuple[int, int, int]:
-        return _TOWERS.index(self.tower), self.layer, _KINDS.index(self.kind)
+        last = self.kind in ("feature", "output")  # behind every numbered layer of its tower
+        return _TOWERS.index(self.tower), _LAST if last else self.layer, _KINDS.index(self.kind)
 
     @property
     def previous_layer(self) -> Site:
@@ -69,7 +76,9 @@ class Site:
         Raises:
             ValueError: no layer of this tower comes before the site.
         """
-        before = self.layer if self.kind == "cache" else self.layer - 1
+        if self.kind in ("output", "feature"):
+            return Site(self.tower, "feature")
+        before = self.layer if self.kind in ("cache", "mlp") else self.layer - 1
         if before < 0:
             raise ValueError(
                 f"No layer of the {self.tower} tower comes before {self}, so there is nothing to look at "
@@ -88,6 +97,6 @@ class Site:
 
 def _message(text: object) -> str:
     return (
-        f"{text!r} is not a site. Write vision.layer.N, llm.input, llm.layer.N or llm.cache.N "
-        "with a 0-based layer N, for example llm.layer.2."
+        f"{text!r} is not a site. Write vision.layer.N, vision.mlp.N, vision.output, llm.input, llm.layer.N or "
+        "llm.cache.N with a 0-based layer N, for example llm.layer.2."
     )

@@ -20,6 +20,10 @@ class Tower:
         companions: parameters of a layer's `forward` that carry a token axis and must be taken along a cut.
         exit: "short" hands on fewer tokens, "restore" needs the original length back behind the last layer.
         attends: False for towers without attention (state-space), where attention signals are refused.
+        class_tokens: tokens in front of the patches that are never visual tokens (a vision tower's class token).
+        feature: layer whose output the projector reads; None where there is none, or more than one.
+        attention, mlp: names of the two blocks inside a layer; None where they are not told apart.
+        mlp_norm: name of the norm in front of the MLP.
     """
 
     name: str
@@ -28,6 +32,11 @@ class Tower:
     companions: tuple[str, ...] = ("attention_mask", "position_ids", "position_embeddings")
     exit: str = "short"
     attends: bool = True
+    class_tokens: int = 0
+    feature: int | None = None
+    attention: str | None = None
+    mlp: str | None = None
+    mlp_norm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,11 @@ class Host(Protocol):
     @property
     def towers(self) -> Mapping[str, Tower]:
         """By name; "llm" is always there."""
+        ...
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """Takes the vision tower's features [pictures, tokens, C] to the language model; None without one."""
         ...
 
     @property

@@ -1,6 +1,7 @@
 """Trains the embedded model `pocket`. README.md beside this file says what it learns and why so.
 
 python -m experiments.pocket.train --out work/pocket
+python -m experiments.pocket.train --out work/more --init btp/models/checkpoints/pocket     # the last phase again
 """
 
 import argparse
@@ -82,6 +83,21 @@ PHASES = (
             "number": 1.0,
         },
         shares={"answer": 1.0, "color": 0.5, "name": 0.5, "place": 0.2, "anchor": 0.3, "marks": 0.3},
+    ),
+    Phase(
+        until=8000,
+        questions=12,
+        weights={
+            "presence": 1.0,
+            "attribute": 1.0,
+            "counting": 2.5,
+            "position": 1.2,
+            "relation": 3.5,
+            "same_as": 2.5,
+            "digit": 0.5,
+            "number": 1.0,
+        },
+        shares={"answer": 1.0, "color": 0.3, "name": 0.3, "place": 0.1, "anchor": 0.2, "marks": 0.3},
     ),
 )
 STEPS = PHASES[-1].until
@@ -173,6 +189,8 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=8, help="pixels; the picture is 96, so 8 gives 144 tokens")
     parser.add_argument("--layer", type=int, default=4, help="decoder layers before the dense loss")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", type=Path, help="weights to begin the last phase with, heads and optimisers new")
+    parser.add_argument("--steps", type=int, default=STEPS, help="where the learning rate has come down")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="pays only with matrix units for it")
@@ -183,6 +201,10 @@ def main() -> None:
     grid = SIDE // args.patch
     processor = build_processor(words(), SIDE, args.patch)
     model = build_model(processor.tokenizer, side=SIDE, patch=args.patch, vision=VISION, text=TEXT)
+    first = 0
+    if args.init:
+        model.load_state_dict(LlavaForConditionalGeneration.from_pretrained(args.init, dtype=torch.float32).state_dict())
+        first = PHASES[-2].until
     heads = Heads(TEXT["hidden_size"], VISION["hidden_size"])
     heads.user = processor.tokenizer("USER :", add_special_tokens=False).input_ids
     model.to(args.device).train()
@@ -193,13 +215,13 @@ def main() -> None:
     parts = {"model": model, "heads": heads, "mean": mean, "muon": muon, "adam": adam}
     args.out.mkdir(parents=True, exist_ok=True)
     state = args.out / "state.pt"
-    step = restore(state, parts, args.device) if state.exists() else 0
+    step = restore(state, parts, args.device) if state.exists() else first
     if args.compile:
         for layer in (*model.model.language_model.layers, *model.model.vision_tower.encoder.layers):
             layer.compile(dynamic=True)
     seen = Counter()
     began, start = time.time(), step
-    while step < STEPS:
+    while step < args.steps:
         phase = next(p for p in PHASES if step < p.until)
         scenes = Scenes(
             processor.tokenizer,
@@ -211,7 +233,7 @@ def main() -> None:
         )
         for batch in DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4):
             for optim, peak in peaks.items():
-                optim.param_groups[0]["lr"] = peak * learning_rate(step, STEPS)
+                optim.param_groups[0]["lr"] = peak * learning_rate(step - first, args.steps - first)
                 optim.zero_grad()
             with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
                 found = losses(model, heads, {k: v.to(args.device) for k, v in batch.items()}, args.layer, grid)
@@ -228,9 +250,9 @@ def main() -> None:
                     json.dumps({"step": step, "s": pace} | {k: round(v / 50, 3) for k, v in seen.items()}), flush=True
                 )
                 seen.clear()
-            if step % 250 == 0 or step == STEPS:
+            if step % 250 == 0 or step == args.steps:
                 save(state, parts, step)
-            if step == phase.until:
+            if step in (phase.until, args.steps):
                 break
     mean.module.save_pretrained(args.out / "model")
     processor.save_pretrained(args.out / "model")
