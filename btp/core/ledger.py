@@ -27,7 +27,8 @@ class View:
         size: [B, N] original tokens each one stands for.
         visual_counts: visual tokens alive per row, known to the host.
         lengths: rows without filling, per batch row, known to the host.
-        renumbered: positions of this view close the gaps of what was dropped.
+        lowered: [B, S] by how much the position at each prompt place is lowered here; None where all are original.
+        closed: no gap is left in the positions.
         even: no row is filled or padded, so that a causal mask needs no tensor.
     """
 
@@ -39,7 +40,8 @@ class View:
     size: Tensor
     visual_counts: tuple[int, ...]
     lengths: tuple[int, ...]
-    renumbered: bool
+    lowered: Tensor | None
+    closed: bool
     even: bool
 
     @property
@@ -101,7 +103,8 @@ class TokenLedger:
             size=torch.ones_like(row),
             visual_counts=total,
             lengths=(S,) * B,
-            renumbered=False,
+            lowered=None,
+            closed=True,
             even=all(n == S for n in real),
         )
         text = tuple(n - v for n, v in zip(real, total, strict=True))
@@ -116,20 +119,20 @@ class TokenLedger:
         """The view behind every cut so far."""
         return self.views[-1][1]
 
-    def dropped(self, view: View) -> Tensor:
-        """[B, S] visual tokens dropped up to each prompt place: what renumbering lowers positions by."""
-        return (self.visual & ~view.alive).cumsum(1)
-
-    def cut(self, layer: int, keep: Tensor, counts: Sequence[int], renumber: bool) -> TokenLedger:
+    def cut(
+        self, layer: int, keep: Tensor, counts: Sequence[int], renumber: bool, sizes: Tensor | None = None
+    ) -> TokenLedger:
         """Withdraw visual tokens from a layer on. No host sync.
 
-        Padding in front of the prompt goes too, since rows are filled anew; other padding stays.
+        Padding in front of the prompt goes too, since rows are filled anew; other padding stays. The kept tokens
+        stand in the order of `keep` on the kept places, of which the j-th smallest goes to the j-th token.
 
         Args:
             layer: first layer without them.
-            keep: [B, K] indices into the visual tokens alive, ascending, -1 padded at the end.
+            keep: [B, K] indices into the visual tokens alive, -1 padded at the end.
             counts: entries of keep per row.
-            renumber: close the gaps in the positions.
+            renumber: close the gaps in the positions; otherwise each place keeps the position it has.
+            sizes: [B, K] original tokens that each kept one stands for; None leaves them as they were.
         """
         old = self.now
         S = self.visual.shape[1]
@@ -137,9 +140,10 @@ class TokenLedger:
         safe = keep.clamp(min=0)
         real = keep >= 0
         index = old.visual_index.gather(1, safe).masked_fill(~real, -1)
-        kept_place = old.place.gather(1, old.visual_row.gather(1, safe).clamp(min=0))
+        kept_place = old.place.gather(1, old.visual_row.gather(1, safe).clamp(min=0)).masked_fill(~real, S)
+        kept_place = kept_place.sort(dim=1).values
         kept = torch.zeros(len(counts), S + 1, dtype=torch.bool, device=keep.device)
-        kept = kept.scatter(1, kept_place.masked_fill(~real, S), True)[:, :S]
+        kept = kept.scatter(1, kept_place, True)[:, :S]
         behind_lead = torch.arange(S, device=keep.device) >= self.lead[:, None]
         alive = old.alive & behind_lead & (~self.visual | kept)
         lengths = tuple(S - d - (t - k) for d, t, k in zip(self.leads, self.total, counts, strict=True))
@@ -151,21 +155,34 @@ class TokenLedger:
             alive=alive,
             place=place,
             attended=(place >= 0) & self.valid.gather(1, place.clamp(min=0)),
-            visual_row=row_of.gather(1, kept_place.clamp(min=0)).masked_fill(~real, -1),
+            visual_row=row_of.gather(1, kept_place.clamp(max=S - 1)).masked_fill(~real, -1),
             visual_index=index,
-            size=old.size.gather(1, safe),
+            size=old.size.gather(1, safe) if sizes is None else sizes,
             visual_counts=counts,
             lengths=lengths,
-            renumbered=renumber,
+            lowered=(self.visual & ~alive).cumsum(1) if renumber else old.lowered,
+            closed=renumber or (old.closed and counts == old.visual_counts),
             even=all(n == rows == t + k for n, t, k in zip(lengths, self.text_counts, counts, strict=True)),
         )
         return replace(self, views=(*self.views, (layer, view)))
 
-    def rows_from(self, old: View, new: View) -> Tensor:
-        """[B, S'new] row of `old` that each row of `new` comes from; filling points at row 0."""
+    def rows_from(self, old: View, new: View, keep: Tensor) -> Tensor:
+        """[B, S'new] row of `old` that each row of `new` comes from; filling points at row 0.
+
+        Args:
+            keep: as given to the cut between the two.
+        """
         lengths = torch.tensor(old.lengths, device=old.place.device)[:, None]
         row_of = old.alive.cumsum(1) - 1 + old.rows - lengths  # [B, S]
-        return row_of.gather(1, new.place.clamp(min=0)).clamp(min=0)
+        rows = row_of.gather(1, new.place.clamp(min=0)).clamp(min=0)
+        spare = torch.cat([rows, rows[:, :1]], dim=1)  # padding of keep writes behind the rows
+        source = old.visual_row.gather(1, keep.clamp(min=0)).clamp(min=0)
+        target = new.visual_row.masked_fill(new.visual_row < 0, rows.shape[1])
+        return spare.scatter(1, target, source)[:, : rows.shape[1]]
+
+    def original_place(self, view: View) -> Tensor:
+        """[B, N] prompt place that each visual token of a view had at first; 0 where padded."""
+        return self.views[0][1].visual_row.gather(1, view.visual_index.clamp(min=0)).clamp(min=0)
 
     def entries(self, old: View, new: View) -> Tensor:
         """[B, N'] index into the old view's visual tokens of each of the new view's, -1 padded."""

@@ -20,8 +20,8 @@ class Tokens:
     """The visual tokens alive at a site. B batch, N most alive in a row, D hidden, T text rows.
 
     At a site of the vision tower a row is a picture, whichever prompt it belongs to, and a stage's `keep` counts
-    tokens of a picture. Shorter rows are padded at the end; `valid` says which entries are real. Every index of a pruner is an
-    index into N.
+    tokens of a picture. Shorter rows are padded at the end; `valid` says which entries are real. Every index of a
+    pruner is an index into N.
 
     Attributes:
         hidden: [B, N, D] states at the site; of padding, arbitrary finite values.

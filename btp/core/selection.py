@@ -119,6 +119,6 @@ def check_selection(
     """
     check_shape(selection, counts, method, site)
     device = selection.keep.device
-    numbers = (torch.tensor(tuple(n), device=device) for n in (counts, alive))
-    if not bool(is_sound(selection.keep, *numbers, selection.ordered)):
+    wanted, there = (torch.tensor(tuple(n), device=device) for n in (counts, alive))
+    if not bool(is_sound(selection.keep, wanted, there, selection.ordered)):
         raise ValueError(unsound_message(method, site))

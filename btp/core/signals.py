@@ -9,9 +9,9 @@ from torch import Tensor
 
 from btp.core.site import Site
 
-KINDS = ("hidden", "attention", "preview", "queries", "keys", "values", "rotary", "update", "change")
+KINDS = ("hidden", "attention", "preview", "queries", "keys", "values", "rotary", "update", "change", "pixels")
 ROWS = {
-    "hidden": (None, "text", "cls"),
+    "hidden": (None, "text", "start", "cls"),
     "attention": ("last", "text", "mean", "cls"),
     "preview": ("last", "text"),
     "queries": (None, "text", "all"),
@@ -20,6 +20,7 @@ ROWS = {
     "rotary": (None, "text"),
     "update": (None,),
     "change": (None, "all"),
+    "pixels": (None,),
 }
 BLOCKS = ("layer", "attention", "mlp")
 FORMS = {
@@ -32,8 +33,9 @@ FORMS = {
     "rotary": (None,),
     "update": BLOCKS,
     "change": BLOCKS,
+    "pixels": (None,),
 }
-COUNTED = ("text", "all")  # rows of which some may be padding
+COUNTED = ("text", "all", "start")  # rows of which some may be padding
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Signal:
 
     | kind | what | rows | form | tensor |
     |---|---|---|---|---|
-    | hidden | states in front of the site | None, text; cls | None; normed (final norm) | [B, N, T or 1, D] |
+    | hidden | states in front of the site | None, text, start; cls | None; normed (final norm) | [B, N, T or 1, D] |
     | attention | inside that layer | last, text, mean; cls, mean | probs, logits | [B, H, R, N] |
     | preview | what the coming layer would attend to | last, text | probs, logits | [B, H, R, N] |
     | queries | inside that layer, behind RoPE, scaled | None, text, all | | [B, H, N, T or S, d] |
@@ -53,11 +55,13 @@ class Signal:
     | rotary | RoPE of the tokens in that layer | None, text | | [2, B, N or T, d]: cos, sin |
     | update | a layer, or a block of it | None | layer, attention, mlp | [2, B, N, D]: in, out |
     | change | the same in two numbers | None, all | layer, attention, mlp | [2, B, N or S]: see below |
+    | pixels | the pictures, as the vision tower gets them, at vision.output | | | [B, 3, height, width] |
 
     Rows: None are the visual tokens alive; `text` the text tokens behind the first image, padded at the end; `last`
-    the last token of the prompt; `mean` the mean over all real query rows of the layer (probs alone); `cls` the class
+    the last token of the prompt; `start` (at llm.input) every visual token that entered the language model, whatever
+    went since; `mean` the mean over all real query rows of the layer (probs alone); `cls` the class
     token of a vision tower; `all` every row of the layer in sequence order, as it ran, whatever went since
-    (`Tokens.row` says which row a token is). `Signals.rows_valid` says which of `text` and `all` are real.
+    (`Tokens.row` says which row a token is). `Signals.rows_valid` says which of `text`, `all` and `start` are real.
 
     probs are normalised over ALL keys, text and class token too, and then restricted to the visual columns; logits
     are scaled by the layer's own factor, and -inf where the mask forbids. Queries are scaled by it too, so that
@@ -90,9 +94,11 @@ class Signal:
         _one_of(f"rows of a {self.kind} signal", self.rows, ROWS[self.kind])
         _one_of(f"form of a {self.kind} signal", self.form, FORMS[self.kind])
         inside = self.site.kind in ("layer", "feature")
-        if not inside and not (self.kind == "hidden" and self.site.kind in ("input", "output")):
+        state = self.kind == "hidden" and self.site.kind in ("input", "output")
+        picture = self.kind == "pixels" and self.site.kind == "output"
+        if not (picture or state or (inside and self.kind != "pixels")) or (self.rows == "start" and not state):
             raise ValueError(f"A {self.kind} signal cannot be seen at {self.site}. Ask at a layer, as llm.layer.1.")
-        odd = self.kind in ("preview", "rotary", "update", "change") or self.rows in ("last", "text")
+        odd = self.kind in ("preview", "rotary", "update", "change") or self.rows in ("last", "text", "start")
         if self.site.tower == "vision" and (odd or self.form == "normed"):
             raise ValueError(
                 f"{self} cannot be seen in a vision tower, which has no text, no RoPE table and no final norm there. "
@@ -110,7 +116,7 @@ class Signal:
     @property
     def at_input(self) -> bool:
         """True where it exists before its layer runs, so that a stage at the same site may use it."""
-        return (self.kind == "hidden" and self.site.kind != "feature") or self.kind == "preview"
+        return (self.kind == "hidden" and self.site.kind != "feature") or self.kind in ("preview", "pixels")
 
     def ready_for(self, site: Site) -> bool:
         """The one-way rule: may a stage at `site` use this signal?"""

@@ -23,7 +23,7 @@ class Tower:
         class_tokens: tokens in front of the patches that are never visual tokens (a vision tower's class token).
         feature: layer whose output the projector reads; None where there is none, or more than one.
         attention, mlp: names of the two blocks inside a layer; None where they are not told apart.
-        mlp_norm: name of the norm in front of the MLP.
+        attention_norm, mlp_norm: names of the norms in front of the two.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Tower:
     feature: int | None = None
     attention: str | None = None
     mlp: str | None = None
+    attention_norm: str | None = None
     mlp_norm: str | None = None
 
 
@@ -74,6 +75,11 @@ class Host(Protocol):
         ...
 
     @property
+    def vision(self) -> nn.Module | None:
+        """The vision tower; None without one."""
+        ...
+
+    @property
     def projector(self) -> nn.Module | None:
         """Takes the vision tower's features [pictures, tokens, C] to the language model; None without one."""
         ...
@@ -100,4 +106,8 @@ class Host(Protocol):
 
     def layout(self, inputs: Mapping[str, Any]) -> Layout:
         """Where the visual tokens of a forward's inputs lie."""
+        ...
+
+    def picture_grid(self, pixels: Tensor) -> tuple[int, int]:
+        """(rows, columns) of the vision tower's tokens for pictures [P, 3, height, width]."""
         ...

@@ -17,13 +17,16 @@ class StageRecord:
     Attributes:
         site: where.
         before, after: visual tokens alive, per row.
-        indices: [B, K] original visual indices that stayed, -1 padded at the end; read it through `kept`.
+        indices: [B, K] original visual indices that stayed, -1 padded at the end; read it through `kept`. Where tokens
+            were put in a new order, in that order.
+        sizes: [B, K] original tokens that each stands for; None where nothing was merged here.
     """
 
     site: Site
     before: tuple[int, ...]
     after: tuple[int, ...]
     indices: Tensor
+    sizes: Tensor | None = None
 
     @property
     def fired(self) -> bool:
@@ -36,9 +39,19 @@ class StageRecord:
         self.settle()
         return [row[:n] for row, n in zip(self.indices.tolist(), self.after, strict=True)]
 
+    @property
+    def merged(self) -> list[list[int]]:
+        """Of those that stayed, the original indices of tokens that others flowed into, here or before."""
+        if self.sizes is None:
+            return [[] for _ in self.after]
+        self.settle()
+        rows = zip(self.kept, self.sizes.tolist(), strict=True)
+        return [[i for i, size in zip(kept, sizes, strict=False) if size > 1] for kept, sizes in rows]
+
     def settle(self) -> None:
         """Move the indices off the device."""
         self.indices = self.indices.cpu()
+        self.sizes = None if self.sizes is None else self.sizes.cpu()
 
 
 @dataclass
@@ -56,6 +69,9 @@ class Call:
         slots: K/V slots of each layer behind prefill (of the longest row); empty without a cache.
         cache_bytes: bytes of those slots over all rows, keys and values; empty without a cache.
         decode_steps: forwards behind the prefill.
+        vision: (tokens that attended, tokens that passed the MLP) in each vision layer, class tokens included, per
+            picture; empty where no stage stands in the vision tower.
+        projected: tokens of each picture that the projector took; empty likewise.
     """
 
     total: tuple[int, ...]
@@ -66,6 +82,8 @@ class Call:
     slots: list[int] = field(default_factory=list)
     cache_bytes: list[int] = field(default_factory=list)
     decode_steps: int = 0
+    vision: list[tuple[int, int]] = field(default_factory=list)
+    projected: tuple[int, ...] = ()
 
     @property
     def tokens_avg(self) -> tuple[float, ...]:

@@ -34,11 +34,11 @@ def prefill_companions(host: Host, run: Run, view: View, hidden: Tensor, whole: 
     positions = whole.get("position_ids")
     if positions is not None:
         positions = _expand(positions, len(place)).gather(1, place)
-        if view.renumbered:
-            positions = positions - run.ledger.dropped(view).to(place.device).gather(1, place)
+        if view.lowered is not None:
+            positions = positions - view.lowered.to(place.device).gather(1, place)
         changes["position_ids"] = positions
     if whole.get("position_embeddings") is not None:
-        if view.renumbered:
+        if view.lowered is not None:
             changes["position_embeddings"] = _turn(host, hidden, positions)
         else:
             changes["position_embeddings"] = tuple(_take(table, place) for table in whole["position_embeddings"])
@@ -57,9 +57,9 @@ def decode_companions(
     changes: dict[str, Any] = {}
     if "attention_mask" in whole:
         changes["attention_mask"] = _decode_mask(run, view, hidden, attention)
-    if view.renumbered:
-        dropped = run.ledger.dropped(view)[:, -1:].to(hidden.device)
-        changes["position_ids"] = _expand(whole["position_ids"], len(dropped)) - dropped
+    if view.lowered is not None:
+        lowered = view.lowered[:, -1:].to(hidden.device)
+        changes["position_ids"] = _expand(whole["position_ids"], len(lowered)) - lowered
         if whole.get("position_embeddings") is not None:
             changes["position_embeddings"] = _turn(host, hidden, changes["position_ids"])
     return changes

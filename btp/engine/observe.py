@@ -13,8 +13,9 @@ from btp.core.tower import Host
 from btp.engine import cache as kv
 from btp.engine.attach import occupy
 from btp.engine.binding import Binding
+from btp.engine.check import check_signal
 from btp.engine.plan import check_host
-from btp.engine.probe import Probe, Sight, check_signal
+from btp.engine.probe import Probe, Sight
 from btp.engine.run import Run, open_run
 
 

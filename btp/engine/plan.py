@@ -9,7 +9,7 @@ from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
 from btp.core.tower import Host
 from btp.engine.binding import Binding
-from btp.engine.probe import attention_name, check_signal
+from btp.engine.check import attention_name, check_signal, vision_tower
 
 _ATTENTION = ("sdpa", "eager")
 
@@ -93,12 +93,15 @@ def check_host(host: Host) -> None:
 
 
 def _check_stage(host: Host, i: int, stage: Stage) -> None:
-    if stage.site.tower != "llm" or stage.site.kind == "cache":
+    if stage.site.kind == "cache":
         raise ValueError(
-            f"schedule.{i}.site is {stage.site}, but stages at {stage.site.tower}.{stage.site.kind} are not "
-            "built yet. "
+            f"schedule.{i}.site is {stage.site}, but stages at llm.cache are not built yet. "
             "Choose llm.input or llm.layer.N."
         )
+    if stage.site.kind == "feature":
+        raise ValueError(f"schedule.{i}.site is {stage.site}, where nothing can be cut. Set it to vision.output.")
+    if stage.site.tower == "vision":
+        _check_vision(host, i, stage)
     if stage.phase != "prefill":
         raise ValueError(f"schedule.{i}.phase is {stage.phase}, which is not built yet. Set phase: prefill.")
     if stage.withdraws_all and stage.settings:
@@ -113,6 +116,21 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
         )
 
 
+def _check_vision(host: Host, i: int, stage: Stage) -> None:
+    tower = vision_tower(host, f"schedule.{i}.site is {stage.site}: the stage")
+    assert tower.feature is not None
+    if stage.site.layer > tower.feature:
+        raise ValueError(
+            f"schedule.{i}.site is {stage.site}, but the projector reads the output of vision layer {tower.feature}, "
+            f"so a cut there changes nothing. Choose vision.layer.{tower.feature} or earlier, or vision.output."
+        )
+    if stage.site.kind == "mlp" and None in (tower.mlp, tower.mlp_norm):
+        raise ValueError(
+            f"schedule.{i}.site is {stage.site}, but no MLP with a norm in front of it was found inside the layers of "
+            "the vision tower. Use vision.layer.N."
+        )
+
+
 def _needs(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> tuple[Signal, ...]:
     if pruner is None or stage.withdraws_all:
         return ()
@@ -124,10 +142,12 @@ def _needs(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> tuple[Sig
         check_signal(host, signal, f"pruner {pruner.name!r}")
         if not signal.ready_for(stage.site):
             later = signal.site.layer + (0 if signal.at_input else 1)
+            if signal.site.tower == "vision":
+                first = "vision.output" if signal.site.kind in ("feature", "output") else f"vision.layer.{later}"
+            else:
+                first = f"llm.layer.{later}"
             raise ValueError(
-                f"pruner {pruner.name!r} asks for {signal.kind} at {signal.site}, but its stage cuts at "
-                f"{stage.site}. "
-                "A stage may only use signals from sites before it. "
-                f"Set schedule.{i}.site to llm.layer.{later} or later."
+                f"pruner {pruner.name!r} asks for {signal.kind} at {signal.site}, but its stage cuts at {stage.site}. "
+                f"A stage may only use signals from sites before it. Set schedule.{i}.site to {first} or later."
             )
     return needs

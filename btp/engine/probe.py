@@ -1,33 +1,24 @@
-"""Sees declared signals while the host runs, and nothing else; fused attention stays on.
-
-Attention rows, keys and values pass through transformers' attention registry: the decoder's implementation
-is renamed for the time of the probe to one of ours, which looks at queries and keys and hands on to the
-original. The same name is registered for masks, since an unknown name would silently lose the mask, and it
-never contains "flash", which the host treats specially.
-"""
+"""Sees declared signals of the language model while it runs, and nothing else; fused attention stays on."""
 
 from __future__ import annotations
 
-import itertools
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from btp.core.ledger import View
 from btp.core.signals import Signal
 from btp.core.tower import Host
 from btp.engine.binding import Binding
-from btp.engine.rows import attention_rows, last_row
-from btp.engine.run import Run, gather_rows
+from btp.engine.registry import watch_attention
+from btp.engine.rows import attention_rows, gather_rows, last_row, mean_rows
+from btp.engine.run import Run
 
-_NUMBERS = itertools.count()
-_IN_ATTENTION = ("attention", "keys", "values")
+IN_ATTENTION = ("attention", "queries", "keys", "values")
 
 
 @dataclass(frozen=True)
@@ -38,7 +29,7 @@ class Sight:
         signal: which.
         value: as `Signal` says, over the visual tokens of `view`; padding is 0.
         view: tokens that were alive there.
-        rows_valid: [B, R] for rows text, else None.
+        rows_valid: [B, R] for rows text, all and start, else None.
     """
 
     signal: Signal
@@ -47,12 +38,17 @@ class Sight:
     rows_valid: Tensor | None = None
 
 
+class _SeenError(Exception):
+    """Ends a preview as soon as queries and keys were seen."""
+
+
 class Probe(AbstractContextManager):
     """Looks at declared signals during prefill and hands each to `sink` as soon as it is there.
 
     Args:
         host: the model.
-        signals: what to look at; those of `check_signal` are known to be possible.
+        signals: what to look at; those of `check_signal` are known to be possible, those of other towers are
+            passed over.
         run: gives the run whose prefill is under way, or None.
         sink: receives each sight.
     """
@@ -65,81 +61,92 @@ class Probe(AbstractContextManager):
         sink: Callable[[Run, Sight], None],
     ) -> None:
         self._host, self._run, self._sink = host, run, sink
+        self._tower = host.towers["llm"]
         self._at: dict[int, list[Signal]] = {}
         for signal in dict.fromkeys(signals):
-            self._at.setdefault(max(signal.site.layer, 0), []).append(signal)
+            if signal.site.tower == "llm":
+                self._at.setdefault(max(signal.site.layer, 0), []).append(signal)
+        self._preview: tuple[Run, View, list[Signal]] | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Probe:
-        layers = self._host.towers["llm"].layers
-        inside: dict[int, int] = {}
+        attending: dict[int, nn.Module] = {}
         with ExitStack() as undo:
             for at, signals in self._at.items():
+                layer = self._tower.layers[at]
                 kinds = {signal.kind for signal in signals}
-                if kinds & {"hidden", "update"}:
-                    hook = layers[at].register_forward_pre_hook(self._before(at), with_kwargs=True)
+                if "hidden" in kinds:
+                    hook = layer.register_forward_pre_hook(self._before(at), with_kwargs=True)
                     undo.callback(hook.remove)
-                if "update" in kinds:
-                    hook = layers[at].register_forward_hook(self._behind(at), with_kwargs=True)
+                if "rotary" in kinds:
+                    block = self._block(layer, "attention")
+                    undo.callback(block.register_forward_pre_hook(self._turned(at), with_kwargs=True).remove)
+                for form in {str(s.form) for s in signals if s.kind in ("update", "change")}:
+                    block = layer if form == "layer" else self._block(layer, form)
+                    hook = block.register_forward_hook(self._behind(at, block, form), with_kwargs=True)
                     undo.callback(hook.remove)
-                if kinds & set(_IN_ATTENTION):
-                    inside |= {id(module): at for module in layers[at].modules()}
-            if inside:
-                self._rename(layers, inside, undo)
+                if kinds & {*IN_ATTENTION, "preview"}:
+                    attending[at] = layer
+            if attending:
+                watch_attention(self._host.decoder, attending, self._inside, undo)
             self._stack = undo.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _rename(self, layers: Iterable[nn.Module], inside: dict[int, int], undo: ExitStack) -> None:
-        base = attention_name(self._host)
-        name = f"btp_{base}_{next(_NUMBERS)}"
-        AttentionInterface.register(name, self._attention(base, inside))
-        undo.callback(AttentionInterface._global_mapping.pop, name)
-        AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[base])
-        undo.callback(AttentionMaskInterface._global_mapping.pop, name)
-        modules = itertools.chain([self._host.decoder], *(layer.modules() for layer in layers))
-        configs: dict[int, Any] = {id(m.config): m.config for m in modules if hasattr(m, "config")}
-        for config in configs.values():
-            undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
-            config._attn_implementation = name
+    def preview(self, run: Run, at: int, hidden: Tensor, view: View, companions: Mapping[str, Any]) -> None:
+        """Let the coming layer compute its queries and keys, and no more, for the states in front of it.
 
-    def _attention(self, base: str, inside: dict[int, int]) -> Callable:
-        """The attention function under our name: looks, then hands on to the original."""
-        known = AttentionInterface._global_mapping.get(base)
+        Args:
+            hidden: [B, S', D], rows of `view`.
+            companions: masks, positions and RoPE of `view`, as the layer would get them.
+        """
+        signals = [s for s in self._at.get(at, ()) if s.kind == "preview"]
+        if not signals or _nothing_alive(view):
+            return
+        layer = self._tower.layers[at]
+        norm = getattr(layer, str(self._tower.attention_norm))
+        self._preview = (run, view, signals)
+        try:
+            with torch.no_grad():
+                self._block(layer, "attention")(hidden_states=norm(hidden), past_key_values=None, **companions)
+        except _SeenError:
+            return
+        finally:
+            self._preview = None
 
-        def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-            run, at = self._run(), inside.get(id(module))
-            if run is not None and at is not None:
-                odd = [k for k in ("softcap", "position_bias", "s_aux") if kwargs.get(k) is not None]
-                if odd:
-                    raise ValueError(
-                        f"{type(module).__name__} computes attention with {', '.join(odd)}, which attention "
-                        "signals "
-                        "do not follow yet. Use a method without attention signals on this model."
-                    )
-                factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-                self._look_inside(run, at, query, key, value, attention_mask, factor)
-            original = known if known is not None else own_eager(module)
-            return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    def _block(self, layer: nn.Module, part: str) -> nn.Module:
+        return getattr(layer, str(getattr(self._tower, part)))
 
-        return attention
-
-    def _look_inside(self, run: Run, at: int, query, key, value, mask, scaling: float) -> None:
+    def _inside(self, at: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+        if self._preview is not None:
+            run, view, signals = self._preview
+            for signal in signals:
+                self._see_rows(run, signal, query, key, mask, scaling, view)
+            raise _SeenError
+        run = self._run()
+        if run is None:
+            return
         view = run.ledger.at(at)
         for signal in self._at[at]:
-            if signal.kind not in _IN_ATTENTION or _nothing_alive(view):
+            if signal.kind not in IN_ATTENTION or _nothing_alive(view):
                 continue
-            if signal.kind != "attention":
-                x = key if signal.kind == "keys" else value
-                self._emit(run, signal, lambda row, x=x: gather_rows(x, row, axis=2), view)
-                continue
+            if signal.kind == "attention":
+                self._see_rows(run, signal, query, key, mask, scaling, view)
+            else:
+                x = {"queries": query, "keys": key, "values": value}[signal.kind]
+                self._emit(run, signal, x * scaling if signal.kind == "queries" else x, view, axis=2)
+
+    def _see_rows(self, run, signal, query, key, mask, scaling: float, view: View) -> None:
+        with torch.no_grad():
+            if signal.rows == "mean":
+                self._sink(run, Sight(signal, mean_rows(query, key, mask, scaling, view), view))
+                return
             row = last_row(view) if signal.rows == "last" else run.ledger.text_rows(view)
-            with torch.no_grad():
-                seen = attention_rows(query, key, mask, scaling, row, view, str(signal.form))
-            valid = (row >= 0).to(seen.device) if signal.rows == "text" else None
-            self._sink(run, Sight(signal, seen, view, valid))
+            seen = attention_rows(query, key, mask, scaling, row, view, str(signal.form))
+        valid = (row >= 0).to(seen.device) if signal.rows == "text" else None
+        self._sink(run, Sight(signal, seen, view, valid))
 
     def _before(self, at: int) -> Callable:
         def look(module, args, kwargs):
@@ -150,12 +157,27 @@ class Probe(AbstractContextManager):
             view = run.ledger.at(at)
             for signal in self._at[at]:
                 if signal.kind == "hidden" and not _nothing_alive(view):
-                    self._emit(run, signal, lambda row: gather_rows(hidden, row), view)
+                    self._emit(run, signal, hidden, view, axis=1)
 
-        binding = Binding(self._host.towers["llm"].layers[at])
+        binding = Binding(self._tower.layers[at])
         return look
 
-    def _behind(self, at: int) -> Callable:
+    def _turned(self, at: int) -> Callable:
+        def look(module, args, kwargs):
+            run = self._run()
+            if run is None or self._preview is not None:
+                return
+            view = run.ledger.at(at)
+            cos, sin = binding.read(args, kwargs)["position_embeddings"]
+            both = torch.stack([cos, sin]).expand(2, len(view.place), -1, -1)
+            for signal in self._at[at]:
+                if signal.kind == "rotary" and not _nothing_alive(view):
+                    self._emit(run, signal, both, view, axis=2)
+
+        binding = Binding(self._block(self._tower.layers[at], "attention"))
+        return look
+
+    def _behind(self, at: int, block: nn.Module, form: str) -> Callable:
         def look(module, args, kwargs, output):
             run = self._run()
             if run is None:
@@ -164,69 +186,40 @@ class Probe(AbstractContextManager):
             left = output[0] if isinstance(output, tuple) else output
             view = run.ledger.at(at)
             for signal in self._at[at]:
-                if signal.kind == "update" and not _nothing_alive(view):
-                    both = [gather_rows(x, view.visual_row) for x in (entered, left)]
-                    self._sink(run, Sight(signal, torch.stack(both), view))
+                if signal.kind not in ("update", "change") or signal.form != form or _nothing_alive(view):
+                    continue
+                both = torch.stack([entered, left])
+                value = both if signal.kind == "update" else _change(*both.unbind())
+                self._emit(run, signal, value, view, axis=2)
 
-        binding = Binding(self._host.towers["llm"].layers[at])
+        binding = Binding(block)
         return look
 
-    def _emit(self, run: Run, signal: Signal, take: Callable[[Tensor], Tensor], view: View) -> None:
-        row = view.visual_row if signal.rows is None else run.ledger.text_rows(view)
-        value = take(row)
+    def _emit(self, run: Run, signal: Signal, x: Tensor, view: View, axis: int) -> None:
+        """Hand on the asked rows of `x`, which holds all rows of the layer along `axis`."""
+        if signal.rows == "all":
+            valid: Tensor | None = view.attended.to(x.device)
+        else:
+            row = run.ledger.text_rows(view) if signal.rows == "text" else view.visual_row
+            valid = (row >= 0).to(x.device) if signal.rows in ("text", "start") else None
+            x = gather_rows(x, row, axis) if axis < 2 or signal.kind in IN_ATTENTION else _both(x, row)
         if signal.form == "normed":
             assert self._host.norm is not None  # held by check_signal
-            value = self._host.norm(value)
-        valid = (row >= 0).to(value.device) if signal.rows == "text" else None
-        self._sink(run, Sight(signal, value, view, valid))
+            x = self._host.norm(x)
+        self._sink(run, Sight(signal, x, view, valid))
 
 
-def attention_name(host: Host) -> str:
-    """The decoder's attention implementation."""
-    return host.decoder.config._attn_implementation  # type: ignore[union-attr, return-value]
+def _both(x: Tensor, row: Tensor) -> Tensor:
+    """Rows of both sides of [2, B, S, ...]."""
+    return torch.stack([gather_rows(side, row) for side in x])
 
 
-def own_eager(module: nn.Module) -> Callable:
-    """The eager attention function of a module's own modeling file.
-
-    Raises:
-        RuntimeError: the file has none.
-    """
-    found: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if found is None:
-        raise RuntimeError(
-            f"{type(module).__name__} has no eager_attention_forward beside it, so its attention cannot be "
-            "seen. "
-            "Load the model with attn_implementation=sdpa."
-        )
-    return found
-
-
-def check_signal(host: Host, signal: Signal, who: str) -> None:
-    """Refuse a signal that cannot be seen on this host.
-
-    Raises:
-        ValueError: names who asked, what for, and what to change.
-    """
-    tower = host.towers.get(signal.site.tower)
-    if signal.kind == "preview" or signal.rows == "cls" or signal.site.tower != "llm":
-        what = "preview signals" if signal.kind == "preview" else "signals of the vision tower"
-        raise ValueError(f"{who} asks for {signal}, but {what} are not built yet. Use a signal of a decoder layer.")
-    if signal.kind == "update" and signal.form != "layer":
-        raise ValueError(f"{who} asks for {signal}, but updates of sub-blocks are not built yet. Use form layer.")
-    assert tower is not None
-    if signal.site.layer >= len(tower.layers):
-        raise ValueError(
-            f"{who} asks for {signal}, but the llm tower has {len(tower.layers)} layers. "
-            f"Ask for a layer from 0 to {len(tower.layers) - 1}."
-        )
-    if signal.kind in _IN_ATTENTION and not tower.attends:
-        raise ValueError(
-            f"{who} asks for {signal}, but the {tower.name} tower has no attention. "
-            "Use a method that asks for hidden states."
-        )
-    if signal.form == "normed" and host.norm is None:
-        raise ValueError(f"{who} asks for {signal}, but the decoder has no final norm. Use form None.")
+def _change(entered: Tensor, left: Tensor) -> Tensor:
+    """[2, B, S]: |left| / |entered| and their cosine, in float32 or better."""
+    exact = torch.promote_types(entered.dtype, torch.float32)
+    entered, left = entered.to(exact), left.to(exact)
+    ratio = left.norm(dim=-1) / entered.norm(dim=-1).clamp(min=torch.finfo(exact).tiny)
+    return torch.stack([ratio, torch.cosine_similarity(left, entered, dim=-1)])
 
 
 def _nothing_alive(view: View) -> bool:

@@ -45,7 +45,7 @@ class Run:
         """position [B, N] without padding of the prompt, coord [B, N, 3] and image [B, N] of a view's visual
         tokens.
         """
-        place = view.place.gather(1, view.visual_row.clamp(min=0)).clamp(min=0)  # [B, N]
+        place = self.ledger.original_place(view)  # [B, N]
         coord = self.layout.coord.gather(1, place[..., None].expand(-1, -1, 3))
         image = self.layout.image.gather(1, place)
         position = place - self.ledger.lead[:, None]
@@ -54,6 +54,24 @@ class Run:
             position.masked_fill(gone, -1),
             coord.masked_fill(gone[..., None], -1),
             image.masked_fill(gone, -1),
+        )
+
+    def pictures(self, view: View) -> tuple[Tensor, Tensor]:
+        """[B, N] which of the batch's pictures each visual token of a view belongs to, and which of the picture's
+        tokens it is; -1 where padded.
+        """
+        image = self.layout.image  # [B, S]
+        per_row = image.amax(1) + 1
+        first = (per_row.cumsum(0) - per_row)[:, None]  # pictures of the rows before
+        starts = (image[:, 1:] != image[:, :-1]) & (image[:, 1:] >= 0)
+        begins = torch.cat([image[:, :1] >= 0, starts], dim=1)
+        rank = self.ledger.visual.cumsum(1) - 1  # place among the row's visual tokens
+        slot = rank - rank.masked_fill(~begins, 0).cummax(1).values
+        place = self.ledger.original_place(view)
+        gone = ~view.visual_valid
+        return (
+            (image + first).gather(1, place).masked_fill(gone, -1),
+            slot.gather(1, place).masked_fill(gone, -1),
         )
 
 
@@ -77,18 +95,3 @@ def open_run(host: Host, inputs: Mapping[str, Any], cache: Any) -> Run:
         )
     ledger = TokenLedger.open(layout.visual, valid)
     return Run(ledger, layout, Call(ledger.total, ledger.text_counts), cache)
-
-
-def gather_rows(x: Tensor, row: Tensor, axis: int = 1) -> Tensor:
-    """Rows of `x` along `axis`, per batch row; padding (-1) becomes 0.
-
-    Args:
-        x: [B, ..., S, ...] with tokens along `axis`.
-        row: [B, N] rows, -1 padded.
-    """
-    shape = [1] * x.dim()
-    shape[0], shape[axis] = row.shape
-    size = list(x.shape)
-    size[axis] = row.shape[1]
-    row = row.to(x.device).view(shape)
-    return x.gather(axis, row.clamp(min=0).expand(size)).masked_fill(row < 0, 0)

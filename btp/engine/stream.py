@@ -10,18 +10,23 @@ import torch
 from torch import Tensor
 
 from btp.core.pruner import Pruner, Tokens
-from btp.core.selection import Selection, check_shape, is_sound, unsound_message
-from btp.core.signals import Signal, Signals
-from btp.core.site import Site
+from btp.core.signals import Signal
 from btp.core.tower import Host
 from btp.core.trace import StageRecord, Trace
 from btp.engine import cache as kv
 from btp.engine.binding import Binding
+from btp.engine.check import attention_name
 from btp.engine.companions import check_step, decode_companions, prefill_companions
+from btp.engine.decide import Decider, Decision
 from btp.engine.doubts import Doubts
 from btp.engine.plan import PlannedStage
-from btp.engine.probe import Probe, Sight, attention_name
-from btp.engine.run import Run, gather_rows, open_run
+from btp.engine.probe import Probe, Sight
+from btp.engine.rows import gather_rows
+from btp.engine.run import Run, open_run
+from btp.engine.vision import VisionStream
+
+_AXIS = {"hidden": 1, "update": 2, "change": 2, "rotary": 2, "queries": 2, "keys": 2, "values": 2}
+_SIDES = ("update", "change", "rotary")
 
 
 class Stream:
@@ -35,24 +40,31 @@ class Stream:
     """
 
     def __init__(self, host: Host, pruner: Pruner | None, plan: tuple[PlannedStage, ...], trace: Trace) -> None:
-        self._host, self._pruner, self._plan, self._trace = host, pruner, plan, trace
+        self._host, self._plan, self._trace = host, plan, trace
         self._doubts = Doubts()
+        self._decider = Decider(pruner, self._doubts)
         self._run: Run | None = None
         self._sights: dict[Signal, Sight] = {}
         self._attention = attention_name(host)  # before a probe renames it
+        signals = [signal for planned in plan for signal in planned.needs]
+        self._vision = VisionStream(host, self._decider, plan, signals)
+        self._probe = Probe(host, signals, self._prefilling, self._note)
 
     def open(self) -> ExitStack:
         """Register every hook; closing the stack removes them."""
         with ExitStack() as undo:
-            root = Binding(self._host.model)
+            root, layers = Binding(self._host.model), self._host.towers["llm"].layers
             hooks = [
                 self._host.model.register_forward_pre_hook(self._before_root(root), with_kwargs=True),
                 self._host.model.register_forward_hook(self._behind_root(root), with_kwargs=True),
             ]
             for hook in hooks:
                 undo.callback(hook.remove)
-            undo.enter_context(Probe(self._host, self._signals(), self._prefilling, self._note))
-            layers = self._host.towers["llm"].layers
+            if self._vision.needed:
+                self._vision.open(undo)
+                enter = layers[0].register_forward_pre_hook(self._enter(Binding(layers[0])), with_kwargs=True)
+                undo.callback(enter.remove)  # in front of the probe, which sees what entered
+            undo.enter_context(self._probe)
             first = min((planned.stage.site.first_layer for planned in self._plan), default=len(layers))
             for at in range(first, len(layers)):
                 hook = layers[at].register_forward_pre_hook(self._before_layer(at), with_kwargs=True)
@@ -66,9 +78,6 @@ class Stream:
         for call in self._trace.calls[-1:]:
             call.settle()
         self._doubts.settle()
-
-    def _signals(self) -> list[Signal]:
-        return [signal for planned in self._plan for signal in planned.needs]
 
     def _prefilling(self) -> Run | None:
         return self._run if self._run is not None and self._run.in_prefill else None
@@ -87,6 +96,7 @@ class Stream:
                 self.settle()
                 self._run = open_run(self._host, inputs, cache)
                 self._trace.calls.append(self._run.call)
+                self._vision.begin(inputs)
                 return
             run = self._run
             if run is None or (run.cache is not None and run.cache is not cache):
@@ -122,45 +132,66 @@ class Stream:
 
         return leave
 
+    def _enter(self, binding: Binding) -> Callable:
+        """Withdraw from the prompt what left in the vision tower."""
+
+        def enter(module, args, kwargs):
+            run = self._prefilling()
+            if run is None:
+                return None
+            hidden = binding.read(args, kwargs)[binding.first]
+            found = self._vision.withdrawn(run)
+            if found is None:
+                return None
+            decision, renumber = found
+            return binding.replace(args, kwargs, {binding.first: _cut(run, 0, decision, renumber, hidden)})
+
+        return enter
+
     def _before_layer(self, at: int) -> Callable:
         binding = Binding(self._host.towers["llm"].layers[at])
-        names = self._host.towers["llm"].companions
-        stages = [planned for planned in self._plan if planned.stage.site.first_layer == at]
+        stages = [p for p in self._plan if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
 
         def enter(module, args, kwargs):
             run = self._run
             if run is None:
                 raise RuntimeError(
                     f"A decoder layer ran outside {type(self._host.model).__name__}.forward, where the "
-                    "engine cannot "
-                    "know the prompt. Call the model itself."
+                    "engine cannot know the prompt. Call the model itself."
                 )
-            if run.in_prefill and stages:
-                hidden = binding.read(args, kwargs)[binding.first]
-                moved = hidden
+            arguments = binding.read(args, kwargs)
+            hidden = moved = arguments[binding.first]
+            if run.in_prefill:
                 for planned in stages:
+                    if any(signal.kind == "preview" for signal in planned.needs):
+                        view = run.ledger.now
+                        self._probe.preview(run, at, moved, view, self._companions(run, moved, arguments, None))
                     moved = self._pass(run, planned, at, moved)
                 if moved is not hidden:
                     args, kwargs = binding.replace(args, kwargs, {binding.first: moved})
-            view = run.ledger.at(at)
-            if view is run.ledger.views[0][1]:
+            if run.ledger.at(at) is run.ledger.views[0][1]:
                 return None
-            arguments = binding.read(args, kwargs)
-            hidden = arguments[binding.first]
-            changes = run.memo.get((view, hidden.device))
-            if changes is None:
-                whole = {name: arguments[name] for name in names if name in arguments}
-                if run.in_prefill:
-                    changes = prefill_companions(self._host, run, view, hidden, whole)
-                else:
-                    changes = decode_companions(self._host, run, view, hidden, whole, self._attention)
-                run.memo[view, hidden.device] = changes
-            return binding.replace(args, kwargs, changes)
+            return binding.replace(args, kwargs, self._companions(run, moved, arguments, at))
 
         return enter
 
+    def _companions(self, run: Run, hidden: Tensor, arguments: dict[str, Any], at: int | None) -> dict[str, Any]:
+        """Masks, positions and RoPE for the tokens in front of layer `at`; None means those alive now."""
+        view = run.ledger.now if at is None else run.ledger.at(at)
+        whole = {name: arguments[name] for name in self._host.towers["llm"].companions if name in arguments}
+        if view is run.ledger.views[0][1]:
+            return whole
+        changes = run.memo.get((view, hidden.device))
+        if changes is None:
+            if run.in_prefill:
+                changes = prefill_companions(self._host, run, view, hidden, whole)
+            else:
+                changes = decode_companions(self._host, run, view, hidden, whole, self._attention)
+            run.memo[view, hidden.device] = changes
+        return changes
+
     def _pass(self, run: Run, planned: PlannedStage, at: int, hidden: Tensor) -> Tensor:
-        """Let one stage decide and move; hands the hidden states back untouched where nothing is dropped."""
+        """Let one stage decide and move; hands the hidden states back untouched where nothing changes."""
         stage, ledger, view = planned.stage, run.ledger, run.ledger.now
         before = view.visual_counts
         pairs = zip(ledger.total, before, strict=True)
@@ -168,59 +199,54 @@ class Stream:
         if max(before) == 0:
             run.call.stages.append(StageRecord(stage.site, before, before, view.visual_index))
             return hidden
-        if max(counts) == 0:
-            keep = view.visual_row[:, :0]
-        elif self._pruner is None:
-            keep = _everything(view.visual_row)
-        else:
-            keep = self._decide(run, planned, hidden, counts)
+        decision = self._decider.plain(view.visual_row, before, counts) or self._ask(run, planned, hidden, counts)
         renumber = stage.positions == "renumber"
-        if counts == before and (renumber == view.renumbered or view is ledger.views[0][1]):
-            run.call.stages.append(StageRecord(stage.site, before, counts, view.visual_index))
-            return hidden
-        run.ledger = ledger.cut(at, keep, counts, renumber)
-        run.call.stages.append(StageRecord(stage.site, before, counts, run.ledger.now.visual_index))
-        rows = ledger.rows_from(view, run.ledger.now).to(hidden.device)
-        return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
+        if decision.changes(before) or (renumber and not view.closed):
+            hidden = _cut(run, at, decision, renumber, hidden)
+        now = run.ledger.now
+        sizes = now.size if decision.sizes is not None else None
+        run.call.stages.append(StageRecord(stage.site, before, decision.counts, now.visual_index, sizes))
+        return hidden
 
-    def _decide(self, run: Run, planned: PlannedStage, hidden: Tensor, counts: tuple[int, ...]) -> Tensor:
-        pruner, stage = self._pruner, planned.stage
-        assert pruner is not None  # held by make_plan
+    def _ask(self, run: Run, planned: PlannedStage, hidden: Tensor, counts: tuple[int, ...]) -> Decision:
         seen, rows_valid = {}, {}
         for signal in planned.needs:
+            if signal.site.tower == "vision":
+                seen[signal] = self._vision.seen(signal)
+                continue
             sight = self._sights.get(signal)
             if sight is None:
                 raise RuntimeError(
-                    f"pruner {pruner.name!r} asks for {signal}, but the layer's attention did not pass "
-                    "through the "
-                    "attention registry of transformers. This family needs an adapter in btp.models."
+                    f"pruner {self._decider.pruner.name!r} asks for {signal}, but the layer's attention did not pass "  # type: ignore[union-attr]
+                    "through the attention registry of transformers. This family needs an adapter in btp.models."
                 )
             seen[signal] = _restrict(sight, run)
-            self._expect_numbers(seen[signal], f"{signal}", pruner.name)
             if sight.rows_valid is not None:
                 rows_valid[signal] = sight.rows_valid
         tokens = _tokens(run, hidden, planned, seen, rows_valid)
-        self._expect_numbers(tokens.hidden, f"hidden at {stage.site}", pruner.name)
-        selection = pruner.select(tokens, Signals(seen, rows_valid), stage)
-        check_shape(selection, counts, pruner.name, stage.site)
-        _refuse_unbuilt(selection, pruner.name, stage.site)
-        alive = run.ledger.now.visual_valid.sum(1)
-        wanted = torch.tensor(counts, device=alive.device)
-        keep = selection.keep.to(alive.device, torch.int64)
-        self._doubts.expect(is_sound(keep, wanted, alive), unsound_message(pruner.name, stage.site))
-        return keep.clamp(max=run.ledger.now.visual_row.shape[1] - 1)
+        return self._decider.ask(planned.stage, tokens, seen, rows_valid, counts)
 
-    def _expect_numbers(self, x: Tensor, what: str, method: str) -> None:
-        self._doubts.expect(
-            ~x.isnan().any(),
-            f"{what} holds NaN, which pruner {method!r} would rank at random. "
-            "The model overflowed before the cut: try another dtype, or look at the input.",
-        )
+
+def _cut(run: Run, at: int, decision: Decision, renumber: bool, hidden: Tensor) -> Tensor:
+    """[B, S', D] the rows that stay, with what flowed into them."""
+    old, keep = run.ledger.now, decision.keep.to(run.ledger.visual.device)
+    sizes = None if decision.sizes is None else decision.sizes.to(keep.device)
+    run.ledger = run.ledger.cut(at, keep, decision.counts, renumber, sizes)
+    new = run.ledger.now
+    rows = run.ledger.rows_from(old, new, keep).to(hidden.device)
+    moved = hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
+    if decision.states is None:
+        return moved
+    row = new.visual_row.to(hidden.device)
+    spare = torch.cat([moved, moved[:, :1]], dim=1)  # padding writes behind the rows
+    target = row.masked_fill(row < 0, moved.shape[1])[..., None].expand_as(decision.states)
+    return spare.scatter(1, target, decision.states.to(hidden))[:, : moved.shape[1]]
 
 
 def _tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, rows_valid: dict) -> Tokens:
     view, device = run.ledger.now, hidden.device
     position, coord, image = (x.to(device) for x in run.coord(view))
+    picture, slot = (x.to(device) for x in run.pictures(view))
     text = next((s for s in planned.needs if s.kind == "hidden" and s.rows == "text"), None)
     if text is not None and (text.site.layer != max(planned.stage.site.layer, 0) or text.form is not None):
         text = None
@@ -235,6 +261,9 @@ def _tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, rows_va
         index=view.visual_index.to(device),
         text=None if text is None else seen[text],
         text_valid=None if text is None else rows_valid[text],
+        picture=picture,
+        slot=slot,
+        row=view.visual_row.to(device),
         host_total=run.ledger.total,
         host_alive=view.visual_counts,
     )
@@ -242,28 +271,14 @@ def _tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, rows_va
 
 def _restrict(sight: Sight, run: Run) -> Tensor:
     """A sight's value over the visual tokens alive now, where some went since it was seen."""
-    now = run.ledger.now
-    if sight.view is now or (sight.signal.rows == "text" and sight.signal.kind != "attention"):
+    now, signal = run.ledger.now, sight.signal
+    over_tokens = signal.kind in ("attention", "preview") or signal.rows is None
+    if sight.view is now or not over_tokens:
         return sight.value
     entry = run.ledger.entries(sight.view, now)
-    axis = {"hidden": 1, "update": 2, "keys": 2, "values": 2, "attention": 3}[sight.signal.kind]
-    if sight.signal.kind == "update":
+    if signal.kind in _SIDES:
         return torch.stack([gather_rows(side, entry) for side in sight.value])
-    return gather_rows(sight.value, entry, axis)
-
-
-def _everything(visual_row: Tensor) -> Tensor:
-    every = torch.arange(visual_row.shape[1], device=visual_row.device).expand_as(visual_row)
-    return every.masked_fill(visual_row < 0, -1)
-
-
-def _refuse_unbuilt(selection: Selection, method: str, site: Site) -> None:
-    for part, given in (("merge", selection.merge), ("revive", selection.revive)):
-        if given is not None:
-            raise ValueError(
-                f"pruner {method!r} returned a Selection with {part} at {site}, which is not built yet. "
-                "Return keep alone."
-            )
+    return gather_rows(sight.value, entry, _AXIS.get(signal.kind, 3))
 
 
 def _check_inputs(host: Host, inputs: dict[str, Any]) -> None:
@@ -275,7 +290,5 @@ def _check_inputs(host: Host, inputs: dict[str, Any]) -> None:
     if isinstance(asked, Tensor) or (isinstance(asked, int) and asked > 1):
         raise ValueError(
             f"logits_to_keep is {asked}, but places of the unpruned prompt do not exist behind a cut. Pass 0 "
-            "or 1; "
-            "assisted decoding (assistant_model, prompt_lookup_num_tokens) asks for more and is not "
-            "supported."
+            "or 1; assisted decoding (assistant_model, prompt_lookup_num_tokens) asks for more and is not supported."
         )

@@ -13,6 +13,12 @@ from btp.models import grids
 
 _VISION = ("vision_tower", "visual", "vision_model")
 _PROJECTOR = ("multi_modal_projector", "mm_projector", "connector", "visual.merger")
+_PARTS = {
+    "attention": ("self_attn", "attn", "attention"),
+    "mlp": ("mlp",),
+    "attention_norm": ("input_layernorm", "layer_norm1", "norm1"),
+    "mlp_norm": ("post_attention_layernorm", "layer_norm2", "norm2"),
+}
 _BLOCKS = ("encoder.layers", "vision_model.encoder.layers", "blocks", "layers")
 
 
@@ -56,11 +62,29 @@ class LVLM:
                 f"{type(self.decoder).__name__}.layers. "
                 "Set model.layers to its path."
             )
-        self.towers = {"llm": Tower("llm", stack)}
+        self.towers = {"llm": Tower("llm", stack, **_parts(stack))}
         blocks = _search(self.vision, _BLOCKS) if self.vision is not None else None
         if isinstance(blocks, nn.ModuleList):
             packed = hasattr(self.config.vision_config, "spatial_merge_size")
-            self.towers["vision"] = Tower("vision", blocks, token_axis=0 if packed else 1, exit="restore")
+            self.towers["vision"] = Tower(
+                "vision",
+                blocks,
+                token_axis=0 if packed else 1,
+                companions=("attention_mask",),
+                exit="restore",
+                class_tokens=_class_tokens(self.vision),
+                feature=None if packed else self._feature_layer(len(blocks)),
+                **_parts(blocks),
+            )
+
+    def _feature_layer(self, depth: int) -> int | None:
+        """The vision layer that the projector reads; None where it reads several, or class tokens too."""
+        asked = getattr(self.config, "vision_feature_layer", None)
+        wanted = "default" if _class_tokens(self.vision) else "full"
+        if not isinstance(asked, int) or self.config.vision_feature_select_strategy != wanted:
+            return None
+        layer = asked % (depth + 1) - 1  # hidden state 0 is what enters the first layer
+        return layer if layer >= 0 else None
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -162,6 +186,11 @@ class LVLM:
             )
         return Layout(visual, coord, grids.number(visual, first))
 
+    def picture_grid(self, pixels: Tensor) -> tuple[int, int]:
+        """(rows, columns) of the vision tower's tokens for pictures [P, 3, height, width]."""
+        patch = self.config.vision_config.patch_size
+        return pixels.shape[-2] // patch, pixels.shape[-1] // patch
+
     def _packed(self, inputs: Mapping[str, Any], visual: Tensor) -> tuple[Tensor, Tensor]:
         merge = self.config.vision_config.spatial_merge_size
         coord = torch.full((*visual.shape, 3), -1, device=visual.device)
@@ -179,8 +208,9 @@ class LVLM:
 
     def _square_sides(self, inputs: Mapping[str, Any]) -> tuple[int, int]:
         vision, pixels = self.config.vision_config, inputs.get("pixel_values")
-        size = (vision.image_size, vision.image_size) if pixels is None else pixels.shape[-2:]
-        return size[0] // vision.patch_size, size[1] // vision.patch_size
+        if pixels is not None:
+            return self.picture_grid(pixels)
+        return vision.image_size // vision.patch_size, vision.image_size // vision.patch_size
 
     def _token(self, kind: str) -> int | None:
         for name in (f"{kind}_token_id", f"{kind}_token_index"):
@@ -204,3 +234,20 @@ def _search(root: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
         if isinstance(at, nn.Module):
             return at
     return None
+
+
+def _class_tokens(vision: nn.Module | None) -> int:
+    """Tokens that a vision tower puts in front of the patches."""
+    embeddings = getattr(vision, "embeddings", None) or getattr(
+        getattr(vision, "vision_model", None), "embeddings", None
+    )
+    named = ("class_embedding", "cls_token", "distillation_token")
+    return sum(getattr(embeddings, name, None) is not None for name in named)
+
+
+def _parts(layers: nn.ModuleList) -> dict[str, str | None]:
+    """The names that the blocks and norms inside a layer go by."""
+    found = {}
+    for part, names in _PARTS.items():
+        found[part] = next((name for name in names if isinstance(getattr(layers[0], name, None), nn.Module)), None)
+    return found

@@ -8,7 +8,7 @@ from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
 
-D, HEADS, TEXT = 16, 3, 5
+D, HEADS, TEXT, LEAD = 16, 3, 5, 1
 
 
 def grid(n, columns=4):
@@ -32,49 +32,84 @@ def tokens(*alive, total=None, generator=0):
         valid=valid,
         total=torch.tensor(total or alive),
         index=index,
+        picture=torch.arange(B)[:, None].expand(B, N).masked_fill(~valid, -1),
+        slot=index.masked_fill(~valid, -1),
+        row=(index + LEAD).masked_fill(~valid, -1),
         host_total=tuple(total or alive),
         host_alive=alive,
     )
 
 
 def signals(pruner, seen, stage, generator=1):
-    """Random values for everything the pruner declares."""
-    B, N, width = seen.hidden.shape
+    """Random values for everything the pruner declares: LEAD rows in front of the tokens, TEXT rows behind."""
     random = torch.Generator().manual_seed(generator)
-    shapes = {
-        "attention": lambda s: (B, HEADS, 1 if s.rows == "last" else TEXT, N),
-        "hidden": lambda s: (B, TEXT if s.rows == "text" else N, width),
-        "keys": lambda s: (B, 2, TEXT if s.rows == "text" else N, 8),
-        "update": lambda s: (2, B, N, width),
-    }
-    declared = pruner.needs(stage)
-    values = {s: torch.randn(shapes[s.kind](s), generator=random) for s in declared}
-    real = torch.arange(TEXT) < torch.arange(TEXT, TEXT - B, -1).clamp(min=1)[:, None]
-    return Signals(values, {s: real for s in declared if s.rows == "text"})
+    declared = tuple(dict.fromkeys(pruner.needs(stage)))
+    values = {s: _value(s, seen, random) for s in declared}
+    valid = {"text": _text_valid(len(seen.valid)), "all": _all_valid(seen)}
+    return Signals(values, {s: valid[s.rows] for s in declared if s.rows in valid and s.site.tower == "llm"})
+
+
+def _text_valid(B):
+    return torch.arange(TEXT) < torch.arange(TEXT, TEXT - B, -1).clamp(min=1)[:, None]
+
+
+def _all_valid(seen):
+    lead = torch.ones(len(seen.valid), LEAD, dtype=torch.bool)
+    return torch.cat([lead, seen.valid, _text_valid(len(seen.valid))], dim=1)
+
+
+def _value(signal, seen, random):
+    B, N, width = seen.hidden.shape
+    behind = TEXT if signal.site.tower == "llm" else 0
+    rows = {None: N, "text": TEXT, "all": LEAD + N + behind}.get(signal.rows, 1)
+    heads = HEADS if signal.kind in ("attention", "preview", "queries") else 2
+    if signal.site.tower == "vision":
+        heads = HEADS
+    if signal.kind in ("attention", "preview"):
+        raw = torch.randn(B, heads, rows, N, generator=random)
+        return raw.softmax(-1) / 2 if signal.form == "probs" else raw
+    if signal.kind == "change":
+        return torch.stack([torch.rand(B, rows, generator=random), 2 * torch.rand(B, rows, generator=random) - 1])
+    shape = {
+        "hidden": (B, rows, width),
+        "queries": (B, heads, rows, 8),
+        "keys": (B, heads, rows, 8),
+        "values": (B, heads, rows, 8),
+        "rotary": (2, B, rows, 8),
+        "update": (2, B, rows, width),
+    }[signal.kind]
+    return torch.randn(shape, generator=random)
 
 
 def row(b, seen, values):
     """Row `b` of tokens and signals, alone and without its padding."""
     n = int(seen.valid[b].sum())
-    cut = {
-        f.name: getattr(seen, f.name)[b : b + 1, :n]
-        for f in fields(Tokens)
-        if f.name not in ("total", "text", "text_valid", "host_total", "host_alive")
-    }
-    alone = replace(seen, **cut, total=seen.total[b : b + 1], host_total=None, host_alive=None)
+    aside = ("total", "text", "text_valid", "picture", "host_total", "host_alive")
+    cut = {f.name: getattr(seen, f.name)[b : b + 1, :n] for f in fields(Tokens) if f.name not in aside}
+    alone = replace(
+        seen,
+        **cut,
+        picture=torch.zeros(1, n, dtype=torch.long),
+        total=seen.total[b : b + 1],
+        host_total=None,
+        host_alive=None,
+    )
+    real = _all_valid(seen)[b]
 
     def narrow(signal, value):
-        if signal.kind == "update":
-            return value[:, b : b + 1, :n]
-        value = value[b : b + 1]
+        batch = 1 if signal.kind in ("update", "change", "rotary") else 0
+        value = value.narrow(batch, b, 1)
         if signal.kind in ("attention", "preview"):
             return value[..., :n]
-        return value if signal.rows == "text" else value[..., :n, :]
+        axis = {"hidden": 1, "update": 2, "change": 2, "rotary": 2}.get(signal.kind, 2)
+        if signal.rows == "all":
+            kept = real[: value.shape[axis]].nonzero().flatten()
+            return value.index_select(axis, kept)
+        return value if signal.rows is not None else value.narrow(axis, 0, n)
 
-    return alone, Signals(
-        {s: narrow(s, v) for s, v in values.items()},
-        {s: values.rows_valid(s)[b : b + 1] for s in values if s.rows == "text"},
-    )
+    valid = {s: values.rows_valid(s)[b : b + 1] for s in values if s.rows in ("text", "all") and s.site.tower == "llm"}
+    valid = {s: v[:, v[0]] if s.rows == "all" else v for s, v in valid.items()}
+    return alone, Signals({s: narrow(s, v) for s, v in values.items()}, valid)
 
 
 def stage(site="llm.layer.2", keep=0.5, **settings):

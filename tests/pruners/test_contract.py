@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import btp
+from btp.core.place import place_stages
 from btp.core.schedule import Schedule
 from btp.core.selection import check_selection
 
@@ -33,7 +34,8 @@ def kept_stages(name):
     known = pruner.stage_settings if pruner is not None else ()
     if schedule is None:
         return [stage(keep=keep, **({"balance": 0.6} if "balance" in known else {})) for keep in (0.5, 5)]
-    numbers = [dict(s) | ({"keep": 0.5 / 2**i} if s["keep"] == "fit" else {}) for i, s in enumerate(schedule)]
+    placed = place_stages(schedule, 32, 4)
+    numbers = [dict(s) | ({"keep": 0.8 * 0.75**i} if s["keep"] == "fit" else {}) for i, s in enumerate(placed)]
     return [s for s in Schedule.from_config(numbers) if not s.withdraws_all]
 
 
@@ -48,7 +50,7 @@ def test_yaml_is_complete(name):
     assert config["name"] == name
     pruner = build(name)
     if config["schedule"] is not None and pruner is not None:
-        pruner.check(Schedule.from_config(config["schedule"]))
+        pruner.check(Schedule.from_config(place_stages(config["schedule"], 32, 4)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,8 +65,10 @@ def test_selection_is_sound_and_the_same_alone(name):
         counts = seen.keep_counts(at)
         if hasattr(pruner, "set_targets"):
             pruner.set_targets([[0, (0.0, 0.0, 0.5, 0.3)], [], [2, 3]])
-        keep = pruner.select(seen, values, at).keep
-        check_selection(pruner.select(seen, values, at), counts, seen.host_alive, name, at.site)
+        selection = pruner.select(seen, values, at)
+        assert selection.counts is None or pruner.adaptive, "only an adaptive method decides its own counts"
+        keep, counts = selection.keep, selection.counts or counts
+        check_selection(selection, counts, seen.host_alive, name, at.site)
         for b, count in enumerate(counts):
             if hasattr(pruner, "set_targets"):
                 pruner.set_targets([[[0, (0.0, 0.0, 0.5, 0.3)], [], [2, 3]][b]])

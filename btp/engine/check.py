@@ -1,0 +1,76 @@
+"""Refuses signals that a host cannot show, before anything runs."""
+
+from __future__ import annotations
+
+from btp.core.signals import BLOCKS, Signal
+from btp.core.site import Site
+from btp.core.tower import Host, Tower
+from btp.engine.probe import IN_ATTENTION
+
+
+def attention_name(host: Host) -> str:
+    """The decoder's attention implementation."""
+    return host.decoder.config._attn_implementation  # type: ignore[union-attr, return-value]
+
+
+def vision_tower(host: Host, who: str) -> Tower:
+    """The vision tower, where tokens can be followed from its features to the prompt.
+
+    Raises:
+        ValueError: there is none, or its tokens cannot be followed; names who asked.
+    """
+    tower = host.towers.get("vision")
+    if tower is None or tower.feature is None or tower.token_axis != 1 or host.projector is None:
+        kind = "no vision tower" if tower is None else "a vision tower whose tokens cannot be followed yet"
+        raise ValueError(
+            f"{who} works in the vision tower, but {type(host.model).__name__} has {kind} (one layer read by the "
+            "projector, one token per patch, pictures [P, N, C]). Use a method that works in the language model."
+        )
+    return tower
+
+
+def layer_of(tower: Tower, site: Site) -> int:
+    """The layer that a site of this tower means; `vision.feature` is resolved."""
+    if site.kind == "feature":
+        assert tower.feature is not None  # held by vision_tower
+        return tower.feature
+    return max(site.layer, 0)
+
+
+def check_signal(host: Host, signal: Signal, who: str) -> None:
+    """Refuse a signal that cannot be seen on this host.
+
+    Raises:
+        ValueError: names who asked, what for, and what to change.
+    """
+    asks = f"{who} asks for {signal}"
+    if signal.site.tower == "vision":
+        tower = vision_tower(host, asks + ": it")
+        if signal.rows == "cls" and not tower.class_tokens:
+            raise ValueError(
+                f"{asks}, but the vision tower of {type(host.model).__name__} has no class token. What every patch "
+                "gets from all others would work in its place: Signal rows mean, which methods offer as "
+                "pruner.method.score=received where their authors or later work did so."
+            )
+    else:
+        tower = host.towers["llm"]
+    if signal.site.layer >= len(tower.layers):
+        raise ValueError(
+            f"{asks}, but the {tower.name} tower has {len(tower.layers)} layers. "
+            f"Ask for a layer from 0 to {len(tower.layers) - 1}."
+        )
+    if signal.kind in (*IN_ATTENTION, "preview") and not tower.attends:
+        raise ValueError(
+            f"{asks}, but the {tower.name} tower has no attention. Use a method that asks for hidden states."
+        )
+    parts = {"preview": ("attention", "attention_norm"), "rotary": ("attention",)}.get(signal.kind, ())
+    if signal.kind in ("update", "change") and signal.form in BLOCKS[1:]:
+        parts = (str(signal.form),)
+    for part in parts:
+        if getattr(tower, part) is None:
+            raise ValueError(
+                f"{asks}, but no {part} was found inside the layers of {type(host.decoder).__name__}. "
+                "Name it in this family's Tower (btp.models)."
+            )
+    if signal.form == "normed" and host.norm is None:
+        raise ValueError(f"{asks}, but the decoder has no final norm. Use form None.")

@@ -1,0 +1,152 @@
+"""Asks the pruner, and holds its answer to the contract; the same for prompts and for pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from btp.core.pruner import Pruner, Tokens
+from btp.core.schedule import Stage
+from btp.core.selection import Selection, check_shape, is_sound, unsound_message
+from btp.core.signals import Signal, Signals
+from btp.engine.doubts import Doubts
+from btp.ops.merge import merge_sizes, merge_states
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a stage does with its tokens.
+
+    Attributes:
+        keep: [B, K] indices into the tokens alive, -1 padded at the end.
+        counts: kept per row.
+        states: [B, K, D] new states of the kept tokens; None leaves them as they are.
+        sizes: [B, K] original tokens each stands for; None leaves them as they were.
+        ordered: the kept tokens change places.
+    """
+
+    keep: Tensor
+    counts: tuple[int, ...]
+    states: Tensor | None = None
+    sizes: Tensor | None = None
+    ordered: bool = False
+
+    def changes(self, before: tuple[int, ...]) -> bool:
+        """Whether anything is other than before."""
+        return self.counts != before or self.states is not None or self.ordered
+
+
+class Decider:
+    """One pruner's answers.
+
+    Args:
+        pruner: the method; None where every stage keeps all or nothing.
+        doubts: collects checks on tensor content.
+    """
+
+    def __init__(self, pruner: Pruner | None, doubts: Doubts) -> None:
+        self.pruner, self._doubts = pruner, doubts
+
+    @property
+    def proportional_attention(self) -> bool:
+        """Whether merged tokens of the vision tower weigh in attention by their size."""
+        return bool(getattr(self.pruner, "proportional_attention", False))
+
+    def plain(self, row: Tensor, before: tuple[int, ...], counts: tuple[int, ...]) -> Decision | None:
+        """The decision where there is nothing to ask; None where the pruner must be asked.
+
+        Args:
+            row: [B, N], -1 where padded.
+            before: tokens alive per row.
+            counts: tokens the schedule keeps.
+        """
+        if max(counts) == 0:
+            return Decision(row[:, :0], counts)
+        if self.pruner is None:
+            every = torch.arange(row.shape[1], device=row.device).expand_as(row)
+            return Decision(every.masked_fill(row < 0, -1), before)
+        return None
+
+    def ask(
+        self,
+        stage: Stage,
+        tokens: Tokens,
+        seen: Mapping[Signal, Tensor],
+        rows_valid: Mapping[Signal, Tensor],
+        counts: tuple[int, ...],
+    ) -> Decision:
+        """Let the pruner decide.
+
+        Args:
+            counts: tokens the schedule keeps per row.
+
+        Raises:
+            TypeError, ValueError: the answer breaks the contract, or something it was shown is NaN.
+        """
+        pruner = self.pruner
+        assert pruner is not None  # held by make_plan
+        for signal, value in seen.items():
+            self._expect_numbers(value, str(signal), pruner.name)
+        self._expect_numbers(tokens.hidden, f"hidden at {stage.site}", pruner.name)
+        selection = pruner.select(tokens, Signals(seen, rows_valid), stage)
+        if isinstance(selection, Selection) and selection.counts is not None:
+            counts = _own_counts(pruner, selection.counts, tokens, stage)
+        check_shape(selection, counts, pruner.name, stage.site)
+        _check_rest(selection, tokens, stage, pruner.name)
+        alive = tokens.valid.sum(1)
+        keep = selection.keep.to(alive.device, torch.int64)
+        sound = is_sound(keep, torch.tensor(counts, device=alive.device), alive, selection.ordered)
+        self._doubts.expect(sound, unsound_message(pruner.name, stage.site))
+        keep = keep.clamp(max=tokens.hidden.shape[1] - 1)
+        states, sizes = selection.states, None
+        if selection.merge is not None:
+            sizes = merge_sizes(tokens.size, keep, selection.merge)
+            states = merge_states(tokens.hidden, keep, selection.merge) if states is None else states
+        return Decision(keep, counts, states, sizes, selection.ordered)
+
+    def _expect_numbers(self, x: Tensor, what: str, method: str) -> None:
+        self._doubts.expect(
+            ~x.isnan().any(),
+            f"{what} holds NaN, which pruner {method!r} would rank at random. "
+            "The model overflowed before the cut: try another dtype, or look at the input.",
+        )
+
+
+def _own_counts(pruner: Pruner, counts: tuple[int, ...], tokens: Tokens, stage: Stage) -> tuple[int, ...]:
+    alive = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
+    if not pruner.adaptive:
+        raise ValueError(
+            f"pruner {pruner.name!r} returned counts at {stage.site}, but it is not adaptive. "
+            "Set adaptive = True on the class, or leave counts to the schedule."
+        )
+    if len(counts) != len(alive) or any(not 0 <= k <= n for k, n in zip(counts, alive, strict=False)):
+        raise ValueError(
+            f"pruner {pruner.name!r} decided to keep {counts} tokens at {stage.site}, of which {alive} are alive. "
+            "Return one count per row, at most what is alive."
+        )
+    return tuple(counts)
+
+
+def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str) -> None:
+    if selection.revive is not None:
+        raise ValueError(
+            f"pruner {method!r} returned a Selection with revive at {stage.site}, which is not built yet. "
+            "Return keep and merge alone."
+        )
+    if selection.ordered and stage.positions != "renumber":
+        raise ValueError(
+            f"pruner {method!r} gives its tokens a new order at {stage.site}, where positions are "
+            f"{stage.positions}: each would stand at another one's position. Set positions: renumber on that stage."
+        )
+    B, N, D = tokens.hidden.shape
+    shapes = {"states": (selection.states, (*selection.keep.shape, D))}
+    if selection.merge is not None:
+        shapes |= {f"merge.{k}": (getattr(selection.merge, k), (B, N)) for k in ("target", "weight")}
+    for name, (given, wanted) in shapes.items():
+        if given is not None and tuple(given.shape) != wanted:
+            raise ValueError(
+                f"pruner {method!r} returned {name} of shape {tuple(given.shape)} at {stage.site}. Return {wanted}."
+            )

@@ -1,0 +1,343 @@
+"""Walks tokens through the vision tower and the projector, and tells the prompt what left there.
+
+A stage may stand in front of a layer, inside it between attention and MLP, or in front of the projector. Behind the
+projector the features get their old length again, with zeros where a token is gone, since the host fills its
+placeholders by counting; the same tokens are then withdrawn in front of decoder layer 0.
+
+A cut inside a layer cannot shorten the host's residual, which is a local variable there. So the MLP's norm is given
+the short states, what the MLP adds is set aside and nothing is handed back in its place, and behind the layer the two
+are added: the sum that a layer without the other tokens would have made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from btp.core.pruner import Tokens
+from btp.core.signals import Signal
+from btp.core.tower import Host
+from btp.core.trace import StageRecord
+from btp.engine.binding import Binding
+from btp.engine.check import layer_of
+from btp.engine.decide import Decider, Decision
+from btp.engine.pictures import Passed, Pictures, order_in_prompt, rows_of
+from btp.engine.plan import PlannedStage
+from btp.engine.registry import watch_attention
+from btp.engine.rows import gather_rows, tower_rows
+from btp.engine.run import Run
+
+_AXIS = {"attention": 3, "queries": 2, "keys": 2, "values": 2, "hidden": 1}
+
+
+class VisionStream:
+    """The hooks of one attach in the vision tower.
+
+    Args:
+        host: the model.
+        decider: asks the pruner.
+        plan: all stages; those of the vision tower are done here.
+        signals: all declared signals; those of the vision tower are seen here.
+    """
+
+    def __init__(self, host: Host, decider: Decider, plan: Iterable[PlannedStage], signals: Iterable[Signal]) -> None:
+        self._host, self._decider = host, decider
+        self._plan = [planned for planned in plan if planned.stage.site.tower == "vision"]
+        self._signals = [s for s in dict.fromkeys(signals) if s.site.tower == "vision"]
+        self._pictures: Pictures | None = None  # of the latest pass through the tower
+        self._inside: tuple[Tensor, Tensor | None] | None = None  # short states, and what the MLP adds to them
+        self._ready: list[Tensor] | None = None  # features that the prompt under way was given
+        self._which: list[int] = []  # which of the pictures its own are
+
+    @property
+    def needed(self) -> bool:
+        """Whether any stage or signal is in the vision tower."""
+        return bool(self._plan or self._signals)
+
+    def open(self, undo: ExitStack) -> None:
+        """Register every hook."""
+        tower, layers = self._host.towers["vision"], self._host.towers["vision"].layers
+        projector, vision = self._host.projector, self._host.vision
+        assert projector is not None  # held by check.vision_tower
+        assert vision is not None
+        hooks = [
+            vision.register_forward_pre_hook(self._before_tower(Binding(vision)), with_kwargs=True),
+            *(layer.register_forward_pre_hook(self._before(at), with_kwargs=True) for at, layer in enumerate(layers)),
+            # in front of the host's own hooks, which collect what leaves a layer
+            *(layer.register_forward_hook(self._behind(at), prepend=True) for at, layer in enumerate(layers)),
+            projector.register_forward_pre_hook(self._before_projector(Binding(projector)), with_kwargs=True),
+            projector.register_forward_hook(self._behind_projector),
+        ]
+        for at in {p.stage.site.layer for p in self._plan if p.stage.site.kind == "mlp"}:
+            norm, mlp = (getattr(layers[at], str(name)) for name in (tower.mlp_norm, tower.mlp))
+            hooks += [norm.register_forward_pre_hook(self._before_mlp(at)), mlp.register_forward_hook(self._behind_mlp)]
+        for hook in hooks:
+            undo.callback(hook.remove)
+        inside = [s for s in self._signals if s.kind not in ("hidden", "pixels")]
+        attending = {layer_of(tower, s.site) for s in inside}
+        if attending:
+            watch_attention(vision, {at: layers[at] for at in attending}, self._look, undo)
+
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """A prompt enters the model, perhaps with features that were encoded before."""
+        found = (inputs.get("mm_encoder_outputs") or {}).get("image")
+        self._ready = None if found is None else list(found.pooler_output)
+        if found is None:
+            self._pictures = None  # the tower runs now, or not at all
+
+    def seen(self, signal: Signal) -> Tensor:
+        """A signal as a stage of the language model gets it: per picture of the prompt, over all its tokens."""
+        assert self._pictures is not None
+        return self._of_prompt(self._pictures.seen[signal])
+
+    def withdrawn(self, run: Run) -> tuple[Decision, bool] | None:
+        """What leaves the prompt because it left in the tower, and whether positions close up; None for nothing.
+
+        Raises:
+            RuntimeError: the pictures did not pass the tower and the projector under these hooks.
+        """
+        totals = run.ledger.total
+        if max(totals) == 0:
+            empty = torch.zeros(len(totals), 0, dtype=torch.long)
+            run.call.stages += [StageRecord(p.stage.site, totals, totals, empty) for p in self._plan]
+            return None
+        pictures = self._pictures
+        which = pictures.which(self._ready) if pictures is not None else None
+        if pictures is None or which is None:
+            raise RuntimeError(
+                "The prompt has visual tokens, but its pictures did not pass the vision tower and the projector while "
+                "the engine was attached, so a stage or signal there has nothing to work on. Pass pixel_values in "
+                "place of ready features."
+            )
+        if sum(totals) != len(which) * pictures.total:
+            raise RuntimeError(
+                f"The vision tower had {len(which)} pictures of {pictures.total} tokens, but the prompts have "
+                f"{sum(totals)} visual tokens. This family packs its pictures; it needs an adapter in btp.models."
+            )
+        self._which = which
+        if self._plan:
+            run.call.vision = pictures.layers
+            run.call.projected = tuple(pictures.counts[i] for i in which)
+        for passed in pictures.passed:
+            keep, sizes = self._in_prompt(run, passed.slots, passed.size, passed.after)
+            before, after = (_per_row(totals, pictures.total, c, which) for c in (passed.before, passed.after))
+            run.call.stages.append(StageRecord(passed.site, before, after, keep, sizes))
+        if not pictures.cut:
+            return None
+        keep, sizes = self._in_prompt(run, pictures.slots, pictures.size, pictures.counts)
+        counts = _per_row(totals, pictures.total, pictures.counts, which)
+        return Decision(keep, counts, None, sizes), pictures.renumber
+
+    def _of_prompt(self, x: Tensor) -> Tensor:
+        """Pictures as the prompt has them: repeated where it is a beam."""
+        if self._which == list(range(len(x))):
+            return x
+        return x[torch.tensor(self._which, device=x.device)]
+
+    def _in_prompt(
+        self, run: Run, slots: Tensor, size: Tensor | None, counts: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens alive of each picture, as indices into the prompt's visual tokens, and their sizes."""
+        assert self._pictures is not None
+        total = self._pictures.total
+        picture, slot = run.pictures(run.ledger.now)
+        slots = self._of_prompt(slots).to(slot.device)
+        width = max(_per_row(run.ledger.total, total, counts, self._which))
+        keep = order_in_prompt(slots, picture, slot, total, width)
+        if size is None:
+            return keep, None
+        at = gather_rows(picture, keep), gather_rows(slot, keep)
+        row = rows_of(slots, total)[at].clamp(min=0)
+        return keep, self._of_prompt(size).to(slot.device)[at[0], row].masked_fill(keep < 0, 0)
+
+    def _before_tower(self, binding: Binding) -> Callable:
+        def enter(module, args, kwargs):
+            pixels = binding.read(args, kwargs)[binding.first]
+            self._pictures = Pictures.open(len(pixels), self._host.picture_grid(pixels), pixels.device)
+            self._pictures.seen |= {s: pixels for s in self._signals if s.kind == "pixels"}
+            self._inside = None
+
+        return enter
+
+    def _before(self, at: int) -> Callable:
+        binding = Binding(self._host.towers["vision"].layers[at])
+        front = self._host.towers["vision"].class_tokens
+        stages = [p for p in self._plan if p.stage.site.kind == "layer" and p.stage.site.layer == at]
+        wanted = [s for s in self._signals if s.kind == "hidden" and s.site.kind == "layer" and s.site.layer == at]
+
+        def enter(module, args, kwargs):
+            pictures, hidden = self._pictures, binding.read(args, kwargs)[binding.first]
+            if pictures is None or hidden.shape[:2] != (len(pictures.slots), pictures.slots.shape[1] + front):
+                raise RuntimeError(
+                    f"A layer of the vision tower got states of shape {tuple(hidden.shape)}, which are not the "
+                    "pictures' patches. This family needs an adapter in btp.models."
+                )
+            self._see_hidden(wanted, hidden)
+            for planned in stages:
+                hidden = self._pass(planned, hidden, front)
+            changes = {binding.first: hidden}
+            if pictures.merged and self._decider.proportional_attention:
+                changes["attention_mask"] = _weights(pictures.size, front, hidden)
+            pictures.layers.append((hidden.shape[1], hidden.shape[1]))
+            return binding.replace(args, kwargs, changes)
+
+        return enter
+
+    def _behind(self, at: int) -> Callable:
+        feature = at == self._host.towers["vision"].feature
+        wanted = [s for s in self._signals if s.kind == "hidden" and feature and s.site.kind in ("feature", "output")]
+
+        def leave(module, args, output):
+            left = output[0] if isinstance(output, tuple) else output
+            if self._inside is not None:
+                states, added = self._inside
+                assert added is not None
+                left, self._inside = states + added, None
+                layers = self._pictures.layers  # type: ignore[union-attr]
+                layers[at] = (layers[at][0], left.shape[1])
+                output = (left, *output[1:]) if isinstance(output, tuple) else left
+            self._see_hidden(wanted, left)
+            return output
+
+        return leave
+
+    def _before_mlp(self, at: int) -> Callable:
+        front = self._host.towers["vision"].class_tokens
+        stages = [p for p in self._plan if p.stage.site.kind == "mlp" and p.stage.site.layer == at]
+
+        def enter(module, args):
+            hidden = moved = args[0]
+            for planned in stages:
+                moved = self._pass(planned, moved, front)
+            if moved is hidden:
+                return None
+            self._inside = (moved, None)
+            return (moved, *args[1:])
+
+        return enter
+
+    def _behind_mlp(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        if self._inside is None:
+            return None
+        self._inside = (self._inside[0], output)
+        return output.new_zeros(1, 1, 1)  # the host adds it to a residual of the old length
+
+    def _before_projector(self, binding: Binding) -> Callable:
+        stages = [p for p in self._plan if p.stage.site.kind == "output"]
+
+        def enter(module, args, kwargs):
+            pictures = self._pictures
+            features = moved = binding.read(args, kwargs)[binding.first]
+            if pictures is None or features.shape[:2] != pictures.slots.shape:
+                raise RuntimeError(
+                    f"The projector gets features of shape {tuple(features.shape)}, which are not the tokens alive in "
+                    "the vision tower. This family needs an adapter in btp.models."
+                )
+            for planned in stages:
+                moved = self._pass(planned, moved, 0)
+            return None if moved is features else binding.replace(args, kwargs, {binding.first: moved})
+
+        return enter
+
+    def _behind_projector(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        assert self._pictures is not None  # held in front of the projector
+        self._pictures.features = self._pictures.spread(output, 1)
+        return self._pictures.features
+
+    def _look(self, at: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+        pictures, tower = self._pictures, self._host.towers["vision"]
+        assert pictures is not None  # held in front of each layer
+        for signal in self._signals:
+            if signal.kind in ("hidden", "pixels") or layer_of(tower, signal.site) != at:
+                continue
+            if signal.kind == "attention":
+                with torch.no_grad():
+                    rows, form = str(signal.rows), str(signal.form)
+                    x = tower_rows(query, key, mask, scaling, rows, form, tower.class_tokens)
+            else:
+                x = {"queries": query * scaling, "keys": key, "values": value}[signal.kind]
+                x = x if signal.rows == "all" else x[:, :, tower.class_tokens :]
+            pictures.seen[signal] = x if signal.rows == "all" else pictures.spread(x, _AXIS[signal.kind])
+
+    def _see_hidden(self, wanted: Iterable[Signal], hidden: Tensor) -> None:
+        front, pictures = self._host.towers["vision"].class_tokens, self._pictures
+        assert pictures is not None
+        for signal in wanted:
+            pictures.seen[signal] = hidden[:, :1] if signal.rows == "cls" else pictures.spread(hidden[:, front:], 1)
+
+    def _pass(self, planned: PlannedStage, hidden: Tensor, front: int) -> Tensor:
+        """Let one stage decide and move; `front` class tokens stay where they are."""
+        stage, pictures = planned.stage, self._pictures
+        assert pictures is not None
+        before = pictures.counts
+        counts = tuple(min(stage.count(pictures.total), n) for n in before)
+        if max(before) == 0:
+            pictures.passed.append(Passed(stage.site, before, before, pictures.slots, None))
+            return hidden
+        decision = self._decider.plain(pictures.slots, before, counts)
+        decision = decision or self._ask(planned, hidden, front, counts)
+        if decision.changes(before):
+            if stage.site.kind != "output" and len(set(decision.counts)) > 1:
+                raise ValueError(
+                    f"schedule.{planned.index} keeps {decision.counts} tokens of its pictures at {stage.site}, but "
+                    "inside the vision tower all must keep as many. Move the stage to vision.output."
+                )
+            lead = torch.arange(front, device=hidden.device).expand(len(hidden), front)
+            rows = torch.cat([lead, decision.keep.clamp(min=0) + front], dim=1)
+            states, hidden = decision.states, gather_rows(hidden, rows)
+            if states is not None:
+                hidden = torch.cat([hidden[:, :front], states.to(hidden)], dim=1)
+            pictures.take(decision.keep, decision.counts, decision.sizes)
+            pictures.renumber = stage.positions == "renumber"
+        size = pictures.size if decision.sizes is not None else None
+        pictures.passed.append(Passed(stage.site, before, decision.counts, pictures.slots, size))
+        return hidden
+
+    def _ask(self, planned: PlannedStage, hidden: Tensor, front: int, counts: tuple[int, ...]) -> Decision:
+        pictures = self._pictures
+        assert pictures is not None
+        (P, n), valid, device = pictures.slots.shape, pictures.slots >= 0, hidden.device
+        rows = torch.arange(n, device=device).expand(P, n)
+        tokens = Tokens(
+            hidden=hidden[:, front:],
+            position=pictures.slots,
+            coord=pictures.coord[pictures.slots.clamp(min=0)].masked_fill(~valid[..., None], -1),
+            image=torch.zeros_like(rows).masked_fill(~valid, -1),
+            size=pictures.size,
+            valid=valid,
+            total=torch.full((P,), pictures.total, device=device),
+            index=pictures.slots,
+            picture=torch.arange(P, device=device)[:, None].expand(P, n).masked_fill(~valid, -1),
+            slot=pictures.slots,
+            row=(rows + self._host.towers["vision"].class_tokens).masked_fill(~valid, -1),
+            host_total=(pictures.total,) * P,
+            host_alive=pictures.counts,
+        )
+        seen = {s: self._now(pictures, s) for s in planned.needs}
+        return self._decider.ask(planned.stage, tokens, seen, {}, counts)
+
+    def _now(self, pictures: Pictures, signal: Signal) -> Tensor:
+        """A signal over the tokens alive; the class token, pixels and rows all are as they were seen."""
+        x = pictures.seen[signal]
+        whole = signal.kind == "pixels" or signal.rows == "all" or (signal.kind == "hidden" and signal.rows == "cls")
+        return x if whole else pictures.alive(x, _AXIS[signal.kind])
+
+
+def _per_row(totals: tuple[int, ...], per_picture: int, counts: tuple[int, ...], which: list[int]) -> tuple[int, ...]:
+    """Counts per picture, added up per row of the prompt."""
+    each, at = [], 0
+    for total in totals:
+        end = at + total // per_picture
+        each.append(sum(counts[i] for i in which[at:end]))
+        at = end
+    return tuple(each)
+
+
+def _weights(size: Tensor, front: int, hidden: Tensor) -> Tensor:
+    """[P, 1, 1, T] log of how many tokens each key stands for, class tokens one."""
+    ones = size.new_ones(len(size), front)
+    return torch.cat([ones, size], dim=1).to(hidden.dtype).log()[:, None, None]
