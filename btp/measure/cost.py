@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from btp.core.signals import Signal
 from btp.core.trace import Call, Trace
 from btp.measure.architecture import Architecture
 from btp.measure.clock import Clock, Paired, Side, Spread, Sync, alternate, synchroniser
-from btp.measure.flops import attention_signal, measured, prefill, visual_pdrop
+from btp.measure.flops import attention_signal, measured, prefill, preview, visual_pdrop
 from btp.measure.kv import kv_bytes
 from btp.measure.machine import hardware, peak_memory_mib
 from btp.measure.phases import PhaseTimer
@@ -35,6 +36,7 @@ class Subject:
         architecture: its sizes.
         segments: what its vision tower runs over for this batch (`btp.measure.segments`).
         vision: the vision tower; None without one.
+        feature: the vision layer that the projector reads; -1 where it is not known.
         decoder: the language model, called once per new token.
         device: where it runs.
         dtype: of weights and cache.
@@ -47,6 +49,7 @@ class Subject:
     decoder: nn.Module
     device: torch.device
     dtype: torch.dtype
+    feature: int = -1
 
 
 def measure(
@@ -79,8 +82,7 @@ def measure(
     Returns:
         JSON-able: method, rows, tokens_avg, tokens_per_layer, flops_*, kv_*, latency, peak_memory_mib (None
         on a CPU), hardware, and under `unpruned` the counts of the plain model. flops_prefill holds
-        flops_selection (counted) and flops_signals (attention rows computed once more); signals of the
-        vision tower and previews are in flops_prefill_measured only.
+        flops_selection (counted) and flops_signals (attention rows computed once more, previews).
 
     Raises:
         ValueError: new_tokens is below 2.
@@ -116,12 +118,27 @@ def _counted(subject: Subject, attached: Attached, pruner: TimedPruner | None) -
 
 
 def _extra(subject: Subject, call: Call, pruner: TimedPruner | None) -> tuple[int, int]:
-    """Operations of selecting, and of the decoder's attention rows that it looked at."""
+    """Operations of selecting, and of the attention rows and previews that were computed for it."""
     if pruner is None:
         return 0, 0
+    return pruner.flops, sum(_signal(subject, call, s, rows) for s, rows in pruner.attention.items())
+
+
+def _signal(subject: Subject, call: Call, signal: Signal, rows: int) -> int:
+    if signal.site.tower == "vision":
+        assert subject.architecture.vision is not None  # it was seen there
+        stack, lengths = subject.architecture.vision.stack, subject.segments[0]
+        layer = signal.site.layer if signal.site.kind == "layer" else subject.feature
+        each = call.vision[layer][0] if call.vision else lengths[0]
+        return attention_signal(stack, [each] * len(lengths), each if signal.rows == "mean" else rows)
     decoder = subject.architecture.decoder
-    seen = [(call.tokens[s.site.layer], n) for s, n in pruner.attention.items() if s.site.tower == "llm"]
-    return pruner.flops, sum(attention_signal(decoder, tokens, n) for tokens, n in seen)
+    if signal.kind == "preview":
+        before = next(stage.before for stage in call.stages if stage.site == signal.site)
+        return preview(decoder, [t + n for t, n in zip(call.text, before, strict=True)], rows)
+    tokens = call.tokens[signal.site.layer]
+    if signal.rows == "mean":
+        return sum(attention_signal(decoder, [n], n) for n in tokens)
+    return attention_signal(decoder, tokens, rows)
 
 
 def _counts(subject: Subject, call: Call, selection: int) -> dict[str, Any]:
@@ -132,7 +149,14 @@ def _counts(subject: Subject, call: Call, selection: int) -> dict[str, Any]:
         "tokens_avg": sum(call.tokens_avg) / rows,
         "tokens_per_layer": [sum(layer) / rows for layer in call.visual],
         "flops_visual_pdrop": sum(visual_pdrop(row, decoder.hidden, decoder.ffn) for row in each),
-        "flops_prefill": prefill(subject.architecture, call.tokens, subject.segments, selection=selection),
+        "flops_prefill": prefill(
+            subject.architecture,
+            call.tokens,
+            subject.segments,
+            passed=call.vision,
+            projected=call.projected,
+            selection=selection,
+        ),
         "kv_bytes_per_layer": {
             "computed": list(kv.computed),
             "measured": None if kv.measured is None else list(kv.measured),

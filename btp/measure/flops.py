@@ -38,6 +38,8 @@ def prefill(
     tokens: Sequence[Sequence[int]],
     segments: Segments = (),
     *,
+    passed: Sequence[tuple[int, int]] = (),
+    projected: Sequence[int] = (),
     selection: int = 0,
     logit_rows: int | None = None,
 ) -> int:
@@ -50,6 +52,9 @@ def prefill(
         sizes: of the model.
         tokens: real tokens of each row that entered each decoder layer (`Call.tokens`): L tuples of B.
         segments: per vision layer, the lengths its attention ran over; none without a picture.
+        passed: tokens of a picture that attended and that passed the MLP in each vision layer, where some left there
+            (`Call.vision`); empty where all of `segments` ran.
+        projected: tokens of each picture that the projector took (`Call.projected`); empty likewise.
         selection: operations of the pruner and of the signals it saw, counted apart.
         logit_rows: tokens that the output head turns into logits; None takes one per row.
 
@@ -64,15 +69,25 @@ def prefill(
     decoder = sum(layer(sizes.decoder, row, row**2) for entered in tokens for row in entered)
     rows = len(tokens[0]) if logit_rows is None else logit_rows
     head = 2 * rows * sizes.decoder.hidden * sizes.vocab
-    return vision(sizes, segments) + decoder + head + selection
+    tower = shortened(sizes, segments, passed, projected) if passed else vision(sizes, segments)
+    return tower + decoder + head + selection
 
 
 def layer(stack: Stack, tokens: int, pairs: int) -> int:
     """Operations of one layer for `tokens` tokens and `pairs` (query, key) pairs of its attention."""
+    return attention_block(stack, tokens, pairs) + mlp_block(stack, tokens)
+
+
+def attention_block(stack: Stack, tokens: int, pairs: int) -> int:
+    """Operations of one layer's attention, its four projections included."""
     inner = stack.heads * stack.head_dim
     projections = 2 * inner + 2 * stack.kv_heads * stack.head_dim  # q and out, k and v
-    mlp = (3 if stack.gated else 2) * stack.ffn
-    return 2 * tokens * stack.hidden * (projections + mlp) + 4 * pairs * inner
+    return 2 * tokens * stack.hidden * projections + 4 * pairs * inner
+
+
+def mlp_block(stack: Stack, tokens: int) -> int:
+    """Operations of one layer's MLP."""
+    return 2 * tokens * stack.hidden * (3 if stack.gated else 2) * stack.ffn
 
 
 def vision(sizes: Architecture, segments: Segments) -> int:
@@ -101,6 +116,41 @@ def vision(sizes: Architecture, segments: Segments) -> int:
     return embedding + layers + sum(2 * projected * a * b for a, b in sizes.projector)
 
 
+def shortened(
+    sizes: Architecture, segments: Segments, passed: Sequence[tuple[int, int]], projected: Sequence[int]
+) -> int:
+    """Operations of vision tower and projector where tokens left on the way.
+
+    Args:
+        sizes: of the model.
+        segments: of the uncut pictures, for their number and for the patches that were embedded.
+        passed, projected: as for `prefill`.
+
+    Raises:
+        ValueError: there is no vision tower, or it has another number of layers.
+    """
+    if sizes.vision is None or len(passed) != sizes.vision.stack.layers:
+        found = "no vision tower" if sizes.vision is None else f"{sizes.vision.stack.layers} vision layers"
+        raise ValueError(f"passed has {len(passed)} layers, but the architecture has {found}. Pass Call.vision.")
+    stack, pictures = sizes.vision.stack, len(segments[0])
+    patches = sum(segments[0]) - sizes.vision.class_tokens * pictures
+    embedding = 2 * patches * sizes.vision.patch_inputs * stack.hidden
+    layers = sum(attention_block(stack, a, a**2) + mlp_block(stack, m) for a, m in passed) * pictures
+    return embedding + layers + sum(2 * sum(projected) * a * b for a, b in sizes.projector)
+
+
+def preview(decoder: Stack, tokens: Sequence[int], queries: int) -> int:
+    """Operations of a coming layer's attention rows: queries, keys and values of all tokens, and the rows.
+
+    Args:
+        decoder: sizes of the language model.
+        tokens: tokens of each row in front of the layer.
+        queries: rows of attention asked for, per batch row.
+    """
+    wide = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim
+    return 2 * sum(tokens) * decoder.hidden * wide + attention_signal(decoder, tokens, queries)
+
+
 def _projected(encoder: Encoder, total: int, classes: int) -> int:
     return (total if encoder.class_projected else total - classes) // encoder.merge**2
 
@@ -108,7 +158,7 @@ def _projected(encoder: Encoder, total: int, classes: int) -> int:
 def attention_signal(decoder: Stack, tokens: Sequence[int], queries: int) -> int:
     """Operations of seeing attention rows beside fused attention: queries against all keys, once more.
 
-    Signals of other kinds are read from what the model computes anyway. Previews are not foreseen here.
+    Signals of other kinds are read from what the model computes anyway; for previews see `preview`.
 
     Args:
         decoder: sizes of the language model.

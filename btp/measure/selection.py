@@ -27,7 +27,7 @@ class TimedPruner(Pruner):
         pruner: the method.
         seconds: durations of the selects under `timing`, in order; clear it between prefills.
         flops: operations of the selects under `counting`, a multiply-add counted as two.
-        attention: attention signals that came under `counting`, with their number of query rows R.
+        attention: attention signals and previews that came under `counting`, with their number of query rows R.
     """
 
     def __init__(self, pruner: Pruner) -> None:
@@ -41,6 +41,11 @@ class TimedPruner(Pruner):
     def name(self) -> str:
         """The method's own."""
         return self.pruner.name
+
+    @property
+    def adaptive(self) -> bool:  # type: ignore[override]
+        """The method's own."""
+        return self.pruner.adaptive
 
     @property
     def stage_settings(self) -> frozenset[str]:  # type: ignore[override]
@@ -82,7 +87,7 @@ class TimedPruner(Pruner):
 
         def select(tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
             for signal, value in signals.items():
-                if signal.kind == "attention":
+                if signal.kind in ("attention", "preview"):
                     self.attention[signal] = value.shape[2]  # [B, H, R, N]
             decided: list[Selection] = []
             self.flops += measured(lambda: decided.append(self.pruner.select(tokens, signals, stage)))

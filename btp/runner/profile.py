@@ -51,6 +51,7 @@ def profile(
         decoder=host.decoder,
         device=host.device,
         dtype=host.dtype,
+        feature=_feature(loaded),
     )
     out: dict[str, Any] = {}
     pruned = [arm for arm in arms if arm.schedule]
@@ -68,6 +69,11 @@ def profile(
         out.setdefault(UNPRUNED, _flat(found | found["unpruned"], "baseline"))
         out["hardware"] = hardware_line(host.device, str(host.dtype).removeprefix("torch."))
     return out
+
+
+def _feature(loaded: Loaded) -> int:
+    tower = loaded.host.towers.get("vision")
+    return -1 if tower is None or tower.feature is None else tower.feature
 
 
 def task_inputs(loaded: Loaded, samples: Sequence[Sample]) -> dict[str, Tensor]:
