@@ -6,9 +6,9 @@ import torch
 
 from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
-from btp.core.signals import Signals
+from btp.core.signals import COUNTED, Signals
 
-D, HEADS, TEXT, LEAD = 16, 3, 5, 1
+D, HEADS, TEXT, LEAD = 16, 4, 5, 1
 
 
 def grid(n, columns=4):
@@ -45,7 +45,7 @@ def signals(pruner, seen, stage, generator=1):
     random = torch.Generator().manual_seed(generator)
     declared = tuple(dict.fromkeys(pruner.needs(stage)))
     values = {s: _value(s, seen, random) for s in declared}
-    valid = {"text": _text_valid(len(seen.valid)), "all": _all_valid(seen)}
+    valid = {"text": _text_valid(len(seen.valid)), "all": _all_valid(seen), "start": seen.valid}
     return Signals(values, {s: valid[s.rows] for s in declared if s.rows in valid and s.site.tower == "llm"})
 
 
@@ -61,7 +61,7 @@ def _all_valid(seen):
 def _value(signal, seen, random):
     B, N, width = seen.hidden.shape
     behind = TEXT if signal.site.tower == "llm" else 0
-    rows = {None: N, "text": TEXT, "all": LEAD + N + behind}.get(signal.rows, 1)
+    rows = {None: N, "start": N, "text": TEXT, "all": LEAD + N + behind}.get(signal.rows, 1)
     heads = HEADS if signal.kind in ("attention", "preview", "queries") else 2
     if signal.site.tower == "vision":
         heads = HEADS
@@ -105,10 +105,10 @@ def row(b, seen, values):
         if signal.rows == "all":
             kept = real[: value.shape[axis]].nonzero().flatten()
             return value.index_select(axis, kept)
-        return value if signal.rows is not None else value.narrow(axis, 0, n)
+        return value.narrow(axis, 0, n) if signal.rows in (None, "start") else value
 
-    valid = {s: values.rows_valid(s)[b : b + 1] for s in values if s.rows in ("text", "all") and s.site.tower == "llm"}
-    valid = {s: v[:, v[0]] if s.rows == "all" else v for s, v in valid.items()}
+    valid = {s: values.rows_valid(s)[b : b + 1] for s in values if s.rows in COUNTED and s.site.tower == "llm"}
+    valid = {s: v if s.rows == "text" else v[:, v[0]] for s, v in valid.items()}
     return alone, Signals({s: narrow(s, v) for s, v in values.items()}, valid)
 
 

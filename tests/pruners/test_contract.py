@@ -1,5 +1,6 @@
 """Every method that has a yaml: what it keeps is sound, and the same in a batch as alone."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import btp
+from btp.core.keep import is_fit
 from btp.core.place import place_stages
 from btp.core.schedule import Schedule
 from btp.core.selection import check_selection
@@ -35,7 +37,7 @@ def kept_stages(name):
     if schedule is None:
         return [stage(keep=keep, **({"balance": 0.6} if "balance" in known else {})) for keep in (0.5, 5)]
     placed = place_stages(schedule, 32, 4)
-    numbers = [dict(s) | ({"keep": 0.8 * 0.75**i} if s["keep"] == "fit" else {}) for i, s in enumerate(placed)]
+    numbers = [dict(s) | ({"keep": 0.8 * 0.75**i} if is_fit(s["keep"]) else {}) for i, s in enumerate(placed)]
     return [s for s in Schedule.from_config(numbers) if not s.withdraws_all]
 
 
@@ -91,13 +93,14 @@ def test_keeping_everything(name):
 
 
 def test_schedules_load():
-    """Each schedule of conf says its kind, and the written ones are schedules that BTP accepts."""
-    pruner = build("btp")
+    """Each schedule of conf says its kind, and the written ones are schedules that the pruner they name accepts."""
     for path in (CONF / "schedule").glob("*.yaml"):
         config = OmegaConf.to_container(OmegaConf.load(path))
         assert config["kind"] in ("auto", "calibrated", "uniform", "stages")
         if config["kind"] == "stages":
-            pruner.check(Schedule.from_config(config["stages"]))
+            named = re.search(r"^# python run.py .*pruner=(\w+)", path.read_text(), re.M)
+            assert named, f"{path.name} does not say which pruner it is for"
+            build(named[1]).check(Schedule.from_config(config["stages"]))
 
 
 def test_paper_budget():

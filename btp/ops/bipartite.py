@@ -1,0 +1,200 @@
+"""Bipartite soft matching: every second token looks for its most similar one among the others; the best pairs merge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from btp.core.selection import MergePlan
+from btp.ops.merge import merge_sizes, merge_states
+
+ORDERS = ("raster", "halves", "similar")
+
+
+def match_pairs(
+    metric: Tensor, alive: Sequence[int], remove: Sequence[int], order: str, lead: int = 0, every: int = 2
+) -> tuple[Tensor, Tensor]:
+    """One step of matching: the `remove` tokens most similar to a destination flow into it.
+
+    Counted from 0, every second token is a destination (1, 3, ...), the others are sources. Each source looks for the
+    destination of highest cosine; the sources with the highest ones go. Ties go to the lowest index. No host sync.
+
+    Args:
+        metric: [B, N, D] features, any scale, finite also where padded.
+        alive: tokens of each row, real ones in front.
+        remove: tokens that go, per row; at most its sources.
+        order: of the tokens that stay: raster (ascending) | halves (sources that stay, then destinations) | similar
+            (the same, the sources by descending cosine). A row that loses none stays as it is.
+        lead: rows in front of the tokens that take no part but count in even and odd: a class token is one.
+        every: every so many tokens one is a destination, the last of each group.
+
+    Returns:
+        [B, K] the tokens that stay, in `order`, -1 padded at the end, and [B, N] where each token flows, itself for
+        one that stays; K is the most that stay in a row.
+
+    Raises:
+        ValueError: order is unknown, or a row cannot lose so many in one step.
+
+    Source: Bolya et al. 2023, arXiv:2210.09461, section 3. A class token (its row of similarities is -inf there) and
+    a distillation token (its column is) take no part, so that leaving them out as `lead` rows gives the same.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}. Choose from: {', '.join(ORDERS)}.")
+    B, N, _ = metric.shape
+    for n, r in zip(alive, remove, strict=True):
+        destinations = (n + lead) // every - lead // every
+        most = n - destinations if destinations else 0
+        if not 0 <= r <= most:
+            raise ValueError(
+                f"match_pairs was asked to remove {r} of {n} tokens, but one step removes 0 to {most}. "
+                "Take more steps (merge_to)."
+            )
+    device = metric.device
+    index = torch.arange(N, device=device)
+    real = index < torch.tensor(tuple(alive), device=device)[:, None]  # [B, N]
+    stay = max((n - r for n, r in zip(alive, remove, strict=True)), default=0)
+    if not any(remove):
+        return index.expand(B, N).masked_fill(~real, -1)[:, :stay], index.expand(B, N)
+
+    cpu = torch.arange(N)
+    into = (cpu + lead) % every == every - 1
+    sources, destinations = cpu[~into].to(device), cpu[into].to(device)
+    unit = normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
+    alike = unit[:, sources] @ unit[:, destinations].mT  # [B, sources, destinations]
+    alike = alike.masked_fill(~real[:, None, destinations], -torch.inf)
+    best = alike.amax(2).masked_fill(~real[:, sources], -torch.inf)
+    partner = destinations[alike.argmax(2)]
+
+    number = torch.arange(len(sources), device=device).expand(B, -1)
+    ranked = best.argsort(dim=1, descending=True, stable=True)
+    rank = torch.zeros_like(ranked).scatter_(1, ranked, number)
+    goes = rank < torch.tensor(tuple(remove), device=device)[:, None]  # [B, sources]
+
+    target = index.repeat(B, 1)
+    target[:, sources] = torch.where(goes, partner, sources)
+    place = index.repeat(B, 1)
+    if order != "raster":
+        place += N
+        place[:, sources] = rank if order == "similar" else number
+    idle = torch.tensor([r == 0 for r in remove], device=device)[:, None]
+    place = torch.where(idle, index, place).masked_fill(~real | (target != index), 2 * N)
+    keep = place.argsort(dim=1, stable=True)[:, :stay]
+    return keep.masked_fill(place.gather(1, keep) == 2 * N, -1), target
+
+
+def merge_to(
+    metric: Tensor, alive: Sequence[int], counts: Sequence[int], size: Tensor | None, order: str, lead: int = 0
+) -> tuple[Tensor, MergePlan]:
+    """Match in as many steps as it takes, each removing half of what is left at most.
+
+    Between steps the metric is merged as the tokens are.
+
+    Args:
+        metric: [B, N, D] features of the tokens.
+        alive: tokens of each row, real ones in front.
+        counts: tokens that each row shall have.
+        size: [B, N] weights: a token becomes the mean of all that flow into it by these, however many steps it takes
+            (ToMe). None takes the plain mean in every step, so that what merges late weighs more (AIM).
+        order, lead: as `match_pairs`; the order behind a step is the one the next step counts even and odd in.
+
+    Returns:
+        [B, max(counts)] the tokens that stay, in `order`, -1 padded at the end, and the plan that merges the others
+        into them; a row of count 0 drops all without trace.
+
+    Raises:
+        ValueError: a count exceeds what is alive, or order is unknown.
+
+    Source: ToMe as `match_pairs`; Zhong et al. 2025, arXiv:2412.03248, for the steps (576 -> 288 -> 252) and the mean.
+    """
+    if any(not 0 <= k <= n for n, k in zip(alive, counts, strict=True)):
+        raise ValueError(f"merge_to was asked for {tuple(counts)} of {tuple(alive)} tokens. Counts must lie within.")
+    B, N, _ = metric.shape
+    device, exact = metric.device, torch.promote_types(metric.dtype, torch.float32)
+    metric = metric.to(exact)
+    weight = torch.ones(B, N, dtype=exact, device=device) if size is None else size.to(exact)
+    sizes = weight
+    owner = torch.arange(N, device=device).repeat(B, 1)  # where a token's group stands among those left
+    real = owner < torch.tensor(tuple(alive), device=device)[:, None]
+    left = owner  # [B, M] the tokens left, as indices into N
+    steps = _steps(alive, counts)
+    for i, remove in enumerate(steps):
+        kept, target = match_pairs(metric, alive, remove, order, lead)
+        owner = target.gather(1, owner)
+        if size is None:
+            members = torch.zeros_like(sizes).scatter_add_(1, target, torch.ones_like(sizes))
+            weight = weight / members.gather(1, owner)
+        if i + 1 < len(steps):
+            plan = MergePlan(target, sizes)
+            metric = merge_states(metric, kept, plan)
+            sizes = torch.ones_like(metric[..., 0]) if size is None else merge_sizes(sizes, kept, plan)
+        owner = _place_of(kept, target.shape[1]).gather(1, owner)
+        left = left.gather(1, kept.clamp(min=0))
+        alive = [n - r for n, r in zip(alive, remove, strict=True)]
+    keep = left[:, : max(counts, default=0)]
+    wanted = torch.tensor(tuple(counts), device=device)[:, None]
+    keep = keep.masked_fill(torch.arange(keep.shape[1], device=device) >= wanted, -1)
+    target = left.gather(1, owner).masked_fill(~real | (wanted == 0), -1)
+    return keep, MergePlan(target, weight)
+
+
+def merge_schedule(r: int | Sequence[int], layers: int, inflection: float = 0.0) -> list[int]:
+    """How many tokens each layer merges away, where there are enough.
+
+    Args:
+        r: tokens per layer on average; a list is taken as it is, zeros behind it.
+        layers: layers of the tower.
+        inflection: from -1 (falls from 2 r to 0) over 0 (constant) to 1 (rises from 0 to 2 r).
+
+    Returns:
+        `layers` numbers, rounded down, so that their sum may fall short of r * layers.
+
+    Raises:
+        ValueError: r is negative, the list too long, or inflection out of range or given with a list.
+
+    Source: Bolya et al. 2023, arXiv:2210.09461, appendix, and its released code.
+    """
+    if not isinstance(r, int):
+        if inflection or len(r) > layers or any(n < 0 for n in r):
+            raise ValueError(
+                f"r is {list(r)} with inflection {inflection} for {layers} layers. Give at most {layers} numbers of 0 "
+                "or more, and no inflection."
+            )
+        return [*r, *[0] * (layers - len(r))]
+    if r < 0 or not -1 <= inflection <= 1:
+        raise ValueError(f"r is {r} and inflection {inflection}. r must be 0 or more, inflection in [-1, 1].")
+    first = int(r * (1 - inflection))
+    rise, spans = 2 * (r - first), max(layers - 1, 1)
+    return [(first * spans + rise * i) // spans for i in range(layers)]
+
+
+def size_bias(size: Tensor) -> Tensor:
+    """What proportional attention adds to the logits of a key: the log of the tokens it stands for.
+
+    Args:
+        size: [B, N], 1 or more; 0 where padded.
+
+    Returns:
+        [B, N] float32 or better, -inf where padded.
+
+    Source: Bolya et al. 2023, arXiv:2210.09461, section 3.
+    """
+    return size.to(torch.promote_types(size.dtype, torch.float32)).log()
+
+
+def _steps(alive: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
+    """Tokens that each row loses in each step; a row that is done loses none."""
+    steps, left = [], list(alive)
+    while any(remove := [min(n // 2, max(n - max(k, 1), 0)) for n, k in zip(left, counts, strict=True)]):
+        steps.append(remove)
+        left = [n - r for n, r in zip(left, remove, strict=True)]
+    return steps
+
+
+def _place_of(kept: Tensor, width: int) -> Tensor:
+    """[B, width] where each of the tokens `kept` stands in it; arbitrary for others."""
+    place = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    spare = kept.new_zeros(len(kept), width + 1)
+    return spare.scatter_(1, kept.masked_fill(kept < 0, width), place)[:, :width]
