@@ -1,0 +1,87 @@
+"""Density-peak clustering: centres are dense rows far from any denser one; the others join the nearest centre."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def density_peaks(
+    x: Tensor, k: Sequence[int], valid: Tensor | None = None, strict: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Group rows around the k most prominent ones.
+
+    Distance is euclidean over sqrt(D). A row's density is exp(-mean squared distance to its k nearest rows, itself
+    among them); its distance to others is that to the nearest denser row, for the densest of all the largest
+    distance there is. The k rows with the highest product of the two are centres. Products are compared as
+    logarithms, since densities of far rows vanish in float32. Of equals the lowest index is the denser one and the
+    earlier centre; a row between two centres joins the earlier one. No host sync; one M x M table per row of the batch.
+
+    Args:
+        x: [B, M, D] features; padded rows may hold any finite values.
+        k: B numbers of clusters, each in [0, valid rows].
+        valid: [B, M] bool, real rows in front; None = all.
+        strict: of equally dense rows none is the denser one, so that both of a pair can be centres. With k = 2 that
+            is any two rows which are each other's nearest. The released code without its noise does so; with it,
+            chance makes one of them the denser.
+
+    Returns:
+        [B, max(k)] indices of the centres in descending order of their product, shorter rows padded with -1 at the
+        end; and [B, M] which of them each row belongs to (arbitrary where padded or where k is 0).
+
+    Raises:
+        ValueError: k does not match the rows, or is not in [0, M].
+
+    Source: Du et al. 2016 (DPC-KNN), as used by Zhang et al. 2024, arXiv:2410.04417. Their code adds 1e-6 of uniform
+    noise to the density, so that its results vary; there is none here.
+    """
+    B, M, D = x.shape
+    counts = tuple(k)
+    if len(counts) != B:
+        raise ValueError(f"density_peaks got {len(counts)} numbers of clusters for {B} rows. Pass one per row.")
+    if min(counts, default=0) < 0 or max(counts, default=0) > M:
+        raise ValueError(f"density_peaks was asked for {counts} clusters of {M} rows. They must lie in 0..{M}.")
+    wanted = torch.tensor(counts, device=x.device)[:, None]  # [B, 1]
+    if valid is None:
+        valid = torch.ones(B, M, dtype=torch.bool, device=x.device)
+    distance = _distances(x) / D**0.5
+    scores = _prominence(distance, wanted, valid, strict)
+    centres = scores.argsort(dim=1, descending=True, stable=True)[:, : max(counts, default=0)]
+    group = x.new_zeros(B, M, dtype=torch.long)
+    if not centres.shape[1]:
+        return centres, group
+    number = torch.arange(centres.shape[1], device=x.device)
+    idle = number >= wanted  # [B, K]
+    to_centres = distance.gather(2, centres[:, None].expand(-1, M, -1))
+    group = to_centres.masked_fill(idle[:, None], torch.inf).argmin(2)
+    spare = torch.cat([group, group[:, :1]], dim=1)  # centres that are none write behind the rows
+    own = spare.scatter(1, centres.masked_fill(idle, M), number.expand_as(centres))
+    return centres.masked_fill(idle, -1), own[:, :M]
+
+
+def _distances(x: Tensor) -> Tensor:
+    """[B, M, M], each pair by itself: a matrix product would let padding change the last bits."""
+    x = x.detach()
+    x = x if x.dtype == torch.float64 else x.float()
+    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _prominence(distance: Tensor, wanted: Tensor, valid: Tensor, strict: bool) -> Tensor:
+    """[B, M] log of density times distance to the nearest denser row; -inf for duplicates and padding."""
+    M = distance.shape[1]
+    index = torch.arange(M, device=distance.device)
+    nearest = distance.square().masked_fill(~valid[:, None], torch.inf).sort(dim=2).values
+    counted = (index < wanted)[:, None]  # [B, 1, M]
+    spread = nearest.masked_fill(~counted, 0).sum(2) / wanted.clamp(min=1)  # minus the log of the density
+    mine, other = spread[:, :, None], spread[:, None, :]
+    denser = other < mine
+    if not strict:
+        denser = denser | ((other == mine) & (index < index[:, None]))
+    denser = denser & valid[:, None]
+    apart = distance.masked_fill(~denser, torch.inf).amin(2)
+    pairs = valid[:, None] & valid[:, :, None]
+    widest = distance.masked_fill(~pairs, 0).amax((1, 2))[:, None]
+    apart = torch.where(denser.any(2), apart, widest)
+    return (apart.log() - spread).masked_fill(~valid, -torch.inf)
