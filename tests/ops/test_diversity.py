@@ -100,3 +100,54 @@ def test_messages():
         farthest_points(x, none(2), (1, 2, 3))
     with pytest.raises(ValueError, match=r"asked for \(6, 6\) of 5 tokens"):
         farthest_points(x, none(2), 6)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l1", "l2"])
+@pytest.mark.parametrize("table", [4096, 0])
+def test_order_of_picking(monkeypatch, distance, table):
+    """Seeds first, then the others as they were picked: the picks for fewer are the first of those for more."""
+    monkeypatch.setattr(diversity, "TABLE_TOKENS", table)
+    x, lengths = torch.randn(2, 50, 8), (50, 31)
+    valid = torch.arange(50) < torch.tensor(lengths)[:, None]
+    seed = torch.tensor([[9, 2, 9], [-1, -1, -1]])
+    many = farthest_points(x, seed, (20, 12), valid, distance=distance, ordered=True)
+    assert many[0, :2].tolist() == [2, 9]
+    assert many[1, 12:].tolist() == [-1] * 8
+    few = farthest_points(x, seed, (7, 5), valid, distance=distance, ordered=True)
+    assert few.tolist() == [many[0, :7].tolist(), many[1, :5].tolist() + [-1, -1]]
+    kept = farthest_points(x, seed, (20, 12), valid, distance=distance)
+    assert [sorted(many[0].tolist()), sorted(many[1, :12].tolist())] == [kept[0].tolist(), kept[1, :12].tolist()]
+
+
+@pytest.mark.parametrize(("distance", "power"), [("l1", 1), ("l2", 2)])
+def test_other_distances(distance, power):
+    """The plain loop over the distances of all pairs, by difference and norm."""
+    x = torch.randn(40, 6) + 3
+    apart = (x[:, None] - x).abs().pow(power).sum(2).pow(1 / power).double()
+    alone = (apart + torch.diag(torch.full((40,), torch.inf))).amin(1)
+    order = [int(alone.argmax())]
+    while len(order) < 15:
+        nearest = apart[order].amin(0)
+        nearest[order] = -1
+        order.append(int(nearest.argmax()))
+    assert farthest_points(x[None], none(), 15, distance=distance, ordered=True).tolist() == [order]
+    assert order != farthest_points(x[None], none(), 15, ordered=True)[0].tolist()
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l1", "l2"])
+def test_copies_and_nothing(distance):
+    """More asked for than there are distinct tokens: each of these first, then copies, each index once; zero rows
+    are copies of each other, and no NaN."""
+    x = torch.randn(4, 5)[torch.arange(12) % 4]
+    x[torch.arange(12) % 4 == 2] = 0
+    order = farthest_points(x[None], none(), 9, distance=distance, ordered=True)[0].tolist()
+    assert sorted(i % 4 for i in order[:4]) == [0, 1, 2, 3]
+    assert len(set(order)) == 9
+    if distance != "cosine":  # where a copy is not at distance 0 to the last bit
+        assert order[4:] == sorted(order[4:])
+
+
+def test_unknown_distance():
+    """Refused with the known ones."""
+    with pytest.raises(ValueError, match=r"distance is 'dot'. Choose from: cosine, l1, l2"):
+        farthest_points(torch.randn(1, 5, 3), none(), 2, distance="dot")

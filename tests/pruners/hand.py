@@ -1,13 +1,18 @@
 """Tokens and signals made by hand, for tests of pruners."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import torch
+import yaml
 
+import btp
+from btp.core.place import place_stages
 from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import COUNTED, Signals
 
+CONF = Path(btp.__file__).parents[1] / "conf"
 D, HEADS, TEXT, LEAD = 16, 4, 5, 1
 
 
@@ -114,3 +119,9 @@ def row(b, seen, values):
 
 def stage(site="llm.layer.2", keep=0.5, **settings):
     return Stage(site, keep, settings=settings)
+
+
+def published(name, setting, model="llava15", layers=32):
+    """Stages of a method's published schedule, at the sites of a model of this depth."""
+    table = yaml.safe_load((CONF / "pruner" / f"{name}.yaml").read_text())["published"][model]
+    return place_stages({str(k): v for k, v in table.items()}[setting]["stages"], layers)

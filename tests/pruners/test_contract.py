@@ -1,11 +1,10 @@
 """Every method that has a yaml: what it keeps is sound, and the same in a batch as alone."""
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from hand import row, signals, stage, tokens
+from hand import published, row, signals, stage, tokens
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -14,6 +13,7 @@ from btp.core.keep import is_fit
 from btp.core.place import place_stages
 from btp.core.schedule import Schedule
 from btp.core.selection import check_selection
+from btp.runner.published import with_published
 
 CONF = Path(btp.__file__).parents[1] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "pruner").glob("*.yaml"))
@@ -93,19 +93,44 @@ def test_keeping_everything(name):
 
 
 def test_schedules_load():
-    """Each schedule of conf says its kind, and the written ones are schedules that the pruner they name accepts."""
+    """Each schedule of conf says its kind."""
     for path in (CONF / "schedule").glob("*.yaml"):
-        config = OmegaConf.to_container(OmegaConf.load(path))
-        assert config["kind"] in ("auto", "calibrated", "uniform", "stages")
-        if config["kind"] == "stages":
-            named = re.search(r"^# python run.py .*pruner=(\w+)", path.read_text(), re.M)
-            assert named, f"{path.name} does not say which pruner it is for"
-            build(named[1]).check(Schedule.from_config(config["stages"]))
+        assert OmegaConf.load(path)["kind"] in ("auto", "calibrated", "uniform", "paper")
+
+
+PUBLISHED = [
+    (name, model, str(setting))
+    for name in NAMES
+    for model, table in (load(name).get("published") or {}).items()
+    for setting in table
+]
+
+
+@pytest.mark.parametrize(("name", "model", "setting"), PUBLISHED)
+def test_published_schedules(name, model, setting):
+    """`schedule=paper` finds them, and the method accepts its own."""
+    asked = {"kind": "paper", "model": model, "setting": setting}
+    pruner = with_published({"pruner": load(name), "schedule": asked})["pruner"]
+    schedule = Schedule.from_config(place_stages(pruner["schedule"], 32, 23))
+    schedule.check(32, 24)
+    instantiate(pruner["method"]).check(schedule)
+    assert not schedule.has_fit
+
+
+def test_an_unpublished_model_or_setting():
+    """The message says what there is."""
+    config = {"pruner": load("sparsevlm"), "schedule": {"kind": "paper", "model": "pocket", "setting": None}}
+    with pytest.raises(ValueError, match=r"no published schedule for model 'pocket'. There are: llava15 \(192, 128"):
+        with_published(config)
+    config["schedule"] = {"kind": "paper", "model": "llava15", "setting": 182}
+    with pytest.raises(ValueError, match=r"was published for llava15 with: 192, 128, 96, 64. Did you mean 192\?"):
+        with_published(config)
+    assert with_published({"schedule": {"kind": "auto"}}) == {"schedule": {"kind": "auto"}}
 
 
 def test_paper_budget():
     """The paper's stages for LLaVA-1.5 leave 129 tokens on average, as its table says."""
-    stages = OmegaConf.to_container(OmegaConf.load(CONF / "schedule" / "paper_llava15.yaml"))["stages"]
+    stages = published("btp", "paper")
     assert Schedule.from_config(stages).tokens_avg(576, 32) == (3 * 576 + 3 * 288 + 8 * 144 + 8 * 48) / 32
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hand import row, signals, stage, tokens
+from hand import published, row, signals, stage, tokens
 from omegaconf import OmegaConf
 
 import btp
@@ -71,7 +71,7 @@ def test_no_settings():
 
 def test_published_budget():
     """The paper's schedule leaves 270 of 576 tokens on average, and its shape is that of the yaml."""
-    written = OmegaConf.to_container(OmegaConf.load(CONF / "schedule" / "paper_pdrop_llava15.yaml"))["stages"]
+    written = published("pdrop", "paper")
     schedule = Schedule.from_config(written)
     PDrop().check(schedule)
     assert schedule.tokens_avg(576, 32) == 270

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hand import row, signals, stage, tokens
+from hand import published, row, signals, stage, tokens
 from omegaconf import OmegaConf
 
 import btp
@@ -174,7 +174,7 @@ def test_method_messages(key, value, message):
 
 def test_published_budget():
     """The paper's schedule keeps 504, 360 and 72 of 576, 236 on average, and its shape is that of the yaml."""
-    written = OmegaConf.to_container(OmegaConf.load(CONF / "schedule" / "paper_transprune_llava15.yaml"))["stages"]
+    written = published("transprune", "high")
     schedule = Schedule.from_config(written)
     transprune().check(schedule)
     assert [s.count(576) for s in schedule] == [504, 360, 72]
