@@ -1,53 +1,54 @@
-"""`python -m btp.report FOLDER...`: one run folder -> its report again; several -> one table of them all."""
+"""`python -m btp.report FOLDER...`: one run folder -> its report again; anything else -> all runs in it compared."""
 
 import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from rich.console import Console
+from rich.console import Console, RenderableType
 
-from btp.report.export import write_table
-from btp.report.load import read_run
+from btp.report.gather import compare
 from btp.report.page import write_report
-from btp.report.palette import LIGHT
-from btp.report.screen import ScreenTable, screen_table
-from btp.report.table import Table, combined_table
-from btp.report.tradeoff import tradeoff
+from btp.report.screen import screen_table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code, 2 for a folder that is no run."""
+    """Run the command; returns its exit code, 2 where there is no run to show."""
     parser = argparse.ArgumentParser(prog="python -m btp.report", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run folder")
-    parser.add_argument("--out", type=Path, default=Path(), help="where the table of several runs goes")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="a run folder, a sweep's folder, or any folder above runs",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where comparison.html and its tables go; by default into `comparison` in the folder, of several: here",
+    )
     given = parser.parse_args(arguments)
     console = Console()
     try:
-        if len(given.folders) == 1:
-            page = write_report(given.folders[0])
-            console.print(screen_table(given.folders[0]))
-            written = [page]
-        else:
-            table = combined_table([read_run(folder) for folder in given.folders])
-            written = [*write_table(table, given.out, "runs"), _write_plot(table, given.out)]
-            console.print(ScreenTable(table))
+        shown, written = _write(given.folders, given.out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    console.print(shown)
     console.print()
     for path in written:
         console.print(str(path), soft_wrap=True, highlight=False)
     return 0
 
 
-def _write_plot(table: Table, folder: Path) -> Path:
-    with matplotlib.rc_context(LIGHT.style()):
-        figure = tradeoff(table, LIGHT)
-        FigureCanvasAgg(figure)
-        figure.savefig(folder / "runs.png", dpi=180)
-    return folder / "runs.png"
+def _write(folders: list[Path], out: Path | None) -> tuple[RenderableType, list[Path]]:
+    one = folders[0] if len(folders) == 1 else None
+    if one is not None and (one / "run.json").is_file():
+        if out is not None:
+            raise ValueError(f"--out is for comparisons; the report of one run lies in its folder {one}. Drop --out.")
+        page = write_report(one)
+        return screen_table(one), [page]
+    shown, written = compare(folders, [], out or (one or Path()) / "comparison")
+    return shown, [path for path in written if path.suffix != ".png"]
 
 
 if __name__ == "__main__":

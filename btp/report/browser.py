@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from btp.report.load import Picture, RunFolder
-from btp.report.overlays import kept_cells, on_grid, stage_views
+from btp.report.overlays import StageView, kept_cells, on_grid, stage_views
 
 LARGEST = 640  # pixels of the longer side of a picture inside the page
 _SMALL = 200  # below, pixels are shown as squares instead of a blur
@@ -20,9 +20,9 @@ def cards(run: RunFolder) -> list[dict[str, Any]]:
     """One entry per sample with a picture, in the order of the run.
 
     Returns:
-        Per sample: id, number, ability, question, reference, picture (as `_picture` says), answers (per arm:
+        Per sample: id, number, ability, question, reference, picture (as `picture_view` says), answers (per arm:
         arm, title, text, score, mark, same), strips (per arm with stages: arm, title, stages with site,
-        before, after and the SVG path of what was kept), drawable (its visual tokens are the patches of the
+        before, after and the SVG paths of what was kept and merged), drawable (its visual tokens are the patches of the
         picture), differs (not all answer like the unpruned model).
     """
     order = [s for s in dict.fromkeys(run.samples["sample"]) if s in run.pictures]
@@ -60,7 +60,7 @@ def _card(run: RunFolder, rows: dict[str, pd.DataFrame], number: int, sample: st
         "ability": str(first["ability"]),
         "question": str(first["question"]),
         "reference": str(first["reference"]),
-        "picture": _picture(picture),
+        "picture": picture_view(picture),
         "answers": answers,
         "strips": [s for arm in run.arms if (s := _strip(run, arm.arm, arm.title, sample, picture))],
         "drawable": any(on_grid(run, arm.arm, sample) for arm in run.arms),
@@ -68,7 +68,7 @@ def _card(run: RunFolder, rows: dict[str, pd.DataFrame], number: int, sample: st
     }
 
 
-def _picture(picture: Picture) -> dict[str, Any]:
+def picture_view(picture: Picture) -> dict[str, Any]:
     """Data URI, aspect (width over height), whether to show its pixels sharp, grid, and boxes in percent."""
     with Image.open(picture.path) as opened:
         image = opened.convert("RGB")
@@ -97,9 +97,19 @@ def _strip(run: RunFolder, arm: str, title: str, sample: str, picture: Picture) 
         return None
     shown = []
     for stage in stages:
-        cells = kept_cells(stage.kept, picture.grid)
-        shown.append({"site": stage.site, "before": stage.before, "after": stage.after, "kept": svg_path(cells)})
+        shown.append(stage_view(stage, picture.grid))
     return {"arm": arm, "title": title, "stages": shown}
+
+
+def stage_view(stage: StageView, grid: tuple[int, int]) -> dict[str, Any]:
+    """What the page draws of a stage: site, before, after, and the SVG paths of what was kept and what was merged."""
+    return {
+        "site": stage.site,
+        "before": stage.before,
+        "after": stage.after,
+        "kept": svg_path(kept_cells(stage.kept, grid)),
+        "merged": svg_path(kept_cells(stage.merged, grid)),
+    }
 
 
 def svg_path(cells: Sequence[Sequence[bool]] | np.ndarray) -> str:

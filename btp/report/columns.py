@@ -16,7 +16,7 @@ class Column:
         key: column of the table's frame; `<key>_low` and `<key>_high` are the ends of its interval, if any.
         title: short heading.
         group: heading above several columns.
-        kind: how numbers are written: text | tokens | percent | kl | p | flops | mib | ms | times.
+        kind: how numbers are written: text | tokens | percent | points | kl | p | flops | mib | ms | times.
         help: what it is, in one sentence.
         less: True where less is better, None where neither is.
     """
@@ -172,6 +172,8 @@ def number(value: Any, kind: str) -> str:
         return DASH
     if kind == "percent":
         return f"{100 * value:.1f}"
+    if kind == "points":
+        return f"{100 * value:+.1f}".replace("-", "−")
     if kind == "p":
         return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
     if kind == "kl":
@@ -192,7 +194,8 @@ def spread(row: Mapping[str, Any], column: Column) -> str:
         return ""
     if column.kind == "percent":
         return f"{100 * low:.0f}–{100 * high:.0f}"
-    return f"{number(low, column.kind)}–{number(high, column.kind)}"
+    between = " to " if column.kind == "points" else "–"
+    return f"{number(low, column.kind)}{between}{number(high, column.kind)}"
 
 
 def _scaled(value: float) -> str:

@@ -1,6 +1,6 @@
 """The table as CSV, Markdown and LaTeX."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ _LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
     "×": r"$\times$",
     "–": "--",
+    "−": "$-$",
+    "…": r"\ldots{}",
     "<": r"$<$",
     ">": r"$>$",
     "²": r"$^2$",
@@ -46,21 +48,26 @@ def to_markdown(table: Table) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def to_latex(table: Table) -> str:
-    """A booktabs tabular of the shown columns under their groups, intervals small behind the numbers."""
+def to_latex(table: Table, breaks: Collection[int] = ()) -> str:
+    """A booktabs tabular of the shown columns under their groups, intervals small behind the numbers.
+
+    Args:
+        breaks: positions of rows that a line stands above.
+    """
     groups = [(name, len(list(members))) for name, members in groupby(table.columns, lambda c: c.group)]
     upper, rules, at = [], [], 1
     for name, width in groups:
         upper.append(f"\\multicolumn{{{width}}}{{c}}{{{_escape_latex(name)}}}")
         rules.append(f"\\cmidrule(lr){{{at}-{at + width - 1}}}")
         at += width
-    body = []
-    for _, row in table.frame.iterrows():
+    body: list[str] = []
+    for at, (_, row) in enumerate(table.frame.iterrows()):
+        body += [r"\midrule"] if at in breaks else []
         cells = (_escape_latex(_with_interval(row, column, "\x01{}\x02")) for column in table.columns)
         body.append(" & ".join(cells).replace("\x01", r" {\scriptsize[").replace("\x02", "]}") + r" \\")
     return "\n".join(
         [
-            f"% {table.title}. Needs booktabs.",
+            f"% {' '.join(table.title.split())}. Needs booktabs.",
             f"\\begin{{tabular}}{{{''.join('l' if c.kind == 'text' else 'r' for c in table.columns)}}}",
             r"\toprule",
             " & ".join(upper) + r" \\",

@@ -7,7 +7,8 @@ one would show.
   task.reading (abilities that read text in the picture), budget, seed, limit.
 - `run.json`: {state: finished | running | failed, identity, name, command, versions: {library: version},
   hardware, started: ISO time, seconds, phases: {name: seconds},
-  arms: [{arm, title, role: baseline | method | control, pruner, note, schedule?: [{site, keep}, ...]}],
+  arms: [{arm, title, role: baseline | method | control, pruner, note, schedule?: [{site, keep}, ...],
+  budget?: {asked, reached: layer-averaged visual tokens, moved?: layers, missed?: out of reach}}],
   inert: {checked, identical, max_logit_difference}, chance?: {ability: score of the best answer that ignores
   the picture}, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
   arm, so that a stage that never ran is seen.
@@ -15,7 +16,7 @@ one would show.
   score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same), kl (nats, first
   answer token's distribution from the unpruned one), tokens_avg, total (visual tokens before any pruning).
 - `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
-  visual indices).
+  visual indices), and merged where it is known (those of the kept ones that others flowed into).
 - `layers.json`: {arm: {visual: [mean visual tokens per decoder layer], tokens: [...]}}.
 - `cost.json`: {arm: {quantity: number, or {median, p10, p90}, or for a *_ratio {median, low, high}},
   hardware: text}. Quantities are named in btp/report/columns.py; any may be missing or null.
@@ -53,6 +54,7 @@ class Arm:
         pruner: name of the pruner, "none" without one.
         note: what a reader should know about it.
         schedule: planned stages, each with site and keep; None where the run does not say.
+        budget: asked and reached layer-averaged visual tokens, and what it took; empty where the run does not say.
     """
 
     arm: str
@@ -61,6 +63,7 @@ class Arm:
     pruner: str
     note: str = ""
     schedule: tuple[Mapping[str, Any], ...] | None = None
+    budget: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,26 @@ def read_run(folder: Path) -> RunFolder:
     )
 
 
+def read_costs(folder: Path) -> RunFolder:
+    """Read a run that measured costs and answered nothing: its samples are empty.
+
+    Raises:
+        ValueError: the folder is no run folder, or a file in it is missing or broken.
+    """
+    folder = Path(folder)
+    run = _mapping(folder / "run.json", json.loads)
+    config = _mapping(folder / "config.yaml", yaml.safe_load)
+    return RunFolder(
+        path=folder,
+        config=config,
+        run=run,
+        arms=tuple(_arms(run, config, folder / "run.json")),
+        samples=pd.DataFrame(columns=list(SAMPLES)),
+        trace=pd.DataFrame(columns=list(TRACE)),
+        cost=_mapping(folder / "cost.json", json.loads),
+    )
+
+
 def _no_run(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is no run folder: there is no such folder. Name a folder that run.py wrote."
@@ -247,6 +270,7 @@ def _arms(run: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> list
                 pruner=entry.get("pruner") or "none",
                 note=entry.get("note") or "",
                 schedule=None if schedule is None else tuple(schedule),
+                budget=entry["budget"] if isinstance(entry.get("budget"), Mapping) else {},
             )
         )
     return arms

@@ -1,8 +1,9 @@
 """Pictures of what was kept: the picture once per stage, dropped patches dimmed, kept ones clear."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from matplotlib import font_manager
@@ -13,26 +14,33 @@ from btp.report.load import RunFolder
 SIDE = 240  # pixels of a panel's longer side
 _MARGIN, _LINE, _NAME = 12, 20, 110
 _PAPER, _INK, _SOFT = "#ffffff", "#1d2430", "#59616d"
+_TINT = (255, 0, 200)
 _PER_ROW = 4
 
 
 @dataclass(frozen=True)
 class StageView:
-    """One stage of one sample: where, how many visual tokens before and after, and which stayed."""
+    """One stage of one sample: where, visual tokens before and after, which stayed, which of them took others in."""
 
     site: str
     before: int
     after: int
     kept: tuple[int, ...]
+    merged: tuple[int, ...] = ()
 
 
 def stage_views(run: RunFolder, arm: str, sample: str) -> list[StageView]:
     """What each stage of an arm did to a sample, in order; empty where it has no stage."""
     rows = run.trace[(run.trace["arm"] == arm) & (run.trace["sample"] == sample)].sort_values("order")
     return [
-        StageView(str(r["site"]), int(r["before"]), int(r["after"]), tuple(int(i) for i in r["kept"]))
+        StageView(str(r["site"]), int(r["before"]), int(r["after"]), _indices(r["kept"]), _indices(r.get("merged")))
         for _, r in rows.iterrows()
     ]
+
+
+def _indices(value: Any) -> tuple[int, ...]:
+    """A list of a trace; nothing where the run did not write one."""
+    return tuple(int(i) for i in value) if isinstance(value, Iterable) else ()
 
 
 def on_grid(run: RunFolder, arm: str, sample: str) -> bool:
@@ -93,22 +101,28 @@ def overlay_png(picture: Image.Image, grid: tuple[int, int], rows: Sequence[tupl
         for i, stage in enumerate(stages, start=1):
             left = _NAME + i * step[0]
             pen.text((left, top), f"{stage.site}  {stage.before} → {stage.after}", _SOFT, font)
-            sheet.paste(panel(base, kept_cells(stage.kept, grid)), (left, top + _LINE))
+            cells = kept_cells(stage.kept, grid), kept_cells(stage.merged, grid)
+            sheet.paste(panel(base, *cells), (left, top + _LINE))
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def panel(picture: Image.Image, cells: np.ndarray) -> Image.Image:
-    """The picture with dropped patches grey and dark, kept ones as they are, and a faint grid."""
+def panel(picture: Image.Image, cells: np.ndarray, merged: np.ndarray | None = None) -> Image.Image:
+    """The picture with dropped patches grey and dark, kept ones as they are, merged ones tinted, and a faint grid."""
     edges = [
         np.linspace(0, n, parts + 1).round().astype(int)
         for n, parts in zip(picture.size[::-1], cells.shape, strict=True)
     ]
-    mask = np.repeat(np.repeat(cells, np.diff(edges[0]), axis=0), np.diff(edges[1]), axis=1)
+
+    def grown(small: np.ndarray) -> np.ndarray:
+        return np.repeat(np.repeat(small, np.diff(edges[0]), axis=0), np.diff(edges[1]), axis=1)[..., None]
+
     clear = np.asarray(picture, np.float32)
     grey = clear.mean(axis=2, keepdims=True)
-    out = np.where(mask[..., None], clear, 0.24 * (0.75 * grey + 0.25 * clear) + 10)
+    out = np.where(grown(cells), clear, 0.24 * (0.75 * grey + 0.25 * clear) + 10)
+    if merged is not None:
+        out = np.where(grown(merged), 0.5 * clear + 0.5 * np.float32(_TINT), out)
     for row in edges[0][1:-1]:
         out[row] = 0.82 * out[row] + 0.18 * 255
     for column in edges[1][1:-1]:

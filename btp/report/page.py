@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from btp.report import browser
-from btp.report.columns import COST, DASH, Column, number, spread
+from btp.report.columns import COST, DASH, number, spread
 from btp.report.export import write_table
 from btp.report.fired import fired
 from btp.report.load import RunFolder, read_run
 from btp.report.overlays import on_grid, overlay_png, stage_views
 from btp.report.palette import DARK, LIGHT, looks
+from btp.report.parts import cell, duration, environment, grouped, keep_text
 from btp.report.plots import PLOTS, to_png
-from btp.report.summary import NOTABLE, headline, remarks
+from btp.report.summary import headline, remarks
 from btp.report.table import Table, run_table
 
 _PLOT_TEXTS = {
@@ -86,38 +86,35 @@ def _write_overlays(run: RunFolder) -> None:
 
 
 def _render(run: RunFolder, table: Table, figures: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("btp.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     look = looks([(arm.arm, arm.role) for arm in run.arms])
     samples = browser.cards(run)
     strips = list(dict.fromkeys((s["arm"], s["title"]) for card in samples for s in card["strips"]))
     method = run.methods[0].arm if run.methods else ""
-    return environment.get_template("report.html").render(
-        dash=DASH,
-        head=_head(run),
-        headline=headline(run, table),
-        tiles=_tiles(run, table),
-        remarks=remarks(run, table),
-        arms=[{"arm": a.arm, "title": a.title, "role": a.role, "note": a.note} for a in run.arms],
-        looks=look,
-        table=_table(table),
-        figures=figures,
-        cost=_cost(run, table),
-        stages=[e | {"keep": _keep(e["keep"])} for e in fired(run)],
-        calibration=_calibration(run),
-        inert=run.run.get("inert"),
-        samples=samples,
-        strips=strips,
-        shown_strip=method if any(arm == method for arm, _ in strips) else (strips[0][0] if strips else ""),
-        abilities=[a for a in run.abilities if any(card["ability"] == a for card in samples)],
-        tested=len(run.abilities),
-        details=_details(run),
-        number=number,
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            dash=DASH,
+            head=_head(run),
+            headline=headline(run, table),
+            tiles=_tiles(run, table),
+            remarks=remarks(run, table),
+            arms=[{"arm": a.arm, "title": a.title, "role": a.role, "note": a.note} for a in run.arms],
+            looks=look,
+            table=_table(table),
+            figures=figures,
+            cost=_cost(run, table),
+            stages=[e | {"keep": keep_text(e["keep"])} for e in fired(run)],
+            calibration=_calibration(run),
+            inert=run.run.get("inert"),
+            samples=samples,
+            strips=strips,
+            shown_strip=method if any(arm == method for arm, _ in strips) else (strips[0][0] if strips else ""),
+            abilities=[a for a in run.abilities if any(card["ability"] == a for card in samples)],
+            tested=len(run.abilities),
+            details=_details(run),
+            number=number,
+        )
     )
 
 
@@ -133,7 +130,7 @@ def _head(run: RunFolder) -> dict[str, Any]:
         "hardware": run.run.get("hardware", ""),
         "samples": run.samples["sample"].nunique(),
         "started": datetime.fromisoformat(started).strftime("%-d %B %Y, %H:%M") if started else "",
-        "seconds": _duration(run.run.get("seconds")),
+        "seconds": duration(run.run.get("seconds")),
         "identity": run.run.get("identity", ""),
     }
 
@@ -168,13 +165,8 @@ def _tiles(run: RunFolder, table: Table) -> list[dict[str, str]]:
 
 
 def _table(table: Table) -> dict[str, Any]:
-    groups: list[dict[str, Any]] = []
-    for column in table.columns:
-        if not groups or groups[-1]["name"] != column.group:
-            groups.append({"name": column.group, "width": 0})
-        groups[-1]["width"] += 1
+    groups, starts = grouped(table.columns)
     base = next((row for _, row in table.frame.iterrows() if row["role"] == "baseline"), None)
-    starts = {table.columns[sum(g["width"] for g in groups[:i])].key for i in range(1, len(groups))}
     return {
         "groups": groups,
         "columns": [{"title": c.title, "help": c.help, "text": c.kind == "text"} for c in table.columns],
@@ -183,23 +175,10 @@ def _table(table: Table) -> dict[str, Any]:
                 "arm": row["arm"],
                 "role": row["role"],
                 "note": row["note"],
-                "cells": [_cell(row, c, base) | {"start": c.key in starts} for c in table.columns],
+                "cells": [cell(row, c, base) | {"start": c.key in starts} for c in table.columns],
             }
             for _, row in table.frame.iterrows()
         ],
-    }
-
-
-def _cell(row: Mapping[str, Any], column: Column, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    value = row.get(column.key)
-    p, mark = row.get(f"{column.key}_p"), ""
-    if base is not None and p is not None and p < NOTABLE:
-        mark = "drop" if value < base[column.key] else "gain"
-    return {
-        "text": number(value, column.kind),
-        "spread": spread(row, column),
-        "sort": str(value) if column.kind == "text" else "" if value is None or value != value else f"{value:.9g}",
-        "mark": mark,
     }
 
 
@@ -211,7 +190,7 @@ def _cost(run: RunFolder, table: Table) -> dict[str, Any]:
             "title": column.title,
             "key": column.key,
             "help": column.help.removeprefix(f"{column.key}: "),
-            "cells": [_cell(row, column) for _, row in frame.iterrows()],
+            "cells": [cell(row, column) for _, row in frame.iterrows()],
         }
         for column in COST
         if frame[column.key].notna().any()
@@ -226,7 +205,7 @@ def _calibration(run: RunFolder) -> dict[str, Any] | None:
     curves = run.calibration.get("curves") or {}
     return {
         "stages": [
-            {"site": s.get("site") or f"llm.layer.{s.get('layer')}", "keep": _keep(s.get("keep"))}
+            {"site": s.get("site") or f"llm.layer.{s.get('layer')}", "keep": keep_text(s.get("keep"))}
             | {"balance": DASH if s.get("balance") is None else f"{s['balance']:.3g}"}
             for s in run.calibration.get("stages") or ()
         ],
@@ -239,30 +218,6 @@ def _calibration(run: RunFolder) -> dict[str, Any] | None:
 def _details(run: RunFolder) -> dict[str, Any]:
     return {
         "versions": run.run.get("versions") or {},
-        "phases": {name: _duration(seconds) for name, seconds in (run.run.get("phases") or {}).items()},
+        "phases": {name: duration(seconds) for name, seconds in (run.run.get("phases") or {}).items()},
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True).strip(),
     }
-
-
-def _keep(keep: Any) -> str:
-    """A planned keep in words: a share of the original visual tokens, or tokens."""
-    if keep is None:
-        return DASH
-    return (
-        f"{100 * keep:.3g}%"
-        if isinstance(keep, float)
-        else "none"
-        if keep == 0
-        else f"{keep} tokens"
-        if isinstance(keep, int)
-        else str(keep)
-    )
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

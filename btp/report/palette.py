@@ -18,6 +18,12 @@ _HUES = (
     ("#4b47ad", "#aaa5ff"),  # violet
 )
 _MARKERS = "sD^vPX*"
+_CONTROLS = (
+    ("#1d2430", "#e7ebf1"),  # ink
+    ("#6b7280", "#98a2b3"),  # grey
+    ("#85705a", "#cdb795"),  # sand
+)
+_HOLLOW = "ov<d>^p"
 
 
 @dataclass(frozen=True)
@@ -94,4 +100,16 @@ def looks(arms: Sequence[tuple[str, str]]) -> dict[str, Look]:
         turn, hue = divmod(taken, len(_HUES))
         out[arm] = Look(*_HUES[hue], marker=_MARKERS[(hue + turn) % len(_MARKERS)])
         taken += 1
+    return out
+
+
+def looks_apart(series: Sequence[tuple[str, str]]) -> dict[str, Look]:
+    """A look per series of a comparison, where many methods need the hues: controls go without, in hollow marks.
+
+    Args:
+        series: (name, role) in their order; methods keep their looks whatever controls there are.
+    """
+    out = looks([(name, role) for name, role in series if role != "control"])
+    for i, name in enumerate(name for name, role in series if role == "control"):
+        out[name] = Look(*_CONTROLS[i % len(_CONTROLS)], marker=_HOLLOW[i % len(_HOLLOW)])
     return out

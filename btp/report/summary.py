@@ -1,6 +1,6 @@
 """The report in words, computed from the table: what a run found, and what to know before using it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
@@ -33,7 +33,7 @@ def headline(run: RunFolder, table: Table) -> list[str]:
 
 def _unpruned(run: RunFolder, row: Mapping[str, Any]) -> str:
     return (
-        f"{_first_up(row['method'])} answers {_percent(row['macro'])} right "
+        f"{_first_up(row['method'])} answers {percent(row['macro'])} right "
         f"(macro average of {len(run.abilities)} abilities over {row['samples']} samples), with "
         f"{row['tokens_avg']:.4g} visual tokens in every layer. No method was run beside it."
     )
@@ -45,8 +45,8 @@ def _method(
     share = row["tokens_avg"] / row["visual_tokens"] if row["visual_tokens"] else 0.0
     said = [
         f"{arm.title} works with {row['tokens_avg']:.1f} of {row['visual_tokens']:.4g} visual tokens, "
-        f"averaged over the decoder layers ({100 * share:.0f}%), and answers {_percent(row['macro'])} right"
-        + (f"; the unpruned model {_percent(base['macro'])}." if base is not None else ".")
+        f"averaged over the decoder layers ({100 * share:.0f}%), and answers {percent(row['macro'])} right"
+        + (f"; the unpruned model {percent(base['macro'])}." if base is not None else ".")
     ]
     if base is not None:
         said.append(_against_unpruned(row, base))
@@ -59,13 +59,13 @@ def _method(
 
 
 def _against_unpruned(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    gap = _points(row["macro"] - base["macro"])
+    gap = points(row["macro"] - base["macro"])
     if row["p_unpruned"] >= NOTABLE:
         return (
             f"That is {gap} than unpruned, which {row['samples']} samples cannot tell from chance "
-            f"({_p(row['p_unpruned'])})."
+            f"({p_text(row['p_unpruned'])})."
         )
-    return f"That is {gap} than unpruned ({_p(row['p_unpruned'])})."
+    return f"That is {gap} than unpruned ({p_text(row['p_unpruned'])})."
 
 
 def _reading(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
@@ -85,10 +85,10 @@ def _worst(run: RunFolder, arm: Arm, row: Mapping[str, Any], base: Mapping[str, 
 
 
 def _against_random(row: Mapping[str, Any], random: Mapping[str, Any]) -> str:
-    gap = _points(row["macro"] - random["macro"])
+    gap = points(row["macro"] - random["macro"])
     if row["p_random"] >= NOTABLE:
-        return f"It is not told apart from random selection ({gap}, {_p(row['p_random'])})."
-    return f"Random selection gets {_percent(random['macro'])}: the method is {gap} ({_p(row['p_random'])})."
+        return f"It is not told apart from random selection ({gap}, {p_text(row['p_random'])})."
+    return f"Random selection gets {percent(random['macro'])}: the method is {gap} ({p_text(row['p_random'])})."
 
 
 def _cost(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
@@ -99,7 +99,7 @@ def _cost(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
         said.append(f"{100 * row['kv_mib'] / base['kv_mib']:.0f}% of the KV cache")
     if not isnan(row["prefill_ratio"]):
         said.append(f"{row['prefill_ratio']:.2f} times the prefill time")
-    return f"It takes {_listed(said)} of the unpruned model." if said else ""
+    return f"It takes {listed(said)} of the unpruned model." if said else ""
 
 
 def remarks(run: RunFolder, table: Table) -> list[Remark]:
@@ -138,7 +138,7 @@ def _inert(run: RunFolder) -> list[Remark]:
 def _fired(run: RunFolder) -> list[Remark]:
     idle = [f"{e['site']} of {e['title']}" for e in fired(run) if not e["fired"]]
     if idle:
-        return [Remark("bad", f"{_listed(idle)} withdrew nothing. See the table of stages.")]
+        return [Remark("bad", f"{listed(idle)} withdrew nothing. See the table of stages.")]
     return [Remark("good", "Every stage withdrew visual tokens.")] if len(run.trace) else []
 
 
@@ -155,19 +155,22 @@ def _budgets(run: RunFolder, table: Table) -> list[Remark]:
     ]
     if not off:
         return []
-    return [Remark("note", f"Not at the method's {mine:.1f} layer-averaged visual tokens: {_listed(off)}.")]
+    return [Remark("note", f"Not at the method's {mine:.1f} layer-averaged visual tokens: {listed(off)}.")]
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in percent."""
     return f"{number(share, 'percent')}%"
 
 
-def _p(p: float) -> str:
+def p_text(p: float) -> str:
+    """A p-value in a sentence."""
     text = number(p, "p")
     return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
 
 
-def _points(gap: float) -> str:
+def points(gap: float) -> str:
+    """A difference of shares in points."""
     return f"{abs(100 * gap):.1f} points {'lower' if gap < 0 else 'higher'}"
 
 
@@ -175,7 +178,8 @@ def _moved(gap: float) -> str:
     return f"{'loses' if gap < 0 else 'gains'} {abs(100 * gap):.1f} points"
 
 
-def _listed(parts: list[str]) -> str:
+def listed(parts: Sequence[str]) -> str:
+    """One part or more as a sentence lists them."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 

@@ -11,6 +11,9 @@ from btp.report import columns as c
 from btp.report.load import Arm, RunFolder
 from btp.report.stats import Interval, holm, macro_interval, mean_interval, paired_p
 
+_ANSWERS = (c.METHOD, c.TOKENS, c.MACRO, c.READING, c.REST, *c.ANSWERS)
+_COST = tuple(column for column in c.COST if column.key in c.SHOWN_COST)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -30,36 +33,10 @@ class Table:
 
 def run_table(run: RunFolder) -> Table:
     """The table of one run: its arms in their order."""
-    frame = pd.DataFrame([_row(run, arm) for arm in run.arms])
+    frame = pd.DataFrame([arm_row(run, arm) for arm in run.arms])
     counts = {a: int(run.rows(run.arms[0].arm)["ability"].eq(a).sum()) for a in run.abilities}
-    return Table(frame, _shown(frame, counts), run_title(run))
-
-
-def combined_table(runs: Sequence[RunFolder]) -> Table:
-    """One table of several runs. Arms that answered alike (controls that runs share) stand once.
-
-    Raises:
-        ValueError: no run.
-    """
-    if not runs:
-        raise ValueError("There is no run to put in a table. Name one run folder or more.")
-    rows, seen, counts = [], set(), {}
-    for run in runs:
-        for arm in run.arms:
-            mark = _fingerprint(run, arm)
-            if mark not in seen:
-                seen.add(mark)
-                rows.append(_row(run, arm))
-        for ability in run.abilities:
-            counts[ability] = max(counts.get(ability, 0), int(run.samples["ability"].eq(ability).sum()))
-    frame = pd.DataFrame(rows)
-    named = [
-        c.Column(key, key, "Run", "text", f"The run's {key}.")
-        for key in ("model", "task", "run")
-        if frame[key].nunique() > 1
-    ]
-    shown = _shown(frame, counts)
-    return Table(frame, (shown[0], *named, *shown[1:]), f"{len(runs)} runs")
+    abilities = [c.ability_column(ability, n) for ability, n in counts.items()]
+    return Table(frame, with_numbers(frame, [*_ANSWERS, *_COST, *abilities]), run_title(run))
 
 
 def run_title(run: RunFolder) -> str:
@@ -77,7 +54,8 @@ def ability_drops(run: RunFolder, arm: Arm) -> dict[str, float]:
     return dict(zip(run.abilities, holm(p), strict=True))
 
 
-def _row(run: RunFolder, arm: Arm) -> dict[str, Any]:
+def arm_row(run: RunFolder, arm: Arm) -> dict[str, Any]:
+    """Every quantity of an arm; nan where it was not measured, or nothing was answered."""
     rows = run.rows(arm.arm)
     parts = {a: mean_interval(rows.loc[rows["ability"] == a, "score"]) for a in run.abilities}
     reading = [parts[a] for a in run.reading]
@@ -143,19 +121,6 @@ def _paired(run: RunFolder, arm: Arm, other: Arm | None, ability: str | None = N
     return paired_p(pair[0].loc[both], pair[1].loc[both])
 
 
-def _shown(frame: pd.DataFrame, counts: Mapping[str, int]) -> tuple[c.Column, ...]:
-    """Columns with at least one number, except those that stand for the cost section only."""
-    cost = [column for column in c.COST if column.key in c.SHOWN_COST]
-    all_columns = [
-        *(c.METHOD, c.TOKENS, c.MACRO, c.READING, c.REST),
-        *c.ANSWERS,
-        *cost,
-        *(c.ability_column(ability, n) for ability, n in counts.items()),
-    ]
-    return tuple(x for x in all_columns if x.key in frame and frame[x.key].notna().any())
-
-
-def _fingerprint(run: RunFolder, arm: Arm) -> tuple:
-    rows = run.rows(arm.arm).sort_index()
-    answers = pd.util.hash_pandas_object(rows[["prediction", "score", "tokens_avg"]]).sum()
-    return run.setting("model.name"), run.setting("task.name"), arm.title, arm.pruner, int(answers)
+def with_numbers(frame: pd.DataFrame, columns: Sequence[c.Column]) -> tuple[c.Column, ...]:
+    """Those of the columns that hold a number or a text anywhere."""
+    return tuple(x for x in columns if x.key in frame and (frame[x.key].notna() & frame[x.key].ne("")).any())

@@ -35,7 +35,7 @@ def tradeoff(table: Table, theme: Theme) -> Figure:
 
 def _panel(axes: Axes, rows: pd.DataFrame, mine: dict[str, Look], theme: Theme, shown: set[str]) -> None:
     span = float(np.ptp(rows["tokens_avg"])) or 1.0
-    rows = rows.assign(at=_side_by_side(rows["tokens_avg"].to_numpy(float), _NEAR * span))
+    rows = rows.assign(at=side_by_side(rows["tokens_avg"].to_numpy(float), _NEAR * span))
     for method, group in rows.groupby("method", sort=False):
         color, marker = mine[method].color(theme.name), mine[method].marker
         group = group.sort_values("at")
@@ -52,12 +52,13 @@ def _panel(axes: Axes, rows: pd.DataFrame, mine: dict[str, Look], theme: Theme, 
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
 
 
-def _side_by_side(x: np.ndarray, gap: float) -> np.ndarray:
-    """Shift values closer than `gap` apart, around their own mean, in their order."""
+def side_by_side(x: np.ndarray, gap: float, near: float | None = None) -> np.ndarray:
+    """Shift values closer than `near` (by default `gap`) to be `gap` apart, around their own mean, in their order."""
+    near = gap if near is None else near
     out = x.copy()
     groups: list[list[int]] = []
     for i in np.argsort(x, kind="stable"):
-        if groups and x[i] - x[groups[-1][-1]] < gap:
+        if groups and x[i] - x[groups[-1][-1]] < near:
             groups[-1].append(i)
         else:
             groups.append([i])

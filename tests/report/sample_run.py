@@ -1,6 +1,8 @@
 """Writes a small run folder with the files and the numbers of a real one."""
 
+import hashlib
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,27 +32,58 @@ RIGHT = {"unpruned": 0.92, "btp": 0.75, "random": 0.5, "downsampled": 0.55, "no_
 STAGES = [("llm.layer.3", 0.5), ("llm.layer.6", 0.25), ("llm.layer.9", 0)]
 
 
-def write_run(folder: Path, samples=40, abilities=ABILITIES, arms=ARMS, overlays=8, name="btp", drop=()) -> Path:
-    """Write a run folder; `drop` names files to leave out."""
+def write_run(
+    folder: Path,
+    samples=40,
+    abilities=ABILITIES,
+    arms=ARMS,
+    overlays=8,
+    name="btp",
+    drop=(),
+    stages=STAGES,
+    merges=(),
+    config=None,
+    run=None,
+) -> Path:
+    """Write a run folder.
+
+    An arm answers a sample alike in every run. A method of a name that is not known here is as good as BTP.
+
+    Args:
+        drop: files to leave out.
+        stages: (site, share) of the method and of random.
+        merges: arms whose kept tokens took others in.
+        config, run: what else config.yaml and run.json hold, or hold instead.
+    """
     rng = np.random.default_rng(7)
     arms = [dict(arm) for arm in arms]
     for arm in arms:
-        if arm["pruner"] in ("btp", "random"):
-            arm["schedule"] = [{"site": site, "keep": keep} for site, keep in STAGES]
+        if arm["role"] == "method" or arm["pruner"] == "random":
+            arm["schedule"] = [{"site": site, "keep": keep} for site, keep in stages]
     folder.mkdir(parents=True)
     asked = _questions(rng, samples, abilities)
-    rows, trace = _answers(rng, asked, arms)
+    rows, trace = _answers(asked, arms, merges)
     pd.DataFrame(rows).to_parquet(folder / "samples.parquet")
     pd.DataFrame(trace).to_parquet(folder / "trace.parquet")
-    (folder / "run.json").write_text(json.dumps(_run(arms, name)))
-    (folder / "config.yaml").write_text(yaml.safe_dump(_config(name, samples)))
-    (folder / "layers.json").write_text(json.dumps({a["arm"]: _layers(a["arm"]) for a in arms}))
+    (folder / "run.json").write_text(json.dumps(_run(arms, name, folder) | (run or {})))
+    (folder / "config.yaml").write_text(yaml.safe_dump(_config(name, samples) | (config or {})))
+    (folder / "layers.json").write_text(json.dumps({a["arm"]: _layers(a) for a in arms}))
     (folder / "cost.json").write_text(json.dumps(_cost(arms)))
     (folder / "calibration.yaml").write_text(yaml.safe_dump(_calibration()))
     _draw_pictures(folder / "pictures", rng, asked[:overlays])
     for file in drop:
         (folder / file).unlink()
     return folder
+
+
+def method(name, role="method"):
+    """An arm of another method."""
+    return {"arm": name, "title": name, "role": role, "pruner": name, "note": ""}
+
+
+def of(name, *controls):
+    """The arms of a run of one method: unpruned, the method, random and other controls."""
+    return (ARMS[0], method(name), ARMS[2], *controls)
 
 
 def _questions(rng, samples, abilities):
@@ -66,14 +99,15 @@ def _questions(rng, samples, abilities):
     return asked
 
 
-def _answers(rng, asked, arms):
+def _answers(asked, arms, merges):
     rows, trace = [], []
     for sample, ability, question, reference in asked:
-        unpruned, hardness = None, rng.random()
+        unpruned, hardness = None, _rng(sample).random()
         for arm in arms:
-            right = 0.8 * hardness + 0.2 * rng.random() < RIGHT[arm["arm"]] - (
-                0.25 if ability == "digit" and unpruned else 0
-            )
+            rng = _rng(sample, arm["arm"], json.dumps(arm.get("schedule")))
+            few = _tokens_avg(arm) / TOTAL if "schedule" in arm else 0.4375
+            skill = RIGHT.get(arm["arm"], RIGHT["btp"]) + 0.4 * (few - 0.4375)
+            right = 0.8 * hardness + 0.2 * rng.random() < skill - (0.25 if ability == "digit" and unpruned else 0)
             wrong = {"presence": "no", "describe": "red circle , blue cross"}.get(ability, "1")
             prediction = reference if right else wrong
             unpruned = unpruned or prediction
@@ -90,46 +124,55 @@ def _answers(rng, asked, arms):
                     "score": 1.0 if right else 0.4 if ability == "describe" else 0.0,
                     "agreement": same,
                     "kl": 0.0 if arm["role"] == "baseline" else float(rng.gamma(1, 0.02 if same else 0.6)),
-                    "tokens_avg": float(np.mean(_layers(arm["arm"])["visual"])),
+                    "tokens_avg": _tokens_avg(arm),
                     "total": TOTAL,
                 }
             )
-            trace += _stages(rng, arm, sample)
+            trace += _stages(rng, arm, sample, arm["arm"] in merges)
     return rows, trace
 
 
-def _stages(rng, arm, sample):
-    """btp keeps a block and a sprinkle, random keeps a sprinkle, downsampled keeps a lattice."""
+def _rng(*names):
+    return np.random.default_rng(zlib.crc32(" ".join(names).encode()))
+
+
+def _stages(rng, arm, sample, merges):
+    """btp keeps a block and a sprinkle, others keep a sprinkle."""
     kept, out = np.arange(TOTAL), []
     for order, entry in enumerate(arm.get("schedule", ())):
         count = round(entry["keep"] * TOTAL)
         y, x = np.divmod(kept, GRID[1])
         order_by = rng.random(len(kept)) + (0.08 * np.hypot(y - 4, x - 5) if arm["pruner"] == "btp" else 0)
         before, kept = len(kept), np.sort(kept[np.argsort(order_by)[:count]])
-        out.append(
-            {
-                "arm": arm["arm"],
-                "sample": sample,
-                "site": entry["site"],
-                "order": order,
-                "before": before,
-                "after": len(kept),
-                "kept": kept.tolist(),
-            }
-        )
+        row = {
+            "arm": arm["arm"],
+            "sample": sample,
+            "site": entry["site"],
+            "order": order,
+            "before": before,
+            "after": len(kept),
+            "kept": kept.tolist(),
+        }
+        out.append(row | ({"merged": kept[::3].tolist()} if merges else {}))
     return out
 
 
 def _layers(arm):
-    visual = [TOTAL] * 3 + [72] * 3 + [36] * 3 + [0] * 3
-    visual = {"unpruned": [TOTAL] * LAYERS, "downsampled": [64] * LAYERS, "no_image": [0] * LAYERS}.get(arm, visual)
+    visual = {"downsampled": [64] * LAYERS, "no_image": [0] * LAYERS}.get(arm["arm"], [TOTAL] * LAYERS)
+    for stage in arm.get("schedule", ()):
+        first = int(stage["site"].split(".")[-1]) if stage["site"].startswith("llm.layer.") else 0
+        visual = [*visual[:first], *[round(stage["keep"] * TOTAL)] * (LAYERS - first)]
     return {"visual": visual, "tokens": [v + 14 for v in visual]}
+
+
+def _tokens_avg(arm):
+    return float(np.mean(_layers(arm)["visual"]))
 
 
 def _cost(arms):
     out = {"hardware": "2-core CPU, float32"}
     for arm in arms:
-        share = np.mean(_layers(arm["arm"])["visual"]) / TOTAL
+        share = _tokens_avg(arm) / TOTAL
         ms = {key: {"median": m, "p10": 0.93 * m, "p90": 1.12 * m} for key, m in _times(share).items()}
         out[arm["arm"]] = {
             "tokens_avg": TOTAL * share,
@@ -170,10 +213,10 @@ def _calibration():
     }
 
 
-def _run(arms, name):
+def _run(arms, name, folder):
     return {
         "state": "finished",
-        "identity": "3f9c2a7be1d04c58",
+        "identity": hashlib.sha256(str(folder).encode()).hexdigest()[:16],
         "name": name,
         "arms": arms,
         "command": f"python run.py model=pocket pruner={name} stages=3 budget.share=0.43",
@@ -216,3 +259,14 @@ def _draw_pictures(folder, rng, asked):
         picture.save(folder / f"{sample}.png")
         index[sample] = {"grid": list(GRID), "boxes": boxes, "labels": labels}
     (folder / "index.json").write_text(json.dumps(index))
+
+
+def set_scores(folder: Path, scores) -> Path:
+    """Replace the scores of arms, in the order of the samples; the answer follows the score."""
+    samples = pd.read_parquet(folder / "samples.parquet")
+    for arm, values in scores.items():
+        mine = samples["arm"] == arm
+        samples.loc[mine, "score"] = [float(v) for v in values]
+        samples.loc[mine, "prediction"] = [f"answer {v}" for v in values]
+    samples.to_parquet(folder / "samples.parquet")
+    return folder

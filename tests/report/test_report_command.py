@@ -2,7 +2,7 @@
 
 import os
 
-from sample_run import ARMS, write_run
+from sample_run import of, write_run
 
 from btp.report.__main__ import main
 
@@ -16,18 +16,45 @@ def test_one_folder_gets_its_report_again(tmp_path, capsys):
     assert printed.strip().endswith("report.html")
 
 
-def test_several_folders_get_one_table(tmp_path, capsys):
-    one = write_run(tmp_path / "one", samples=8)
-    two = write_run(tmp_path / "two", samples=8, name="dart", arms=(ARMS[0], {**ARMS[1], "title": "dart"}))
+def test_several_folders_are_compared(tmp_path, capsys):
+    one = write_run(tmp_path / "one", samples=8, overlays=1)
+    two = write_run(tmp_path / "two", samples=8, overlays=1, name="dart", arms=of("dart"))
     out = tmp_path / "tables"
     assert main([str(one), str(two), "--out", str(out)]) == 0
-    assert sorted(os.listdir(out)) == ["runs.csv", "runs.md", "runs.png", "runs.tex"]
-    assert "dart" in capsys.readouterr().out
-    assert "| dart |" in (out / "runs.md").read_text()
+    names = [f"comparison.{end}" for end in ("csv", "html", "md", "tex")]
+    assert sorted(os.listdir(out)) == [*names, "figures"]
+    printed = capsys.readouterr().out
+    assert "dart @ 63.0" in printed
+    assert printed.split()[-4:] == [str(out / name) for name in (names[1], names[0], names[2], names[3])]
+    assert "| dart |" in (out / "comparison.md").read_text()
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
+def test_a_folder_above_runs_is_compared_into_itself(tmp_path, capsys, monkeypatch):
+    write_run(tmp_path / "sweep/0", samples=8, overlays=0)
+    write_run(tmp_path / "sweep/1", samples=8, overlays=0, name="dart", arms=of("dart"))
+    write_run(tmp_path / "sweep/2", samples=8, overlays=0, run={"state": "failed", "error": "out of memory"})
+    assert main([str(tmp_path / "sweep")]) == 0
+    assert (tmp_path / "sweep/comparison/comparison.html").is_file()
+    printed = capsys.readouterr().out
+    assert "Left out" in printed
+    assert "failed: out of memory" in " ".join(printed.split())
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep/0", "sweep/1"]) == 0
+    assert (tmp_path / "comparison/comparison.html").is_file()
+
+
+def test_no_run_anywhere_is_an_error(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path} is no run folder: it holds no run.json. Name a folder that run.py wrote.\n"
+        f"error: No finished run to compare. Looked at {tmp_path}.\n"
+        f"  {tmp_path}: holds no run.json, at no depth\n"
+        "Name folders that run.py wrote, or one above them.\n"
     )
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_out_has_no_effect_on_one_run(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", samples=4)
+    assert main([str(folder), "--out", str(tmp_path)]) == 2
+    assert "the report of one run lies in its folder" in capsys.readouterr().err

@@ -7,15 +7,23 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
-from sample_run import ARMS, BLIND, SHRUNK, write_run
+from sample_run import ARMS, BLIND, SHRUNK, of, write_run
 
+from btp.report import fronts
 from btp.report.browser import cards
-from btp.report.load import read_run
+from btp.report.fields import fields
+from btp.report.labels import name_points
+from btp.report.load import read_costs, read_run
 from btp.report.overlays import StageView, kept_cells, on_grid, overlay_png, panel, stage_views
 from btp.report.palette import DARK, LIGHT, looks
 from btp.report.plots import PLOTS, to_png
+from btp.report.ranking import ranking
 from btp.report.table import run_table
+
+OTHERS = ("unpruned", "random", "downsampled", "no image")
 
 
 @pytest.mark.parametrize("name", PLOTS)
@@ -24,6 +32,96 @@ def test_no_text_lies_on_another_or_outside(tmp_path, name):
     with matplotlib.rc_context(LIGHT.style()):
         figure = PLOTS[name](run, run_table(run), LIGHT)
         FigureCanvasAgg(figure).draw()
+        assert_apart(figure)
+
+
+@pytest.mark.parametrize("name", fronts.PLOTS)
+@pytest.mark.parametrize("methods", [2, 9])
+def test_no_text_of_a_comparison_lies_on_another_or_outside(crowd, name, methods):
+    frame = crowd[crowd["series"].isin([*(f"method{i}" for i in range(methods)), *OTHERS])]
+    with matplotlib.rc_context(LIGHT.style()):
+        figure = fronts.PLOTS[name][2](frame, fronts.series_looks(frame), LIGHT)
+        FigureCanvasAgg(figure).draw()
+        assert_apart(figure)
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    """Nine methods at two budgets."""
+    root = tmp_path_factory.mktemp("crowd")
+    runs = [
+        read_run(
+            write_run(
+                root / f"{i}-{keep}",
+                samples=24,
+                overlays=0,
+                name=f"method{i}",
+                arms=of(f"method{i}", SHRUNK, BLIND),
+                stages=[("llm.layer.1", keep)],
+            )
+        )
+        for i in range(9)
+        for keep in (0.4, 0.2)
+    ]
+    return ranking(fields(runs)).frame
+
+
+def test_the_front_is_drawn_through_its_points(crowd):
+    """Steps from point to point, and on to the edge; dominated points lie on or below them."""
+    with matplotlib.rc_context(LIGHT.style()):
+        figure = fronts.PLOTS["accuracy_over_flops_prefill"][2](crowd, fronts.series_looks(crowd), LIGHT)
+    axes = figure.axes[0]
+    (front,) = [line for line in axes.get_lines() if line.get_label() == "Pareto front"]
+    on = crowd[crowd["front_flops_prefill"]].sort_values("flops_prefill")
+    assert front.get_ydata()[:-1].tolist() == pytest.approx((100 * on["macro"]).tolist())
+    assert (np.diff(front.get_xdata()) >= 0).all()
+    assert (np.diff(front.get_ydata()) >= 0).all()
+
+
+def test_points_side_by_side_keep_their_order():
+    """Two budgets so close that both are spread do not mix: the front never steps back."""
+    x = np.array([32.0] * 6 + [31.6] * 5 + [60.0])
+    at = fronts._apart(x, 66)
+    assert at[6:11].max() < at[:6].min()
+    assert at[11] == 60
+    assert np.ptp(at[:11]) <= 0.06 * 66
+
+
+def test_every_method_is_named_where_there_is_room(crowd):
+    frame = crowd[crowd["series"].isin(["method0", "method1", *OTHERS])]
+    with matplotlib.rc_context(LIGHT.style()):
+        figure = fronts.PLOTS["accuracy_over_tokens_avg"][2](frame, fronts.series_looks(frame), LIGHT)
+    named = {text.get_text() for text in figure.axes[0].texts}
+    assert {"method0", "method1", "random", "downsampled", "no image"} <= named
+    assert any("unpruned" in text for text in named)
+    legend = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"Pareto front", "method0", "random"} <= legend
+
+
+def test_controls_are_hollow_and_methods_come_first(crowd):
+    found = fronts.series_looks(crowd)
+    assert list(found)[:2] == ["unpruned", "method0"]
+    assert found["method0"] == looks([("unpruned", "baseline"), ("method0", "method")])["method0"]
+    hollow = set(crowd.loc[crowd["role"] == "control", "series"])
+    assert len({(look.light, look.marker, name in hollow) for name, look in found.items()}) == len(found) == 13
+
+
+def test_a_comparison_of_costs_has_no_plots(tmp_path):
+    runs = [read_costs(write_run(tmp_path / "run", samples=4, overlays=0))]
+    frame = ranking(fields(runs)).frame
+    drawn = [name for name, (_, _, draw) in fronts.PLOTS.items() if fronts.to_png(draw, frame, {}, DARK)]
+    assert drawn == []
+
+
+def test_names_are_left_to_the_legend_where_there_is_no_room():
+    figure = Figure(figsize=(3, 2))
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1])
+    assert name_points(axes, [(0.5, 0.5, "a name", "k")], [(0.5, 0.5)]) == 1
+    assert name_points(axes, [(0.5, 0.5, "a name far too long for these small axes", "k")], []) == 0
+
+
+def assert_apart(figure):
     boxes = []
     for axes in figure.axes:
         texts = [*_ticks(axes.xaxis), *_ticks(axes.yaxis), *axes.texts, axes.xaxis.label, axes.yaxis.label]
@@ -38,7 +136,7 @@ def test_no_text_lies_on_another_or_outside(tmp_path, name):
 
 
 def _box(text):
-    return text.get_text(), text.get_window_extent()
+    return text.get_text(), Text.get_window_extent(text)  # an annotation's own extent has its line in it
 
 
 def _ticks(axis):
@@ -69,6 +167,9 @@ def test_kept_patches_are_clear_and_dropped_ones_dim():
     assert drawn[15, 15].tolist() == [200, 100, 50]
     assert drawn[15, 45].max() < 60
     assert drawn[45, 75].tolist() == [200, 100, 50]
+    tinted = np.asarray(panel(picture, cells, kept_cells((5,), (2, 3))))
+    assert tinted[15, 15].tolist() == [200, 100, 50]
+    assert tinted[45, 75].tolist() == [227, 50, 125]
 
 
 def test_a_token_outside_the_grid_is_refused():

@@ -5,7 +5,7 @@ from math import comb, isnan, nan, sqrt
 import numpy as np
 import pytest
 
-from btp.report.stats import Interval, holm, macro_interval, mean_interval, paired_p
+from btp.report.stats import Interval, holm, macro_interval, mean_interval, paired_gap, paired_p
 
 
 def test_wilson_interval_of_eight_right_in_ten():
@@ -69,6 +69,38 @@ def test_equal_scores_are_no_difference():
 def test_graded_pairs_get_an_exact_permutation_test():
     a, b = [0.9, 0.8, 0.7, 0.6, 1.0], [0.5, 0.5, 0.5, 0.5, 0.5]
     assert paired_p(a, b) == pytest.approx(2 / 2**5)
+
+
+def test_small_p_of_graded_pairs_are_drawn_finer():
+    """20 pairs that all differ alike: 2 of 2^20 sign patterns are as extreme, far below what 4999 draws can tell."""
+    assert paired_p([0.9] * 20, [0.4] * 20) == pytest.approx(1e-5, abs=1e-5)
+    a, b = np.array([0.9] * 17 + [0.1] * 3), np.array([0.4] * 17 + [0.6] * 3)
+    exact = 2 * sum(comb(20, k) for k in range(4)) / 2**20
+    assert paired_p(a, b) == pytest.approx(exact, rel=0.1)
+    assert paired_p(a, b) == paired_p(a, b)
+
+
+def test_a_paired_gap_counts_groups_the_same():
+    """Two of ten better in one group, three of three in the other: (0.2 + 1) / 2."""
+    found = paired_gap([([1] * 2 + [0] * 8, [0] * 10), ([1, 1, 1], [0, 0, 0]), ([], [])])
+    assert (found.mean, found.n) == (pytest.approx(0.6), 13)
+    assert found == paired_gap([([1] * 2 + [0] * 8, [0] * 10), ([1, 1, 1], [0, 0, 0])])
+    assert 0.5 <= found.low < 0.6 < found.high <= 0.75  # only the first group spreads, and counts half
+
+
+def test_the_interval_of_a_paired_gap_is_the_normal_one_for_many_pairs():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(400), rng.random(400)
+    found = paired_gap([(a, b)])
+    half = 1.96 * (a - b).std() / 20
+    assert found.low == pytest.approx((a - b).mean() - half, abs=0.004)
+    assert found.high == pytest.approx((a - b).mean() + half, abs=0.004)
+
+
+def test_a_paired_gap_needs_pairs():
+    assert isnan(paired_gap([]).mean)
+    with pytest.raises(ValueError, match="paired gap needs the same samples on both sides, but has 1 and 2"):
+        paired_gap([([1], [1, 0])])
 
 
 def test_pairs_must_be_pairs():

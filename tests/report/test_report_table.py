@@ -9,8 +9,8 @@ from sample_run import ARMS, BLIND, SHRUNK, write_run
 
 from btp.report.export import to_csv, to_latex, to_markdown
 from btp.report.load import read_run
-from btp.report.screen import ScreenTable, screen_table
-from btp.report.table import combined_table, run_table
+from btp.report.screen import screen_table
+from btp.report.table import run_table
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +97,3 @@ def test_the_screen_table_fits_and_keeps_every_number(wide, width):
         assert heading in text
     blocks = text.count("downsampled")
     assert blocks == 3 if width == 120 else blocks > 3
-
-
-def test_runs_share_one_table_and_controls_stand_once(tmp_path):
-    one = read_run(write_run(tmp_path / "one", samples=16))
-    other = read_run(write_run(tmp_path / "two", samples=16, name="dart", arms=_renamed("dart")))
-    table = combined_table([one, other])
-    assert table.frame["method"].tolist() == ["unpruned", "btp", "random", "dart"]
-    assert "run" in [c.key for c in table.columns]
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(ScreenTable(table))
-    assert "2 runs" in console.export_text()
-    with pytest.raises(ValueError, match="There is no run to put in a table"):
-        combined_table([])
-
-
-def _renamed(name):
-    return (ARMS[0], {**ARMS[1], "title": name}, ARMS[2])

@@ -1,0 +1,177 @@
+"""The page of a comparison: one HTML file that needs nothing beside it."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from math import isnan
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from btp.report.columns import number
+from btp.report.fields import Field
+from btp.report.find import LeftOut
+from btp.report.kept import kept_cards
+from btp.report.load import RunFolder
+from btp.report.palette import Look
+from btp.report.parts import cell, duration, environment, grouped
+from btp.report.summary import NOTABLE
+from btp.report.table import Table
+from btp.report.verdict import notes, verdict
+
+_FRONTS = {
+    "tokens_avg": "tokens",
+    "flops_visual_pdrop": "visual FLOPs",
+    "flops_prefill": "prefill FLOPs",
+    "prefill_ratio": "time",
+}
+_PROVENANCE = ("search", "calibration", "budget", "solved", "moved")  # keys of run.json, where a run has them
+
+
+def render(
+    fields: Sequence[Field],
+    table: Table,
+    left: Sequence[LeftOut],
+    looks: Mapping[str, Look],
+    figures: Sequence[Mapping[str, list]],
+) -> str:
+    """The page's HTML.
+
+    Args:
+        table: of all fields, with the columns of btp.report.ranking.
+        left: what is not in it.
+        looks: colour per series.
+        figures: per field, shown: title, caption and data URIs.
+    """
+    runs = [run for field in fields for run in field.runs]
+    frame = table.frame
+    numbers = {str(run.path): i for i, run in enumerate(runs, start=1)}
+    return (
+        environment()
+        .get_template("comparison.html")
+        .render(
+            looks=looks,
+            title="; ".join(field.name for field in fields),
+            runs=[_run(numbers[str(run.path)], run, frame) for run in runs],
+            facts=_facts(runs, frame),
+            table=_table(table, numbers),
+            notes=notes(fields, frame, left),
+            fields=[
+                _field(i, field, frame[frame["field"].eq(i)], figures[i]["shown"]) for i, field in enumerate(fields)
+            ],
+            left=left,
+            notable=NOTABLE,
+        )
+    )
+
+
+def _facts(runs: Sequence[RunFolder], frame: pd.DataFrame) -> list[str]:
+    hardware = list(dict.fromkeys(h for h in frame["hardware"] if h))
+    samples = sorted({int(n) for n in frame["samples"]})
+    spread = f"{samples[0]} to {samples[-1]}" if len(samples) > 1 else str(samples[0])
+    return [f"{len(runs)} run{'s' if len(runs) != 1 else ''}", f"{len(frame)} rows", f"{spread} samples", *hardware]
+
+
+def _field(at: int, field: Field, rows: pd.DataFrame, shown: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    cards = kept_cards(field, rows)
+    methods = rows[rows["role"].eq("method")]
+    budgets = {int(b): float(group["tokens_avg"].iloc[0]) for b, group in methods.groupby("budget")}
+    return {
+        "at": at,
+        "name": field.name,
+        "verdict": verdict(field, rows),
+        "figures": shown,
+        "cards": cards,
+        "budgets": [{"budget": b, "tokens": number(t, "tokens")} for b, t in sorted(budgets.items())],
+        "reading": sorted({ability for run in field.runs for ability in run.reading}),
+    }
+
+
+def _table(table: Table, numbers: Mapping[str, int]) -> dict[str, Any]:
+    groups, starts = grouped(table.columns)
+    frame = table.frame
+    bases = {row["field"]: row for _, row in frame.iterrows() if row["role"] == "baseline"}
+    rows, last = [], None
+    for _, row in frame.iterrows():
+        budget = (row["field"], row["budget"])
+        rows.append(
+            {
+                "role": row["role"],
+                "series": row["series"],
+                "note": row["budget_note"],
+                "run": numbers[row["folder"]],
+                "fronts": [name for key, name in _FRONTS.items() if row[f"front_{key}"]],
+                "first": last is not None and budget != last,
+                "cells": [_cell(row, c, bases.get(row["field"])) | {"start": c.key in starts} for c in table.columns],
+            }
+        )
+        last = budget
+    columns = [{"title": c.title, "help": c.help, "text": c.kind == "text", "group": c.group} for c in table.columns]
+    return {"groups": groups, "columns": columns, "rows": rows}
+
+
+def _cell(row: Mapping[str, Any], column: Any, base: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As a run's table has it; a distance is marked by its own test."""
+    found = cell(row, column, None if row["role"] == "baseline" else base)
+    if column.kind == "points":
+        p = row[f"p_{column.key.removeprefix('gap_')}_holm"]
+        found["mark"] = "" if isnan(p) or p >= NOTABLE else "drop" if row[column.key] < 0 else "gain"
+    return found
+
+
+def _run(number_: int, run: RunFolder, frame: pd.DataFrame) -> dict[str, Any]:
+    started = run.run.get("started")
+    rows = frame[frame["folder"].eq(str(run.path))]
+    return {
+        "number": number_,
+        "name": run.run.get("name") or run.path.name,
+        "folder": str(run.path),
+        "identity": str(run.run.get("identity") or ""),
+        "command": str(run.run.get("command") or ""),
+        "hardware": str(run.cost.get("hardware") or run.run.get("hardware") or ""),
+        "started": datetime.fromisoformat(started).strftime("%-d %B %Y, %H:%M") if started else "",
+        "seconds": duration(run.run.get("seconds")),
+        "samples": int(run.samples["sample"].nunique()),
+        "rows": [{"series": r["series"], "text": r["method"]} for _, r in rows.iterrows()],
+        "budgets": _budgets(rows),
+        "calibration": _calibration(run),
+        "provenance": _provenance(run),
+    }
+
+
+def _budgets(rows: pd.DataFrame) -> list[str]:
+    """What the run's methods asked for and reached."""
+    out = []
+    for _, row in rows[rows["role"].eq("method") & rows["budget_asked"].notna()].iterrows():
+        reached = row["tokens_avg"] if isnan(row["budget_reached"]) else row["budget_reached"]
+        note = f", {row['budget_note']}" if row["budget_note"] else ""
+        out.append(
+            f"{row['series']}: budget {number(row['budget_asked'], 'tokens')}, "
+            f"reached {number(reached, 'tokens')}{note}"
+        )
+    return out
+
+
+def _calibration(run: RunFolder) -> str:
+    """One line: how many samples of which set gave which stages."""
+    known = run.calibration
+    if not known:
+        return ""
+    name = (known.get("calibration") or {}).get("name", "?")
+    count = (known.get("curves") or {}).get("samples") or (known.get("calibration") or {}).get("samples", "?")
+    stages = [f"{s.get('site') or s.get('layer')} keeps {s.get('keep')}" for s in known.get("stages") or ()]
+    identity = f", artefact {known['identity']}" if known.get("identity") else ""
+    return f"{count} samples of {name}{identity}: {', '.join(stages) or 'no stages'}"
+
+
+def _provenance(run: RunFolder) -> str:
+    """Everything a run says about where its settings come from."""
+    said: dict[str, Any] = {key: run.run[key] for key in _PROVENANCE if run.run.get(key)}
+    budgets = {arm.arm: dict(arm.budget) for arm in run.arms if arm.budget}
+    if budgets:
+        said["budgets"] = budgets
+    for path in sorted(run.path.glob("search*.yaml")):
+        said[path.name] = path.read_text()
+    if run.calibration:
+        said["calibration.yaml"] = {k: v for k, v in run.calibration.items() if k != "curves"}
+    return yaml.safe_dump(said, sort_keys=False, allow_unicode=True).strip() if said else ""

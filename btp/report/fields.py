@@ -1,0 +1,246 @@
+"""Sorts the arms of several runs: one field per model and task, each arm once, one unpruned baseline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isnan, nan
+from typing import Any
+
+import pandas as pd
+
+from btp.report.load import Arm, RunFolder
+from btp.report.summary import SAME_BUDGET, Remark
+from btp.report.variants import variants
+
+SAME_MODEL = 0.95  # share of unpruned answers that two runs must share to count as runs of one model
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a comparison.
+
+    Attributes:
+        run, arm: where it comes from.
+        role: as the arm's, but selection by lot is a control wherever it was run.
+        series: what its points at several budgets have in common: the method and, where runs differ in settings, those.
+        note: what tells it from other rows of its series at its budget, "" where nothing needs to.
+    """
+
+    run: RunFolder
+    arm: Arm
+    role: str
+    series: str
+    note: str = ""
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Its samples, indexed by sample."""
+        return self.run.rows(self.arm.arm)
+
+    @property
+    def stages(self) -> tuple[tuple[str, Any], ...]:
+        """Planned sites and counts; empty where the run does not say."""
+        return tuple((str(s["site"]), s.get("keep")) for s in self.arm.schedule or ())
+
+
+@dataclass(frozen=True)
+class Field:
+    """What can be compared: arms of one model on one task.
+
+    Attributes:
+        model, task: names; a model that answers unlike its namesake carries a number.
+        entries: the unpruned one first, where there is one.
+        runs: the runs that are in it.
+        shared: arms that stood in several runs and stand here once.
+        remarks: what to know before comparing.
+    """
+
+    model: str
+    task: str
+    entries: tuple[Entry, ...]
+    runs: tuple[RunFolder, ...]
+    shared: int = 0
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Model and task."""
+        return f"{self.model}, {self.task}"
+
+    @property
+    def baseline(self) -> Entry | None:
+        """The unpruned model."""
+        return next((e for e in self.entries if e.role == "baseline"), None)
+
+
+def fields(runs: Sequence[RunFolder]) -> list[Field]:
+    """Sort runs into fields, in their order."""
+    named: dict[tuple[str, str], list[RunFolder]] = {}
+    for run in runs:
+        named.setdefault((run.setting("model.name", "?"), run.setting("task.name", "?")), []).append(run)
+    out = []
+    for (model, task), members in named.items():
+        groups = _same_model(members)
+        for number, group in enumerate(groups, start=1):
+            title = f"{model} ({number})" if len(groups) > 1 else model
+            out.append(_field(title, task, group, len(groups)))
+    return out
+
+
+def pair(one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of the samples that both answered, in one order; a sample is the same where its question is."""
+    both = one.index.intersection(other.index)
+    a, b = one.loc[both], other.loc[both]
+    same = ((a["question"] == b["question"]) & (a["reference"] == b["reference"])).to_numpy(bool)
+    return a[same], b[same]
+
+
+def _same_model(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
+    """Runs of one name by what the unpruned model said; runs that share no sample cannot be told apart."""
+    groups: list[list[RunFolder]] = []
+    for run in runs:
+        fits = next((group for group in groups if all(_alike(run, other) for other in group)), None)
+        if fits is None:
+            groups.append([run])
+        else:
+            fits.append(run)
+    return groups
+
+
+def _alike(run: RunFolder, other: RunFolder) -> bool:
+    share = _agreement(run, other)
+    return share is None or share[0] >= SAME_MODEL * share[1]
+
+
+def _agreement(run: RunFolder, other: RunFolder) -> tuple[int, int] | None:
+    """Unpruned answers that are equal, of how many that both have."""
+    if run.baseline is None or other.baseline is None:
+        return None
+    a, b = pair(run.rows(run.baseline.arm), other.rows(other.baseline.arm))
+    return (int((a["prediction"] == b["prediction"]).sum()), len(a)) if len(a) else None
+
+
+def _field(model: str, task: str, runs: Sequence[RunFolder], groups: int) -> Field:
+    bases = [(run, run.baseline) for run in runs if run.baseline is not None]
+    base = max(bases, key=lambda b: _weight(*b), default=None)
+    entries, shared = [], 0
+    if base is not None:
+        entries.append(Entry(*base, "baseline", base[1].title))
+    others = [
+        Entry(run, arm, _role(arm), label)
+        for run, labels in zip(runs, variants(runs), strict=True)
+        for arm in run.arms
+        if arm.role != "baseline"
+        for label in [labels.get(arm.arm, arm.title)]
+    ]
+    for entry in others:
+        twin = next((i for i, known in enumerate(entries) if _same(known, entry)), None)
+        if twin is None:
+            entries.append(entry)
+            continue
+        shared += 1
+        if _weight(entry.run, entry.arm) > _weight(entries[twin].run, entries[twin].arm):
+            entries[twin] = entry
+    remarks = _remarks(runs, base, groups)
+    return Field(model, task, tuple(_noted(entries)), tuple(runs), shared, tuple(remarks))
+
+
+def _role(arm: Arm) -> str:
+    return "control" if arm.pruner == "random" else arm.role
+
+
+def _weight(run: RunFolder, arm: Arm) -> tuple[int, bool]:
+    """How much is known about an arm: its samples, and whether its cost was measured."""
+    return len(run.rows(arm.arm)), arm.arm in run.cost
+
+
+def _same(one: Entry, other: Entry) -> bool:
+    """One arm in two runs: same series, same stages, same answers wherever both answered."""
+    if one.role == "baseline" or one.series != other.series or one.stages != other.stages:
+        return False
+    a, b = one.rows, other.rows
+    if not len(a) or not len(b):  # costs only: nothing but the plan can tell
+        return len(a) == len(b)
+    x, y = pair(a, b)
+    if len(x) < min(len(a), len(b)):
+        return False
+    return bool((x["prediction"] == y["prediction"]).all() and (x["tokens_avg"] == y["tokens_avg"]).all())
+
+
+def _noted(entries: Sequence[Entry]) -> list[Entry]:
+    """Tell rows of one series at one budget apart by the run they come from; methods show their tokens."""
+    at: dict[tuple[str, Any], list[int]] = {}
+    tokens = [tokens_avg(entry) for entry in entries]
+    for i, (entry, group) in enumerate(zip(entries, budget_groups(tokens), strict=True)):
+        at.setdefault((entry.series, group if entry.role == "control" else f"{tokens[i]:.1f}"), []).append(i)
+    out = list(entries)
+    for alike in at.values():
+        if len(alike) < 2:
+            continue
+        for i in alike:
+            mine = out[i]
+            main = next((a for a in mine.run.methods if a.arm != mine.arm.arm), None)
+            own = f"in the run of {main.title}" if main else f"run {mine.run.path.name}"
+            out[i] = replace(mine, note=own)
+        if len({out[i].note for i in alike}) < len(alike):
+            for i in alike:
+                out[i] = replace(out[i], note=f"run {out[i].run.path.name}")
+    return out
+
+
+def tokens_avg(entry: Entry) -> float:
+    """Mean visual tokens over samples and decoder layers; from the costs where nothing was answered."""
+    rows = entry.rows
+    if len(rows):
+        return float(rows["tokens_avg"].mean())
+    cost: Mapping[str, Any] = entry.run.cost.get(entry.arm.arm) or {}
+    value = cost.get("tokens_avg")
+    return float("nan") if value is None else float(value)
+
+
+def budget_groups(tokens: Sequence[float]) -> list[int]:
+    """Number rows by budget, most tokens first; budgets within 5% are one, rows without tokens come last."""
+    order = sorted((i for i, t in enumerate(tokens) if not isnan(t)), key=lambda i: -tokens[i])
+    out, group, top = [-1] * len(tokens), -1, nan
+    for i in order:
+        if isnan(top) or top - tokens[i] > SAME_BUDGET * max(tokens[i], 1):
+            group, top = group + 1, tokens[i]
+        out[i] = group
+    return [group + 1 if g < 0 else g for g in out]
+
+
+def _remarks(runs: Sequence[RunFolder], base: tuple[RunFolder, Arm] | None, groups: int) -> list[Remark]:
+    out = []
+    name = f"{runs[0].setting('model.name', '?')} on {runs[0].setting('task.name', '?')}"
+    if groups > 1:
+        out.append(
+            Remark(
+                "bad",
+                f"Unpruned answers of runs of {name} differ in more than {100 * (1 - SAME_MODEL):.0f}% of the samples "
+                "that they share: other weights, precision or code. They are compared apart.",
+            )
+        )
+    if base is None:
+        out.append(Remark("note", f"No run of {name} has an unpruned baseline."))
+        return out
+    drift = [
+        f"{run.path.name} ({found[1] - found[0]} of {found[1]})"
+        for run in runs
+        if run is not base[0] and (found := _agreement(run, base[0])) and found[0] < found[1]
+    ]
+    if drift:
+        out.append(
+            Remark(
+                "note",
+                f"The unpruned answers shown are those of {base[0].path.name}; a few differ in {', '.join(drift)}.",
+            )
+        )
+    sizes = {run.samples["sample"].nunique() for run in runs if len(run.samples)}
+    if len(sizes) > 1:
+        out.append(
+            Remark(
+                "note",
+                f"Runs of {name} answered {' and '.join(str(n) for n in sorted(sizes))} samples. Paired tests use the "
+                "samples that both sides answered; accuracies are over all that each answered.",
+            )
+        )
+    return out

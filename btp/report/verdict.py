@@ -1,0 +1,143 @@
+"""A comparison in words, computed from its table: who leads at each budget, and what to know before believing it."""
+
+from collections.abc import Sequence
+from math import isnan
+
+import pandas as pd
+
+from btp.report.columns import number
+from btp.report.fields import Field
+from btp.report.find import LeftOut
+from btp.report.fired import fired
+from btp.report.ranking import same_budget
+from btp.report.summary import NOTABLE, Remark, listed, p_text, percent, points
+
+_MOST = 8  # things that one sentence lists
+
+
+def verdict(field: Field, rows: pd.DataFrame) -> list[str]:
+    """Paragraphs about one field: what it is, and the leader at each budget."""
+    methods = rows[rows["role"].eq("method")]
+    names = list(dict.fromkeys(methods["series"]))
+    said = [_what(field, rows, names)]
+    for _, group in methods[methods["macro"].notna()].groupby("budget"):
+        said.append(_at_budget(group, rows[rows["budget"].eq(group["budget"].iloc[0])]))
+    told = _told(methods)
+    return [*said, *([told] if told else [])]
+
+
+def notes(fields: Sequence[Field], frame: pd.DataFrame, left: Sequence[LeftOut]) -> list[Remark]:
+    """What to know before using the comparison, worst first."""
+    found = [*_left(left), *(remark for field in fields for remark in field.remarks)]
+    found += [remark for field in fields for remark in (*_idle(field), *_inert(field))]
+    found += [*_missed(frame), *_alone(frame), *_machines(fields, frame)]
+    shared = sum(field.shared for field in fields)
+    if shared:
+        found.append(Remark("good", f"{shared} arms that several runs had in common stand here once."))
+    rank = {"bad": 0, "note": 1, "good": 2}
+    return sorted(found, key=lambda remark: rank[remark.kind])
+
+
+def _what(field: Field, rows: pd.DataFrame, names: Sequence[str]) -> str:
+    samples = rows["samples"].max()
+    base = rows[rows["role"].eq("baseline") & rows["macro"].notna()]
+    asked = f", {samples} samples" if samples else ", costs only"
+    said = f"{field.name}{asked}: {len(names)} method{'' if len(names) == 1 else 's'}"
+    said += f" ({_some(names)})." if names else "."
+    if len(base):
+        row = base.iloc[0]
+        said += f" The unpruned model answers {percent(row['macro'])} right with {row['tokens_avg']:.4g} visual tokens."
+    return said
+
+
+def _at_budget(group: pd.DataFrame, everyone: pd.DataFrame) -> str:
+    best = group.loc[group["macro"].idxmax()]
+    said = f"At {number(best['tokens_avg'], 'tokens')} visual tokens"
+    if best["visual_tokens"] > 0:
+        said += f" ({100 * best['tokens_avg'] / best['visual_tokens']:.0f}%)"
+    score = percent(best["macro"])
+    said += f" {best['method']} " + (f"leads with {score}" if len(group) > 1 else f"answers {score} right")
+    for key, name in (("random", "random selection"), ("btp", "BTP")):
+        if not isnan(best[f"gap_{key}"]):
+            said += f", {points(best[f'gap_{key}'])} than {name} ({p_text(best[f'p_{key}_holm'])})"
+    ahead = everyone[everyone["role"].eq("control") & (everyone["macro"] > best["macro"])]
+    if len(ahead):
+        controls = listed([f"{m} ({percent(v)})" for m, v in zip(ahead["method"], ahead["macro"], strict=True)])
+        said += f"; the control{'s' if len(ahead) > 1 else ''} {controls} score{'' if len(ahead) > 1 else 's'} higher"
+    return f"{said}."
+
+
+def _told(methods: pd.DataFrame) -> str:
+    said = []
+    for key, name in (("random", "random selection"), ("btp", "BTP")):
+        tested = methods[methods[f"p_{key}_holm"].notna()]
+        if len(tested):
+            sure = int((tested[f"p_{key}_holm"] < NOTABLE).sum())
+            said.append(f"{sure} of {len(tested)} rows of methods differ from {name}")
+    return f"Behind Holm's correction {listed(said)} (p below {NOTABLE})." if said else ""
+
+
+def _left(left: Sequence[LeftOut]) -> list[Remark]:
+    out = [x for x in left if x.kind in ("failed", "unfinished")]
+    if not out:
+        return []
+    kinds = [f"{sum(x.kind == k for x in out)} {k}" for k in ("failed", "unfinished") if any(x.kind == k for x in out)]
+    plural = "s" if len(out) > 1 else ""
+    return [Remark("bad", f"Not in here: {listed(kinds)} run{plural}, listed below with the reason.")]
+
+
+def _idle(field: Field) -> list[Remark]:
+    idle = [
+        f"{stage['site']} of {stage['title']} ({run.path.name})"
+        for run in field.runs
+        if len(run.samples)
+        for stage in fired(run)
+        if not stage["fired"]
+    ]
+    return [Remark("bad", f"{_some(list(dict.fromkeys(idle)))} withdrew nothing.")] if idle else []
+
+
+def _inert(field: Field) -> list[Remark]:
+    checked = [(run, run.run["inert"]) for run in field.runs if run.run.get("inert")]
+    loud = [run.path.name for run, inert in checked if not inert.get("identical")]
+    if loud:
+        return [Remark("bad", f"Not inert with hooks attached and nothing pruned: {_some(loud)}.")]
+    if not checked:
+        return []
+    return [Remark("good", f"{field.name}: hooks that prune nothing change nothing, in {len(checked)} runs checked.")]
+
+
+def _missed(frame: pd.DataFrame) -> list[Remark]:
+    off = [
+        f"{row['method']} ({number(row['tokens_avg'], 'tokens')} for {number(row['budget_asked'], 'tokens')})"
+        for _, row in frame[frame["role"].eq("method")].iterrows()
+        if not same_budget(row)
+    ]
+    return [Remark("note", f"Not at the budget asked for: {_some(off)}.")] if off else []
+
+
+def _alone(frame: pd.DataFrame) -> list[Remark]:
+    out = []
+    rows = frame[frame["role"].eq("method") & frame["macro"].notna()]
+    for key, name in (("random", "random selection"), ("btp", "BTP")):
+        mine = rows[rows["pruner"].ne("btp")] if key == "btp" else rows
+        alone = mine[mine[f"gap_{key}"].isna()]
+        if len(alone):
+            which = [f"{m} at {number(t, 'tokens')}" for m, t in zip(alone["method"], alone["tokens_avg"], strict=True)]
+            out.append(Remark("note", f"Nothing of {name} at the budget of {_some(which)}: no test against it."))
+    return out
+
+
+def _machines(fields: Sequence[Field], frame: pd.DataFrame) -> list[Remark]:
+    out = []
+    for at, field in enumerate(fields):
+        kinds = sorted({h for h in frame.loc[frame["field"].eq(at), "hardware"] if h})
+        if len(kinds) > 1:
+            text = f"times come from {len(kinds)} kinds of machine, each beside its own unpruned model's"
+            out.append(Remark("note", f"{field.name}: {text}."))
+    return out
+
+
+def _some(parts: Sequence[str]) -> str:
+    """A list in a sentence, cut where nobody would read on."""
+    return listed([*parts[:_MOST], f"{len(parts) - _MOST} more"] if len(parts) > _MOST + 1 else parts)

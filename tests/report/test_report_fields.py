@@ -1,0 +1,144 @@
+"""How the arms of several runs become the rows of one comparison."""
+
+import pandas as pd
+import pytest
+from sample_run import ARMS, BLIND, SHRUNK, method, of, set_scores, write_run
+
+from btp.report.fields import fields, pair
+from btp.report.load import read_costs, read_run
+from btp.report.variants import variants
+
+SMALL = {"samples": 16, "overlays": 0}
+
+
+def rows(field):
+    return [(e.role, e.series, e.note) for e in field.entries]
+
+
+def test_one_baseline_and_each_control_once(tmp_path):
+    """Three runs with the same controls: unpruned, random and no image stand once."""
+    runs = [
+        read_run(write_run(tmp_path / name, **SMALL, name=name, arms=of(name, SHRUNK, BLIND)))
+        for name in ("btp", "dart", "fastv")
+    ]
+    (field,) = fields(runs)
+    assert rows(field) == [
+        *(("baseline", "unpruned", ""), ("method", "btp", ""), ("control", "random", "")),
+        *(("control", "downsampled", ""), ("control", "no image", "")),
+        *(("method", "dart", ""), ("method", "fastv", "")),
+    ]
+    assert field.shared == 2 * 3
+    assert field.remarks == ()
+
+
+def test_controls_that_answer_otherwise_or_stand_elsewhere_stay_apart(tmp_path):
+    one = read_run(write_run(tmp_path / "one", **SMALL))
+    other = write_run(tmp_path / "two", **SMALL, name="dart", arms=of("dart"))
+    set_scores(other, {"random": [0] * 16})
+    stages = [("llm.layer.2", 0.3)]
+    third = read_run(write_run(tmp_path / "three", **SMALL, name="fastv", arms=of("fastv"), stages=stages))
+    (field,) = fields([one, read_run(other), third])
+    assert [row for row in rows(field) if row[1] == "random"] == [
+        *(("control", "random", "in the run of btp"), ("control", "random", "in the run of dart")),
+        ("control", "random", ""),
+    ]
+
+
+def test_of_two_that_are_the_same_the_one_with_more_samples_stays(tmp_path):
+    few = read_run(write_run(tmp_path / "few", samples=8, overlays=0))
+    many = read_run(write_run(tmp_path / "many", samples=16, overlays=0, name="dart", arms=of("dart")))
+    (field,) = fields([few, many])
+    kept = {e.series: len(e.rows) for e in field.entries}
+    assert kept == {"unpruned": 16, "btp": 8, "random": 16, "dart": 16}
+    assert "answered 8 and 16 samples" in field.remarks[0].text
+
+
+def test_models_and_tasks_are_fields_of_their_own(tmp_path):
+    one = read_run(write_run(tmp_path / "one", **SMALL))
+    other = read_run(write_run(tmp_path / "two", **SMALL, config={"model": {"name": "llava15"}}))
+    third = read_run(write_run(tmp_path / "three", **SMALL, config={"task": {"name": "pope"}}))
+    assert [f.name for f in fields([one, other, third])] == ["pocket, pocketvqa", "llava15, pocketvqa", "pocket, pope"]
+
+
+def test_namesakes_with_other_answers_are_not_one_model(tmp_path):
+    """A model whose unpruned answers differ in many samples has other weights: nothing is compared across."""
+    one = read_run(write_run(tmp_path / "one", **SMALL))
+    two = set_scores(write_run(tmp_path / "two", **SMALL), {"unpruned": [0, 1] * 8})
+    found = fields([one, read_run(two)])
+    assert [f.model for f in found] == ["pocket (1)", "pocket (2)"]
+    assert found[0].remarks[0].kind == "bad"
+    assert "compared apart" in found[0].remarks[0].text
+
+
+def test_a_few_other_answers_are_noted(tmp_path):
+    one = read_run(write_run(tmp_path / "one", samples=60, overlays=0))
+    folder = write_run(tmp_path / "two", samples=60, overlays=0, name="dart", arms=of("dart"))
+    samples = pd.read_parquet(folder / "samples.parquet")
+    samples.loc[samples.index[samples["arm"] == "unpruned"][:2], "prediction"] = "else"
+    samples.to_parquet(folder / "samples.parquet")
+    (field,) = fields([one, read_run(folder)])
+    assert "a few differ in two (2 of 60)" in field.remarks[0].text
+
+
+def test_selection_by_lot_is_a_control_wherever_it_ran(tmp_path):
+    one = read_run(write_run(tmp_path / "one", **SMALL))
+    alone = read_run(write_run(tmp_path / "two", **SMALL, name="random", arms=(ARMS[0], method("random"))))
+    (field,) = fields([one, alone])
+    assert [row for row in rows(field) if row[1] == "random"] == [("control", "random", "")]
+
+
+def test_budgets_are_one_series_and_settings_are_not(tmp_path):
+    """Counts and budgets do not change a method's name; any other setting does, and only where it differs."""
+    configs = [
+        {"pruner": {"name": "btp", "method": {"score": "logits", "over": 1}}, "budget": {"share": 0.2}, "seed": 0},
+        {"pruner": {"name": "btp", "method": {"score": "logits", "over": 1}}, "budget": {"share": 0.4}, "seed": 0},
+        {"pruner": {"name": "btp", "method": {"score": "probs", "over": 1}}, "budget": {"share": 0.4}, "seed": 0},
+    ]
+    runs = [read_run(write_run(tmp_path / str(i), **SMALL, config=c)) for i, c in enumerate(configs)]
+    assert [v["btp"] for v in variants(runs)] == [
+        *("btp (method.score=logits)", "btp (method.score=logits)"),
+        "btp (method.score=probs)",
+    ]
+    assert variants(runs[:2]) == [{"btp": "btp"}, {"btp": "btp"}]
+
+
+@pytest.mark.parametrize(
+    ("configs", "labels"),
+    [
+        ([{"stages": 2}, {"stages": 3}], ["btp (stages=2)", "btp (stages=3)"]),
+        (
+            [{"schedule": {"kind": "auto", "tau": 0.9}}, {"schedule": {"kind": "uniform", "balance": 1}}],
+            ["btp (schedule=auto)", "btp (schedule=uniform)"],
+        ),
+        (
+            [{"schedule": {"stages": [{"site": "llm.layer.2", "keep": k}]}} for k in (64, 128)],
+            ["btp", "btp"],
+        ),
+        ([{"model": {"name": "pocket", "path": p}} for p in ("a", "b")], ["btp", "btp"]),
+    ],
+)
+def test_what_a_variant_is_called(tmp_path, configs, labels):
+    runs = [read_run(write_run(tmp_path / str(i), **SMALL, config=c)) for i, c in enumerate(configs)]
+    assert [v["btp"] for v in variants(runs)] == labels
+
+
+def test_seeds_tell_selection_by_lot_apart(tmp_path):
+    runs = [read_run(write_run(tmp_path / str(i), **SMALL, config={"seed": i})) for i in range(2)]
+    assert variants(runs) == [{"btp": f"btp (seed={i})", "random": f"random (seed={i})"} for i in range(2)]
+
+
+def test_a_sample_is_the_same_where_its_question_is(tmp_path):
+    a = read_run(write_run(tmp_path / "one", **SMALL)).rows("btp")
+    b = a.iloc[::-1].copy()
+    b.loc["test-0-000003", "question"] = "another one ?"
+    x, y = pair(a, b[1:])
+    assert list(x.index) == list(y.index)
+    assert set(a.index) - set(x.index) == {"test-0-000003", "test-0-000015"}
+
+
+def test_costs_only_stand_beside_answers(tmp_path):
+    one = read_run(write_run(tmp_path / "one", **SMALL))
+    costs = read_costs(write_run(tmp_path / "two", **SMALL, name="dart", arms=of("dart"), drop=["samples.parquet"]))
+    (field,) = fields([one, costs])
+    assert {e.series: len(e.rows) for e in field.entries}["dart"] == 0
+    assert field.baseline.run is one

@@ -1,0 +1,224 @@
+"""What a comparison writes beside its page, and what it says in words."""
+
+import csv
+import io
+import re
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from sample_run import BLIND, SHRUNK, of, set_scores, write_run
+
+from btp.report.fields import fields
+from btp.report.find import LeftOut, find_runs
+from btp.report.gather import compare
+from btp.report.kept import kept_cards
+from btp.report.ranking import ranking
+from btp.report.verdict import notes, verdict
+
+ONE = ("presence",)
+
+
+def gathered(root):
+    runs, left = find_runs([root])
+    found = fields(runs)
+    return found, ranking(found), left
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Two methods at two budgets, one failed run."""
+    root = tmp_path_factory.mktemp("sweep")
+    for name in ("btp", "dart"):
+        for keep in (0.5, 0.25):
+            command = f"python run.py pruner={name} budget.share={keep}"
+            folder = root / f"{name}-{keep}"
+            arms = of(name, SHRUNK, BLIND)
+            stages = [("llm.layer.2", keep)]
+            write_run(folder, samples=16, overlays=2, name=name, arms=arms, stages=stages, run={"command": command})
+    write_run(root / "broken", samples=8, overlays=0, run={"state": "failed", "error": "no & such 50% layer_9"})
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(sweep, tmp_path_factory):
+    failed = [("pruner=x", "a budget that cannot be"), ("stages=3 budget.share=0.43", "named already")]
+    shown, paths = compare([sweep], failed, tmp_path_factory.mktemp("out"))
+    return shown, {path.suffix: path for path in paths}, paths
+
+
+def test_all_files_are_named(written):
+    _, _, paths = written
+    assert [p.name for p in paths[:4]] == [f"comparison.{end}" for end in ("html", "csv", "md", "tex")]
+    assert len(paths) == 4 + 6
+    assert all(p.is_file() for p in paths)
+    assert {p.parent.name for p in paths[4:]} == {"figures"}
+
+
+def test_csv_has_a_row_per_arm_with_its_command(sweep, written):
+    rows = list(csv.DictReader(written[1][".csv"].open()))
+    assert len(rows) == 1 + 2 * 2 + 2 + 2
+    assert {r["command"] for r in rows if r["method"] == "dart"} == {
+        f"python run.py pruner=dart budget.share={keep}" for keep in (0.5, 0.25)
+    }
+    assert float(rows[1]["gap_random"]) == gathered(sweep)[1].frame["gap_random"].iloc[1]
+    assert {r["front_tokens_avg"] for r in rows} == {"True", "False"}
+    assert {r["hardware"] for r in rows} == {"2-core CPU, float32"}
+
+
+def test_markdown_has_commands_and_what_was_left_out(written):
+    text = written[1][".md"].read_text()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert len(table) == 2 + 9
+    assert "`python run.py pruner=dart budget.share=0.25`" in text
+    assert "broken`: failed: no & such 50% layer_9" in text
+    assert "- `pruner=x`: a budget that cannot be" in text
+    assert "named already" not in text  # its folder is listed with the same command
+
+
+def test_latex_balances_and_escapes(written):
+    text = written[1][".tex"].read_text()
+    for opened in ("begin{tabular}", "toprule"):
+        assert text.count(f"\\{opened}") == 2
+    assert text.count("\\end{tabular}") == text.count("\\bottomrule") == 2
+    plain = re.sub(r"\\[{}&%$#_]", "", text)
+    assert plain.count("{") == plain.count("}")
+    assert plain.count("$") % 2 == 0
+    for tabular in text.split("\\begin{tabular}")[1:]:
+        kinds = re.match(r"\{([lr]+)\}", tabular).group(1)
+        rows = [line for line in tabular.splitlines() if line.endswith(r"\\")][1:]
+        assert {line.count("&") for line in rows} == {len(kinds) - 1}
+        spans = sum(int(n) for n in re.findall(r"\\multicolumn\{(\d+)\}", tabular))
+        assert spans == len(kinds)
+        assert len(kinds) <= 12
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert not re.search(r"(?<!\\)[%#_^~−–×<>]", body.replace("\\\\", ""))
+    assert text.count("\\midrule") == 2 * (1 + 4)  # under the heading and between five budgets
+
+
+@pytest.mark.parametrize("width", [70, 120])
+def test_the_screen_shows_rows_and_what_was_left_out(written, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(written[0])
+    text = console.export_text()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    for words in ("dart @ 54.0", "btp @ 84.0", "to random", "p,", "prefill ×", "Left out", "pruner=x: a budget"):
+        assert words in text
+
+
+def test_a_sweep_that_failed_whole_says_why(tmp_path):
+    folder = write_run(tmp_path / "a", samples=4, overlays=0, run={"state": "failed", "error": "out of memory"})
+    with pytest.raises(ValueError, match=r"No finished run to compare(.|\n)*out of memory(.|\n)*pruner=x: no such"):
+        compare([folder], [("pruner=x", "no such pruner")], tmp_path / "out")
+    with pytest.raises(ValueError, match="Looked at no folder"):
+        compare([], [], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_words_name_the_leader_and_controls_ahead_of_it(tmp_path):
+    scores = {"unpruned": [1] * 20, "random": [1] * 5 + [0] * 15, "downsampled": [1] * 18 + [0] * 2}
+    for name, right in (("btp", 10), ("dart", 16)):
+        folder = write_run(
+            tmp_path / name,
+            samples=20,
+            overlays=0,
+            abilities=ONE,
+            name=name,
+            arms=of(name, SHRUNK),
+            stages=[("llm.layer.0", 0.444)],
+        )
+        set_scores(folder, {**scores, name: [1] * right + [0] * (20 - right)})
+    (field,), table, left = gathered(tmp_path)
+    what, at, told = verdict(field, table.frame)
+    assert what == (
+        "pocket, pocketvqa, 20 samples: 2 methods (dart and btp). "
+        "The unpruned model answers 100.0% right with 144 visual tokens."
+    )
+    assert at == (
+        "At 64.0 visual tokens (44%) dart leads with 80.0%, 55.0 points higher than random selection (p = 0.002), "
+        "30.0 points higher than BTP (p = 0.031); the control downsampled (90.0%) scores higher."
+    )
+    assert told == (
+        "Behind Holm's correction 1 of 2 rows of methods differ from random selection and 1 of 1 rows of methods "
+        "differ from BTP (p below 0.05)."
+    )
+    assert {n.kind for n in notes([field], table.frame, left)} == {"good"}
+
+
+def test_the_notes_say_what_to_mind(tmp_path):
+    stages = {"btp": [("llm.layer.0", 0.5)], "dart": [("llm.layer.0", 0.25)]}
+    for name, at in stages.items():
+        arms = [dict(arm) for arm in of(name)]
+        arms[1]["budget"] = {"asked": 72.0}
+        run = {"inert": {"checked": 8, "identical": name == "btp", "max_logit_difference": 0.5}}
+        folder = write_run(tmp_path / name, samples=8, overlays=0, name=name, arms=arms, stages=at, run=run)
+    trace = pd.read_parquet(folder / "trace.parquet")
+    trace.loc[trace["arm"] == "dart", "after"] = trace["before"]
+    trace.to_parquet(folder / "trace.parquet")
+    cost = (folder / "cost.json").read_text().replace("2-core CPU", "another CPU")
+    (folder / "cost.json").write_text(cost)
+    found, table, _ = gathered(tmp_path)
+    left = [LeftOut("x", "no"), LeftOut("y", "not yet", "unfinished"), LeftOut("z", "same", "twice")]
+    said = {n.text: n.kind for n in notes(found, table.frame, left)}
+    bad = [text for text, kind in said.items() if kind == "bad"]
+    assert bad == [
+        "Not in here: 1 failed and 1 unfinished runs, listed below with the reason.",
+        "llm.layer.0 of dart (dart) withdrew nothing.",
+        "Not inert with hooks attached and nothing pruned: dart.",
+    ]
+    for text in (
+        "Not at the budget asked for: dart (36.0 for 72.0).",
+        "Nothing of BTP at the budget of dart at 36.0: no test against it.",
+        "pocket, pocketvqa: times come from 2 kinds of machine, each beside its own unpruned model's.",
+    ):
+        assert said[text] == "note"
+
+
+def test_cards_hold_every_method_on_the_same_picture(sweep):
+    (field,), table, _ = gathered(sweep)
+    one, two = kept_cards(field, table.frame)
+    assert [arm["method"] for arm in one["arms"]] == [m for m in table.frame["method"] if m != "unpruned"]
+    dart = next(arm for arm in one["arms"] if arm["series"] == "dart")
+    assert [(s["site"], s["before"], s["after"]) for s in dart["stages"]] == [("llm.layer.2", 144, 72)]
+    assert (one["id"], two["id"]) == ("test-0-000000", "test-0-000001")
+    assert one["unpruned"]["mark"] in ("right", "wrong")
+    rows = next(e for e in field.entries if e.series == "dart").rows
+    assert dart["text"] == rows.loc[one["id"], "prediction"]
+
+
+def test_merged_tokens_are_drawn_apart_and_strangers_counted(tmp_path):
+    """Traces with and without `merged` lie side by side; an index that is no patch is counted, not drawn."""
+    write_run(tmp_path / "btp", samples=8, overlays=1)
+    folder = write_run(tmp_path / "tome", samples=8, overlays=1, name="tome", arms=of("tome"), merges=("tome",))
+    trace = pd.read_parquet(folder / "trace.parquet")
+    first = trace.index[(trace["arm"] == "tome") & (trace["sample"] == "test-0-000000")][0]
+    trace.at[first, "kept"] = [0, 1, 13, 144]
+    trace.at[first, "merged"] = [1, 144]
+    trace.to_parquet(folder / "trace.parquet")
+    (field,), table, _ = gathered(tmp_path)
+    (card,) = kept_cards(field, table.frame)
+    arms = {arm["series"]: arm for arm in card["arms"]}
+    stage = arms["tome"]["stages"][0]
+    assert (stage["kept"], stage["merged"]) == ("M0 0h2v1h-2zM1 1h1v1h-1z", "M1 0h1v1h-1z")
+    assert (stage["outside"], stage["gathered"]) == (1, 1)
+    assert all(s["merged"] == "" for s in arms["btp"]["stages"])
+
+
+def test_many_stages_are_thinned_out(tmp_path):
+    stages = [(f"vision.mlp.{i}", 1 - 0.03 * (i + 1)) for i in range(20)]
+    write_run(tmp_path / "one", samples=4, overlays=1, name="tome", arms=of("tome"), stages=stages)
+    (field,), table, _ = gathered(tmp_path)
+    arm = next(a for a in kept_cards(field, table.frame)[0]["arms"] if a["series"] == "tome")
+    assert [s["site"] for s in (arm["stages"][0], arm["stages"][-1])] == ["vision.mlp.0", "vision.mlp.19"]
+    assert (len(arm["stages"]), arm["skipped"]) == (8, 12)
+
+
+def test_pictures_of_tiles_are_not_drawn_on(tmp_path):
+    folder = write_run(tmp_path / "one", samples=4, overlays=1)
+    samples = pd.read_parquet(folder / "samples.parquet")
+    samples["total"] = 150
+    samples.to_parquet(folder / "samples.parquet")
+    (field,), table, _ = gathered(tmp_path)
+    arms = kept_cards(field, table.frame)[0]["arms"]
+    assert all(not arm["drawable"] and arm["stages"] == [] for arm in arms)
