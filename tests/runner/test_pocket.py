@@ -33,8 +33,13 @@ def scores():
 
 
 def test_it_reads(scores):
-    assert scores["unpruned"]["digit"] >= 90
-    assert scores["unpruned"]["number"] >= 75
+    assert scores["unpruned"]["digit"] >= 95
+    assert scores["unpruned"]["number"] >= 90
+
+
+def test_it_takes_two_hops(scores):
+    for ability in HOPS:
+        assert scores["unpruned"][ability] >= 90
 
 
 def test_it_guesses_nothing_from_a_blank_picture(scores):
