@@ -59,14 +59,19 @@ def match_pairs(
     if not any(remove):
         return index.expand(B, N).masked_fill(~real, -1)[:, :stay], index.expand(B, N)
 
-    cpu = torch.arange(N)
-    into = (cpu + lead) % every == every - 1
-    sources, destinations = cpu[~into].to(device), cpu[into].to(device)
+    into = slice((every - 1 - lead) % every, N, every)
+    destinations = index[into]
+    left = slice(lead % 2, N, 2)  # a view where it can be one
+    if every != 2:
+        cpu = torch.arange(N)
+        left = cpu[(cpu + lead) % every != every - 1].to(device)
+    sources = index[left]
     unit = normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
-    alike = unit[:, sources] @ unit[:, destinations].mT  # [B, sources, destinations]
-    alike = alike.masked_fill(~real[:, None, destinations], -torch.inf)
-    best = alike.amax(2).masked_fill(~real[:, sources], -torch.inf)
-    partner = destinations[alike.argmax(2)]
+    alike = unit[:, left] @ unit[:, into].mT  # [B, sources, destinations]
+    if min(alive) < N:
+        alike = alike.masked_fill_(~real[:, None, into] | ~real[:, left, None], -torch.inf)
+    best, at = alike.max(2)
+    partner = destinations[at]
 
     number = torch.arange(len(sources), device=device).expand(B, -1)
     ranked = best.argsort(dim=1, descending=True, stable=True)
@@ -74,13 +79,15 @@ def match_pairs(
     goes = rank < torch.tensor(tuple(remove), device=device)[:, None]  # [B, sources]
 
     target = index.repeat(B, 1)
-    target[:, sources] = torch.where(goes, partner, sources)
+    target[:, left] = torch.where(goes, partner, sources)
     place = index.repeat(B, 1)
     if order != "raster":
         place += N
-        place[:, sources] = rank if order == "similar" else number
-    idle = torch.tensor([r == 0 for r in remove], device=device)[:, None]
-    place = torch.where(idle, index, place).masked_fill(~real | (target != index), 2 * N)
+        place[:, left] = rank if order == "similar" else number
+    if not all(remove):
+        idle = torch.tensor([r == 0 for r in remove], device=device)[:, None]
+        place = torch.where(idle, index, place)
+    place = place.masked_fill(~real | (target != index), 2 * N)
     keep = place.argsort(dim=1, stable=True)[:, :stay]
     return keep.masked_fill(place.gather(1, keep) == 2 * N, -1), target
 
@@ -130,13 +137,15 @@ def merge_to(
             plan = MergePlan(target, sizes)
             metric = merge_states(metric, kept, plan)
             sizes = torch.ones_like(metric[..., 0]) if size is None else merge_sizes(sizes, kept, plan)
-        owner = _place_of(kept, target.shape[1]).gather(1, owner)
+        if len(steps) > 1:
+            owner = _place_of(kept, target.shape[1]).gather(1, owner)
         left = left.gather(1, kept.clamp(min=0))
         alive = [n - r for n, r in zip(alive, remove, strict=True)]
     keep = left[:, : max(counts, default=0)]
     wanted = torch.tensor(tuple(counts), device=device)[:, None]
     keep = keep.masked_fill(torch.arange(keep.shape[1], device=device) >= wanted, -1)
-    target = left.gather(1, owner).masked_fill(~real | (wanted == 0), -1)
+    target = owner if len(steps) == 1 else left.gather(1, owner)
+    target = target.masked_fill(~real | (wanted == 0), -1)
     return keep, MergePlan(target, weight)
 
 

@@ -182,10 +182,22 @@ class _Table(_Rows):
     def __init__(self, x: Tensor, power: float | None) -> None:
         super().__init__(x, power)
         B, N, _ = x.shape
-        self.table = self.compare(x, self.empty)
+        self.table = self._products() if power is None and _reads_freely(x) else self.compare(x, self.empty)
         self.table.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # a picked token is never picked again
         self.flat = self.table.view(B * N, N)
         self.offset = torch.arange(B, device=x.device) * N
+
+    def _products(self) -> Tensor:
+        """All cosines, the upper half made and the lower one copied: a CPU is slow at products, not at copies."""
+        N = self.x.shape[1]
+        table = self.x.new_empty(len(self.x), N, N)
+        for first in range(0, N, BLOCK):
+            last = min(first + BLOCK, N)
+            torch.bmm(self.x[:, first:last], self.x[:, first:].mT, out=table[:, first:last, first:])
+            table[:, last:, first:last] = table[:, first:last, last:].mT
+        if self.empty is not None:
+            table.masked_fill_(self.empty[..., None] & self.empty[:, None], 1.0)
+        return table
 
     def block(self, index: Tensor) -> Tensor:
         return self.flat[index + self.offset[:, None]]

@@ -24,7 +24,7 @@ def longest_keys(keys: Tensor, valid: Tensor, most: int) -> Tensor:
 
     Source: Wen et al. 2025, arXiv:2502.11494, table 8, where other rules do as well.
     """
-    norm = keys.to(_exact(keys)).abs().sum((1, 3)).masked_fill(~valid, -1.0)
+    norm = torch.linalg.vector_norm(keys.to(_exact(keys)), ord=1, dim=(1, 3)).masked_fill(~valid, -1.0)
     order = norm.argsort(dim=1, descending=True, stable=True)[:, :most]
     return order.masked_fill(~valid.gather(1, order), -1)
 

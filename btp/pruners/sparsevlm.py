@@ -139,10 +139,9 @@ class SparseVLM(Pruner):
             visual, text = (signals[rotary] for rotary in _rotary(stage))
             scores = scores / bounded(position_kernel(text, visual), self.guard)[:, None]
         counted = raters[:, :, None] & tokens.valid[:, None]
-        scores = scores.masked_fill(~counted[:, None], 0)
-        if self.heads is not None:
-            scores = loudest_heads(scores, self.heads)
-        return scores.mean(1), raters
+        if self.heads is None:
+            return scores.mean(1).masked_fill(~counted, 0), raters
+        return loudest_heads(scores.masked_fill(~counted[:, None], 0), self.heads).mean(1), raters
 
     def _by_rank(self, rank: int, alive: int) -> int:
         """Tokens kept as they are, by the rule of the first release."""
@@ -176,7 +175,7 @@ class SparseVLM(Pruner):
         near = _members(upper, N) & ~_members(kept, N)
         candidate = top_k(near.long(), number)  # [B, M], ascending
         place = candidate.clamp(min=0)
-        x = tokens.hidden.gather(1, place[..., None].expand(-1, -1, tokens.hidden.shape[2]))
+        x = tokens.hidden[torch.arange(B, device=device)[:, None], place]
         centre, group = density_peaks(x, means, candidate >= 0)
         centres = place.gather(1, centre.clamp(min=0)).masked_fill(centre < 0, -1)  # [B, C] into N
         keep = torch.cat([kept, centres], dim=1)

@@ -203,7 +203,8 @@ def main() -> None:
     model = build_model(processor.tokenizer, side=SIDE, patch=args.patch, vision=VISION, text=TEXT)
     first = 0
     if args.init:
-        model.load_state_dict(LlavaForConditionalGeneration.from_pretrained(args.init, dtype=torch.float32).state_dict())
+        begun = LlavaForConditionalGeneration.from_pretrained(args.init, dtype=torch.float32)
+        model.load_state_dict(begun.state_dict())
         first = PHASES[-2].until
     heads = Heads(TEXT["hidden_size"], VISION["hidden_size"])
     heads.user = processor.tokenizer("USER :", add_special_tokens=False).input_ids

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from btp.ops.clusters import density_peaks
+from btp.ops.clusters import _distances, density_peaks
 
 
 def plain(x, k):
@@ -100,6 +100,45 @@ def test_low_precision_features():
     same, its_group = density_peaks(x.float(), [3])
     assert torch.equal(centres, same)
     assert torch.equal(group, its_group)
+
+
+@pytest.mark.parametrize("D", [3, 64, 1024])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_copies_are_copies(D, offset):
+    """Wherever a copy stands, it is at distance 0, and so no centre before any other row; far from 0 as near it."""
+    random = torch.Generator().manual_seed(D)
+    half = torch.randn(1, 41, D, generator=random) + offset * torch.randn(1, 1, D, generator=random)
+    x = torch.cat([half, half.flip(1), half[:, :7]], dim=1)
+    valid = torch.ones(1, 89, dtype=torch.bool)
+    distance = _distances(x, valid)[0]
+    assert torch.equal(distance, distance.T)
+    same = (x[0, :, None] == x[0]).all(-1)
+    assert (distance[same] == 0).all()
+    assert (distance[~same] > 0).all()
+    centres, _ = density_peaks(x, [41])
+    assert len({tuple(x[0, i].tolist()) for i in centres[0].tolist()}) == 41
+
+
+def test_near_copies_count_as_copies():
+    """What a product in float32 cannot tell from a copy is one: below a thousandth of the distance to the mean."""
+    x = torch.tensor([0.0, 1.0, 1.0002, 1.02]).view(1, 4, 1)
+    x = torch.cat([x, -x, 0 * x], dim=2)
+    distance = _distances(x, torch.ones(1, 4, dtype=torch.bool))[0]
+    assert distance[1, 2] == 0
+    assert distance[1, 3].item() == pytest.approx(0.02 * 2**0.5, rel=1e-3)
+    exact = _distances(x.double(), torch.ones(1, 4, dtype=torch.bool))[0]
+    assert exact[1, 2].item() == pytest.approx(0.0002 * 2**0.5, rel=1e-3)
+
+
+def test_a_mean_far_away():
+    """Features that share a large part keep their distances: the part is taken off before the product."""
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 50, 256, generator=random) + 300 * torch.randn(1, 1, 256, generator=random)
+    valid = torch.arange(50)[None] < 44
+    x[:, 44:] = 1e4
+    found = _distances(x, valid)[0, :44, :44]
+    exact = torch.cdist(x[0, :44].double(), x[0, :44].double(), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
 
 
 def test_messages():

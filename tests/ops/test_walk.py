@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from btp.ops import walk
 from btp.ops.walk import walk_scores
 
 SETTINGS = {"tau": 0.1, "iterations": 5, "damping": 0.0}
@@ -49,6 +50,32 @@ def test_blocks_change_nothing(block, damping):
     settings = SETTINGS | {"damping": damping}
     found = walk_scores(queries, keys, **settings, block=block).exp()
     torch.testing.assert_close(found, dense(queries, keys, **settings), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("held", [0, 8 * 37 * 20, 8 * 37 * 20 * 3])
+@pytest.mark.parametrize("rows", [None, 30])
+def test_memory_changes_nothing(held, rows, monkeypatch):
+    """Made anew in every step, or a few heads at a time, across rows of a batch."""
+    queries, keys = random_heads(B=3)
+    rows = None if rows is None else torch.arange(37) < torch.tensor([[rows], [37], [5]])
+    settings = SETTINGS | {"damping": 0.15}
+    monkeypatch.setattr(walk, "HELD", held)
+    found = walk_scores(queries, keys, **settings, rows=rows, block=8).exp()
+    wanted = dense(queries, keys, **settings, rows=rows)
+    real = torch.ones(3, 37, dtype=torch.bool) if rows is None else rows
+    torch.testing.assert_close(found[real], wanted[real], rtol=1e-9, atol=0)
+
+
+def test_never_all_heads_at_once(monkeypatch):
+    """No tensor is made that holds more than HELD bytes, while all heads take 60 times as much."""
+    made = []
+    squared = torch.Tensor.square_
+    monkeypatch.setattr(torch.Tensor, "square_", lambda x: made.append(x.nbytes) or squared(x))
+    monkeypatch.setattr(walk, "HELD", 2**20)
+    queries, keys = random_heads(B=1, H=16, kv=4, S=700, dtype=torch.float32)
+    walk_scores(queries, keys, tau=0.1, iterations=2, damping=0.0, block=64)
+    assert 16 * 700 * 700 * 8 > 59 * 2**20
+    assert max(made) <= 2**20
 
 
 def test_shares_sum_to_one():
