@@ -80,7 +80,7 @@ def test_signals_cost_what_they_are_said_to(signal, site):
 
 def test_nothing_cut_costs_as_before():
     """The two formulas of the tower agree where everything passes."""
-    lvlm, what = subject([[2, "i", 5]])
+    _, what = subject([[2, "i", 5]])
     full = [(10, 10)] * 2
     assert shortened(what.architecture, what.segments, full, [9]) == vision(what.architecture, what.segments)
     assert prefill(what.architecture, [(16,)] * 4, what.segments, passed=full, projected=[9]) == prefill(
