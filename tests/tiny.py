@@ -13,6 +13,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    SiglipVisionConfig,
 )
 
 from btp.models.lvlm import LVLM
@@ -34,28 +35,44 @@ TEXT = {
 }
 
 
-def llava(attention: str = "sdpa", dtype: torch.dtype = torch.float32, text=LlamaConfig) -> LVLM:
+def llava(
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    text=LlamaConfig,
+    vision_layers: int = 2,
+    feature: int = -1,
+    siglip: bool = False,
+) -> LVLM:
     """CLIP and a decoder of four layers with grouped heads; nine tokens a picture."""
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=14 * SIDE,
-        patch_size=14,
-        projection_dim=16,
-    )
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": vision_layers,
+        "num_attention_heads": 2,
+        "image_size": 14 * SIDE,
+        "patch_size": 14,
+    }
     config = LlavaConfig(
-        vision_config=vision,
+        vision_config=SiglipVisionConfig(**size) if siglip else CLIPVisionConfig(**size, projection_dim=16),
         text_config=text(**TEXT),
         image_token_id=IMAGE,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
+        vision_feature_layer=feature,
+        vision_feature_select_strategy="full" if siglip else "default",
         image_seq_length=SIDE * SIDE,
         pad_token_id=PAD,
         tie_word_embeddings=False,
     )
     return _finish(LlavaForConditionalGeneration, config, attention, dtype)
+
+
+def llava_deep(attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> LVLM:
+    """The same with three layers in the tower, of which the projector reads the last but one."""
+    return llava(attention, dtype, vision_layers=3, feature=-2)
+
+
+def llava_siglip(attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> LVLM:
+    """The same with a SigLIP tower, which has no class token."""
+    return llava(attention, dtype, vision_layers=3, siglip=True)
 
 
 def llava_qwen(attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> LVLM:
@@ -92,10 +109,11 @@ def qwen(attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> LVLM:
 @functools.cache
 def shared(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> LVLM:
     """The same model for every test that leaves it as it was."""
-    return FAMILIES[family](attention, dtype)
+    return (FAMILIES | TOWERS)[family](attention, dtype)
 
 
 FAMILIES = {"llava": llava, "llava_qwen": llava_qwen, "qwen": qwen}
+TOWERS = {"llava": llava, "llava_deep": llava_deep, "llava_siglip": llava_siglip}  # whose vision tower can be cut
 
 
 def _finish(cls, config, attention: str, dtype: torch.dtype) -> LVLM:

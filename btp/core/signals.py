@@ -61,7 +61,8 @@ class Signal:
     the last token of the prompt; `start` (at llm.input) every visual token that entered the language model, whatever
     went since; `mean` the mean over all real query rows of the layer (probs alone); `cls` the class
     token of a vision tower; `all` every row of the layer in sequence order, as it ran, whatever went since
-    (`Tokens.row` says which row a token is). `Signals.rows_valid` says which of `text`, `all` and `start` are real.
+    (`Tokens.row` says which row of the layer in front of the stage a token is). `Signals.rows_valid` says which of
+    `text`, `all` and `start` are real. Hidden states at `vision.feature` are those behind the layer.
 
     probs are normalised over ALL keys, text and class token too, and then restricted to the visual columns; logits
     are scaled by the layer's own factor, and -inf where the mask forbids. Queries are scaled by it too, so that

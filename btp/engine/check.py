@@ -74,3 +74,11 @@ def check_signal(host: Host, signal: Signal, who: str) -> None:
             )
     if signal.form == "normed" and host.norm is None:
         raise ValueError(f"{asks}, but the decoder has no final norm. Use form None.")
+
+
+def unseen_message(method: str, signal: Signal) -> str:
+    """What to say where a declared signal never came."""
+    return (
+        f"pruner {method!r} asks for {signal}, but the layer's attention did not pass through the attention registry "
+        "of transformers. This family needs an adapter in btp.models."
+    )

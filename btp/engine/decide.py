@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from btp.core.selection import Selection, check_shape, is_sound, unsound_message
 from btp.core.signals import Signal, Signals
 from btp.engine.doubts import Doubts
 from btp.ops.merge import merge_sizes, merge_states
+
+COMBINES = ("mean", "sum")
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,11 @@ class Decider:
         keep = keep.clamp(max=tokens.hidden.shape[1] - 1)
         states, sizes = selection.states, None
         if selection.merge is not None:
-            sizes = merge_sizes(tokens.size, keep, selection.merge)
-            states = merge_states(tokens.hidden, keep, selection.merge) if states is None else states
+            target = selection.merge.target.to(alive.device, torch.int64)
+            self._doubts.expect(_flows_into(target, keep, tokens.valid), _lost_message(pruner.name, stage))
+            merge = replace(selection.merge, target=target.clamp(max=tokens.hidden.shape[1] - 1))
+            sizes = merge_sizes(tokens.size, keep, merge)
+            states = merge_states(tokens.hidden, keep, merge) if states is None else states
         return Decision(keep, counts, states, sizes, selection.ordered)
 
     def _expect_numbers(self, x: Tensor, what: str, method: str) -> None:
@@ -130,6 +135,21 @@ def _own_counts(pruner: Pruner, counts: tuple[int, ...], tokens: Tokens, stage: 
     return tuple(counts)
 
 
+def _flows_into(target: Tensor, keep: Tensor, valid: Tensor) -> Tensor:
+    """Whether every token that goes somewhere goes to one that stays: a bool scalar. No host sync."""
+    B, N = valid.shape
+    stays = valid.new_zeros(B, N + 2).scatter(1, keep.masked_fill(keep < 0, N), True)
+    stays[:, N:] = False
+    return (stays.gather(1, target.clamp(min=0, max=N)) | (target < 0) | ~valid).all()
+
+
+def _lost_message(method: str, stage: Stage) -> str:
+    return (
+        f"pruner {method!r} lets tokens flow into ones that do not stay at {stage.site}, where they would be lost. "
+        "A target in its MergePlan is a kept token, or -1."
+    )
+
+
 def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str) -> None:
     if selection.revive is not None:
         raise ValueError(
@@ -141,6 +161,13 @@ def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str)
             f"pruner {method!r} gives its tokens a new order at {stage.site}, where positions are "
             f"{stage.positions}: each would stand at another one's position. Set positions: renumber on that stage."
         )
+    if selection.merge is not None and selection.merge.combine not in COMBINES:
+        raise ValueError(
+            f"pruner {method!r} returned a MergePlan that combines by {selection.merge.combine!r} at {stage.site}. "
+            f"Choose from: {', '.join(COMBINES)}."
+        )
+    if selection.merge is not None and selection.merge.target.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"pruner {method!r} returned merge.target of {selection.merge.target.dtype}. Return int64.")
     B, N, D = tokens.hidden.shape
     shapes = {"states": (selection.states, (*selection.keep.shape, D))}
     if selection.merge is not None:

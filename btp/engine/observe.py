@@ -67,6 +67,7 @@ def observe(model: Host, signals: Iterable[Signal], on_signal: OnSignal | None =
         raise ValueError("observe was given no signal, so it would do nothing. Name at least one.")
     looks: list[Look] = []
     current: list[Run] = []
+    rows_valid: dict[Signal, Tensor] = {}  # of the latest prefill
 
     def sink(run: Run, sight: Sight) -> None:
         look = looks[-1]
@@ -74,12 +75,19 @@ def observe(model: Host, signals: Iterable[Signal], on_signal: OnSignal | None =
             on_signal(sight.signal, sight.value, look)
             return
         seen = {**look.signals, sight.signal: sight.value}
-        look.signals = Signals(seen, {signal: look.text_valid for signal in seen if signal.rows == "text"})
+        if sight.rows_valid is not None:
+            rows_valid[sight.signal] = sight.rows_valid
+        look.signals = Signals(seen, {signal: valid for signal, valid in rows_valid.items() if signal in seen})
 
     with occupy(model):
         check_host(model)
         for signal in wanted:
             check_signal(model, signal, "observe")
+            if signal.kind == "preview" or signal.site.tower != "llm":
+                raise ValueError(
+                    f"observe was asked for {signal}, which only a stage can see. Ask for attention in place of a "
+                    "preview, and for signals of the language model."
+                )
         binding = Binding(model.model)
 
         def enter(module, args, kwargs):

@@ -91,10 +91,11 @@ class Pictures:
             return None
         if ready is None:
             return list(range(len(self.slots)))
-        storage, each = self.features.untyped_storage().data_ptr(), self.features[0].numel()
-        if any(x.untyped_storage().data_ptr() != storage or x.numel() != each for x in ready):
+        storage, shape = self.features.untyped_storage().data_ptr(), self.features.shape[1:]
+        if any(x.untyped_storage().data_ptr() != storage or x.shape != shape for x in ready):
             return None
-        return [int(x.storage_offset() - self.features.storage_offset()) // each for x in ready]
+        first, step = self.features.storage_offset(), self.features.stride(0)  # spread out, with a gap behind each
+        return [(x.storage_offset() - first) // step for x in ready]
 
     def spread(self, x: Tensor, axis: int) -> Tensor:
         """What was seen of the tokens alive, over all tokens of a picture; zeros for the others."""

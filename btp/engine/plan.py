@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
@@ -35,6 +36,8 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
         check_host(host)
     for i, stage in enumerate(schedule):
         _check_stage(host, i, stage)
+    _check_positions(schedule)
+    _check_weighing(host, pruner, schedule)
     if pruner is None:
         for i, stage in enumerate(schedule):
             if not stage.withdraws_all and not (isinstance(stage.keep, float) and stage.keep == 1.0):
@@ -116,6 +119,28 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
         )
 
 
+def _check_positions(schedule: Schedule) -> None:
+    inside = [(i, stage) for i, stage in enumerate(schedule) if stage.site.tower == "vision"]
+    for (i, a), (j, b) in pairwise(inside):
+        if a.positions != b.positions:
+            raise ValueError(
+                f"schedule.{j}.positions is {b.positions}, but schedule.{i}.positions is {a.positions}. What left in "
+                "the vision tower leaves the prompt in one go: set both to the same."
+            )
+
+
+def _check_weighing(host: Host, pruner: Pruner | None, schedule: Schedule) -> None:
+    inside = any(stage.site.kind in ("layer", "mlp") for stage in schedule if stage.site.tower == "vision")
+    if not inside or not getattr(pruner, "proportional_attention", False):
+        return
+    used = host.vision.config._attn_implementation  # type: ignore[union-attr]
+    if used not in _ATTENTION:
+        raise ValueError(
+            f"The vision tower runs attention implementation {used!r}, which takes no weights for merged tokens. Load "
+            "the model with attn_implementation=sdpa, or set pruner.method.proportional_attention=false."
+        )
+
+
 def _check_vision(host: Host, i: int, stage: Stage) -> None:
     tower = vision_tower(host, f"schedule.{i}.site is {stage.site}: the stage")
     assert tower.feature is not None
@@ -123,6 +148,11 @@ def _check_vision(host: Host, i: int, stage: Stage) -> None:
         raise ValueError(
             f"schedule.{i}.site is {stage.site}, but the projector reads the output of vision layer {tower.feature}, "
             f"so a cut there changes nothing. Choose vision.layer.{tower.feature} or earlier, or vision.output."
+        )
+    if stage.withdraws_all and stage.site.kind != "output" and not tower.class_tokens:
+        raise ValueError(
+            f"schedule.{i}.keep is 0 at {stage.site}, which leaves the layers of a vision tower without class token "
+            "nothing to compute. Set the site to vision.output."
         )
     if stage.site.kind == "mlp" and None in (tower.mlp, tower.mlp_norm):
         raise ValueError(
@@ -142,12 +172,19 @@ def _needs(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> tuple[Sig
         check_signal(host, signal, f"pruner {pruner.name!r}")
         if not signal.ready_for(stage.site):
             later = signal.site.layer + (0 if signal.at_input else 1)
-            if signal.site.tower == "vision":
+            if signal.site.kind == "input":
+                first = "llm.input"
+            elif signal.site.tower == "vision":
                 first = "vision.output" if signal.site.kind in ("feature", "output") else f"vision.layer.{later}"
             else:
                 first = f"llm.layer.{later}"
             raise ValueError(
                 f"pruner {pruner.name!r} asks for {signal.kind} at {signal.site}, but its stage cuts at {stage.site}. "
                 f"A stage may only use signals from sites before it. Set schedule.{i}.site to {first} or later."
+            )
+        if signal.kind == "preview" and signal.site != stage.site:
+            raise ValueError(
+                f"pruner {pruner.name!r} asks for {signal}, but its stage cuts at {stage.site}: that layer has run by "
+                f"then. Ask for its attention, or for the preview of the layer at schedule.{i}.site."
             )
     return needs

@@ -116,6 +116,16 @@ class Probe(AbstractContextManager):
         finally:
             self._preview = None
 
+    def entered(self, run: Run, hidden: Tensor) -> None:
+        """What enters layer 0 behind llm.input, where both sites lie in front of one layer: [B, S', D]."""
+        self._see_hidden(run, [s for s in self._at.get(0, ()) if s.site.kind == "layer"], hidden)
+
+    def _see_hidden(self, run: Run, signals: Iterable[Signal], hidden: Tensor) -> None:
+        view = run.ledger.now
+        for signal in signals:
+            if signal.kind == "hidden" and not _nothing_alive(view):
+                self._emit(run, signal, hidden, view, axis=1)
+
     def _block(self, layer: nn.Module, part: str) -> nn.Module:
         return getattr(layer, str(getattr(self._tower, part)))
 
@@ -153,11 +163,7 @@ class Probe(AbstractContextManager):
             run = self._run()
             if run is None:
                 return
-            hidden = binding.read(args, kwargs)[binding.first]
-            view = run.ledger.at(at)
-            for signal in self._at[at]:
-                if signal.kind == "hidden" and not _nothing_alive(view):
-                    self._emit(run, signal, hidden, view, axis=1)
+            self._see_hidden(run, self._at[at], binding.read(args, kwargs)[binding.first])
 
         binding = Binding(self._tower.layers[at])
         return look

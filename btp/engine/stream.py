@@ -15,7 +15,7 @@ from btp.core.tower import Host
 from btp.core.trace import StageRecord, Trace
 from btp.engine import cache as kv
 from btp.engine.binding import Binding
-from btp.engine.check import attention_name
+from btp.engine.check import attention_name, unseen_message
 from btp.engine.companions import check_step, decode_companions, prefill_companions
 from btp.engine.decide import Decider, Decision
 from btp.engine.doubts import Doubts
@@ -24,6 +24,7 @@ from btp.engine.probe import Probe, Sight
 from btp.engine.rows import gather_rows
 from btp.engine.run import Run, open_run
 from btp.engine.vision import VisionStream
+from btp.engine.vision import rows_valid as tower_rows_valid
 
 _AXIS = {"hidden": 1, "update": 2, "change": 2, "rotary": 2, "queries": 2, "keys": 2, "values": 2}
 _SIDES = ("update", "change", "rotary")
@@ -167,6 +168,8 @@ class Stream:
                         view = run.ledger.now
                         self._probe.preview(run, at, moved, view, self._companions(run, moved, arguments, None))
                     moved = self._pass(run, planned, at, moved)
+                    if planned.stage.site.kind == "input" and moved is not hidden:
+                        self._probe.entered(run, moved)
                 if moved is not hidden:
                     args, kwargs = binding.replace(args, kwargs, {binding.first: moved})
             if run.ledger.at(at) is run.ledger.views[0][1]:
@@ -213,13 +216,11 @@ class Stream:
         for signal in planned.needs:
             if signal.site.tower == "vision":
                 seen[signal] = self._vision.seen(signal)
+                rows_valid |= tower_rows_valid({signal: seen[signal]})
                 continue
             sight = self._sights.get(signal)
             if sight is None:
-                raise RuntimeError(
-                    f"pruner {self._decider.pruner.name!r} asks for {signal}, but the layer's attention did not pass "  # type: ignore[union-attr]
-                    "through the attention registry of transformers. This family needs an adapter in btp.models."
-                )
+                raise RuntimeError(unseen_message(self._decider.pruner.name, signal))  # type: ignore[union-attr]
             seen[signal] = _restrict(sight, run)
             if sight.rows_valid is not None:
                 rows_valid[signal] = sight.rows_valid

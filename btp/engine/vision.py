@@ -23,7 +23,7 @@ from btp.core.signals import Signal
 from btp.core.tower import Host
 from btp.core.trace import StageRecord
 from btp.engine.binding import Binding
-from btp.engine.check import layer_of
+from btp.engine.check import layer_of, unseen_message
 from btp.engine.decide import Decider, Decision
 from btp.engine.pictures import Passed, Pictures, order_in_prompt, rows_of
 from btp.engine.plan import PlannedStage
@@ -92,7 +92,7 @@ class VisionStream:
     def seen(self, signal: Signal) -> Tensor:
         """A signal as a stage of the language model gets it: per picture of the prompt, over all its tokens."""
         assert self._pictures is not None
-        return self._of_prompt(self._pictures.seen[signal])
+        return self._of_prompt(self._sight(self._pictures, signal))
 
     def withdrawn(self, run: Run) -> tuple[Decision, bool] | None:
         """What leaves the prompt because it left in the tower, and whether positions close up; None for nothing.
@@ -280,6 +280,11 @@ class VisionStream:
             return hidden
         decision = self._decider.plain(pictures.slots, before, counts)
         decision = decision or self._ask(planned, hidden, front, counts)
+        if stage.site.kind != "output" and not front + min(decision.counts):
+            raise ValueError(
+                f"schedule.{planned.index}.keep is {stage.keep} at {stage.site}, which leaves no token of a picture "
+                "for the layers of a vision tower without class token. Raise it, or set the site to vision.output."
+            )
         if decision.changes(before):
             if stage.site.kind != "output" and len(set(decision.counts)) > 1:
                 raise ValueError(
@@ -318,13 +323,24 @@ class VisionStream:
             host_alive=pictures.counts,
         )
         seen = {s: self._now(pictures, s) for s in planned.needs}
-        return self._decider.ask(planned.stage, tokens, seen, {}, counts)
+        return self._decider.ask(planned.stage, tokens, seen, rows_valid(seen), counts)
+
+    def _sight(self, pictures: Pictures, signal: Signal) -> Tensor:
+        if signal not in pictures.seen:
+            raise RuntimeError(unseen_message(self._decider.pruner.name, signal))  # type: ignore[union-attr]
+        return pictures.seen[signal]
 
     def _now(self, pictures: Pictures, signal: Signal) -> Tensor:
         """A signal over the tokens alive; the class token, pixels and rows all are as they were seen."""
-        x = pictures.seen[signal]
+        x = self._sight(pictures, signal)
         whole = signal.kind == "pixels" or signal.rows == "all" or (signal.kind == "hidden" and signal.rows == "cls")
         return x if whole else pictures.alive(x, _AXIS[signal.kind])
+
+
+def rows_valid(seen: Mapping[Signal, Tensor]) -> dict[Signal, Tensor]:
+    """[P, T] for signals of the tower with rows all: every one is real."""
+    every = {s: x for s, x in seen.items() if s.rows == "all"}
+    return {s: torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device) for s, x in every.items()}
 
 
 def _per_row(totals: tuple[int, ...], per_picture: int, counts: tuple[int, ...], which: list[int]) -> tuple[int, ...]:

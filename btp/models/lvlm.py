@@ -172,7 +172,8 @@ class LVLM:
             coord, first = self._packed(inputs, visual)
         elif self._is_square(inputs):
             rows, columns = self._square_sides(inputs)
-            extra = 1 if self.config.vision_feature_select_strategy == "full" else 0
+            whole = self.config.vision_feature_select_strategy == "full"
+            extra = _class_tokens(self.vision) if whole else 0
             coord, first = grids.square(visual, rows, columns, extra)
         elif inputs.get("pixel_values") is None and inputs.get("pixel_values_videos") is None:
             coord, first = torch.full((*visual.shape, 3), -1, device=visual.device), torch.zeros_like(visual)

@@ -50,6 +50,64 @@ def test_signal_defaults_and_messages():
             Signal(*bad)
 
 
+@pytest.mark.parametrize(
+    ("signal", "message"),
+    [
+        (("hidden", "llm.layer.1", "start"), r"A hidden signal cannot be seen at llm\.layer\.1"),
+        (("hidden", "llm.cache.1"), r"cannot be seen at llm\.cache\.1"),
+        (("hidden", "vision.mlp.1"), r"cannot be seen at vision\.mlp\.1"),
+        (("keys", "vision.output"), r"cannot be seen at vision\.output"),
+        (("attention", "vision.output", "cls"), r"cannot be seen at vision\.output"),
+        (("pixels", "vision.layer.0"), r"A pixels signal cannot be seen at vision\.layer\.0"),
+        (("pixels", "llm.input"), r"cannot be seen at llm\.input"),
+        (("preview", "vision.layer.1", "last"), "cannot be seen in a vision tower, which has no text"),
+        (("rotary", "vision.layer.1"), "cannot be seen in a vision tower"),
+        (("update", "vision.layer.1"), "cannot be seen in a vision tower"),
+        (("change", "vision.feature"), "cannot be seen in a vision tower"),
+        (("attention", "vision.layer.1", "last"), "cannot be seen in a vision tower"),
+        (("keys", "vision.layer.1", "text"), "cannot be seen in a vision tower"),
+        (("hidden", "vision.output", "start"), "cannot be seen in a vision tower"),
+        (("hidden", "vision.output", None, "normed"), "cannot be seen in a vision tower"),
+        (("attention", "llm.layer.1", "cls"), r"a language model has no class token\. Use rows last or text"),
+        (("hidden", "llm.layer.1", "cls"), "a language model has no class token"),
+        (("attention", "llm.layer.1", "mean", "logits"), "only probs can be averaged over rows"),
+        (("attention", "vision.layer.1", "mean", "logits"), "only probs can be averaged over rows"),
+        (("preview", "llm.layer.1", "mean"), "rows of a preview signal is 'mean'"),
+        (("update", "llm.layer.1", None, "norm"), "form of a update signal is 'norm'"),
+    ],
+)
+def test_signals_that_cannot_be(signal, message):
+    """Each tower shows what it has, at the sites where it is."""
+    with pytest.raises(ValueError, match=message):
+        Signal(*signal)
+
+
+@pytest.mark.parametrize(
+    ("signal", "site", "ready"),
+    [
+        (("hidden", "vision.output"), "vision.output", True),
+        (("pixels", "vision.output"), "vision.output", True),
+        (("hidden", "vision.feature"), "vision.output", True),
+        (("attention", "vision.feature", "cls"), "vision.output", True),
+        (("attention", "vision.layer.1", "cls"), "vision.mlp.1", True),
+        (("attention", "vision.layer.1", "cls"), "vision.layer.1", False),
+        (("attention", "vision.layer.1", "cls"), "vision.layer.2", True),
+        (("attention", "vision.feature", "cls"), "vision.layer.1", False),
+        (("hidden", "vision.layer.1"), "vision.layer.1", True),
+        (("hidden", "vision.layer.2"), "vision.mlp.1", False),
+        (("keys", "vision.layer.1"), "llm.input", True),
+        (("hidden", "llm.input"), "vision.output", False),
+        (("hidden", "llm.input", "start"), "llm.input", True),
+        (("preview", "llm.layer.0", "last"), "llm.input", False),
+        (("change", "llm.layer.1"), "llm.layer.1", False),
+        (("rotary", "llm.layer.1"), "llm.layer.2", True),
+    ],
+)
+def test_one_way_rule_everywhere(signal, site, ready):
+    """What a tower computes in a layer is there behind it; between attention and MLP the attention is."""
+    assert Signal(*signal).ready_for(Site.parse(site)) == ready
+
+
 def test_one_way_rule():
     """A stage may use what ran before it, and what lies in front of it."""
     site = Site.parse("llm.layer.2")
@@ -135,8 +193,16 @@ def test_selection_types():
 
 
 def test_good_ragged_selection():
-    """Rows of different count, padded at the end."""
+    """Rows of different count, padded at the end; in any order where the method says so."""
     check_selection(Selection(torch.tensor([[0, 2], [1, -1]])), (2, 1), (3, 2), "toy", "llm.layer.2")
+    check_selection(Selection(torch.tensor([[2, 0], [1, -1]]), ordered=True), (2, 1), (3, 2), "toy", "llm.layer.2")
+
+
+@pytest.mark.parametrize("keep", [[[2, 2], [1, -1]], [[2, 3], [1, -1]], [[2, -1], [1, -1]], [[2, 0], [-1, 1]]])
+def test_bad_ordered_selection(keep):
+    """In any order indices are still unique, in range and padded at the end."""
+    with pytest.raises(ValueError, match="not ascending, unique and in range"):
+        check_selection(Selection(torch.tensor(keep), ordered=True), (2, 1), (3, 2), "toy", "llm.layer.2")
 
 
 def test_ledger_by_hand():
@@ -149,7 +215,8 @@ def test_ledger_by_hand():
     assert first.visual_row.tolist() == [[1, 2, 3, 4], [3, 4, -1, -1]]
     assert not first.even
 
-    cut = ledger.cut(2, torch.tensor([[1, 3], [1, -1]]), (2, 1), renumber=False)
+    keep = torch.tensor([[1, 3], [1, -1]])
+    cut = ledger.cut(2, keep, (2, 1), renumber=False)
     assert cut.at(1) is first
     view = cut.at(2)
     assert view.place.tolist() == [[0, 2, 4, 5, 6], [-1, 2, 4, 5, 6]]
@@ -157,14 +224,55 @@ def test_ledger_by_hand():
     assert view.visual_row.tolist() == [[1, 2], [2, -1]]
     assert view.visual_index.tolist() == [[1, 3], [1, -1]]
     assert view.lengths == (5, 4)
-    assert cut.rows_from(first, view).tolist() == [[0, 2, 4, 5, 6], [0, 2, 4, 5, 6]]
+    assert cut.rows_from(first, view, keep).tolist() == [[0, 2, 4, 5, 6], [0, 2, 4, 5, 6]]
     assert cut.text_rows(view).tolist() == [[3, 4], [3, 4]]
-    assert cut.dropped(view).tolist() == [[0, 1, 1, 2, 2, 2, 2], [0, 0, 0, 1, 1, 1, 1]]
+    assert view.lowered is None
+    assert not view.closed
+    assert view.size.tolist()[0] == [1, 1]
 
-    empty = cut.cut(3, torch.zeros(2, 0, dtype=torch.long), (0, 0), renumber=True)
+    none = torch.zeros(2, 0, dtype=torch.long)
+    empty = cut.cut(3, none, (0, 0), renumber=True)
     assert empty.now.place.tolist() == [[0, 5, 6], [2, 5, 6]]
     assert empty.now.even
-    assert cut.rows_from(view, empty.now).tolist() == [[0, 3, 4], [1, 3, 4]]
+    assert empty.now.closed
+    assert empty.now.lowered.tolist() == [[0, 1, 2, 3, 4, 4, 4], [0, 0, 0, 1, 2, 2, 2]]
+    assert cut.rows_from(view, empty.now, none).tolist() == [[0, 3, 4], [1, 3, 4]]
+
+
+def test_ledger_renumbers_once():
+    """Positions lowered by one cut stay lowered by as much behind a cut that leaves positions as they are."""
+    visual = torch.tensor([[0, 1, 1, 1, 1, 0]], dtype=torch.bool)
+    ledger = TokenLedger.open(visual, torch.ones_like(visual))
+    once = ledger.cut(0, torch.tensor([[0, 2, 3]]), (3,), renumber=True)
+    assert once.now.lowered.tolist() == [[0, 0, 1, 1, 1, 1]]
+    assert once.now.closed
+    twice = once.cut(1, torch.tensor([[0, 2]]), (2,), renumber=False)
+    assert twice.now.lowered.tolist() == [[0, 0, 1, 1, 1, 1]]
+    assert not twice.now.closed
+    assert twice.at(0) is once.now
+    thrice = twice.cut(2, torch.tensor([[0, 1]]), (2,), renumber=True)
+    assert thrice.now.lowered.tolist() == [[0, 0, 1, 2, 2, 2]]
+    assert thrice.now.visual_index.tolist() == [[0, 3]]
+
+
+def test_ledger_in_another_order():
+    """The j-th of the kept tokens takes the j-th smallest of their places; sizes go with the tokens."""
+    visual = torch.tensor([[0, 1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 1, 0, 0]], dtype=torch.bool)
+    valid = torch.tensor([[1] * 7, [0] + [1] * 6], dtype=torch.bool)
+    ledger = TokenLedger.open(visual, valid)
+    keep, sizes = torch.tensor([[3, 0, 1], [2, 0, -1]]), torch.tensor([[4, 5, 6], [7, 8, 0]])
+    cut = ledger.cut(1, keep, (3, 2), renumber=True, sizes=sizes)
+    view = cut.now
+    assert view.visual_index.tolist() == [[3, 0, 1], [2, 0, -1]]
+    assert view.place.tolist() == [[0, 1, 2, 4, 5, 6], [-1, 1, 2, 4, 5, 6]]
+    assert view.visual_row.tolist() == [[1, 2, 4], [2, 3, -1]]
+    assert cut.rows_from(cut.at(0), view, keep).tolist() == [[0, 5, 1, 4, 2, 6], [0, 1, 4, 2, 5, 6]]
+    assert [row[:n] for row, n in zip(cut.original_place(view).tolist(), (3, 2), strict=True)] == [[5, 1, 2], [4, 2]]
+    assert cut.entries(cut.at(0), view).tolist() == [[3, 0, 1], [2, 0, -1]]
+    assert view.size.tolist() == [[4, 5, 6], [7, 8, 0]]
+    again = cut.cut(2, torch.tensor([[0, 2], [1, -1]]), (2, 1), renumber=True).now
+    assert again.size.tolist()[0] == [4, 6]
+    assert again.visual_index.tolist() == [[3, 1], [0, -1]]
 
 
 def test_trace_reads():
@@ -176,5 +284,9 @@ def test_trace_reads():
     assert trace.tokens_avg == [3.0, 2.0]
     assert trace.fired == {"llm.layer.1": True}
     assert trace.last.stages[0].kept == [[0, 3], [0, 1]]
+    assert record.merged == [[], []]
+    sizes = torch.tensor([[3, 1], [1, 2]])
+    merged = StageRecord(Site.parse("llm.layer.1"), (4, 2), (2, 2), torch.tensor([[0, 3], [0, 1]]), sizes)
+    assert merged.merged == [[0], [1]]
     with pytest.raises(IndexError, match="has not run"):
         _ = Trace("toy").last

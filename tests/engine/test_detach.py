@@ -65,6 +65,91 @@ def test_after_an_exception(enter):
     assert fingerprint(lvlm) == mark
 
 
+CLS = Signal("attention", "vision.feature", "cls")
+TOWER = plan(("vision.layer.1", 6), ("vision.mlp.1", 5), ("vision.output", 4), ("llm.layer.2", 2))
+
+
+class Everywhere(Watch):
+    """Asks in the tower and for a preview, and may fail at a site."""
+
+    def __init__(self, fails=""):
+        super().__init__()
+        self.fails = fails
+
+    def needs(self, stage):
+        if stage.site.kind == "output":
+            return (CLS, Signal("keys", "vision.layer.0"))
+        return (Signal("preview", stage.site, "last"), LAST, CLS) if stage.site.tower == "llm" else ()
+
+    def score(self, tokens, signals, stage):
+        if str(stage.site) == self.fails:
+            raise ArithmeticError("on purpose")
+        return super().score(tokens, signals, stage)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_after_a_run_in_the_tower(attention):
+    """Hooks and attention names of the tower and of the decoder go too."""
+    lvlm = tiny.llava(attention)
+    inputs = tiny.prompts(lvlm, [[2, "i", 2]])
+    before = lvlm.generate(**inputs, max_new_tokens=2, output_logits=True, return_dict_in_generate=True).logits
+    mark = fingerprint(lvlm)
+    for _ in range(2):
+        with attach(lvlm, Everywhere(), TOWER):
+            lvlm.generate(**inputs, max_new_tokens=2)
+            assert fingerprint(lvlm) != mark
+            assert lvlm.vision.config._attn_implementation.startswith(f"btp_{attention}")
+            assert "flash" not in lvlm.vision.config._attn_implementation
+        assert fingerprint(lvlm) == mark
+        assert lvlm.vision.config._attn_implementation == attention
+    after = lvlm.generate(**inputs, max_new_tokens=2, output_logits=True, return_dict_in_generate=True).logits
+    assert torch.equal(torch.stack(before), torch.stack(after))
+
+
+@pytest.mark.parametrize("site", [str(stage.site) for stage in TOWER])
+def test_after_an_exception_in_the_tower(site):
+    """A pruner that fails anywhere leaves nothing, and a second prompt in the same block starts afresh."""
+    lvlm = tiny.llava()
+    inputs = tiny.prompts(lvlm, [[2, "i", 2], [1, "i", 1, "i", 2]])
+    with torch.no_grad():
+        lvlm.generate(**inputs, max_new_tokens=2)
+        mark = fingerprint(lvlm)
+        with attach(lvlm, Everywhere(), TOWER):
+            right = lvlm(**inputs).logits
+        with pytest.raises(ArithmeticError, match="on purpose"), attach(lvlm, Everywhere(site), TOWER):
+            lvlm.generate(**inputs, max_new_tokens=2)
+        assert fingerprint(lvlm) == mark
+        pruner = Everywhere(site)
+        with attach(lvlm, pruner, TOWER) as trace:
+            with pytest.raises(ArithmeticError, match="on purpose"):
+                lvlm(**inputs)
+            pruner.fails = ""
+            assert torch.equal(lvlm(**inputs).logits, right)
+            assert [str(record.site) for record in trace.last.stages] == [str(stage.site) for stage in TOWER]
+    assert fingerprint(lvlm) == mark
+
+
+def test_after_a_model_that_fails_inside_a_layer():
+    """The model itself may fail between an MLP's norm and its end, or while a layer is looked at ahead."""
+    lvlm = tiny.llava()
+    inputs = tiny.prompts(lvlm, [[2, "i", 2]])
+    with torch.no_grad():
+        lvlm(**inputs)
+        mark = fingerprint(lvlm)
+        with attach(lvlm, Everywhere(), TOWER):
+            right = lvlm(**inputs).logits
+        for module in (lvlm.vision.encoder.layers[1].mlp.fc1, lvlm.layers[2].self_attn.k_proj):
+            old = module.forward
+            with attach(lvlm, Everywhere(), TOWER):
+                module.forward = lambda x: x.no_such_thing
+                with pytest.raises(AttributeError, match="no_such_thing"):
+                    lvlm(**inputs)
+                del module.forward
+                assert module.forward == old
+                assert torch.equal(lvlm(**inputs).logits, right)
+            assert fingerprint(lvlm) == mark
+
+
 def test_after_a_refused_plan():
     """A plan that is refused leaves nothing, not even the hold on the model."""
     lvlm = tiny.llava()
@@ -104,3 +189,7 @@ def test_hooks_only_where_something_happens():
         assert lvlm.decoder.config._attn_implementation.startswith("btp_sdpa")
     with attach(lvlm, Scatter(), plan(("llm.layer.2", 2))):
         assert lvlm.decoder.config._attn_implementation == "sdpa"
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in lvlm.vision.modules())
+    with attach(lvlm, Watch(CLS), plan(("llm.layer.2", 2))):
+        assert lvlm.decoder.config._attn_implementation == "sdpa"
+        assert lvlm.vision.config._attn_implementation.startswith("btp_sdpa")

@@ -57,7 +57,6 @@ ONE = plan(("llm.layer.2", 2))
         (Scatter(), plan(("llm.layer.2", "fit")), r"schedule\.0\.keep is still fit"),
         (Scatter(), plan(("llm.layer.4", 2)), "the llm tower has 4 layers"),
         (Scatter(), plan(("vision.layer.5", 2)), "the vision tower has 2 layers"),
-        (Scatter(), plan(("vision.layer.1", 2)), r"stages at vision\.layer are not built yet"),
         (Scatter(), plan(("llm.cache.1", 2)), r"stages at llm\.cache are not built yet"),
         (
             Scatter(),
@@ -87,14 +86,16 @@ def test_plans(pruner, schedule, message):
         (Signal("update", "llm.layer.2"), r"Set schedule\.0\.site to llm\.layer\.3 or later"),
         (Signal("hidden", "llm.layer.3"), r"Set schedule\.0\.site to llm\.layer\.3 or later"),
         (Signal("attention", "llm.layer.7", "last"), "the llm tower has 4 layers"),
-        (Signal("preview", "llm.layer.2", "last"), "preview signals are not built yet"),
-        (Signal("attention", "vision.layer.1", "cls"), "signals of the vision tower are not built yet"),
-        (Signal("keys", "vision.layer.1"), "signals of the vision tower are not built yet"),
-        (Signal("update", "llm.layer.1", None, "mlp"), "updates of sub-blocks are not built yet"),
+        (
+            Signal("preview", "llm.layer.1", "last"),
+            r"asks for preview at llm\.layer\.1 .*, but its stage cuts at llm\.layer\.2: that layer has run",
+        ),
+        (Signal("preview", "llm.layer.3", "last"), r"Set schedule\.0\.site to llm\.layer\.3 or later"),
+        (Signal("attention", "vision.layer.2", "cls"), "the vision tower has 2 layers"),
     ],
 )
 def test_signals(signal, message):
-    """A signal from behind the stage, or one that is not built."""
+    """A signal from behind the stage, from a layer that has run, or from one that is not there."""
     refuse(message, tiny.shared("llava"), Watch(signal), ONE)
 
 
@@ -140,7 +141,6 @@ def test_hosts():
         Scatter(),
         ONE,
     )
-    lvlm = tiny.shared("llava_qwen")
     lvlm = tiny.llava_qwen()
     lvlm.decoder.config.layer_types = ["full_attention", "sliding_attention"] * 2
     refuse("layers of type full_attention, sliding_attention", lvlm, Scatter(), ONE)
@@ -187,9 +187,41 @@ def test_observing_nothing():
         (Selection(torch.tensor([[0, 9]])), ValueError, "not ascending, unique and in range"),
         (
             Selection(torch.tensor([[0, 1]]), merge=MergePlan(torch.zeros(1, 9), torch.zeros(1, 9))),
-            ValueError,
-            "with merge at llm.layer.2, which is not built yet",
+            TypeError,
+            r"returned merge\.target of torch\.float32\. Return int64",
         ),
+        (
+            Selection(torch.tensor([[0, 1]]), merge=MergePlan(torch.zeros(1, 8, dtype=torch.int64), torch.ones(1, 9))),
+            ValueError,
+            r"returned merge\.target of shape \(1, 8\) at llm\.layer\.2\. Return \(1, 9\)",
+        ),
+        (
+            Selection(torch.tensor([[0, 1]]), merge=MergePlan(torch.zeros(1, 9, dtype=torch.int64), torch.ones(1))),
+            ValueError,
+            r"returned merge\.weight of shape \(1,\)",
+        ),
+        (
+            Selection(torch.tensor([[0, 1]]), merge=MergePlan(torch.zeros(1, 9).long(), torch.ones(1, 9), "max")),
+            ValueError,
+            "a MergePlan that combines by 'max' at llm.layer.2. Choose from: mean, sum",
+        ),
+        (
+            Selection(torch.tensor([[0, 1]]), merge=MergePlan(torch.arange(9)[None], torch.ones(1, 9))),
+            ValueError,
+            r"lets tokens flow into ones that do not stay at llm\.layer\.2",
+        ),
+        (
+            Selection(torch.tensor([[0, 1]]), merge=MergePlan(torch.full((1, 9), 9), torch.ones(1, 9))),
+            ValueError,
+            "flow into ones that do not stay",
+        ),
+        (Selection(torch.tensor([[0, 1]]), states=torch.zeros(1, 2, 31)), ValueError, r"states of shape \(1, 2, 31\)"),
+        (
+            Selection(torch.tensor([[1, 0]]), ordered=True),
+            ValueError,
+            r"gives its tokens a new order at llm\.layer\.2, where positions are original.*Set positions: renumber",
+        ),
+        (Selection(torch.tensor([[0, 1]]), counts=(2,)), ValueError, "returned counts at llm.layer.2, but it is not"),
         (
             Selection(torch.tensor([[0, 1]]), revive=torch.zeros(1, 1)),
             ValueError,
@@ -315,7 +347,7 @@ def test_unfollowed_attention():
 def test_odd_rope_and_missing_eager():
     """Hosts that break a fact of the decoder loop are named."""
     from btp.engine.companions import _take, _turn
-    from btp.engine.probe import own_eager
+    from btp.engine.registry import own_eager
 
     with pytest.raises(RuntimeError, match=r"A RoPE table of shape \(3, 1, 4, 2\)"):
         _take(torch.zeros(3, 1, 4, 2), torch.zeros(1, 2, dtype=torch.long))

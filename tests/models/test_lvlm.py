@@ -56,6 +56,59 @@ def test_full_strategy_has_a_token_off_the_grid():
     assert lvlm.layout({"input_ids": ids}).image[0, [1, 11]].tolist() == [0, 1]
 
 
+def test_full_strategy_without_a_class_token():
+    """A SigLIP tower has none, so that "full" is the patches alone: each picture is a grid, wherever it lies."""
+    lvlm = tiny.llava_siglip()
+    inputs = tiny.prompts(lvlm, [["i", 2, "i", 1], [4]])
+    one = [[0, r, c] for r in range(3) for c in range(3)]
+    assert lvlm.coords(inputs)[0].tolist() == one + one
+    image = lvlm.layout(inputs).image
+    assert image[0][inputs["input_ids"][0] == tiny.IMAGE].tolist() == [0] * 9 + [1] * 9
+
+
+@pytest.mark.parametrize(
+    ("family", "class_tokens", "feature"), [("llava", 1, 1), ("llava_deep", 1, 1), ("llava_siglip", 0, 2)]
+)
+def test_what_the_projector_reads(family, class_tokens, feature):
+    """The layer whose output is read, whatever the config counts from, and what stands in front of the patches."""
+    tower = tiny.shared(family).towers["vision"]
+    assert (tower.class_tokens, tower.feature) == (class_tokens, feature)
+    got = []
+    lvlm = tiny.TOWERS[family]()
+    read = lvlm.towers["vision"].layers[feature].register_forward_hook(lambda m, a, out: got.append(out))
+    projected = lvlm.projector.register_forward_pre_hook(lambda m, a: got.append(a[0]))
+    lvlm(**tiny.prompts(lvlm, [[1, "i"]]))
+    read.remove()
+    projected.remove()
+    assert torch.equal(got[0][:, class_tokens:], got[1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "strategy", "feature"),
+    [(2, "default", 1), (-3, "default", None), (0, "default", None), ([-1, -2], "default", None), (-1, "full", None)],
+)
+def test_what_cannot_be_followed(asked, strategy, feature):
+    """Layers count from the embeddings; those, several layers, and class tokens among the patches are none."""
+    lvlm = tiny.llava()
+    lvlm.config.vision_feature_layer, lvlm.config.vision_feature_select_strategy = asked, strategy
+    assert LVLM(lvlm.model).towers["vision"].feature == feature
+
+
+def test_parts_of_a_layer():
+    """Blocks and norms inside the layers go by the names of each family."""
+    for family in (*tiny.FAMILIES, *tiny.TOWERS):
+        for tower in tiny.shared(family).towers.values():
+            names = [tower.attention, tower.mlp, tower.attention_norm, tower.mlp_norm]
+            assert None not in names, (family, tower.name)
+            assert len(set(names)) == 4
+            assert all(isinstance(getattr(tower.layers[0], name), torch.nn.Module) for name in names)
+
+
+def test_picture_grid():
+    """Rows and columns of patches, also of pictures that are no squares."""
+    assert tiny.shared("llava").picture_grid(torch.zeros(2, 3, 28, 56)) == (2, 4)
+
+
 def test_packed_coords():
     """Qwen2.5-VL: each picture has its own grid of merged patches."""
     lvlm = tiny.qwen()
