@@ -14,6 +14,7 @@ ONLY = {
     "lightning": {"runner"},
     "wandb": {"runner"},
     "hydra": {"runner"},
+    "optuna": {"runner"},
 }
 
 

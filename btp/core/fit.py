@@ -4,97 +4,166 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+class OutOfReach(ValueError):
+    """No counts meet a budget.
+
+    Attributes:
+        budget: what was asked, in visual tokens averaged over the layers.
+        nearest: the nearest that the stages reach.
+    """
+
+    def __init__(self, message: str, budget: float, nearest: float) -> None:
+        super().__init__(message)
+        self.budget, self.nearest = budget, nearest
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What is known about the count of one stage.
+
+    Attributes:
+        first: first decoder layer it acts on.
+        count: tokens kept, None where free.
+        times: X of `fit*X`, None for a plain `fit`; only where free.
+        of: index of the stage that X refers to.
+        least: fewest tokens that may stay; only where free.
+    """
+
+    first: int
+    count: int | None = None
+    times: float | None = None
+    of: int = 0
+    least: int = 1
+
+    @property
+    def plain(self) -> bool:
+        """True for a `fit` that nothing else decides."""
+        return self.count is None and self.times is None
 
 
 def fit_counts(
-    counts: Sequence[int | None], firsts: Sequence[int], total: int, num_layers: int, budget: float
-) -> list[int]:
-    """Fill the None entries of `counts` so that the mean over layers comes nearest to `budget`.
+    knobs: Sequence[Knob], total: int, num_layers: int, budget: float, nearest: bool = False
+) -> list[int | None]:
+    """Counts of all stages, the free ones filled so that the mean over layers comes nearest to `budget`.
 
-    Profile: the first free stage keeps t * total, each later one max(t, 1/2) of the one before; t in (0, 1).
+    Profile: the first plain fit keeps t * total, each later one max(t, 1/2) of the one before; t in (0, 1). A stage
+    with `times` keeps that many times the count of the one it refers to, rounded, at least 1 and no more than are
+    alive.
 
     Args:
-        counts: tokens kept per stage, None where free.
-        firsts: first decoder layer each stage acts on, ascending.
+        knobs: one per stage, in order; `first` ascends.
         total: visual tokens before any stage.
         num_layers: decoder layers.
         budget: wanted mean of visual tokens over the layers.
+        nearest: take the nearest that can be reached where the budget cannot.
 
     Returns:
-        All counts, strictly decreasing around every free stage.
+        Strictly decreasing counts around every plain fit; None for a stage with `times` that would change nothing.
 
     Raises:
-        ValueError: the budget lies outside what the free stages can reach.
+        ValueError: free stages have no room between written numbers.
+        OutOfReach: the budget lies outside what the free stages can reach.
     """
-    ends = [*firsts[1:], num_layers]
-    spans = [max(0, min(end, num_layers) - first) for first, end in zip(firsts, ends, strict=True)]
-    free = [i for i, count in enumerate(counts) if count is None]
-    low, high = _bounds(counts, free, total)
+    ends = [*(knob.first for knob in knobs[1:]), num_layers]
+    spans = [max(0, min(end, num_layers) - knob.first) for knob, end in zip(knobs, ends, strict=True)]
+    free = [i for i, knob in enumerate(knobs) if knob.plain]
+    low, high = _bounds(knobs, total)
 
     def mean(values: Sequence[int | float]) -> float:
-        return (total * firsts[0] + sum(s * v for s, v in zip(spans, values, strict=True))) / num_layers
+        return (total * knobs[0].first + sum(s * v for s, v in zip(spans, values, strict=True))) / num_layers
 
     def fill(t: float) -> list[float]:
-        share = [total * t * max(t, 0.5) ** free.index(i) if i in free else 0.0 for i in range(len(counts))]
-        return [float(c) if c is not None else min(max(share[i], low[i]), high[i]) for i, c in enumerate(counts)]
+        share = {i: total * t * max(t, 0.5) ** rank for rank, i in enumerate(free)}
+        return [_inside(_wish(knob, share, i), low[i], high[i]) for i, knob in enumerate(knobs)]
 
-    least, most = (mean([c if c is not None else b[i] for i, c in enumerate(counts)]) for b in (low, high))
-    grain = max(spans[i] for i in free) / num_layers / 2
+    def whole(values: Sequence[float]) -> list[int]:
+        return _derive(knobs, values, low, total)
+
+    least, most = mean(whole(low)), mean(whole(high))
+    grain = max(_weight(knobs, spans, i) for i in free) / num_layers / 2
     if not least - grain <= budget <= most + grain:
-        near, gap = (least, least - budget) if budget < least else (most, budget - most)
-        raise ValueError(
-            f"A budget of {budget:g} visual tokens on average cannot be met: with the first cut at layer "
-            f"{firsts[0]} "
-            f"of {num_layers} and {total} tokens the schedule reaches {least:.2f} to {most:.2f}. The nearest "
-            "is "
-            f"{near:.2f}, off by {gap:.2f}. Change the budget or move the stages."
-        )
+        near = least if budget < least else most
+        if not nearest:
+            raise OutOfReach(
+                f"A budget of {budget:g} visual tokens on average cannot be met: with the first cut at layer "
+                f"{knobs[0].first} of {num_layers} and {total} tokens the schedule reaches {least:.2f} to {most:.2f}. "
+                f"The nearest is {near:.2f}, off by {abs(near - budget):.2f}. Change the budget or move the stages.",
+                budget,
+                near,
+            )
+        budget = near
     below, above = 0.0, 1.0
     for _ in range(100):
         middle = (below + above) / 2
         below, above = (middle, above) if mean(fill(middle)) < budget else (below, middle)
     rounded = [round(value) for value in fill(above)]
-    return _polish(rounded, free, low, high, lambda values: abs(mean(values) - budget))
+    values = _polish(rounded, free, whole, lambda found: abs(mean(found) - budget))
+    rows = zip(knobs, values, [total, *values[:-1]], strict=True)
+    return [count if knob.times is None or count < alive else None for knob, count, alive in rows]
 
 
-def _bounds(counts: Sequence[int | None], free: Sequence[int], total: int) -> tuple[list[int], list[int]]:
-    """Tightest whole-token range of each free stage that still lets every stage withdraw something."""
-    low, high = [0] * len(counts), [total] * len(counts)
+def _wish(knob: Knob, share: dict[int, float], i: int) -> float:
+    """Tokens a stage would keep if no other stood in its way."""
+    if knob.count is not None:
+        return knob.count
+    return share[i] if knob.times is None else knob.times * share[knob.of]
+
+
+def _inside(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
+
+
+def _weight(knobs: Sequence[Knob], spans: Sequence[int], i: int) -> float:
+    """By how many tokens, summed over the layers, one token more at the free stage `i` changes the whole."""
+    return spans[i] + sum(s * (k.times or 0.0) for s, k in zip(spans, knobs, strict=True) if k.times and k.of == i)
+
+
+def _derive(knobs: Sequence[Knob], values: Sequence[float], low: Sequence[int], total: int) -> list[int]:
+    """Whole counts from those of the plain fits: stages with `times` follow, and none keeps more than are alive."""
+    out: list[int] = []
+    for i, knob in enumerate(knobs):
+        alive = out[-1] if out else total
+        if knob.count is not None:
+            out.append(knob.count)
+        elif knob.times is None:
+            out.append(max(low[i], min(int(values[i]), alive - 1)))
+        else:
+            reference = out[knob.of] if knob.of < i else int(values[knob.of])
+            out.append(max(low[i], min(int(knob.times * reference + 0.5), alive)))
+    return out
+
+
+def _bounds(knobs: Sequence[Knob], total: int) -> tuple[list[int], list[int]]:
+    """Tightest whole-token range of each free stage that still lets every plain fit and number withdraw something."""
+    low, high = [0] * len(knobs), [total] * len(knobs)
     ceiling = total
-    for i, count in enumerate(counts):
-        ceiling = high[i] = count if count is not None else ceiling - 1
-    floor = -1
-    for i in reversed(range(len(counts))):
-        count = counts[i]
-        floor = low[i] = count if count is not None else max(1, floor + 1)
-    for i in free:
-        if low[i] > high[i]:
+    for i, knob in enumerate(knobs):
+        ceiling = high[i] = knob.count if knob.count is not None else ceiling - knob.plain
+    floor, strict = -1, 1
+    for i in reversed(range(len(knobs))):
+        knob = knobs[i]
+        floor = low[i] = knob.count if knob.count is not None else max(knob.least, floor + strict)
+        strict = knob.times is None
+    for i, knob in enumerate(knobs):
+        if knob.count is None and low[i] > high[i]:
             raise ValueError(
-                f"schedule.{i}.keep: fit has no room: at least {low[i]} tokens must stay for the stages "
-                "behind it, "
+                f"schedule.{i}.keep: fit has no room: at least {low[i]} tokens must stay for the stages behind it, "
                 f"but at most {high[i]} of {total} are left by those before it. Remove a stage."
             )
     return low, high
 
 
 def _polish(
-    counts: list[int],
+    counts: Sequence[int],
     free: Sequence[int],
-    low: Sequence[int],
-    high: Sequence[int],
+    whole: Callable[[Sequence[float]], list[int]],
     error: Callable[[list[int]], float],
 ) -> list[int]:
     """Move free counts by a few tokens to the least error; of equals the smallest move wins."""
-    best = list(counts)
-    for i in free:
-        best[i] = min(max(best[i], low[i]), high[i], best[i - 1] - 1 if i else high[i])
-    for i in reversed(free):
-        best[i] = max(best[i], best[i + 1] + 1 if i + 1 < len(best) else low[i])
-
-    def allowed(values: Sequence[int]) -> bool:
-        inside = all(low[i] <= values[i] <= high[i] for i in free)
-        return inside and all(values[i - 1] > values[i] for i in range(1, len(values)) if i in free or i - 1 in free)
-
+    best = whole(counts)
     steps = sorted(range(-3, 4) if len(free) <= 3 else range(-1, 2), key=abs)
     while True:
         tried = []
@@ -102,8 +171,9 @@ def _polish(
             values = list(best)
             for i, step in zip(free[-6:], move, strict=True):
                 values[i] += step
-            if allowed(values):
-                tried.append((round(error(values), 9), sum(map(abs, move)), values))
+            found = whole(values)
+            if all(found[i] == values[i] for i in free):
+                tried.append((round(error(found), 9), sum(map(abs, move)), found))
         winner = min(tried, key=lambda entry: entry[:2])[2]
         if winner == best:
             return best

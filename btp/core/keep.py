@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from typing import overload
 
 from torch import Tensor, float64
 
 Keep = int | float | str
 FIT = "fit"
+_TIMES = re.compile(r"^fit\s*\*\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)$")
+
+
+def is_fit(keep: object) -> bool:
+    """True for what a budget solves: `fit`, and `fit*X`, which is X times what the first `fit` keeps."""
+    return isinstance(keep, str) and (keep == FIT or fit_times(keep) is not None)
+
+
+def fit_times(keep: object) -> float | None:
+    """X of `fit*X`; None for everything else, a plain `fit` too."""
+    found = _TIMES.match(keep) if isinstance(keep, str) else None
+    return float(found[1]) if found and float(found[1]) > 0 else None
 
 
 @overload
@@ -28,11 +41,11 @@ def keep_count(keep: Keep, total: int | Tensor) -> int | Tensor:
         The count, of the type (and shape) of `total`.
 
     Raises:
-        ValueError: keep is "fit" and was not solved, or is out of range.
+        ValueError: keep is "fit" or "fit*X" and was not solved, or is out of range.
     """
     check_keep(keep, "keep")
     if isinstance(keep, str):
-        raise ValueError("keep: fit has no count before it is solved. Call Schedule.solve_fit with a budget first.")
+        raise ValueError(f"keep: {keep} has no count before it is solved. Call Schedule.solve_fit with a budget first.")
     if isinstance(total, Tensor):
         if isinstance(keep, int):
             return total.clamp(max=keep)
@@ -44,15 +57,17 @@ def check_keep(keep: object, key: str) -> None:
     """Refuse what is not a keep; `key` is the config key for the message.
 
     Raises:
-        ValueError: not an int >= 0, a float in [0, 1] or "fit".
+        ValueError: not an int >= 0, a float in [0, 1], "fit" or "fit*X".
     """
     if isinstance(keep, int) and not isinstance(keep, bool) and keep >= 0:
         return
     if isinstance(keep, float) and 0.0 <= keep <= 1.0:
         return
-    if keep == FIT:
+    if is_fit(keep):
         return
+    if isinstance(keep, str) and keep.startswith(FIT):
+        raise ValueError(f"{key} is {keep!r}. Write fit, or fit*X with a number X above 0, as fit*0.5.")
     raise ValueError(
         f"{key} is {keep!r}. Write an int >= 0 (tokens per sample), a float in [0, 1] (share of the original "
-        "visual tokens) or fit (solved from the budget)."
+        "visual tokens), fit (solved from the budget) or fit*X (X times what the first fit keeps)."
     )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from btp.core.keep import FIT, fit_times
+from btp.core.schedule import Schedule, Stage
+from btp.core.solve import PART
 
 _RELATIVE = re.compile(r"^(llm\.layer)\.(\d+)/(\d+)$")
 _EVERY = re.compile(r"^(vision\.(?:layer|mlp))\.\*$")
@@ -14,7 +18,8 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
     """Turn the sites of a schedule's config into sites of one model.
 
     `llm.layer.8/32` is layer 8 of a model of 32 layers: the layer at the same share of this model's depth, halves
-    rounded up, and never layer 0 unless it says 0. Stages that fall on one layer become one, the last of them.
+    rounded up, never layer 0 unless it says 0, and never beyond the last. A stage that falls on another's layer by
+    that takes its place; where the first `fit` is gone then, the first `fit*X` becomes it and the others refer to that.
     `vision.mlp.*` (or `vision.layer.*`) becomes one stage for each layer of the vision tower up to the one that the
     projector reads. Other sites stay as they are.
 
@@ -29,9 +34,9 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
     Raises:
         ValueError: a relative site lies outside its own depth, or a vision site is written for a model without tower.
     """
-    placed: dict[str, dict[str, Any]] = {}
+    placed: list[tuple[str, bool, dict[str, Any]]] = []  # site, whether it is relative, stage
     for i, stage in enumerate(stages):
-        text = str(stage.get("site"))
+        text, relative = str(stage.get("site")), False
         if found := _EVERY.match(text):
             if not vision_layers:
                 raise ValueError(
@@ -44,10 +49,53 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
             if layer >= depth:
                 raise ValueError(f"schedule.{i}.site is {text}, beyond its own {depth} layers. Write a lower layer.")
             nearest = (2 * layer * num_layers + depth) // (2 * depth)
-            sites = [f"{found[1]}.{max(nearest, min(layer, 1))}"]
+            sites, relative = [f"{found[1]}.{min(max(nearest, min(layer, 1)), num_layers - 1)}"], True
         else:
             sites = [text]
         for site in sites:
-            placed.pop(site, None)
-            placed[site] = {**stage, "site": site} if "site" in stage else dict(stage)
-    return list(placed.values())
+            placed = [other for other in placed if other[0] != site or not (relative or other[1])]
+            placed.append((site, relative, {**stage, "site": site} if "site" in stage else dict(stage)))
+    return _rebased(stages, [stage for _, _, stage in placed])
+
+
+def move_stages(schedule: Schedule, by: int, movable: Callable[[Stage], bool] = lambda stage: True) -> Schedule:
+    """Move stages in front of decoder layers towards the input, all by the same number of layers.
+
+    None goes past layer 0. Stages that fall together become one, the last of them, as in `place_stages`.
+
+    Args:
+        schedule: solved or not.
+        by: layers, 0 or more.
+        movable: which stages may move at all.
+
+    Raises:
+        ValueError: a stage falls on one that does not move or belongs to another method, or passes it.
+    """
+    moved: dict[str, dict[str, Any]] = {}
+    owner: dict[str, tuple[bool, Any]] = {}
+    for stage in schedule:
+        entry = stage.to_config()
+        moves = stage.site.tower == "llm" and stage.site.kind == "layer" and movable(stage)
+        site = f"llm.layer.{max(0, stage.site.layer - by)}" if moves else entry["site"]
+        mine = (moves, stage.settings.get(PART))
+        if owner.get(site, mine) != mine:
+            raise ValueError(f"Moved by {by} layers, two stages that are not one method's would both lie at {site}.")
+        owner[site] = mine
+        moved.pop(site, None)
+        moved[site] = entry | {"site": site}
+    return Schedule.from_config(_rebased(schedule.to_config(), list(moved.values())))
+
+
+def _rebased(asked: Sequence[Mapping[str, Any]], left: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give `fit*X` stages another one to refer to, where the first fit of `asked` is no longer among those `left`."""
+    found = list(left)
+    for part in {stage.get(PART): None for stage in left}:
+        mine = [i for i, stage in enumerate(left) if stage.get(PART) == part]
+        had = any(stage.get("keep") == FIT and stage.get(PART) == part for stage in asked)
+        times = {i: x for i in mine if (x := fit_times(left[i].get("keep"))) is not None}
+        if not had or not times or any(left[i].get("keep") == FIT for i in mine):
+            continue
+        first = min(times)
+        for i, x in times.items():
+            found[i] = left[i] | {"keep": FIT if i == first else f"{FIT}*{x / times[first]:g}"}
+    return found

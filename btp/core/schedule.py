@@ -10,9 +10,9 @@ from typing import Any, overload
 
 from torch import Tensor
 
-from btp.core.fit import fit_counts
-from btp.core.keep import FIT, Keep, check_keep, keep_count
+from btp.core.keep import Keep, check_keep, fit_times, is_fit, keep_count
 from btp.core.site import Site
+from btp.core.solve import PART, solve_counts
 
 _KEYS = ("site", "keep", "positions", "phase")
 _POSITIONS = ("original", "renumber")
@@ -26,7 +26,8 @@ class Stage:
     Attributes:
         site: where; text is parsed.
         keep: what stays. int = tokens per sample, float in [0, 1] = share of the ORIGINAL visual tokens,
-            0 withdraws them all (no method is asked), "fit" is solved from the run's budget.
+            0 withdraws them all (no method is asked), "fit" is solved from the run's budget, "fit*X" is X times
+            what the first stage with "fit" keeps (of the same part, where methods are composed).
             Mind that 1 is one token and 1.0 is all of them.
         positions: "original" leaves every token its position id, "renumber" closes the gaps behind the cut.
         phase: "prefill", "decode" or "both".
@@ -57,7 +58,7 @@ class Stage:
     @property
     def withdraws_all(self) -> bool:
         """True where nothing is left to decide, because nothing stays."""
-        return self.keep == 0 and self.keep != FIT
+        return self.keep == 0
 
     @property
     def moves_prefill(self) -> bool:
@@ -93,6 +94,7 @@ class Schedule(Sequence[Stage]):
                     "Sites must strictly increase; reorder the stages or merge the two into one."
                 )
         self._check_nested(None)
+        self._check_times()
 
     @classmethod
     def from_config(cls, config: Sequence[Mapping[str, Any]]) -> Schedule:
@@ -151,6 +153,16 @@ class Schedule(Sequence[Stage]):
         Raises:
             ValueError: a site lies outside the model, or a `fit` was left unsolved.
         """
+        self.check_sites(num_layers, num_vision_layers)
+        for i, stage in enumerate(self.stages):
+            if is_fit(stage.keep):
+                raise ValueError(
+                    f"schedule.{i}.keep is still {stage.keep}. Solve it from a budget (Schedule.solve_fit) or write a "
+                    "number."
+                )
+
+    def check_sites(self, num_layers: int, num_vision_layers: int | None = None) -> None:
+        """The first half of `check`: every site lies inside the model, whatever stays there."""
         for i, stage in enumerate(self.stages):
             depth = num_layers if stage.site.tower == "llm" else num_vision_layers
             if depth is not None and stage.site.layer >= depth:
@@ -158,10 +170,6 @@ class Schedule(Sequence[Stage]):
                     f"schedule.{i}.site is {stage.site}, but the {stage.site.tower} tower has {depth} "
                     "layers. "
                     f"Choose a layer from 0 to {depth - 1}."
-                )
-            if stage.keep == FIT:
-                raise ValueError(
-                    f"schedule.{i}.keep is still fit. Solve it from a budget (Schedule.solve_fit) or write a number."
                 )
 
     def tokens_avg(self, total: int, num_layers: int) -> float:
@@ -172,46 +180,48 @@ class Schedule(Sequence[Stage]):
             num_layers
         )
 
-    def solve_fit(self, total: int, num_layers: int, budget_tokens: float) -> Schedule:
-        """Fill every `keep: fit`, so that `tokens_avg` comes as near to the budget as whole tokens allow.
+    @property
+    def has_fit(self) -> bool:
+        """True where a budget has something to solve."""
+        return any(is_fit(stage.keep) for stage in self.stages)
+
+    def solve_fit(self, total: int, num_layers: int, budget_tokens: float, nearest: bool = False) -> Schedule:
+        """Fill every `keep: fit` and `fit*X`, so that `tokens_avg` comes as near to the budget as whole tokens allow.
 
         The first fit keeps a share t of the original tokens, each later one half of the one before (t of it
-        where t is above one half); numbers written in the schedule bound the fits between them. t is found
-        by bisection, then the counts are rounded and moved by single tokens until the error is least. What
-        was reached is `solved.tokens_avg(total, num_layers)`.
+        where t is above one half), and a `fit*X` X times what the first fit keeps; numbers written in the
+        schedule bound the fits between them. t is found by bisection, then the counts are rounded and moved by
+        single tokens until the error is least. What was reached is `solved.tokens_avg(total, num_layers)`.
+
+        Neighbouring fits in the vision tower are one number, the count behind the last of them: its layers drop a
+        constant number each, never more than half of what is alive where tokens are merged (vision.mlp), and
+        vision.output gets the rest. A rung or a `fit*X` that would change nothing is left out.
 
         Args:
             total: visual tokens of a sample before any pruning.
             num_layers: decoder layers.
             budget_tokens: wanted visual tokens, averaged over the decoder layers.
+            nearest: take the nearest that can be reached where the budget cannot.
 
         Returns:
             The schedule with ints in place of `fit`.
 
         Raises:
-            ValueError: no stage is `fit`, or no counts reach the budget; the message says what the nearest
-                is.
+            ValueError: no stage is `fit`, or the stages leave it no room.
+            OutOfReach: no counts reach the budget; the message says what the nearest is.
         """
-        fits = [i for i, stage in enumerate(self.stages) if stage.keep == FIT]
-        if not fits:
+        if not self.has_fit:
             raise ValueError(
-                f"A budget of {budget_tokens} tokens was given, but no stage says keep: fit, so it has no "
-                "effect. "
+                f"A budget of {budget_tokens} tokens was given, but no stage says keep: fit, so it has no effect. "
                 "Write keep: fit at one stage or more, or drop the budget."
             )
-        chain = [i for i, stage in enumerate(self.stages) if stage.moves_prefill]
-        for i in fits:
-            if i not in chain:
-                raise ValueError(
-                    f"schedule.{i}.keep is fit at {self.stages[i].site} in phase {self.stages[i].phase}, "
-                    "where it does "
-                    "not change the layer-averaged tokens of the prompt. Write a number there."
-                )
-        counts: list[int | None] = [None if self[i].keep == FIT else self[i].count(total) for i in chain]
-        firsts = [self[i].site.first_layer for i in chain]
-        solved = dict(zip(chain, fit_counts(counts, firsts, total, num_layers, budget_tokens), strict=True))
-        stages = [replace(s, keep=solved[i]) if i in fits else s for i, s in enumerate(self.stages)]
-        return Schedule(tuple(stages))
+        counts = solve_counts(self.stages, total, num_layers, budget_tokens, nearest)
+        filled = [replace(s, keep=counts[i]) if is_fit(s.keep) else s for i, s in self._but(counts)]
+        return Schedule(tuple(filled))
+
+    def _but(self, counts: Mapping[int, int | None]) -> list[tuple[int, Stage]]:
+        """The stages that are not left out, with their index."""
+        return [(i, stage) for i, stage in enumerate(self.stages) if counts.get(i, 0) is not None]
 
     def solve_fit_share(self, num_layers: int, share: float) -> Schedule:
         """As `solve_fit`, for samples of different size: fills `fit` with shares of each sample's own tokens.
@@ -228,10 +238,8 @@ class Schedule(Sequence[Stage]):
                     "Write it as a float, or give the budget in tokens."
                 )
         solved = self.solve_fit(grain, num_layers, share * grain)
-        stages = []
-        for asked, found in zip(self.stages, solved.stages, strict=True):
-            stages.append(replace(asked, keep=found.count(grain) / grain) if asked.keep == FIT else asked)
-        return Schedule(tuple(stages))
+        fits = {stage.site for stage in self.stages if is_fit(stage.keep)}
+        return Schedule(tuple(replace(s, keep=s.count(grain) / grain) if s.site in fits else s for s in solved))
 
     def _layers(self, stage_counts: Sequence[int], total: int, L: int) -> list[int]:
         alive = [total] * L
@@ -240,10 +248,29 @@ class Schedule(Sequence[Stage]):
                 alive[stage.site.first_layer :] = [count] * (L - stage.site.first_layer)
         return alive
 
+    def _check_times(self) -> None:
+        """Refuse a `fit*X` that could only keep more than the fit before it."""
+        before: dict[Any, tuple[int, float]] = {}
+        plain = set()
+        for i, stage in enumerate(self.stages):
+            part, times = stage.settings.get(PART), fit_times(stage.keep)
+            if not is_fit(stage.keep) or (times is None and part in plain):
+                continue
+            if times is None:
+                plain.add(part)
+                times = 1.0
+            if part in before and times > before[part][1]:
+                j = before[part][0]
+                raise ValueError(
+                    f"schedule.{i}.keep is {stage.keep} at {stage.site}, more than are alive: schedule.{j}.keep at "
+                    f"{self[j].site} leaves {self[j].keep}. Stages cannot bring tokens back; lower schedule.{i}.keep."
+                )
+            before[part] = i, times
+
     def _check_nested(self, total: int | None) -> None:
         chain = [(i, s) for i, s in enumerate(self.stages) if s.moves_prefill]
         for (i, a), (j, b) in pairwise(chain):
-            if a.keep == FIT or b.keep == FIT:
+            if is_fit(a.keep) or is_fit(b.keep):
                 continue
             if total is None and type(a.keep) is not type(b.keep) and 0 not in (a.keep, b.keep):
                 continue

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.utils import instantiate
 
 from btp.core.keep import FIT
+from btp.core.place import place_stages
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
-from btp.ops.calibration import uniform_stages
-from btp.runner.identity import code, digest, method_code
+from btp.runner.budget import Facts, Met, Planned, meet, wanted_tokens
+from btp.runner.identity import code, code_of, digest
+from btp.runner.published import with_published
+from btp.runner.stages import Sources, for_method, method_of, plan
 
 UNPRUNED = "unpruned"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What schedules are solved against.
-
-    Attributes:
-        layers: decoder layers.
-        total: visual tokens of the task's first sample, before any pruning.
-    """
-
-    layers: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -40,6 +30,10 @@ class Arm:
         method: the yaml's `method` node; None decides nothing (the schedule keeps all or none).
         schedule: solved stages.
         picture: full | shrunk (to as many pixels as the kept tokens cover).
+        asked: its budget in layer-averaged visual tokens; None where it has none.
+        reached: what its schedule comes to; None where that is not known yet.
+        moved: layers by which its stages were moved towards the input to meet the budget.
+        note: what a reader should know about it.
     """
 
     name: str
@@ -47,11 +41,15 @@ class Arm:
     method: Mapping[str, Any] | None
     schedule: Schedule
     picture: str = "full"
+    asked: float | None = None
+    reached: float | None = None
+    moved: int = 0
+    note: str = ""
 
     @classmethod
-    def unpruned(cls) -> Arm:
+    def unpruned(cls, total: int | None = None) -> Arm:
         """The model as it is: the same path with nothing scheduled."""
-        return cls(UNPRUNED, "baseline", None, Schedule())
+        return cls(UNPRUNED, "baseline", None, Schedule(), reached=total)
 
     def build(self) -> Pruner | None:
         """Instantiate the method."""
@@ -59,8 +57,7 @@ class Arm:
 
     def identity(self, shared: str) -> str:
         """Names the answers of this arm; `shared` is the identity of model and task."""
-        target = self.method["_target_"] if self.method else None
-        own = digest(self.method, self.schedule.to_config(), self.picture, method_code(target))
+        own = digest(self.method, self.schedule.to_config(), self.picture, code_of(self.method))
         return digest(shared, own)
 
     def describe(self) -> dict[str, Any]:
@@ -72,40 +69,50 @@ class Arm:
             "pruner": self.method["_target_"].rsplit(".", 1)[1].lower() if self.method else "none",
             "picture": self.picture,
             "schedule": self.schedule.to_config(),
+            "budget": {"asked": _short(self.asked), "reached": _short(self.reached)},
+            "moved": self.moved,
+            "note": self.note,
         }
 
 
-def build_arms(config: Mapping[str, Any], facts: Facts, calibrated: Callable[[], list[dict]]) -> list[Arm]:
+def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple[list[Arm], list[str]]:
     """Compose and solve all arms; controls get the tokens_avg that the method reached.
 
     Args:
         config: the resolved config.
         facts: of model and task.
-        calibrated: calibrates, or finds the artefact, and returns its stages; called only where needed.
+        found: for stages that no yaml holds.
+
+    Returns:
+        The arms, and what the budget made of the method's schedule, as lines for the screen.
 
     Raises:
         ValueError: a budget that cannot be met or has no effect, a layer the model does not have, a setting the
             method does not know.
     """
-    arms = [Arm.unpruned()]
-    pruner, root = config["pruner"], config["schedule"]
-    if pruner["name"] != "none":
-        planned = _planned(pruner, root, config, facts, calibrated)
-        wanted = _wanted(config, planned, facts)
-        main = _arm(pruner, "method", _solve(planned, facts, wanted))
+    arms = [Arm.unpruned(facts.total)]
+    config, lines = with_published(config), []
+    if config["pruner"]["name"] != "none":
+        pruner = found.searched(config["pruner"])
+        config = {**config, "pruner": pruner}
+        planned = plan(config, facts, lambda one: _build(one["name"], one["method"]), found)
+        asked = wanted_tokens(config, planned, facts.total)
+        method, node = _build(pruner["name"], method_of(pruner)), method_of(pruner)
+        budget = {key: config["budget"][key] for key in ("move", "nearest")}
+        met = meet(planned, facts, asked, method, **budget)
+        picture = pruner.get("picture", "full")
+        main = Arm(pruner["name"], "method", node, met.schedule, picture, met.asked, met.reached, met.moved)
         arms.append(main)
-        reached = main.schedule.tokens_avg(facts.total, facts.layers)
+        lines = _say(main, met, planned)
         for name, control in (config["controls"] or {}).items():
-            if control["name"] == pruner["name"]:
-                continue
-            stages = Schedule.from_config(control["schedule"]) if control["schedule"] is not None else main.schedule
-            arms.append(_arm(control | {"name": name}, "control", _solve(stages, facts, reached)))
+            if control["name"] != pruner["name"]:
+                arms.append(_control(control | {"name": name}, main, facts))
     for arm in arms:
         arm.schedule.check(facts.layers)
         method = arm.build()
         if method is not None:
             method.check(arm.schedule)
-    return arms
+    return arms, lines
 
 
 def shared_identity(config: Mapping[str, Any], checkpoint: str) -> str:
@@ -117,64 +124,54 @@ def shared_identity(config: Mapping[str, Any], checkpoint: str) -> str:
 
 
 def inert(schedule: Schedule) -> Schedule:
-    """The same stages, keeping everything."""
-    return Schedule(tuple(replace(stage, keep=1.0) for stage in schedule))
+    """The same stages, keeping everything; without those that keep nothing, unless there are no others."""
+    chosen = [stage for stage in schedule if not stage.withdraws_all] or schedule
+    return Schedule(tuple(replace(stage, keep=1.0) for stage in chosen))
 
 
-def _planned(
-    pruner: Mapping, root: Mapping, config: Mapping, facts: Facts, calibrated: Callable[[], list[dict]]
-) -> Schedule:
-    kind = root["kind"]
-    if kind == "auto" and pruner["schedule"] is not None:
-        return Schedule.from_config(pruner["schedule"])
-    if kind in ("auto", "calibrated"):
-        stages: Sequence[Mapping[str, Any]] = calibrated()
-    elif kind == "uniform":
-        stages = uniform_stages(
-            config["stages"], facts.layers, balance=root["balance"], withdraw_last=root["withdraw_last"]
+def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
+    """A control at the tokens that the method reached: at the method's stages, unless it has its own."""
+    note, own = "", control["schedule"]
+    if control.get("parts"):
+        raise ValueError(
+            f"controls.{control['name']} is a composition, which has no stages for another method's sites. Make it the "
+            "pruner of a run of its own."
         )
+    if own is not None:
+        schedule = Schedule.from_config(place_stages(own, facts.layers, facts.vision_layers))
+    elif all(stage.withdraws_all for stage in main.schedule):
+        schedule = Schedule((Stage("llm.input", FIT),))
+        note = f"At llm.input, since {main.name} leaves nothing to choose at its own stage."
     else:
-        stages = root["stages"]
-    return _for_method(Schedule.from_config(stages), pruner)
+        schedule = main.schedule
+    schedule = for_method(schedule, _build(control["name"], control["method"]))
+    free = schedule.has_fit
+    met = meet(Planned(schedule), facts, main.reached if free else None, None, move=False, nearest=True)
+    asked = main.reached if free or own is None else None
+    picture = control.get("picture", "full")
+    return Arm(control["name"], "control", control["method"], met.schedule, picture, asked, met.reached, 0, note)
 
 
-def _for_method(schedule: Schedule, pruner: Mapping) -> Schedule:
-    """Leave out settings of a shared schedule that this method does not know, such as BTP's balance for random."""
-    method = _build(pruner["name"], pruner["method"])
-    known = method.stage_settings if method is not None else frozenset()
-
-    def strip(stage: Stage) -> Stage:
-        return replace(stage, settings={k: v for k, v in stage.settings.items() if k in known})
-
-    return Schedule(tuple(strip(stage) for stage in schedule))
-
-
-def _arm(pruner: Mapping, role: str, schedule: Schedule) -> Arm:
-    schedule = _for_method(schedule, pruner) if role == "control" else schedule
-    return Arm(pruner["name"], role, pruner["method"], schedule, pruner.get("picture", "full"))
-
-
-def _wanted(config: Mapping, schedule: Schedule, facts: Facts) -> float | None:
-    """The budget in layer-averaged tokens, or None where the schedule leaves nothing to solve."""
-    tokens, share = config["budget"]["tokens"], config["budget"]["share"]
-    free = any(stage.keep == FIT for stage in schedule)
-    if not free:
-        asked = [w for w in config["command"].split() if w.startswith("budget.") and not w.endswith("=null")]
-        if asked:
-            raise ValueError(
-                f"{asked[0]} has no effect: every stage of schedule {config['schedule']['kind']!r} for pruner "
-                f"{config['pruner']['name']!r} says itself how much it keeps. Drop the budget, or write keep: fit."
-            )
-        return None
-    if tokens is None and share is None:
-        raise ValueError("The schedule has keep: fit, but no budget is set. Set budget.share or budget.tokens.")
-    return tokens if tokens is not None else share * facts.total
+def _say(arm: Arm, met: Met, planned: Planned) -> list[str]:
+    """What a reader of the screen should know about the method's budget."""
+    lines = []
+    if met.moved:
+        sites = [", ".join(str(stage.site) for stage in schedule) for schedule in (planned.schedule, met.schedule)]
+        layers = "1 layer" if met.moved == 1 else f"{met.moved} layers"
+        lines.append(
+            f"budget: stages of {arm.name} moved {layers} towards the input, from {sites[0]} to {sites[1]} "
+            "(budget.move=false leaves them where they are)"
+        )
+    if met.missed:
+        lines.append(
+            f"budget: {met.asked:.2f} visual tokens on average were asked; the nearest that {arm.name} reaches is "
+            f"{met.reached:.2f} (budget.nearest=true takes it)"
+        )
+    return lines
 
 
-def _solve(schedule: Schedule, facts: Facts, tokens: float | None) -> Schedule:
-    if tokens is None or not any(stage.keep == FIT for stage in schedule):
-        return schedule
-    return schedule.solve_fit(facts.total, facts.layers, tokens)
+def _short(tokens: float | None) -> float | None:
+    return None if tokens is None else round(tokens, 4)
 
 
 def _build(name: str, method: Mapping[str, Any] | None) -> Pruner | None:

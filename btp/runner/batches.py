@@ -66,7 +66,7 @@ class Collate:
 class Shard(torch.utils.data.Dataset):
     """Every world-th of the wanted samples, from rank on: no padding, no repeats."""
 
-    def __init__(self, task: Task, indices: Sequence[int], rank: int, world: int):
+    def __init__(self, task: Task | Sequence[Sample], indices: Sequence[int], rank: int, world: int):
         self.task, self.indices = task, list(indices)[rank::world]
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class Shard(torch.utils.data.Dataset):
 
 
 def loader(
-    task: Task,
+    task: Task | Sequence[Sample],
     indices: Sequence[int],
     collate: Callable,
     batch: int,

@@ -5,17 +5,12 @@ Source: Li et al. 2025, arXiv:2505.22038, section 4.3 and appendix 7.6.
 
 from __future__ import annotations
 
-import datetime
-import os
 from collections.abc import Mapping
-from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from hydra.utils import instantiate
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -27,10 +22,10 @@ from btp.core.site import Site
 from btp.engine.observe import Look, observe
 from btp.models.load import Loaded
 from btp.ops.calibration import calibrated_stages, deepest_first
+from btp.runner import artefact as artefacts
 from btp.runner.batches import Batch, Collate, by_length, loader
 from btp.runner.identity import code, digest
 from btp.runner.machine import Machine
-from btp.runner.store import held
 
 REQUIRED = ("identity", "model", "curves", "stages")
 
@@ -85,7 +80,7 @@ def curves_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names the curves: whatever changes them, and nothing that only changes the choice made from them."""
     calibration = {k: v for k, v in config["calibration"].items() if k not in ("artefact", "batch")}
     model = {k: config["model"][k] for k in ("weights", "config", "dtype", "attention")}
-    sources = code("core", "engine", "models", "tasks", "runner/calibrate.py")
+    sources = code("core", "engine", "models", "tasks", "runner/calibrate.py", "runner/artefact.py")
     return digest(model, checkpoint, calibration, config["schedule"]["tau"], sources)
 
 
@@ -121,10 +116,11 @@ def calibrate(
     else:
         identity = curves_identity(config, checkpoint)
         path = store / "calibration" / f"{identity}.yaml"
-        with held(path.with_suffix(".lock"), "the calibration") if machine.leads else nullcontext():
-            if not (path.exists() and config["resume"]):
-                _write(path, _measure(config, loaded, checkpoint, identity, machine))
-        machine.sync()
+
+        def make() -> dict[str, Any]:
+            return _measure(config, loaded, checkpoint, identity, machine)
+
+        artefacts.find_or_make(path, make, "the calibration", machine, config["resume"])
         artefact = read_artefact(path, checkpoint, loaded.host.num_layers)
         stages = calibrated_stages(
             artefact["curves"]["changed"],
@@ -138,7 +134,8 @@ def calibrate(
     solved = Schedule.from_config(stages).solve_fit(total, loaded.host.num_layers, tokens)
     listed = [{"layer": stage.site.layer, **stage.to_config()} for stage in solved]
     if machine.leads:
-        _write(run / "calibration.yaml", artefact | {"stages": listed, "budget_tokens": tokens, "total": total})
+        found = artefact | {"stages": listed, "budget_tokens": tokens, "total": total}
+        artefacts.write_artefact(run / "calibration.yaml", found)
     return stages
 
 
@@ -153,17 +150,10 @@ def _measure(
     batches = loader(task, order, Collate(loaded.processor), config["calibration"]["batch"], machine.workers)
     machine.trainer("calibrate").predict(module, batches, return_predictions=False)
     return {
-        "identity": identity,
-        "model": {
-            "name": config["model"]["name"],
-            "checkpoint": checkpoint,
-            "layers": loaded.host.num_layers,
-        },
-        "calibration": dict(config["calibration"]),
+        **artefacts.origin(config, loaded, checkpoint, identity),
         "curves": module.curves(),
         "stages": None,
-        "versions": {p: version(p) for p in ("btp", "torch", "transformers")},
-        "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        **artefacts.made(),
     }
 
 
@@ -174,31 +164,11 @@ def read_artefact(path: Path, checkpoint: str, layers: int) -> dict[str, Any]:
         ValueError: says which file, what is wrong and what to do.
     """
     advice = "Set calibration.artefact=null to calibrate anew, or name the calibration.yaml of another run."
-    try:
-        artefact = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"calibration.artefact is {path}, which cannot be read: {error.strerror}. {advice}") from None
-    except yaml.YAMLError:
-        raise ValueError(f"the calibration artefact {path} is corrupt: it is not YAML. {advice}") from None
-    missing = [key for key in REQUIRED if not isinstance(artefact, dict) or key not in artefact]
-    if missing:
-        raise ValueError(f"the calibration artefact {path} is corrupt: it lacks {', '.join(missing)}. {advice}")
-    model, curves = artefact["model"], artefact["curves"]
-    if model["checkpoint"] != checkpoint:
-        raise ValueError(
-            f"the calibration artefact {path} was made for model {model['name']!r} (checkpoint "
-            f"{model['checkpoint']}), but this run's checkpoint is {checkpoint}. {advice}"
-        )
+    artefact = artefacts.read_artefact(path, "calibration", "calibration.artefact", REQUIRED, checkpoint, advice)
+    curves = artefact["curves"]
     if not len(curves["changed"]) == len(curves["attention"]) == layers:
         raise ValueError(
             f"the calibration artefact {path} is corrupt: its curves have {len(curves['changed'])} and "
             f"{len(curves['attention'])} layers, the model {layers}. {advice}"
         )
     return artefact
-
-
-def _write(path: Path, artefact: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(yaml.safe_dump(dict(artefact), sort_keys=False))
-    part.replace(path)

@@ -20,7 +20,7 @@ from btp.runner.store import write_json
 from btp.tasks.sample import Sample, Task
 from btp.tasks.scoring import normalise
 
-PACKAGES = ("btp", "torch", "transformers", "lightning", "hydra-core", "omegaconf", "wandb")
+PACKAGES = ("btp", "torch", "transformers", "lightning", "hydra-core", "omegaconf", "wandb", "optuna")
 
 
 class RunFolder:
@@ -111,7 +111,7 @@ class RunFolder:
             }
         frame = pd.DataFrame(table)
         frame.to_parquet(self.path / "samples.parquet", index=False)
-        columns = ["arm", "sample", "site", "order", "before", "after", "kept"]
+        columns = ["arm", "sample", "site", "order", "before", "after", "kept", "merged"]
         pd.DataFrame(trace, columns=columns).to_parquet(self.path / "trace.parquet", index=False)
         write_json(self.path / "layers.json", layers)
         return frame

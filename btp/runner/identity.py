@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,20 @@ def method_code(target: str | None) -> str:
     if spec is None or spec.origin is None:
         raise ValueError(f"pruner.method._target_ is {target}, but no such module is found. Correct the path.")
     return digest(Path(spec.origin).read_text(), code("ops"))
+
+
+def code_of(method: Mapping[str, Any] | None) -> str:
+    """As `method_code`, for a method's config: of its class and of every class that its settings name."""
+    found: list[str] = []
+
+    def walk(node: Any) -> None:
+        if isinstance(node, Mapping):
+            found.extend([node["_target_"]] if "_target_" in node else [])
+            for value in node.values():
+                walk(value)
+
+    walk(method)
+    return digest([method_code(target) for target in found]) if found else ""
 
 
 def checkpoint(folder: Path | None, extra: Iterable[Any] = ()) -> str:

@@ -40,7 +40,8 @@ def check_inert(loaded: Loaded, arm: Arm, samples: Sequence[Sample], new_tokens:
     with torch.inference_mode():
         plain = run()
         schedule: Schedule = inert(arm.schedule)
-        pruner = arm.build()
+        chooses = any(not stage.withdraws_all for stage in arm.schedule)
+        pruner = arm.build() if chooses else None
         aim(pruner, samples)
         with attach(loaded.host, pruner, schedule):
             attached = run()

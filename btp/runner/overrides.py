@@ -9,6 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from btp.runner.compositions import GROUP, JOIN
+
 
 def check_overrides(conf: Path, argv: list[str]) -> None:
     """Compose once with the command line's overrides and leave with exit code 1 where that fails.
@@ -52,6 +54,9 @@ def _missing_option(conf: Path, group: str, choice: object) -> str | None:
     options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
     if not isinstance(choice, str) or choice in options or choice == "null":
         return None
+    if group == GROUP and JOIN in choice:
+        faults = [fault for part in choice.split(JOIN) if (fault := _missing_option(conf, group, part))]
+        return faults[0] if faults else None
     near = difflib.get_close_matches(choice, options, 1)
     hint = f" Did you mean {group}={near[0]}?" if near else ""
     return f"{group}={choice} is not there.{hint} Options: {', '.join(options)}."

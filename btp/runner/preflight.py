@@ -22,6 +22,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     for key in ("repeats", "output_tokens"):
         _whole(f"cost.{key}", config["cost"][key], 2, "")
     _budget(config["budget"]["tokens"], config["budget"]["share"])
+    for key in ("move", "nearest"):
+        _switch(f"budget.{key}", config["budget"][key])
+    _switch("cache", config["cache"])
     _model(config["model"])
     _writable(Path(config["output"]))
 
@@ -29,6 +32,11 @@ def check_config(config: Mapping[str, Any]) -> None:
 def _whole(key: str, value: object, least: int, why: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{key} is {value!r}. {why} Set {key} to a whole number from {least} on.".replace("  ", " "))
+
+
+def _switch(key: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} is {value!r}. Set {key} to true or false.")
 
 
 def _budget(tokens: object, share: object) -> None:

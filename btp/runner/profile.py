@@ -23,6 +23,8 @@ from btp.measure.selection import TimedPruner
 from btp.models.load import Loaded
 from btp.runner.arms import UNPRUNED, Arm
 from btp.runner.batches import Collate
+from btp.runner.identity import code, digest
+from btp.runner.store import write_json
 from btp.runner.targets import aim_nowhere
 from btp.tasks.sample import Sample
 
@@ -30,13 +32,42 @@ Inputs = Mapping[str, Tensor]
 BAR = "{desc} {percentage:3.0f}%|{bar:28}| {n_fmt}/{total_fmt} arms, {elapsed}"
 
 
+class Costs:
+    """Costs of controls that runs share. A method's are measured in every run anew.
+
+    Args:
+        folder: in the store.
+        shared: identity of model and task.
+        reuse: take what earlier runs measured.
+    """
+
+    def __init__(self, folder: Path, shared: str, reuse: bool) -> None:
+        self.folder, self.shared, self.reuse = folder, shared, reuse
+
+    def path(self, arm: Arm, *what: Any) -> Path:
+        """Where the costs of an arm lie, by whatever else changes them: machine, inputs, settings, code."""
+        return self.folder / f"{digest(arm.identity(self.shared), code('measure'), *what)}.json"
+
+    def find(self, path: Path) -> dict[str, Any] | None:
+        """What was measured before."""
+        return json.loads(path.read_text()) if self.reuse and path.exists() else None
+
+
 def profile(
-    loaded: Loaded, arms: Sequence[Arm], inputs: Inputs, *, repeats: int, warmup: int, output_tokens: int
+    loaded: Loaded,
+    arms: Sequence[Arm],
+    inputs: Inputs,
+    costs: Costs,
+    *,
+    repeats: int,
+    warmup: int,
+    output_tokens: int,
 ) -> dict[str, Any]:
-    """Measure every arm that prunes inside the model.
+    """Measure every arm that prunes inside the model; a control only where no run did so on this machine.
 
     Args:
         inputs: one batch on the model's device.
+        costs: of controls, shared.
 
     Returns:
         cost.json's content: arm -> costs per sample, and the hardware.
@@ -53,9 +84,17 @@ def profile(
         dtype=host.dtype,
         feature=_feature(loaded),
     )
-    out: dict[str, Any] = {}
+    where = hardware_line(host.device, str(host.dtype).removeprefix("torch."))
+    shapes = {key: list(value.shape) for key, value in inputs.items()}
     pruned = [arm for arm in arms if arm.schedule]
+    out: dict[str, Any] = {"hardware": where} if pruned else {}
     for arm in tqdm(pruned, desc=f"{'measure cost':24}", bar_format=BAR):
+        path = costs.path(arm, where, shapes, repeats, warmup, output_tokens)
+        known = costs.find(path) if arm.role == "control" else None
+        if known is not None:
+            out[arm.name] = known[arm.role]
+            out.setdefault(UNPRUNED, known[UNPRUNED])
+            continue
         method = arm.build()
         aim_nowhere(method, len(inputs["input_ids"]))
         timed = TimedPruner(method) if method is not None else None
@@ -66,8 +105,11 @@ def profile(
         with torch.inference_mode():
             found = measure(subject, attached, pruner=timed, new_tokens=output_tokens, repeats=repeats, warmup=warmup)
         out[arm.name] = _flat(found, "candidate")
-        out.setdefault(UNPRUNED, _flat(found | found["unpruned"], "baseline"))
-        out["hardware"] = hardware_line(host.device, str(host.dtype).removeprefix("torch."))
+        baseline = _flat(found | found["unpruned"], "baseline")
+        out.setdefault(UNPRUNED, baseline)
+        if arm.role == "control":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {arm.role: out[arm.name], UNPRUNED: baseline})
     return out
 
 

@@ -1,8 +1,13 @@
-"""One run, from request to report: `python -m btp.runner.worker REQUEST.json`, started by run.py; no Hydra app."""
+"""One run, from request to report: `python -m btp.runner.worker REQUEST.json`, started by run.py; no Hydra app.
+
+With --serve it computes one request after another, and keeps the model between them.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import sys
 import time
 import traceback
@@ -15,23 +20,28 @@ import torch
 from hydra.utils import instantiate
 from rich.console import Console
 
+from btp.core.fit import OutOfReach
+from btp.engine.plan import make_plan
 from btp.models.load import Loaded, check_library, find_checkpoint, load
 from btp.report.page import write_report
 from btp.report.screen import screen_table
-from btp.runner.arms import UNPRUNED, Arm, Facts, build_arms, shared_identity
+from btp.runner.arms import UNPRUNED, Arm, build_arms, shared_identity
 from btp.runner.batches import Collate, by_length
-from btp.runner.calibrate import calibrate
+from btp.runner.budget import Facts
 from btp.runner.evaluate import answer
+from btp.runner.finder import Finder
 from btp.runner.folder import RunFolder, spread
-from btp.runner.identity import checkpoint, code, digest, method_code
+from btp.runner.identity import checkpoint, code, code_of, digest
 from btp.runner.inert import check_inert
+from btp.runner.launch import FAILED, STOPPED, Outcome
 from btp.runner.machine import Machine
-from btp.runner.profile import cost_table, hardware_line, profile, synthetic_inputs, task_inputs
+from btp.runner.profile import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
+from btp.runner.stages import Sources, method_of
 from btp.runner.store import Answers, held, write_json
 from btp.runner.tracker import check_login, track
 from btp.tasks.sample import Sample, Task
 
-FREE = ("output", "resume", "debug", "logger", "trainer", "command", "overlays")
+FREE = ("output", "resume", "debug", "cache", "logger", "trainer", "command", "overlays")
 
 
 class Run:
@@ -39,10 +49,11 @@ class Run:
 
     Args:
         config: resolved.
+        kept: models that earlier runs of this process left for later ones; None keeps none.
     """
 
-    def __init__(self, config: Mapping[str, Any]):
-        self.config = config
+    def __init__(self, config: Mapping[str, Any], kept: dict[str, Loaded] | None = None):
+        self.config, self._kept = config, kept
         check_library()
         check_login(config["logger"])
         torch.manual_seed(config["seed"])
@@ -66,8 +77,8 @@ class Run:
             phases = self.folder.state["phases"] | {name: round(time.perf_counter() - began, 2)}
             self.folder.update(phases=phases)
 
-    def go(self) -> None:
-        """Do all that is still open, and show the table."""
+    def go(self, table: bool = True) -> None:
+        """Do all that is still open, and show where it lies, with the table unless that comes later."""
         if self.folder.finished and self.config["resume"]:
             print(f"this run is finished: {self.folder.path} (resume=false computes it anew)")
         else:
@@ -76,18 +87,26 @@ class Run:
                 if not (self.folder.finished and self.config["resume"]):  # another process may have done it meanwhile
                     self._compute()
         if self.machine.leads:
-            self._show()
+            self._show(table)
 
     def _compute(self) -> None:
         config = self.config
         if self.machine.leads:
             self.folder.begin(config, self.identity, hardware_line(self.machine.device, config["model"]["dtype"]))
         with self.phase("load"):
-            self.loaded = load(config["model"], self.checkpoint_folder, self.machine.device)
+            self.loaded = self._load()
         if config["model"]["weights"] == "random":
             self._cost_only()
         else:
             self._study()
+
+    def _load(self) -> Loaded:
+        key = digest(self.config["model"], self.checkpoint, str(self.checkpoint_folder), str(self.machine.device))
+        kept = self._kept if self._kept is not None else {}
+        if key not in kept:
+            kept.clear()  # one model at a time
+            kept[key] = load(self.config["model"], self.checkpoint_folder, self.machine.device)
+        return kept[key]
 
     def _finish(self) -> None:
         """Mark the run as finished, and only then draw the report, which says so."""
@@ -104,16 +123,19 @@ class Run:
             order = by_length(samples)
             total = int(self._layout(samples[0]).visual.sum())
         with self.phase("calibrate"):
-            arms = self._arms(total)
+            arms = self._arms(total, len(samples[0].images))
         rows = {}
         for arm in arms:
             with self.phase(f"answer {arm.name}"):
-                rows[arm.name] = self._answer(arm, task, order, samples)
+                rows[arm.name] = self._answer(arm, task, samples, order)
         if not self.machine.leads:
             return
         method = next((a for a in arms if a.role == "method"), None)
         listing = [arm.describe() for arm in arms]
-        self.folder.update(arms=listing, chance=task.chance(samples))
+        for entry in listing:  # what happened, which an adaptive method's plan does not know
+            happened = [sum(row["visual"]) / len(row["visual"]) for row in rows[entry["arm"]].values()]
+            entry["budget"]["reached"] = round(sum(happened) / len(happened), 4)
+        self.folder.update(arms=listing, budget=_of_method(listing), chance=task.chance(samples))
         if method is not None and method.schedule:
             with self.phase("inert"):
                 found = check_inert(self.loaded, method, spread(samples, 8), task.max_new_tokens)
@@ -134,55 +156,61 @@ class Run:
             raise ValueError("model.weights=random measures the cost of a pruner. Choose one with pruner=...")
         inputs = synthetic_inputs(self.loaded, self.config["cost"]["batch"])
         arms = self._arms(int(self.loaded.host.visual_mask(inputs)[0].sum()))
-        self.folder.update(arms=[arm.describe() for arm in arms])
+        listing = [arm.describe() for arm in arms]
+        self.folder.update(arms=listing, budget=_of_method(listing))
         self._cost(arms, inputs)
         self._finish()
 
-    def _arms(self, total: int) -> list[Arm]:
-        facts = Facts(self.loaded.host.num_layers, total)
+    def _arms(self, total: int, pictures: int = 1) -> list[Arm]:
+        host, config = self.loaded.host, self.config
+        tower = host.towers.get("vision")
+        cuttable = tower is not None and tower.feature is not None
+        facts = Facts(host.num_layers, total, tower.feature + 1 if cuttable else 0, pictures)
 
-        def calibrated() -> list[dict[str, Any]]:
-            if self.config["model"]["weights"] == "random":
-                raise ValueError(
-                    "A calibrated schedule needs a model with weights, but model.weights is random. "
-                    "Choose schedule=uniform or one of schedule=paper_..."
-                )
-            return calibrate(
-                self.config, self.loaded, self.checkpoint, self.store, self.folder.path, self.machine, total
-            )
+        place = (self.checkpoint, self.store, self.folder.path, self.machine)
+        finder = Finder(config, self.loaded, *place, facts)
+        arms, lines = build_arms(config, facts, Sources(finder.calibrated, finder.searched))
+        for arm in arms:
+            make_plan(host, arm.build(), arm.schedule)  # what the engine would refuse, before anything is answered
+        if self.machine.leads:
+            print(*lines, sep="\n", end="\n" if lines else "", flush=True)
+        return arms
 
-        return build_arms(self.config, facts, calibrated)
-
-    def _answer(self, arm: Arm, task: Task, order: list[int], samples: list[Sample]) -> dict[str, dict[str, Any]]:
+    def _answer(self, arm: Arm, task: Task, samples: list[Sample], order: list[int]) -> dict[str, dict[str, Any]]:
         shared = shared_identity(self.config, self.checkpoint)
         home = self.store / "answers"
         baseline = home / Arm.unpruned().identity(shared)
         folder = home / arm.identity(shared)
-        ids = {i: samples[i].id for i in order}
+        features = self.store / "features" / shared if self.config["cache"] else None
         guard = held(folder.with_suffix(".lock"), f"the answers of {arm.name}") if self.machine.leads else nullcontext()
         with guard:
             if not self.config["resume"] and self.machine.leads:
                 Answers(folder).clear()
             self.machine.sync()
             reference = None if arm.name == UNPRUNED else baseline
-            return answer(self.loaded, arm, task, order, ids, folder, reference, self.machine)
+            return answer(self.loaded, arm, task, samples, order, folder, reference, features, self.machine)
 
     def _cost(self, arms: list[Arm], inputs: dict[str, Any]) -> None:
         with self.phase("cost"):
             settings = {k: self.config["cost"][k] for k in ("repeats", "warmup", "output_tokens")}
-            write_json(self.folder.path / "cost.json", profile(self.loaded, arms, inputs, **settings))
+            shared = shared_identity(self.config, self.checkpoint)
+            store = Costs(self.store / "costs", shared, self.config["resume"])
+            write_json(self.folder.path / "cost.json", profile(self.loaded, arms, inputs, store, **settings))
 
     def _layout(self, sample: Sample) -> Any:
         return self.loaded.host.layout(Collate(self.loaded.processor)([sample]).inputs)
 
-    def _show(self) -> None:
-        console = Console()
-        if self.config["model"]["weights"] == "random":
-            console.print(cost_table(self.folder.path))
-            console.print(f"costs: {self.folder.path / 'cost.json'}", soft_wrap=True)
-            return
-        console.print(screen_table(self.folder.path))
-        console.print(f"report: {self.folder.path / 'report.html'}", soft_wrap=True)
+    def _show(self, table: bool) -> None:
+        console, path = Console(), self.folder.path
+        random = self.config["model"]["weights"] == "random"
+        if table:
+            console.print(cost_table(path) if random else screen_table(path))
+        console.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
+
+
+def _of_method(listing: list[dict[str, Any]]) -> dict[str, Any]:
+    """The budget of the method's arm, of the unpruned one where there is none."""
+    return next((entry["budget"] for entry in listing if entry["role"] == "method"), listing[0]["budget"])
 
 
 def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
@@ -191,32 +219,63 @@ def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     what["model"] = {
         k: v for k, v in config["model"].items() if k not in ("path", "hub", "revision", "device_map", "download")
     }
-    method = config["pruner"]["method"]
     sources = code("core", "engine", "models", "tasks", "measure", "runner")
-    return digest(what, checkpoint, sources, method_code(method["_target_"] if method else None))
+    return digest(what, checkpoint, sources, code_of(method_of(config["pruner"])))
 
 
 def main() -> int:
-    """Run the request; an error is one message, with the traceback in the run folder's error.log."""
-    config = json.loads(Path(sys.argv[1]).read_text())
+    """Run one request, or with --serve those that come over stdin, one path a line.
+
+    Returns:
+        The exit code of the last run.
+    """
+    if sys.argv[1:] != ["--serve"]:
+        return handle(Path(sys.argv[1])).code
+    code, loaded, threads = 0, {}, torch.get_num_threads()
+    for line in sys.stdin:
+        environment = dict(os.environ)
+        outcome = handle(Path(line.strip()), loaded)
+        if outcome.leaves:
+            return outcome.code
+        code = outcome.code
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+        gc.collect()
+    return code
+
+
+def handle(request: Path, loaded: dict[str, Loaded] | None = None) -> Outcome:
+    """Run a request; an error is one message, with the traceback in the run folder's error.log.
+
+    Args:
+        request: a JSON file with the resolved config; how it ended is written beside it.
+        loaded: models that earlier requests of this process left, and this one may; None for a process of its own.
+    """
+    config = json.loads(request.read_text())
     run = None
     try:
-        run = Run(config)
-        run.go()
+        run = Run(config, loaded)
+        run.go(table=loaded is None)
+        outcome = Outcome(0, folder=str(run.folder.path))
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        outcome = Outcome(STOPPED, "stopped", leaves=True)
     except Exception as error:
         if config["debug"]:
             raise
         expected = isinstance(error, ValueError | OSError | RuntimeError)
-        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        message = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
         print(f"error: {message}", file=sys.stderr)
+        folder = None
         if run is not None and run.machine.leads:
+            folder = str(run.folder.path)
             run.folder.fail(message)
             (run.folder.path / "error.log").write_text(traceback.format_exc())
-        return 1
-    return 0
+        sound = isinstance(error, ValueError | OSError)  # anything else may have left the device in disorder
+        outcome = Outcome(FAILED, message, folder, isinstance(error, OutOfReach), not sound)
+    if run is None or run.machine.leads:
+        outcome.write(request)
+    return outcome
 
 
 if __name__ == "__main__":

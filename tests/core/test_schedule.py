@@ -37,10 +37,18 @@ def test_bad_keep(keep):
         Stage("llm.layer.2", keep)
 
 
-def test_fit_has_no_count():
+@pytest.mark.parametrize("keep", ["fit*", "fit*0", "fit*-1", "fit*x", "fit/2", "fitting"])
+def test_bad_fit(keep):
+    """What starts like a fit and is none is told how one is written."""
+    with pytest.raises(ValueError, match=r"Write fit, or fit\*X with a number X above 0"):
+        Stage("llm.layer.2", keep)
+
+
+@pytest.mark.parametrize("keep", ["fit", "fit*0.5"])
+def test_fit_has_no_count(keep):
     """An unsolved fit says how to solve it."""
     with pytest.raises(ValueError, match=r"Call Schedule\.solve_fit"):
-        Stage("llm.layer.2", "fit").count(576)
+        Stage("llm.layer.2", keep).count(576)
 
 
 def test_config_round_trip():
@@ -48,6 +56,8 @@ def test_config_round_trip():
     config = [
         {"site": "llm.layer.3", "keep": 288, "balance": 0.6},
         {"site": "llm.layer.6", "keep": 144, "positions": "renumber"},
+        {"site": "llm.layer.8", "keep": "fit"},
+        {"site": "llm.layer.9", "keep": "fit*0.5"},
     ]
     read = Schedule.from_config(config)
     assert read[0].settings == {"balance": 0.6}
@@ -113,6 +123,9 @@ def test_depth():
         schedule(("vision.layer.2", 4)).check(8, 2)
     with pytest.raises(ValueError, match=r"schedule\.0\.keep is still fit"):
         schedule(("llm.layer.2", "fit")).check(8)
+    with pytest.raises(ValueError, match=r"schedule\.1\.keep is still fit\*0\.5"):
+        schedule(("llm.layer.2", 9), ("llm.layer.3", "fit*0.5")).check(8)
+    schedule(("llm.layer.2", "fit")).check_sites(8)
 
 
 def test_tokens_avg_of_the_published_btp_schedule():

@@ -65,12 +65,22 @@ def test_random_weights_measure_cost_alone(tmp_path):
     small += ["model.config.text_config.num_key_value_heads=2", "model.config.text_config.num_hidden_layers=24"]
     small += [f"model.config.vision_config.{k}={v}" for k, v in SMALL.items()]
     words = ["model=llava15", "model.weights=random", "model.dtype=float32", *small]
-    run = job(tmp_path, *words, "schedule=paper_llava15")
+    run = job(tmp_path, *words, "schedule=paper")
     costs = json.loads((run / "cost.json").read_text())
-    assert costs["btp"]["tokens_avg"] == pytest.approx((3 * 576 + 3 * 288 + 8 * 144 + 8 * 48) / 24)
+    assert costs["btp"]["tokens_avg"] == pytest.approx((2 * 576 + 3 * 288 + 6 * 144 + 6 * 48) / 24)
     assert costs["btp"]["flops_prefill"] == pytest.approx(costs["btp"]["flops_prefill_measured"], rel=0.01)
     assert not (run / "samples.parquet").exists()
     with pytest.raises(ValueError, match="A calibrated schedule needs a model with weights"):
+        job(tmp_path, *words)
+
+
+def test_a_model_without_the_signal_is_refused_before_anything_runs(tmp_path):
+    small = [f"model.config.text_config.{k}={v}" for k, v in SMALL.items()]
+    small += [f"model.config.vision_config.{k}={v}" for k, v in SMALL.items()]
+    words = ["model=llava15", "model.weights=random", "model.dtype=float32", *small]
+    words += ["model.config.text_config.num_key_value_heads=2"]
+    words += ["model.config.vision_feature_select_strategy=full", "pruner=fastervlm"]
+    with pytest.raises(ValueError, match="a vision tower whose tokens cannot be followed yet"):
         job(tmp_path, *words)
 
 

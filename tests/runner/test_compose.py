@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from btp.core.pruner import Pruner
 from btp.runner.preflight import check_config
+from btp.runner.stages import method_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("model", "pruner", "schedule", "task", "calibration", "trainer", "logger")
@@ -26,8 +27,8 @@ def test_every_option_composes_and_builds(group, option, tmp_path):
     check_config(config)
     if group in ("task", "calibration"):
         assert len(instantiate(config[group]["dataset"])) > 0
-    if group == "pruner" and config["pruner"]["method"]:
-        assert isinstance(instantiate(config["pruner"]["method"]), Pruner)
+    if group == "pruner" and method_of(config["pruner"]):
+        assert isinstance(instantiate(dict(method_of(config["pruner"]))), Pruner)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -46,6 +47,9 @@ def test_every_option_says_what_it_is_and_a_command(group, option):
         ("budget.share=1.5", "budget.share is 1.5"),
         ("budget.share=0", "budget.share is 0"),
         ("budget.tokens=20", "a run has one budget"),
+        ("budget.move=2", "budget.move is 2. Set budget.move to true or false"),
+        ("budget.nearest=maybe", "budget.nearest is 'maybe'"),
+        ("cache=all", "cache is 'all'"),
         ("trainer.batch=0", "Set trainer.batch to a whole number from 1 on"),
         ("model.dtype=fp8", "model.dtype is 'fp8'. Choose from: float32"),
         ("model.attention=flash", "model.attention is 'flash'"),

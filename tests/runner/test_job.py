@@ -123,14 +123,60 @@ def test_a_finished_run_is_recognised(finished, capsys):
     assert (run / "samples.parquet").stat().st_mtime_ns == before
 
 
-def test_unpruned_answers_serve_every_run_of_the_same_model_and_task(finished):
-    output, _ = finished
-    files = {p: p.stat().st_mtime_ns for p in (output / ".store" / "answers").glob("*/rows-0.jsonl")}
-    run = job(output, "pruner=attention", "cost.enabled=false")
+def stamps(folder):
+    """When each file below a folder was written."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
+
+
+def test_what_runs_share_is_computed_once(finished):
+    """Unpruned answers, controls and their costs, the calibration, pictures behind the tower: for every pruner."""
+    output, first = finished
+    before = stamps(output / ".store")
+    run = job(output, "pruner=attention")
     frame = pd.read_parquet(run / "samples.parquet")
     assert set(frame["arm"]) == {"unpruned", "attention", "random", "downsampled", "no_image"}
-    assert all(p.stat().st_mtime_ns == t for p, t in files.items())
-    assert len(list((output / ".store" / "answers").glob("*/rows-0.jsonl"))) == len(files) + 1
+    after = stamps(output / ".store")
+    assert {p: after[p] for p in before} == before
+    new = {p.relative_to(output / ".store").parts[0] for p in after.keys() - before.keys()}
+    assert new == {"answers"}
+    assert sum(p.name == "rows-0.jsonl" for p in after.keys() - before.keys()) == 1
+    costs = [json.loads((r / "cost.json").read_text()) for r in (first, run)]
+    assert costs[0]["random"] == costs[1]["random"]
+    assert costs[0]["btp"]["prefill_ms"] != costs[1]["attention"]["prefill_ms"]
+
+
+def test_a_control_is_measured_again_where_asked(finished):
+    """resume=false takes nothing from the store."""
+    output, first = finished
+    run = job(output, "pruner=attention", "overlays=3", "resume=false")
+    costs = [json.loads((r / "cost.json").read_text()) for r in (first, run)]
+    assert costs[0]["no_image"]["prefill_ms"] != costs[1]["no_image"]["prefill_ms"]
+
+
+def test_answers_do_not_depend_on_kept_pictures(finished, tmp_path):
+    """Pictures behind tower and projector are the same from the store as from the model: every word, every nat."""
+    output, run = finished
+    (features,) = (output / ".store" / "features").iterdir()
+    assert len(list(features.glob("*.npy"))) == 18
+    plain = job(tmp_path, "cache=false", "cost.enabled=false")
+    assert not (tmp_path / ".store" / "features").exists()
+    assert plain.name != run.name  # cost.enabled differs, not the cache
+    columns = ["arm", "sample", "prediction", "score", "kl", "tokens_avg"]
+    pd.testing.assert_frame_equal(*[pd.read_parquet(r / "samples.parquet")[columns] for r in (run, plain)])
+
+
+def test_the_budget_is_on_record(finished):
+    """For the method and for every arm: what was asked, and what happened."""
+    _, run = finished
+    state = json.loads((run / "run.json").read_text())
+    frame = pd.read_parquet(run / "samples.parquet")
+    assert state["budget"]["asked"] == pytest.approx(0.22 * 144)
+    for arm in state["arms"]:
+        happened = frame[frame["arm"] == arm["arm"]]["tokens_avg"].mean()
+        assert arm["budget"]["reached"] == pytest.approx(happened, abs=1e-3)
+    asked = {arm["arm"]: arm["budget"]["asked"] for arm in state["arms"]}
+    assert asked["unpruned"] is asked["no_image"] is None
+    assert asked["random"] == asked["downsampled"] == state["budget"]["reached"]
 
 
 def test_answers_do_not_depend_on_the_batch(finished, tmp_path):
@@ -205,7 +251,10 @@ def test_resume_false_computes_anew(tmp_path):
         (["budget.share=0.05"], "cannot be met"),
         (["model.path=nowhere"], "model.path is nowhere, but there is no such folder"),
         (["pruner=withdraw", "pruner.layer=12"], "schedule.0.site is llm.layer.12, but the llm tower has 8 layers"),
-        (["schedule=paper_llava15"], "schedule"),
+        (["schedule=paper"], "has no published schedule for model 'pocket'"),
+        (["pruner=pdrop", "pruner.schedule.1.keep=100", "pruner.schedule.0.keep=50"], "more than are alive"),
+        (["pruner=fastv", "pruner.schedule.0.site=vision.output"], "schedule.0.site is vision.output"),
+        (["pruner=withdraw", "pruner.layer=search"], "pruner 'withdraw' has no search"),
     ],
 )
 def test_errors_are_one_message(words, message, tmp_path):
@@ -224,11 +273,33 @@ def test_the_command_line_ends_with_code_1_and_no_traceback(tmp_path):
     assert json.loads((log.parent / "run.json").read_text())["state"] == "failed"
 
 
+SMOKE = ["experiment=smoke", "logger=none", "trainer=cpu", "cost.enabled=false", "limit=9"]
+
+
 def test_a_sweep_goes_on_behind_a_failed_cell(tmp_path):
-    common = ["experiment=smoke", "logger=none", "cost.enabled=false", "limit=9", f"output={tmp_path}"]
-    process = command("-m", *common, "stages=9,1")
+    """One process, one comparison, and the cells are the runs that they would be alone."""
+    process = command("-m", *SMOKE, f"output={tmp_path}", "stages=9,1")
     out, _ = process.communicate(timeout=400)
     assert process.returncode == 1
     assert "1 run(s) failed" in out
-    states = sorted(json.loads(f.read_text())["state"] for f in tmp_path.glob("*/run.json"))
-    assert states == ["failed", "finished"]
+    assert "Traceback" not in out
+    runs = {state["state"]: state for state in map(json.loads, (f.read_text() for f in tmp_path.glob("*/run.json")))}
+    assert set(runs) == {"failed", "finished"}
+    assert runs["failed"]["pid"] == runs["finished"]["pid"]
+    (page,) = (tmp_path / "multirun").glob("*/*.html")
+    assert "stages is 9" in page.read_text()
+    assert str(page) in out
+    assert job(tmp_path, *SMOKE[3:], "stages=1").name == runs["finished"]["name"]
+
+
+def test_a_sweep_whose_budgets_are_out_of_reach_has_not_failed(tmp_path):
+    """Compositions are cells too; a budget that a method cannot meet is a result of the sweep."""
+    words = ["pruner=fastv,[fastervlm,btp]", "budget.share=0.1", "~pruner@controls.random"]
+    process = command("-m", *SMOKE, f"output={tmp_path}", *words)
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    assert "The nearest is 18.88" in out
+    (run,) = tmp_path.glob("pocket-fastervlm_btp-*")
+    state = json.loads((run / "run.json").read_text())
+    assert "pruner=[fastervlm,btp]" in state["command"]
+    assert state["budget"]["reached"] == pytest.approx(14.4, abs=0.5)

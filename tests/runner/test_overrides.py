@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from btp.runner.compositions import as_typed, name_lists
 from btp.runner.overrides import find_fault
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -16,14 +18,17 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
         (["model.pth=x"], "unknown key model.pth. Did you mean model.path?"),
         (["share=0.3"], "unknown key share. Did you mean budget.share?"),
         (["pruner.method.scores=probs"], "Did you mean pruner.method.score?"),
-        (["pruner=bpt"], "pruner=bpt is not there. Did you mean pruner=btp? Options: attention, btp"),
+        (["pruner=bpt"], "pruner=bpt is not there. Did you mean pruner=btp? Options: aim, attention, btp"),
         (["model=llava2"], "model=llava2 is not there. Did you mean model=llava15?"),
         (["pruner=btp,divesity"], "Did you mean pruner=diversity?"),
         (["stages=[1"], "cannot read the command line"),
+        (["pruner=[fastervlm"], "cannot read the command line"),
+        (["pruner=[fastvlm,btp]"], "pruner=fastvlm is not there. Did you mean pruner=fastervlm?"),
+        (["pruner=fastv,[fastervlm,bpt]"], "pruner=bpt is not there. Did you mean pruner=btp?"),
     ],
 )
 def test_a_wrong_word_is_named_with_the_nearest_right_one(words, message):
-    assert message in find_fault(CONF, words)
+    assert message in find_fault(CONF, name_lists(words))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +42,34 @@ def test_a_wrong_word_is_named_with_the_nearest_right_one(words, message):
         ["task.dataset.abilities=[digit,number]"],
         ["experiment=smoke"],
         ["hydra.sweep.dir=elsewhere"],
+        ["pruner=[fastervlm,btp]", "pruner.parts.btp.method.over=2"],
+        ["pruner=btp,[fastervlm,btp],[divprune,pdrop]", "budget.share=0.22,0.4"],
+        ["pruner=[btp]"],
     ],
 )
 def test_a_right_command_line_passes(words):
-    assert find_fault(CONF, words) is None
+    assert find_fault(CONF, name_lists(words)) is None
+
+
+def test_a_list_of_pruners_is_the_yaml_that_composes_them():
+    """On the command line as in conf/pruner/fastervlm_btp.yaml: the parts' own yamls, nothing copied."""
+    (word,) = name_lists(["pruner=[fastervlm,btp]"])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        typed = compose("config", overrides=[word]).pruner
+        written = compose("config", overrides=["pruner=fastervlm_btp"]).pruner
+        alone = compose("config", overrides=["pruner=btp"]).pruner
+    assert typed == written
+    assert typed.parts.btp == alone
+
+
+@pytest.mark.parametrize("word", ["pruner=[fastervlm,btp]", "pruner=btp", "pruner.schedule=[]", "budget.share=0.2"])
+def test_the_command_is_kept_as_it_was_typed(word):
+    """A run's command can be given again."""
+    assert [as_typed(w) for w in name_lists([word])] == [word]
+
+
+@pytest.mark.parametrize("word", ["pruner=[btp,btp]", "pruner=[]", "pruner=btp,[1,2]"])
+def test_lists_that_compose_nothing_are_refused(word):
+    """Each pruner once, by its name."""
+    with pytest.raises(ValueError, match=r"is no composition\. Name each pruner once"):
+        name_lists([word])

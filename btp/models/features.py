@@ -1,0 +1,83 @@
+"""Pictures behind the vision tower and the projector, kept on disk for methods that leave both alone."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from btp.models.lvlm import LVLM
+
+SPARE = 10  # of the free disk, one part in ten at most
+
+
+class PictureFeatures:
+    """Features by picture. What is missing is computed by the model itself, in the batch that asks for it.
+
+    Args:
+        host: the model; its towers are not cut while this is used.
+        folder: of everything that makes the features: checkpoint, dtype, pictures. Several processes may share it.
+        pictures: how many a run has, to see whether there is room for them.
+    """
+
+    def __init__(self, host: LVLM, folder: Path, pictures: int) -> None:
+        self.host, self.folder, self.pictures = host, folder, pictures
+        self._room: bool | None = None
+
+    @staticmethod
+    def fits(host: LVLM) -> bool:
+        """Whether this family takes ready features, one tensor per picture: LLaVA-1.5 and its like."""
+        base = getattr(host.model, "model", None)
+        tower = host.towers.get("vision")
+        if base is None or tower is None or tower.feature is None or not hasattr(base, "get_image_features"):
+            return False
+        return "mm_encoder_outputs" in inspect.signature(base.forward).parameters
+
+    def instead(self, inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """The inputs of a forward with features in place of pictures.
+
+        Args:
+            inputs: with pixel_values [P, 3, H, W].
+            names: of the P pictures, fit for a file.
+        """
+        if inputs.get("pixel_values") is None:
+            return dict(inputs)
+        rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
+        return rest | {
+            "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=self._of(inputs, names))}
+        }
+
+    def _of(self, inputs: Mapping[str, Any], names: Sequence[str]) -> list[Tensor]:
+        files = [self.folder / f"{name}.npy" for name in names]
+        if all(file.exists() for file in files):
+            found = torch.stack([torch.from_numpy(np.load(file)) for file in files])
+            return list(found.view(self.host.dtype).to(inputs["pixel_values"].device))
+        features = self.host.model.model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
+        made = list(features.pooler_output)
+        if self._has_room(made[0]):
+            for file, feature in zip(files, made, strict=True):
+                _write(file, feature)
+        return made
+
+    def _has_room(self, feature: Tensor) -> bool:
+        if self._room is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            needed = self.pictures * feature.numel() * feature.element_size()
+            self._room = needed * SPARE <= shutil.disk_usage(self.folder).free
+        return self._room
+
+
+def _write(file: Path, feature: Tensor) -> None:
+    """Whole or not at all; bytes, since numpy has no bfloat16."""
+    part = file.with_suffix(f".{os.getpid()}")
+    with part.open("wb") as f:
+        np.save(f, feature.detach().cpu().contiguous().view(torch.uint8).numpy())
+    part.replace(file)

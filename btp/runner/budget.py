@@ -1,0 +1,225 @@
+"""Meets a budget: solves what is free in a schedule, moves its stages where counts alone are not enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from btp.core.fit import OutOfReach
+from btp.core.keep import is_fit
+from btp.core.place import move_stages
+from btp.core.pruner import Pruner
+from btp.core.schedule import Schedule, Stage
+from btp.core.solve import PART
+
+FREE_LAYER = "budget"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What schedules are solved against.
+
+    Attributes:
+        layers: decoder layers.
+        total: visual tokens of the task's first sample, before any pruning.
+        vision_layers: layers of the vision tower up to and with the one the projector reads; 0 where none can be cut.
+        pictures: of that sample; stages in the vision tower count tokens of a picture.
+    """
+
+    layers: int
+    total: int
+    vision_layers: int = 0
+    pictures: int = 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A schedule before its budget.
+
+    Attributes:
+        schedule: stages, with `fit` where a budget is to be solved.
+        movable: which stages a budget may move towards the input.
+        any_layer: the layer of the only stage is what the budget decides.
+    """
+
+    schedule: Schedule
+    movable: Callable[[Stage], bool] = lambda stage: False
+    any_layer: bool = False
+
+    @property
+    def free(self) -> bool:
+        """True where a budget has something to decide."""
+        return self.any_layer or self.schedule.has_fit
+
+
+@dataclass(frozen=True)
+class Met:
+    """A schedule and its budget, both in visual tokens averaged over the decoder layers.
+
+    Attributes:
+        schedule: solved.
+        asked: the budget; None where the schedule leaves nothing to decide.
+        reached: what the schedule comes to.
+        moved: layers by which stages were moved towards the input.
+        missed: the budget is out of reach, and this is the nearest.
+    """
+
+    schedule: Schedule
+    asked: float | None
+    reached: float
+    moved: int = 0
+    missed: bool = False
+
+
+def wanted_tokens(config: Mapping[str, Any], planned: Planned, total: int) -> float | None:
+    """The run's budget in layer-averaged tokens; None where the schedule leaves nothing to decide.
+
+    Raises:
+        ValueError: a budget was asked for and has no effect, or is needed and missing.
+    """
+    tokens, share = config["budget"]["tokens"], config["budget"]["share"]
+    if not planned.free:
+        words = config["command"].split()
+        asked = [w for w in words if w.startswith(("budget.tokens=", "budget.share=")) and not w.endswith("=null")]
+        if asked:
+            layer = f", or set pruner.layer={FREE_LAYER}" if config["pruner"].get("layer") is not None else ""
+            raise ValueError(
+                f"{asked[0]} has no effect: every stage of pruner {config['pruner']['name']!r} says itself how much it "
+                f"keeps. Drop the budget, or write keep: fit{layer}."
+            )
+        return None
+    if tokens is None and share is None:
+        raise ValueError("The schedule has keep: fit, but no budget is set. Set budget.share or budget.tokens.")
+    return tokens if tokens is not None else share * total
+
+
+def meet(
+    planned: Planned, facts: Facts, asked: float | None, method: Pruner | None, *, move: bool, nearest: bool
+) -> Met:
+    """Solve a schedule for a budget.
+
+    Where no counts meet it and `move` is set, the movable stages in front of decoder layers go towards the input
+    together, layer by layer, as far as it takes and the method accepts.
+
+    Args:
+        planned: what to solve.
+        facts: of model and task.
+        asked: layer-averaged visual tokens; None where nothing is free.
+        method: says whether it accepts stages where they have come to.
+        move: stages may move.
+        nearest: take the nearest that can be reached.
+
+    Raises:
+        ValueError: the schedule does not fit the model.
+        OutOfReach: the budget cannot be met, and nearest is not set.
+    """
+    planned.schedule.check_sites(facts.layers)
+    if asked is None:
+        schedule = _bare(planned.schedule)
+        return Met(schedule, None, schedule.tokens_avg(facts.total, facts.layers))
+    if planned.any_layer:
+        return _meet_by_layer(planned.schedule, facts, asked, nearest)
+    best: tuple[Met, OutOfReach] | None = None
+    for by in range(_deepest(planned) + 1 if move else 1):
+        try:
+            schedule = move_stages(planned.schedule, by, planned.movable) if by else planned.schedule
+            solved, error = _solved(schedule, facts, asked)
+            if by and method is not None:
+                accept(method, solved, planned.schedule)
+        except ValueError:
+            if not by:
+                raise
+            break
+        reached = solved.tokens_avg(facts.total, facts.layers)
+        met = Met(solved, asked, reached, by, error is not None)
+        if error is None:
+            return met
+        if best is None or abs(reached - asked) < abs(best[0].reached - asked) - 1e-9:
+            best = met, error
+        if error.nearest < asked:
+            break  # moving on would take still more away
+    assert best is not None  # the first round raises or sets it
+    if not nearest:
+        raise best[1]
+    return best[0]
+
+
+def _solved(schedule: Schedule, facts: Facts, asked: float) -> tuple[Schedule, OutOfReach | None]:
+    """Solved for the budget, or for the nearest and why."""
+    try:
+        solved, why = schedule.solve_fit(facts.total, facts.layers, asked), None
+    except OutOfReach as error:
+        solved, why = schedule.solve_fit(facts.total, facts.layers, asked, nearest=True), error
+    return _bare(_per_picture(solved, schedule, facts)), why
+
+
+def _per_picture(solved: Schedule, before: Schedule, facts: Facts) -> Schedule:
+    """Write what was solved for a prompt of several pictures as shares, where a stage counts tokens of a picture."""
+    fits = {stage.site for stage in before if is_fit(stage.keep) and stage.site.tower == "vision"}
+    if facts.pictures == 1 or not fits:
+        return solved
+    return Schedule(tuple(replace(s, keep=s.count(facts.total) / facts.total) if s.site in fits else s for s in solved))
+
+
+def _bare(schedule: Schedule) -> Schedule:
+    """Without the name of a part where everything leaves, so that no part has anything to say there."""
+    return Schedule(
+        tuple(
+            replace(stage, settings={k: v for k, v in stage.settings.items() if k != PART})
+            if stage.withdraws_all
+            else stage
+            for stage in schedule
+        )
+    )
+
+
+def accept(method: Pruner, schedule: Schedule, before: Schedule) -> None:
+    """Let a method look at its stages where they have come to.
+
+    Args:
+        method: says what it needs there.
+        schedule: moved and solved.
+        before: the same where the yaml has it.
+
+    Raises:
+        ValueError: it cannot work at one of them, or has nothing to look at where it had before.
+    """
+    method.check(schedule)
+    for stage in schedule:
+        for signal in () if stage.withdraws_all else method.needs(stage):
+            if not signal.ready_for(stage.site):
+                raise ValueError(f"pruner {method.name!r} asks for {signal}, which {stage.site} comes before.")
+    if _blind(method, schedule) > _blind(method, before):
+        raise ValueError(f"pruner {method.name!r} has nothing to look at at {schedule[0].site}.")
+
+
+def _blind(method: Pruner, schedule: Schedule) -> int:
+    """Stages that choose without a signal."""
+    return sum(not stage.withdraws_all and not method.needs(stage) for stage in schedule)
+
+
+def _deepest(planned: Planned) -> int:
+    """Layers that the deepest movable stage has in front of it."""
+    mine = [s for s in planned.schedule if s.site.tower == "llm" and s.site.kind == "layer" and planned.movable(s)]
+    return max((stage.site.layer for stage in mine), default=0)
+
+
+def _meet_by_layer(schedule: Schedule, facts: Facts, asked: float, nearest: bool) -> Met:
+    """Choose the layer of the only stage, from 1 on: without any layer the picture would never be seen."""
+    met = []
+    for layer in range(1, facts.layers):
+        entry = schedule[0].to_config() | {"site": f"llm.layer.{layer}"}
+        solved = Schedule.from_config([entry])
+        met.append(Met(solved, asked, solved.tokens_avg(facts.total, facts.layers)))
+    best = min(met, key=lambda found: abs(found.reached - asked))
+    gap, grain = abs(best.reached - asked), facts.total / facts.layers / 2
+    if gap > grain and not nearest:
+        raise OutOfReach(
+            f"A budget of {asked:g} visual tokens on average cannot be met: with all {facts.total} tokens up to one of "
+            f"{facts.layers} layers and none behind it, {met[0].reached:.2f} to {met[-1].reached:.2f} are reached. The "
+            f"nearest is {best.reached:.2f}, off by {gap:.2f}. Change the budget.",
+            asked,
+            best.reached,
+        )
+    return replace(best, missed=gap > grain)
