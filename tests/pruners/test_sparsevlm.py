@@ -96,14 +96,10 @@ def relation(values):
 def test_totals_of_the_tables(name):
     """A total with its cluster means gives back the table's number of tokens kept as they are, from 576 on."""
     pruner, alive = sparsevlm(), 576
-    for kept, total in zip(TABLES[name], totals(name), strict=True):
+    for kept, total in zip(TABLES[name], [s["keep"] for s in stages_of(name)], strict=True):
         assert total == kept + pruner._means(alive - kept)
         assert pruner._kept_as_is(alive, total) == kept
         alive = total
-
-
-def totals(name):
-    return [s["keep"] for s in stages_of(name)]
 
 
 def stages_of(name):
@@ -112,7 +108,7 @@ def stages_of(name):
 
 def test_totals_of_192():
     """576 -> 300 + 9, 309 -> 200 + 4, 204 -> 110 + 3."""
-    assert totals("192") == [309, 204, 113]
+    assert [s["keep"] for s in stages_of("192")] == [309, 204, 113]
 
 
 @pytest.mark.parametrize(("recycle", "per_cluster"), [(0.3, 10), (1.0, 1), (1.0, 3), (0.05, 1), (0.0, 10)])
@@ -144,7 +140,7 @@ def test_published_budgets(name, average):
 @pytest.mark.parametrize("name", [name for name in TABLES if "plus" in name])
 def test_tables_without_recycling(name):
     """The second version's totals are the table itself."""
-    assert tuple(totals(name)) == TABLES[name]
+    assert tuple([s["keep"] for s in stages_of(name)]) == TABLES[name]
 
 
 @pytest.mark.parametrize(("name", "table"), [("sparsevlm", "192"), ("sparsevlm_plus", "plus_192")])
@@ -152,7 +148,7 @@ def test_shape_of_the_yaml(name, table):
     """Its fits stand to each other as the totals of 192."""
     own = OmegaConf.to_container(OmegaConf.load(CONF / "pruner" / f"{name}.yaml"))["schedule"]
     shape = [float(s["keep"].split("*")[1]) for s in own[1:]]
-    first, *later = totals(table)
+    first, *later = [s["keep"] for s in stages_of(table)]
     assert own[0]["keep"] == "fit"
     assert shape == pytest.approx([t / first for t in later], abs=5e-4)
     assert [s["site"] for s in own] == [f"llm.layer.{n}/32" for n in (3, 7, 16)]
