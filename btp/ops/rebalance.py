@@ -43,13 +43,24 @@ def rebalanced_top(
             f"rebalanced_top was asked for {tuple(k)} of {tuple(candidates)} candidates among {N} tokens. "
             "Candidates must lie between k and the tokens there are."
         )
-    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     if valid is not None:
         scores = scores.masked_fill(~valid, -torch.inf)
-    order = scores.argsort(dim=1, descending=True, stable=True)  # [B, N]
-    rank = torch.arange(N, device=device)
-    late = order >= torch.tensor(tuple(split), device=device)[:, None]
-    out = rank >= torch.tensor(tuple(candidates), device=device)[:, None]
-    first = (rank + N * (late.long() + 2 * out.long())).argsort(dim=1)[:, : max(k, default=0)]
-    unused = rank[: first.shape[1]] >= torch.tensor(tuple(k), device=device)[:, None]
-    return order.gather(1, first).masked_fill(unused, -1)
+    most = max(candidates, default=0)
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, C]
+    rank = torch.arange(most, device=device)
+    behind = (order >= _column(split, device)).long() * N  # late ones
+    if min(candidates, default=0) < most:
+        behind = behind + (rank >= _column(candidates, device)).long() * 2 * N
+    first = (behind + rank).argsort(dim=1)[:, : max(k, default=0)]
+    found = order.gather(1, first)
+    if min(k, default=0) == found.shape[1]:
+        return found
+    return found.masked_fill(rank[: found.shape[1]] >= _column(k, device), -1)
+
+
+def _column(numbers: Sequence[int], device: torch.device) -> Tensor | int:
+    """[B, 1] one number per row; a plain int where all are the same, which costs no tensor."""
+    if len(set(numbers)) == 1:
+        return numbers[0]
+    return torch.tensor(tuple(numbers), device=device)[:, None]

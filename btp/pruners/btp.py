@@ -104,12 +104,15 @@ class BTP(Pruner):
             over = float(stage.settings.get("over", self.over))
             candidates = [min(int(over * n + 1e-6), a) for n, a in zip(by_attention, alive, strict=True)]
             split = counts if self.split == "keep" else [(a + 1) // 2 for a in alive]  # index < N / 2
-            chosen = rebalanced_top(scores, by_attention, candidates, split, tokens.valid)
+            ragged = min(alive) < tokens.valid.shape[1]
+            chosen = rebalanced_top(scores, by_attention, candidates, split, tokens.valid if ragged else None)
         sure = list(by_attention)
         seeds = self._seeds(tokens, stage, counts, alive)
         if any(seeds):
             chosen = _join(chosen, seeds, counts)
             sure = [min(k, max(n, len(s))) for k, n, s in zip(counts, by_attention, seeds, strict=True)]
+        if tuple(sure) == counts:  # nothing is left for diversity
+            return Selection(_ascending(chosen, tokens.valid.shape[1], max(counts)))
         return Selection(farthest_points(tokens.hidden, chosen, counts, tokens.valid, sure))
 
     def _seeds(
@@ -121,8 +124,18 @@ class BTP(Pruner):
         numbers = [
             keep_count(share, n) if n == a and k < a else 0 for n, a, k in zip(total, alive, counts, strict=True)
         ]
-        coord = tokens.coord.masked_fill(~tokens.valid[..., None], -1)
+        if not any(numbers):
+            return [()] * len(numbers)
+        coord = tokens.coord
+        if min(alive) < coord.shape[1]:
+            coord = coord.masked_fill(~tokens.valid[..., None], -1)
         return spatial_seeds(coord, tokens.image, numbers, self.distance)
+
+
+def _ascending(chosen: Tensor, n: int, width: int) -> Tensor:
+    """[B, width] the indices of `chosen` [B, M] in order, -1 behind them; no row has more than `width`, all below n."""
+    found = chosen.masked_fill(chosen < 0, n).sort(dim=1).values[:, :width]
+    return found.masked_fill(found == n, -1)
 
 
 def _join(chosen: Tensor, seeds: Sequence[tuple[int, ...]], counts: Sequence[int]) -> Tensor:

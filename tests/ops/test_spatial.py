@@ -61,11 +61,13 @@ def test_rows_of_a_batch_are_apart():
 
 
 def test_worked_out_once_per_grid():
-    """The second sample of a size finds the picks of the first."""
-    seeds(grid(6, 9), 20)
-    before = spread.cache_info().hits
-    seeds(grid(6, 9), 20)
-    assert spread.cache_info().hits == before + 1
+    """The second sample of a size finds the picks of the first, and so does a second picture of that size."""
+    first = seeds(grid(6, 9), 20)
+    before = spread.cache_info().misses
+    assert seeds(grid(6, 9), 20) == first
+    coord, image = torch.cat([grid(6, 9)] * 2)[None], torch.arange(2).repeat_interleave(54)[None]
+    spatial_seeds(coord, image, [40], "manhattan")
+    assert spread.cache_info().misses == before
 
 
 def test_proportional():
