@@ -95,7 +95,8 @@ class Decider:
         self._expect_numbers(tokens.hidden, f"hidden at {stage.site}", pruner.name)
         selection = pruner.select(tokens, Signals(seen, rows_valid), stage)
         if isinstance(selection, Selection) and selection.counts is not None:
-            counts = _own_counts(pruner, selection.counts, tokens, stage)
+            own = _own_counts(pruner, selection.counts, tokens, stage)
+            selection, counts = _withdrawn(selection, own, counts)
         check_shape(selection, counts, pruner.name, stage.site)
         _check_rest(selection, tokens, stage, pruner.name)
         alive = tokens.valid.sum(1)
@@ -148,6 +149,22 @@ def _lost_message(method: str, stage: Stage) -> str:
         f"pruner {method!r} lets tokens flow into ones that do not stay at {stage.site}, where they would be lost. "
         "A target in its MergePlan is a kept token, or -1."
     )
+
+
+def _withdrawn(
+    selection: Selection, own: tuple[int, ...], counts: tuple[int, ...]
+) -> tuple[Selection, tuple[int, ...]]:
+    """Rows of which the schedule keeps nothing keep nothing, whatever an adaptive method says of them."""
+    if 0 not in counts:
+        return selection, own
+    own = tuple(0 if wanted == 0 else k for wanted, k in zip(counts, own, strict=True))
+    gone = torch.tensor(counts, device=selection.keep.device)[:, None] == 0
+    keep = selection.keep.masked_fill(gone, -1)[:, : max(own)]
+    merge, states = selection.merge, selection.states
+    if merge is not None:
+        merge = replace(merge, target=merge.target.masked_fill(gone.to(merge.target.device), -1))
+    states = None if states is None else states[:, : max(own)]
+    return replace(selection, keep=keep, merge=merge, states=states, counts=own), own
 
 
 def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str) -> None:

@@ -105,8 +105,8 @@ def _logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """[B, Hq, R, S'] in float32 or better; grouped heads share their key without repeating it."""
     B, Hq, R, d = query.shape
     exact = torch.promote_types(query.dtype, torch.float32)
-    grouped = query.to(exact).view(B, key.shape[1], -1, R, d)  # [B, Hkv, group, R, d]
-    return (grouped @ key.to(exact).transpose(-1, -2)[:, :, None] * scaling).view(B, Hq, R, -1)
+    grouped = query.to(exact).view(B, key.shape[1], Hq // key.shape[1], R, d)  # [B, Hkv, group, R, d]
+    return (grouped @ key.to(exact).transpose(-1, -2)[:, :, None] * scaling).view(B, Hq, R, key.shape[2])
 
 
 def _finish(logits: Tensor, mask: Tensor | None, allowed: Tensor | None, padded: Tensor | None, form: str) -> Tensor:

@@ -21,7 +21,7 @@ from btp.engine.decide import Decider, Decision
 from btp.engine.doubts import Doubts
 from btp.engine.plan import PlannedStage
 from btp.engine.probe import Probe, Sight
-from btp.engine.rows import gather_rows
+from btp.engine.rows import gather_rows, last_row
 from btp.engine.run import Run, open_run
 from btp.engine.vision import VisionStream
 from btp.engine.vision import rows_valid as tower_rows_valid
@@ -98,6 +98,8 @@ class Stream:
                 self._run = open_run(self._host, inputs, cache)
                 self._trace.calls.append(self._run.call)
                 self._vision.begin(inputs)
+                if self._plan:
+                    self._expect_text_last(self._run)
                 return
             run = self._run
             if run is None or (run.cache is not None and run.cache is not cache):
@@ -113,6 +115,15 @@ class Stream:
                 check_step(run, inputs)
 
         return enter
+
+    def _expect_text_last(self, run: Run) -> None:
+        """The last token's logits are read: it must not be one that a stage may withdraw."""
+        visual = run.ledger.visual.gather(1, last_row(run.ledger.now))
+        self._doubts.expect(
+            ~visual.any(),
+            "A prompt ends in a visual token, from which the next token is read, but a stage might withdraw it. "
+            "Put text behind the last picture, and use no chunked prefill (prefill_chunk_size).",
+        )
 
     def _behind_root(self, binding: Binding) -> Callable:
         def leave(module, args, kwargs, output):
@@ -199,7 +210,7 @@ class Stream:
         before = view.visual_counts
         pairs = zip(ledger.total, before, strict=True)
         counts = tuple(min(stage.count(total), alive) for total, alive in pairs)
-        if max(before) == 0:
+        if max(before) == 0 and (view.closed or stage.positions != "renumber"):
             run.call.stages.append(StageRecord(stage.site, before, before, view.visual_index))
             return hidden
         decision = self._decider.plain(view.visual_row, before, counts) or self._ask(run, planned, hidden, counts)

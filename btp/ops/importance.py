@@ -110,5 +110,7 @@ def nearest_text(hidden: Tensor, valid: Tensor, text: Tensor, text_valid: Tensor
     """
     image = normalize(hidden.float(), dim=-1).masked_fill(~valid[..., None], 0).sum(1, keepdim=True)
     alike = (normalize(text.float(), dim=-1) * image).sum(-1).masked_fill(~text_valid, -torch.inf)
+    if not text.shape[1]:
+        return text_valid
     first = torch.arange(text.shape[1], device=text.device) == alike.argmax(1, keepdim=True)
     return first & text_valid

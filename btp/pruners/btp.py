@@ -111,6 +111,8 @@ class BTP(Pruner):
         if any(seeds):
             chosen = _join(chosen, seeds, counts)
             sure = [min(k, max(n, len(s))) for k, n, s in zip(counts, by_attention, seeds, strict=True)]
+            if chosen.device.type == "cpu":  # where reading is free
+                sure = (chosen >= 0).sum(1).tolist()
         if tuple(sure) == counts:  # nothing is left for diversity
             return Selection(_ascending(chosen, tokens.valid.shape[1], max(counts)))
         return Selection(farthest_points(tokens.hidden, chosen, counts, tokens.valid, sure))

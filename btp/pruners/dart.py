@@ -77,6 +77,9 @@ class DART(Pruner):
         """Pivots, then what is least like each."""
         keys, text_keys, states, text_states = self.needs(stage)
         counts = tokens.keep_counts(stage)
+        if isinstance(stage.keep, float) and stage.keep == 1:  # a quota would fall short of all
+            every = top_k(torch.zeros_like(tokens.valid, dtype=torch.float32), counts, tokens.valid)
+            return Selection(every, counts=counts if self.adaptive else None)
         device, N = tokens.hidden.device, tokens.valid.shape[1]
         wanted = torch.tensor(counts, device=device)
         image = longest_keys(signals[keys], tokens.valid, self.image_pivots)  # [B, Pi]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -47,14 +49,14 @@ class DivPrune(Pruner):
                 )
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
-        """Max-min distance, from scratch."""
-        ordered = self.order == "selection"
-        keep = farthest_points(
-            tokens.hidden,
-            tokens.index[:, :0],
-            tokens.keep_counts(stage),
-            tokens.valid,
-            distance=self.distance,
-            ordered=ordered,
-        )
+        """Max-min distance, from scratch; a row that loses nothing stays in its order."""
+        counts = tokens.keep_counts(stage)
+        alive = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
+        ordered = self.order == "selection" and counts != alive
+        start = tokens.index[:, :0]
+        keep = farthest_points(tokens.hidden, start, counts, tokens.valid, distance=self.distance, ordered=ordered)
+        if ordered and any(k == n for k, n in zip(counts, alive, strict=True)):
+            whole = torch.tensor([k == n for k, n in zip(counts, alive, strict=True)], device=keep.device)
+            place = torch.arange(keep.shape[1], device=keep.device)
+            keep = torch.where(whole[:, None], place.masked_fill(keep < 0, -1), keep)
         return Selection(keep, ordered=ordered)

@@ -144,8 +144,8 @@ def test_larger_pictures():
     """The number of patches follows the picture where the tower takes other sizes."""
     lvlm = tiny.llava()
     inputs = tiny.prompts(lvlm, [[2] + ["i"], [4]])
-    ids = torch.cat([inputs["input_ids"][:, :2], torch.full((2, 12), 7)], dim=1)
-    ids[0, 2:] = tiny.IMAGE  # three rows of four patches
+    ids = torch.cat([inputs["input_ids"][:, :2], torch.full((2, 13), 7)], dim=1)
+    ids[0, 2:-1] = tiny.IMAGE  # three rows of four patches
     big = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 42, 56), "attention_mask": torch.ones_like(ids)}
     old = lvlm.vision.embeddings.forward
     lvlm.vision.embeddings.forward = lambda pixels, **kw: old(pixels, interpolate_pos_encoding=True)
