@@ -90,7 +90,9 @@ def fit_counts(
             raise OutOfReach(
                 f"A budget of {budget:g} visual tokens on average cannot be met: with the first cut at layer "
                 f"{knobs[0].first} of {num_layers} and {total} tokens the schedule reaches {least:.2f} to {most:.2f}. "
-                f"The nearest is {near:.2f}, off by {abs(near - budget):.2f}. Change the budget or move the stages.",
+                f"The nearest is {near:.2f}, off by {abs(near - budget):.2f}. "
+                "Set budget.share (or budget.tokens) within that, budget.nearest=true to run at the nearest, or move "
+                "the stages.",
                 budget,
                 near,
             )

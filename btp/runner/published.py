@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 PAPER = "paper"
@@ -21,7 +21,12 @@ def with_published(config: Mapping[str, Any]) -> Mapping[str, Any]:
     table = pruner.get("published") or {}
     model = asked["model"]
     if model not in table:
-        there = "; ".join(f"{name} ({', '.join(map(str, settings))})" for name, settings in table.items()) or "none"
+        if not table:
+            raise ValueError(
+                f"schedule=paper: pruner {pruner['name']!r} has no published schedule, for this or any model. "
+                "Drop schedule=paper; its own stages are solved for the budget."
+            )
+        there = "; ".join(f"{name} ({', '.join(map(str, settings))})" for name, settings in table.items())
         raise ValueError(
             f"schedule=paper: pruner {pruner['name']!r} has no published schedule for model {model!r}. There are: "
             f"{there}. Set schedule.model to one of them to take its stages at the same share of this model's depth, "
@@ -38,5 +43,19 @@ def with_published(config: Mapping[str, Any]) -> Mapping[str, Any]:
         )
     found = settings[wanted]
     method = None if pruner["method"] is None else {**pruner["method"], **(found.get("method") or {})}
-    changed = {**pruner, "schedule": found["stages"], "method": method, "layer": None, "strategy": "given"}
+    stages = found["stages"]
+    if model != config["model"]["name"]:
+        stages = _shares(stages, model, asked["tokens"].get(model))
+    changed = {**pruner, "schedule": stages, "method": method, "layer": None, "strategy": "given"}
     return {**config, "pruner": changed, "schedule": {**asked, "kind": "auto"}}
+
+
+def _shares(stages: Sequence[Mapping[str, Any]], model: str, tokens: int | None) -> list[dict[str, Any]]:
+    """Stages for another model: numbers of tokens become shares of that model's."""
+    counted = [stage["keep"] for stage in stages if isinstance(stage["keep"], int) and stage["keep"] > 0]
+    if counted and tokens is None:
+        raise ValueError(
+            f"schedule.model is {model}, whose stages keep {counted} tokens, but how many it has is not known. "
+            f"Set schedule.tokens.{model}, or run that model."
+        )
+    return [{**s, "keep": s["keep"] / tokens} if isinstance(s["keep"], int) and s["keep"] else dict(s) for s in stages]

@@ -110,7 +110,7 @@ PUBLISHED = [
 def test_published_schedules(name, model, setting):
     """`schedule=paper` finds them, and the method accepts its own."""
     asked = {"kind": "paper", "model": model, "setting": setting}
-    pruner = with_published({"pruner": load(name), "schedule": asked})["pruner"]
+    pruner = with_published({"pruner": load(name), "schedule": asked, "model": {"name": model}})["pruner"]
     schedule = Schedule.from_config(place_stages(pruner["schedule"], 32, 23))
     schedule.check(32, 24)
     instantiate(pruner["method"]).check(schedule)
@@ -126,6 +126,18 @@ def test_an_unpublished_model_or_setting():
     with pytest.raises(ValueError, match=r"was published for llava15 with: 192, 128, 96, 64. Did you mean 192\?"):
         with_published(config)
     assert with_published({"schedule": {"kind": "auto"}}) == {"schedule": {"kind": "auto"}}
+
+
+def test_a_published_schedule_on_another_model():
+    """Numbers of tokens become shares of its own; where the published model's number is not known it says so."""
+    asked = {"kind": "paper", "model": "llava15", "setting": "192", "tokens": {"llava15": 576}}
+    config = {"pruner": load("sparsevlm"), "schedule": asked, "model": {"name": "pocket"}}
+    shares = [stage["keep"] for stage in with_published(config)["pruner"]["schedule"]]
+    assert shares == [309 / 576, 204 / 576, 113 / 576]
+    with pytest.raises(ValueError, match=r"keep \[309, 204, 113\] tokens, .* Set schedule.tokens.llava15"):
+        with_published(config | {"schedule": asked | {"tokens": {}}})
+    with pytest.raises(ValueError, match="has no published schedule, for this or any model"):
+        with_published(config | {"pruner": load("tome")})
 
 
 def test_paper_budget():
