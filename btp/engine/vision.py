@@ -30,6 +30,7 @@ from btp.engine.plan import PlannedStage
 from btp.engine.registry import watch_attention
 from btp.engine.rows import gather_rows, tower_rows
 from btp.engine.run import Run
+from btp.ops.bipartite import size_bias
 
 _AXIS = {"attention": 3, "queries": 2, "keys": 2, "values": 2, "hidden": 1}
 
@@ -356,4 +357,4 @@ def _per_row(totals: tuple[int, ...], per_picture: int, counts: tuple[int, ...],
 def _weights(size: Tensor, front: int, hidden: Tensor) -> Tensor:
     """[P, 1, 1, T] log of how many tokens each key stands for, class tokens one."""
     ones = size.new_ones(len(size), front)
-    return torch.cat([ones, size], dim=1).to(hidden.dtype).log()[:, None, None]
+    return size_bias(torch.cat([ones, size], dim=1)).to(hidden.dtype)[:, None, None]

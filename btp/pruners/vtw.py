@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from btp.core.pruner import Pruner, Tokens
-from btp.core.schedule import Schedule, Stage
-from btp.core.selection import Selection
-from btp.core.signals import Signals
+from btp.core.schedule import Schedule
+from btp.pruners.withdraw import Withdraw
 
 
-class VTW(Pruner):
+class VTW(Withdraw):
     """Visual tokens withdrawal. Decides nothing: its only stage keeps 0, and the layer is all there is to find.
 
     `positions: original` leaves a hole in the positions of the text, `renumber` closes it from that layer on.
@@ -21,21 +19,8 @@ class VTW(Pruner):
         """Refuse anything but one withdrawal in the decoder."""
         super().check(schedule)
         for i, stage in enumerate(schedule):
-            if not stage.withdraws_all:
-                raise ValueError(
-                    f"schedule.{i}.keep is {stage.keep}, but pruner 'vtw' cannot choose among tokens. "
-                    f"Set schedule.{i}.keep to 0, or take another pruner."
-                )
             if stage.site.tower != "llm" or stage.site.kind == "cache":
                 raise ValueError(
                     f"schedule.{i}.site is {stage.site}, but pruner 'vtw' withdraws between decoder layers. "
                     f"Set schedule.{i}.site to llm.layer.N."
                 )
-
-    def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
-        """Never asked: nothing stays.
-
-        Raises:
-            RuntimeError: the schedule was not checked.
-        """
-        raise RuntimeError(f"pruner 'vtw' was asked to choose at {stage.site}. Call check(schedule) first.")

@@ -20,7 +20,7 @@ class Withdraw(Pruner):
         for i, stage in enumerate(schedule):
             if not stage.withdraws_all:
                 raise ValueError(
-                    f"schedule.{i}.keep is {stage.keep}, but pruner 'withdraw' cannot choose among tokens. "
+                    f"schedule.{i}.keep is {stage.keep}, but pruner {self.name!r} cannot choose among tokens. "
                     f"Set schedule.{i}.keep to 0, or take another pruner."
                 )
 
@@ -30,4 +30,4 @@ class Withdraw(Pruner):
         Raises:
             RuntimeError: the schedule was not checked.
         """
-        raise RuntimeError(f"pruner 'withdraw' was asked to choose at {stage.site}. Call check(schedule) first.")
+        raise RuntimeError(f"pruner {self.name!r} was asked to choose at {stage.site}. Call check(schedule) first.")

@@ -3,13 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import AbstractPathEffect, withStroke
@@ -18,7 +15,6 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from btp.report.columns import number
 from btp.report.labels import name_points
 from btp.report.palette import Look, Theme, looks_apart
-from btp.report.plots import DPI
 from btp.report.ranking import price
 from btp.report.tradeoff import WIDTH, legend, side_by_side
 
@@ -59,18 +55,6 @@ def series_looks(frame: pd.DataFrame) -> dict[str, Look]:
     rank = frame["role"].map({"baseline": 0, "method": 1, "control": 2}) - 0.5 * frame["pruner"].eq("random")
     named = frame.assign(rank=rank).sort_values(["rank", "series"]).drop_duplicates("series")
     return looks_apart(list(named[["series", "role"]].itertuples(index=False, name=None)))
-
-
-def to_png(draw: Draw, frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme) -> bytes | None:
-    """Draw a plot of one field's rows and return the bytes of its PNG, None where there is nothing to draw."""
-    with matplotlib.rc_context(theme.style()):
-        figure = draw(frame, mine, theme)
-        if figure is None:
-            return None
-        FigureCanvasAgg(figure)
-        buffer = BytesIO()
-        figure.savefig(buffer, dpi=DPI, format="png")
-    return buffer.getvalue()
 
 
 def score_over_price(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme, of: Price) -> Figure | None:

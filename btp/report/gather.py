@@ -12,8 +12,9 @@ from btp.report.comparison import render
 from btp.report.export import to_csv, to_latex, to_markdown
 from btp.report.fields import Field, fields
 from btp.report.find import LeftOut, find_runs, nothing_found
-from btp.report.fronts import PLOTS, series_looks, to_png
+from btp.report.fronts import PLOTS, series_looks
 from btp.report.palette import DARK, LIGHT, Look
+from btp.report.plots import to_png
 from btp.report.ranking import ranking
 from btp.report.screen import ScreenTable
 from btp.report.table import Table

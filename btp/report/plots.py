@@ -20,10 +20,10 @@ DPI = 200
 Plot = Callable[[RunFolder, Table, Theme], Figure | None]
 
 
-def to_png(draw: Plot, run: RunFolder, table: Table, theme: Theme) -> bytes | None:
-    """Draw a plot in a theme and return the bytes of its PNG, None where there is nothing to draw."""
+def to_png(draw: Callable[..., Figure | None], data: object, more: object, theme: Theme) -> bytes | None:
+    """Draw a plot of two things in a theme and return the bytes of its PNG, None where there is nothing to draw."""
     with matplotlib.rc_context(theme.style()):
-        figure = draw(run, table, theme)
+        figure = draw(data, more, theme)
         if figure is None:
             return None
         FigureCanvasAgg(figure)

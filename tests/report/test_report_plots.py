@@ -109,7 +109,7 @@ def test_controls_are_hollow_and_methods_come_first(crowd):
 def test_a_comparison_of_costs_has_no_plots(tmp_path):
     runs = [read_costs(write_run(tmp_path / "run", samples=4, overlays=0))]
     frame = ranking(fields(runs)).frame
-    drawn = [name for name, (_, _, draw) in fronts.PLOTS.items() if fronts.to_png(draw, frame, {}, DARK)]
+    drawn = [name for name, (_, _, draw) in fronts.PLOTS.items() if to_png(draw, frame, {}, DARK)]
     assert drawn == []
 
 
