@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn.functional import normalize
 from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 
 SCORES = ("logits", "probs")
 SOURCES = ("last", "mean", "similar")
@@ -72,11 +74,15 @@ class TextAttention:
             )
 
     def _attention(self, stage: Stage) -> Signal:
-        rows = "last" if self.source == "last" else "text"
-        return Signal("attention", stage.site.previous_layer, rows, self.score)
+        return _attention_before(stage.site, "last" if self.source == "last" else "text", self.score)
 
     def _text(self, stage: Stage) -> Signal:
         return Signal("hidden", stage.site, "text")
+
+
+@lru_cache
+def _attention_before(site: Site, rows: str, form: str) -> Signal:
+    return Signal("attention", site.previous_layer, rows, form)
 
 
 def mean_over(attention: Tensor, rows: Tensor) -> Tensor:

@@ -43,20 +43,19 @@ def rebalanced_top(
             f"rebalanced_top was asked for {tuple(k)} of {tuple(candidates)} candidates among {N} tokens. "
             "Candidates must lie between k and the tokens there are."
         )
-    scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    falling = -scores  # NaN sorts last
     if valid is not None:
-        scores = scores.masked_fill(~valid, -torch.inf)
+        falling = falling.masked_fill(~valid, torch.nan)
     most = max(candidates, default=0)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, C]
-    rank = torch.arange(most, device=device)
-    behind = (order >= _column(split, device)).long() * N  # late ones
-    if min(candidates, default=0) < most:
-        behind = behind + (rank >= _column(candidates, device)).long() * 2 * N
-    first = (behind + rank).argsort(dim=1)[:, : max(k, default=0)]
+    order = falling.argsort(dim=1, stable=True)[:, :most]  # [B, C]
+    late = order >= _column(split, device)
+    if min(candidates, default=0) < most:  # behind the late ones
+        late = late.long().masked_fill(torch.arange(most, device=device) >= _column(candidates, device), 2)
+    first = late.argsort(dim=1, stable=True)[:, : max(k, default=0)]
     found = order.gather(1, first)
     if min(k, default=0) == found.shape[1]:
         return found
-    return found.masked_fill(rank[: found.shape[1]] >= _column(k, device), -1)
+    return found.masked_fill(torch.arange(found.shape[1], device=device) >= _column(k, device), -1)
 
 
 def _column(numbers: Sequence[int], device: torch.device) -> Tensor | int:

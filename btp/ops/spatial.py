@@ -39,14 +39,14 @@ def spatial_seeds(coord: Tensor, image: Tensor, counts: Sequence[int], distance:
         raise ValueError(f"distance is {distance!r}. Choose from: {', '.join(DISTANCES)}.")
     if not any(counts):
         return [()] * len(counts)
-    places = torch.cat([image[..., None], coord], dim=-1).cpu().numpy()  # [B, N, 4]
-    return [_row(row.tobytes(), str(row.dtype), count, distance) for row, count in zip(places, counts, strict=True)]
+    places = torch.cat([image[..., None], coord], dim=-1).long().cpu().numpy()  # [B, N, 4]
+    return [_row(row.tobytes(), count, distance) for row, count in zip(places, counts, strict=True)]
 
 
 @lru_cache(maxsize=256)
-def _row(raw: bytes, dtype: str, count: int, distance: str) -> tuple[int, ...]:
+def _row(raw: bytes, count: int, distance: str) -> tuple[int, ...]:
     """Seeds of one row, by the bytes of its [N, 4] image numbers and coordinates: most rows have met before."""
-    places = torch.frombuffer(bytearray(raw), dtype=getattr(torch, dtype)).view(-1, 4).tolist()
+    places = torch.frombuffer(bytearray(raw), dtype=torch.long).view(-1, 4).tolist()
     on_grid = sorted((i for i, place in enumerate(places) if place[2] >= 0), key=lambda i: (places[i][:2], i))
     grids = [list(group) for _, group in groupby(on_grid, key=lambda i: places[i][:2])]
     shares = proportional(min(count, len(on_grid)), [len(grid) for grid in grids])

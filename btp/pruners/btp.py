@@ -109,12 +109,9 @@ class BTP(Pruner):
         sure = list(by_attention)
         seeds = self._seeds(tokens, stage, counts, alive)
         if any(seeds):
-            chosen = _join(chosen, seeds, counts)
-            sure = [min(k, max(n, len(s))) for k, n, s in zip(counts, by_attention, seeds, strict=True)]
-            if chosen.device.type == "cpu":  # where reading is free
-                sure = (chosen >= 0).sum(1).tolist()
+            chosen, sure = _join(chosen, seeds, counts, by_attention)
         if tuple(sure) == counts:  # nothing is left for diversity
-            return Selection(_ascending(chosen, tokens.valid.shape[1], max(counts)))
+            return Selection(_ascending(chosen, tokens.valid.shape[1], counts))
         return Selection(farthest_points(tokens.hidden, chosen, counts, tokens.valid, sure))
 
     def _seeds(
@@ -134,20 +131,33 @@ class BTP(Pruner):
         return spatial_seeds(coord, tokens.image, numbers, self.distance)
 
 
-def _ascending(chosen: Tensor, n: int, width: int) -> Tensor:
-    """[B, width] the indices of `chosen` [B, M] in order, -1 behind them; no row has more than `width`, all below n."""
-    found = chosen.masked_fill(chosen < 0, n).sort(dim=1).values[:, :width]
+def _ascending(chosen: Tensor, n: int, counts: Sequence[int]) -> Tensor:
+    """[B, max(counts)] the indices of `chosen` [B, M] in order, all below n, -1 behind those of a row."""
+    if chosen.shape[1] == min(counts):  # as many in every row
+        return chosen.sort(dim=1).values
+    found = chosen.masked_fill(chosen < 0, n).sort(dim=1).values[:, : max(counts)]
     return found.masked_fill(found == n, -1)
 
 
-def _join(chosen: Tensor, seeds: Sequence[tuple[int, ...]], counts: Sequence[int]) -> Tensor:
-    """[B, M + S] `chosen` and behind it the seeds, those beyond a row's count replaced by -1."""
+def _join(
+    chosen: Tensor, seeds: Sequence[tuple[int, ...]], counts: Sequence[int], by_attention: Sequence[int]
+) -> tuple[Tensor, list[int]]:
+    """`chosen` [B, M] and behind it the seeds as far as a row's count goes, -1 for what is too many; and how many
+    distinct ones each row has for certain.
+    """
+    if chosen.device.type == "cpu":  # where reading is free
+        pairs = zip(chosen.tolist(), seeds, counts, strict=True)
+        rows = [[i for i in dict.fromkeys([*mine, *more]) if i >= 0][:k] for mine, more, k in pairs]
+        width = max(map(len, rows))
+        padded = [[*row, *[-1] * (width - len(row))] for row in rows]
+        return torch.tensor(padded, dtype=torch.long).view(len(rows), width), [len(row) for row in rows]
     width, device = max(map(len, seeds)), chosen.device
     extra = torch.tensor([[*s, *[-1] * (width - len(s))] for s in seeds], device=device)  # [B, S]
     new = (extra >= 0) & ~(extra[:, :, None] == chosen[:, None]).any(2)
     room = torch.tensor(tuple(counts), device=device) - (chosen >= 0).sum(1)
     fits = new & (new.cumsum(1) <= room[:, None])
-    return torch.cat([chosen, extra.masked_fill(~fits, -1)], dim=1)
+    sure = [min(k, max(n, len(s))) for k, n, s in zip(counts, by_attention, seeds, strict=True)]
+    return torch.cat([chosen, extra.masked_fill(~fits, -1)], dim=1), sure
 
 
 def _number(key: str, value: object, low: float, high: float | None) -> float:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from btp.ops import diversity
+from btp.ops import diversity, picks_queued, picks_read
 from btp.ops.diversity import farthest_points
 
 
@@ -24,6 +24,15 @@ def none(rows=1):
     return torch.empty(rows, 0, dtype=torch.long)
 
 
+def as_on_a_device(monkeypatch, sure=None):
+    """Let tensors of the CPU be picked without reading them, as those of a GPU are."""
+
+    def read(x, seed, counts, valid, power, ordered):
+        return picks_queued.queued(x, seed, counts, valid, sure or (0,) * len(counts), power, ordered)
+
+    monkeypatch.setattr(diversity, "read", read)
+
+
 @pytest.mark.parametrize("seed", [[], [5], [40, 3, 17]])
 @pytest.mark.parametrize("k", [3, 11, 20, 60])
 def test_same_picks_as_the_plain_loop(seed, k):
@@ -38,10 +47,14 @@ def test_rows_on_demand_pick_the_same(monkeypatch, seed):
     x = torch.randn(2, 90, 16)
     index = torch.tensor([seed, seed], dtype=torch.long)
     held = farthest_points(x, index, 30)
-    monkeypatch.setattr(diversity, "_reads_freely", lambda x: False)
+    monkeypatch.setattr(picks_read, "BLOCK", 7)  # a table made in blocks
     assert torch.equal(held, farthest_points(x, index, 30))
-    monkeypatch.setattr(diversity, "TABLE_TOKENS", 0)
-    monkeypatch.setattr(diversity, "BLOCK", 7)
+    monkeypatch.setattr(picks_read, "TABLE_TOKENS", 0)
+    assert torch.equal(held, farthest_points(x, index, 30))
+    as_on_a_device(monkeypatch)
+    assert torch.equal(held, farthest_points(x, index, 30))
+    monkeypatch.setattr(picks_queued, "TABLE_TOKENS", 0)
+    monkeypatch.setattr(picks_queued, "BLOCK", 7)
     assert torch.equal(held, farthest_points(x, index, 30))
     assert held.tolist() == [plain(row, seed, 30) for row in x]
 
@@ -67,11 +80,12 @@ def test_ties_go_to_the_lowest_index():
 def test_ragged_rows_equal_themselves_alone(monkeypatch, reads):
     """Rows of different length, count and seeds; padding is never chosen, and without reading the device
     (where only the caller's word tells how many seeds there are) idle picks change nothing."""
-    monkeypatch.setattr(diversity, "_reads_freely", lambda x: reads)
     lengths, counts, seeds = (20, 13, 7), (9, 2, 7), ([1, 19, -1], [-1, -1, -1], [6, 6, -1])
     x = torch.randn(3, 20, 8)
     valid = torch.arange(20) < torch.tensor(lengths)[:, None]
-    for sure in (None, (2, 0, 1), (0, 0, 0)):
+    for sure in ((2, 0, 1), (0, 0, 0)):
+        if not reads:
+            as_on_a_device(monkeypatch, sure)
         keep = farthest_points(x, torch.tensor(seeds), counts, valid, sure)
         for row, (n, k, seed) in enumerate(zip(lengths, counts, seeds, strict=True)):
             own = sorted({i for i in seed if i >= 0})
@@ -103,10 +117,13 @@ def test_messages():
 
 
 @pytest.mark.parametrize("distance", ["cosine", "l1", "l2"])
+@pytest.mark.parametrize("reads", [True, False])
 @pytest.mark.parametrize("table", [4096, 0])
-def test_order_of_picking(monkeypatch, distance, table):
+def test_order_of_picking(monkeypatch, distance, table, reads):
     """Seeds first, then the others as they were picked: the picks for fewer are the first of those for more."""
-    monkeypatch.setattr(diversity, "TABLE_TOKENS", table)
+    monkeypatch.setattr(picks_read if reads else picks_queued, "TABLE_TOKENS", table)
+    if not reads:
+        as_on_a_device(monkeypatch)
     x, lengths = torch.randn(2, 50, 8), (50, 31)
     valid = torch.arange(50) < torch.tensor(lengths)[:, None]
     seed = torch.tensor([[9, 2, 9], [-1, -1, -1]])
@@ -134,10 +151,13 @@ def test_other_distances(distance, power):
     assert order != farthest_points(x[None], none(), 15, ordered=True)[0].tolist()
 
 
+@pytest.mark.parametrize("reads", [True, False])
 @pytest.mark.parametrize("distance", ["cosine", "l1", "l2"])
-def test_copies_and_nothing(distance):
+def test_copies_and_nothing(monkeypatch, distance, reads):
     """More asked for than there are distinct tokens: each of these first, then copies, each index once; zero rows
     are copies of each other, and no NaN."""
+    if not reads:
+        as_on_a_device(monkeypatch)
     x = torch.randn(4, 5)[torch.arange(12) % 4]
     x[torch.arange(12) % 4 == 2] = 0
     order = farthest_points(x[None], none(), 9, distance=distance, ordered=True)[0].tolist()
