@@ -7,7 +7,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "runner")]
+sys.path[:0] = [str(HERE), str(HERE / "runner"), str(HERE / "engine")]
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
 )
 
@@ -106,14 +108,46 @@ def qwen(attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> LVLM:
     return _finish(Qwen2_5_VLForConditionalGeneration, config, attention, dtype)
 
 
+def qwen3(attention: str = "sdpa", dtype: torch.dtype = torch.float32, deepstack: int = 2) -> LVLM:
+    """Qwen3-VL, which adds vision features behind its first decoder layers."""
+    config = Qwen3VLConfig(
+        text_config=TEXT
+        | {"head_dim": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
+        vision_config={
+            "depth": 4,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "patch_size": 4,
+            "temporal_patch_size": 2,
+            "spatial_merge_size": 2,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": list(range(deepstack)),
+        },
+        image_token_id=IMAGE,
+        video_token_id=IMAGE + 5,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        tie_word_embeddings=False,
+    )
+    return _finish(Qwen3VLForConditionalGeneration, config, attention, dtype)
+
+
+def qwen3_throughout(attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> LVLM:
+    """The same with features behind every layer, the last one too."""
+    return qwen3(attention, dtype, deepstack=4)
+
+
 @functools.cache
 def shared(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> LVLM:
     """The same model for every test that leaves it as it was."""
-    return (FAMILIES | TOWERS)[family](attention, dtype)
+    return (FAMILIES | TOWERS | DEEPSTACK)[family](attention, dtype)
 
 
 FAMILIES = {"llava": llava, "llava_qwen": llava_qwen, "qwen": qwen}
 TOWERS = {"llava": llava, "llava_deep": llava_deep, "llava_siglip": llava_siglip}  # whose vision tower can be cut
+DEEPSTACK = {"qwen3": qwen3, "qwen3_throughout": qwen3_throughout}
 
 
 def _finish(cls, config, attention: str, dtype: torch.dtype) -> LVLM:

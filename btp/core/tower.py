@@ -22,8 +22,11 @@ class Tower:
         attends: False for towers without attention (state-space), where attention signals are refused.
         class_tokens: tokens in front of the patches that are never visual tokens (a vision tower's class token).
         feature: layer whose output the projector reads; None where there is none, or more than one.
+        pooled: what joins several of its tokens into one visual token ("a pixel shuffle"), so that no stage or
+            signal can stand in it; empty where nothing does.
         attention, mlp: names of the two blocks inside a layer; None where they are not told apart.
         attention_norm, mlp_norm: names of the norms in front of the two.
+        attention_exit, mlp_exit: names of norms behind the two, through which what they add passes; None without.
     """
 
     name: str
@@ -34,10 +37,13 @@ class Tower:
     attends: bool = True
     class_tokens: int = 0
     feature: int | None = None
+    pooled: str = ""
     attention: str | None = None
     mlp: str | None = None
     attention_norm: str | None = None
     mlp_norm: str | None = None
+    attention_exit: str | None = None
+    mlp_exit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,43 @@ class Layout:
         visual: [B, S] bool.
         coord: [B, S, 3] (frame, row, column) in the token's own image or video; -1 off the grid and for text.
         image: [B, S] which image or video of the row, 0-based; -1 for text.
+        source: [B, S] which of the vision tower's output tokens each visual token is (picture * tokens per picture +
+            slot, pictures of the batch in the order in which they pass the tower); -1 where it is none of them and for
+            text. None: in order, one to one.
     """
 
     visual: Tensor
     coord: Tensor
     image: Tensor
+    source: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One entry of what an encoder hands to the language model: a picture, a video, or one frame of a video.
+
+    Attributes:
+        coord: [T, 3] (frame, row, column) of its T tokens in the picture or video; -1 off the grid.
+        source: [T] as `Layout.source`.
+        begins: it is a picture or video of its own, and not a later frame of the one before.
+    """
+
+    coord: Tensor
+    source: Tensor
+    begins: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """Pictures or videos that a generate() encoded before it called the model.
+
+    Attributes:
+        arguments: what the encoder was called with; pixels without their content (device meta).
+        which: which of the encoded entries the prompt was given, in its order; beams repeat them.
+    """
+
+    arguments: Mapping[str, Any]
+    which: tuple[int, ...]
 
 
 @runtime_checkable
@@ -105,7 +143,17 @@ class Host(Protocol):
         ...
 
     def layout(self, inputs: Mapping[str, Any]) -> Layout:
-        """Where the visual tokens of a forward's inputs lie."""
+        """Where the visual tokens of a forward's inputs lie.
+
+        Behind a generate() the inputs hold `encoded`: kind ("image", "video") -> Encoding, in place of pixels, sizes
+        and grids.
+        """
+        ...
+
+    def packing(self, kind: str, arguments: Mapping[str, Any]) -> Sequence[Packed] | None:
+        """What becomes of the pictures ("image") or videos ("video") of an encoder's arguments; None where the tokens
+        of the vision tower are handed on in order, one to one, or there are none.
+        """
         ...
 
     def picture_grid(self, pixels: Tensor) -> tuple[int, int]:

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+_GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def check_cache(cache: Any) -> None:
     """Refuse caches whose layers cannot hold different lengths.
 
     Raises:
-        ValueError: anything but a plain DynamicCache.
+        ValueError: anything but a plain DynamicCache, or one whose windows take tokens back.
     """
     if cache is None:
         return
     odd = next(
-        (type(layer).__name__ for layer in getattr(cache, "layers", ()) if type(layer) is not DynamicLayer),
+        (type(layer).__name__ for layer in getattr(cache, "layers", ()) if type(layer) not in _GROWING),
         "",
     )
-    if type(cache) is not DynamicCache or odd or getattr(cache, "offloading", False):
+    rolling = any(getattr(layer, "record_past", False) for layer in getattr(cache, "layers", ()))
+    if type(cache) is not DynamicCache or odd or rolling or getattr(cache, "offloading", False):
         found = f"{type(cache).__name__}" + (f" with {odd}" if odd else "")
         raise ValueError(
             f"Pruning needs a DynamicCache, whose layers may differ in length; this run uses {found}. "
-            "Leave cache_implementation and cache_config unset (no static, compiled, quantised, offloaded or "
-            "sliding cache)."
+            "Leave cache_implementation and cache_config unset (no static, compiled, quantised or offloaded "
+            "cache, and no assisted decoding)."
         )
 
 

@@ -14,10 +14,14 @@ from torch import Tensor
 
 from btp.core.ledger import View
 from btp.core.tower import Host
+from btp.engine.binding import Binding
 from btp.engine.run import Run
+from btp.engine.windows import LayerKind
 
 
-def prefill_companions(host: Host, run: Run, view: View, hidden: Tensor, whole: Mapping[str, Any]) -> dict[str, Any]:
+def prefill_companions(
+    host: Host, run: Run, view: View, hidden: Tensor, whole: Mapping[str, Any], kind: LayerKind
+) -> dict[str, Any]:
     """Arguments of a layer's forward to exchange during prefill.
 
     Args:
@@ -26,7 +30,12 @@ def prefill_companions(host: Host, run: Run, view: View, hidden: Tensor, whole: 
         view: tokens alive in front of the layer.
         hidden: [B, S', D] for dtype and device.
         whole: the layer's arguments as the host passed them, full length.
+        kind: of the layer.
+
+    Raises:
+        ValueError: positions are renumbered, but the prompt is longer than the layer's window.
     """
+    _check_window(run, view, kind, run.prompt_length)
     place = view.place.clamp(min=0).to(hidden.device)
     changes: dict[str, Any] = {}
     if "attention_mask" in whole:
@@ -39,29 +48,39 @@ def prefill_companions(host: Host, run: Run, view: View, hidden: Tensor, whole: 
         changes["position_ids"] = positions
     if whole.get("position_embeddings") is not None:
         if view.lowered is not None:
-            changes["position_embeddings"] = _turn(host, hidden, positions)
+            changes["position_embeddings"] = _turn(host, hidden, positions, kind)
         else:
             changes["position_embeddings"] = tuple(_take(table, place) for table in whole["position_embeddings"])
     return changes
 
 
 def decode_companions(
-    host: Host, run: Run, view: View, hidden: Tensor, whole: Mapping[str, Any], attention: str
+    host: Host, run: Run, view: View, hidden: Tensor, whole: Mapping[str, Any], attention: str, kind: LayerKind, at: int
 ) -> dict[str, Any]:
     """Arguments of a layer's forward to exchange in a decode step; the new token attends to the layer's own
     slots.
 
     Args:
         attention: "sdpa" (bool masks, None where nothing is masked) or "eager" (additive masks).
+        kind: of the layer.
+        at: which layer, for what its cache still holds.
+
+    Raises:
+        ValueError: positions are renumbered, but prompt and answer are longer than the layer's window.
     """
+    end = run.prompt_length + run.call.decode_steps
+    _check_window(run, view, kind, end)
     changes: dict[str, Any] = {}
     if "attention_mask" in whole:
-        changes["attention_mask"] = _decode_mask(run, view, hidden, attention)
+        window = kind.window if kind.window is not None and end > kind.window else None
+        mask = _decode_mask(run, view, hidden, attention, window)
+        held, _ = run.cache.layers[at].get_mask_sizes(1)  # a layer with a window forgets the oldest
+        changes["attention_mask"] = mask if mask is None else mask[..., -held:]
     if view.lowered is not None:
         lowered = view.lowered[:, -1:].to(hidden.device)
         changes["position_ids"] = _expand(whole["position_ids"], len(lowered)) - lowered
         if whole.get("position_embeddings") is not None:
-            changes["position_embeddings"] = _turn(host, hidden, changes["position_ids"])
+            changes["position_embeddings"] = _turn(host, hidden, changes["position_ids"], kind)
     return changes
 
 
@@ -87,15 +106,19 @@ def _prefill_mask(whole: Tensor | None, view: View, device: torch.device) -> Ten
     return mask.masked_fill(itself, True if mask.dtype == torch.bool else 0.0)
 
 
-def _decode_mask(run: Run, view: View, hidden: Tensor, attention: str) -> Tensor | None:
-    if attention == "sdpa" and view.even and run.step_mask is None:
+def _decode_mask(run: Run, view: View, hidden: Tensor, attention: str, window: int | None) -> Tensor | None:
+    if attention == "sdpa" and view.even and run.step_mask is None and window is None:
         return None
     new = run.call.decode_steps
     if run.step_mask is None:
         behind = view.attended.new_ones(len(view.lengths), new)
     else:
         behind = run.step_mask[:, run.prompt_length :].to(view.attended.device) != 0
-    seen = torch.cat([view.attended, behind], dim=1)[:, None, None, :].to(hidden.device)  # [B, 1, 1, S' + t]
+    seen = torch.cat([view.attended, behind], dim=1)  # [B, S' + t]
+    if window is not None:
+        seen[:, : view.rows] &= view.place >= run.prompt_length + new - window
+        seen[:, :-window] = False
+    seen = seen[:, None, None, :].to(hidden.device)
     if attention == "sdpa":
         return seen
     return torch.zeros_like(seen, dtype=hidden.dtype).masked_fill(~seen, torch.finfo(hidden.dtype).min)
@@ -139,13 +162,26 @@ def check_step(run: Run, inputs: Mapping[str, Any]) -> None:
         )
 
 
-def _turn(host: Host, hidden: Tensor, positions: Tensor | None) -> Any:
+def _check_window(run: Run, view: View, kind: LayerKind, length: int) -> None:
+    tokens = length - min(run.ledger.leads)
+    if view.lowered is None or kind.window is None or tokens <= kind.window:
+        return
+    raise ValueError(
+        f"A stage renumbers positions, but prompt and answer have {tokens} tokens and layers of type {kind.name} see "
+        f"{kind.window}: whether closed gaps let them see further has no agreed meaning. Set "
+        "positions: original on every stage, or shorten the prompt."
+    )
+
+
+def _turn(host: Host, hidden: Tensor, positions: Tensor | None, kind: LayerKind) -> Any:
     if host.rotary is None or positions is None:
         raise RuntimeError(
             "positions: renumber needs the decoder's rotary_emb and position_ids in front of each layer, "
             "and this host "
             "gives none. Set positions: original."
         )
+    if "layer_type" in Binding(host.rotary):
+        return host.rotary(hidden, positions, kind.name)
     return host.rotary(hidden, positions)
 
 

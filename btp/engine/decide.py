@@ -10,7 +10,7 @@ from torch import Tensor
 
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
-from btp.core.selection import Selection, check_shape, is_sound, unsound_message
+from btp.core.selection import MergePlan, Selection, check_shape, is_sound, unsound_message
 from btp.core.signals import Signal, Signals
 from btp.engine.doubts import Doubts
 from btp.ops.merge import merge_sizes, merge_states
@@ -28,6 +28,7 @@ class Decision:
         states: [B, K, D] new states of the kept tokens; None leaves them as they are.
         sizes: [B, K] original tokens each stands for; None leaves them as they were.
         ordered: the kept tokens change places.
+        merge: what flowed into what, with targets in range; None where nothing did.
     """
 
     keep: Tensor
@@ -35,6 +36,7 @@ class Decision:
     states: Tensor | None = None
     sizes: Tensor | None = None
     ordered: bool = False
+    merge: MergePlan | None = None
 
     def changes(self, before: tuple[int, ...]) -> bool:
         """Whether anything is other than before."""
@@ -104,14 +106,14 @@ class Decider:
         sound = is_sound(keep, torch.tensor(counts, device=alive.device), alive, selection.ordered)
         self._doubts.expect(sound, unsound_message(pruner.name, stage.site))
         keep = keep.clamp(max=tokens.hidden.shape[1] - 1)
-        states, sizes = selection.states, None
+        states, sizes, merge = selection.states, None, None
         if selection.merge is not None:
             target = selection.merge.target.to(alive.device, torch.int64)
             self._doubts.expect(_flows_into(target, keep, tokens.valid), _lost_message(pruner.name, stage))
             merge = replace(selection.merge, target=target.clamp(max=tokens.hidden.shape[1] - 1))
             sizes = merge_sizes(tokens.size, keep, merge)
             states = merge_states(tokens.hidden, keep, merge) if states is None else states
-        return Decision(keep, counts, states, sizes, selection.ordered)
+        return Decision(keep, counts, states, sizes, selection.ordered, merge)
 
     def _expect_numbers(self, x: Tensor, what: str, method: str) -> None:
         self._doubts.expect(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from btp.engine import cache as kv
 from btp.engine.attach import occupy
 from btp.engine.binding import Binding
 from btp.engine.check import check_signal
+from btp.engine.encoders import Encoders
 from btp.engine.plan import check_host
 from btp.engine.probe import Probe, Sight
 from btp.engine.run import Run, open_run
@@ -88,22 +89,21 @@ def observe(model: Host, signals: Iterable[Signal], on_signal: OnSignal | None =
                     f"observe was asked for {signal}, which only a stage can see. Ask for attention in place of a "
                     "preview, and for signals of the language model."
                 )
-        binding = Binding(model.model)
+        binding, encoders = Binding(model.model), Encoders(model)
 
         def enter(module, args, kwargs):
             inputs = binding.read(args, kwargs)
             current.clear()
             if not kv.is_filled(inputs.get("past_key_values")):
-                run = open_run(model, inputs, None)
+                run = open_run(model, encoders.told(inputs), None)
                 view = run.ledger.now
                 _, coord, image = run.coord(view)
                 current.append(run)
                 text_valid = run.ledger.text_rows(view) >= 0
                 looks.append(Look(run.ledger.total, view.visual_valid, coord, image, text_valid))
 
-        hook = model.model.register_forward_pre_hook(enter, with_kwargs=True)
-        try:
-            with Probe(model, wanted, lambda: current[0] if current else None, sink):
-                yield looks
-        finally:
-            hook.remove()
+        with ExitStack() as undo:
+            undo.callback(model.model.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            encoders.open(undo)
+            undo.enter_context(Probe(model, wanted, lambda: current[0] if current else None, sink))
+            yield looks

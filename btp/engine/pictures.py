@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from btp.core.signals import Signal
 from btp.core.site import Site
+from btp.core.tower import Packed
 from btp.engine.rows import gather_rows
 
 
 @dataclass(frozen=True)
 class Passed:
-    """What one stage did with the pictures; a prompt's record is made of it later.
+    """What there was of the pictures behind a stage; a prompt's record is made of it later.
 
     Attributes:
-        site: of the stage.
-        before, after: tokens alive per picture.
-        slots: [P, K] those alive behind it.
+        site: of the stage; None for what left the tower.
+        after: tokens alive per picture.
+        slots: [P, K] those alive.
         size: [P, K] original tokens each stands for; None where nothing was merged here.
+        cut, ordered: as those of `Pictures`, by then.
     """
 
-    site: Site
-    before: tuple[int, ...]
+    site: Site | None
     after: tuple[int, ...]
     slots: Tensor
     size: Tensor | None
+    cut: bool
+    ordered: bool
 
 
 @dataclass
@@ -48,8 +52,12 @@ class Pictures:
         layers: (tokens that attended, tokens that passed the MLP) in each layer, class tokens included.
         cut: something was withdrawn, merged or moved.
         merged: tokens flowed into each other.
+        ordered: the tokens of a picture changed places.
         renumber: positions in the prompt close the gaps.
         features: [P, N, D] what the projector handed on; None until it ran.
+        totals: tokens of each picture that a stage behind the tower counts; N, or what prompts have of a tile.
+        present: [P, N] bool, tokens that prompts have, where they have not all: un-padding cuts tiles.
+        arguments: the very object that the encoder's arguments were noted in; None where nothing was packed.
     """
 
     total: int
@@ -62,8 +70,12 @@ class Pictures:
     layers: list[tuple[int, int]] = field(default_factory=list)
     cut: bool = False
     merged: bool = False
+    ordered: bool = False
     renumber: bool = False
     features: Tensor | None = None
+    totals: tuple[int, ...] = ()
+    present: Tensor | None = None
+    arguments: Mapping[str, Any] | None = None
 
     @classmethod
     def open(cls, pictures: int, grid: tuple[int, int], device: torch.device) -> Pictures:
@@ -72,7 +84,43 @@ class Pictures:
         every = torch.arange(rows * columns, device=device)
         coord = torch.stack([torch.zeros_like(every), every // columns, every % columns], dim=1)
         slots = every.expand(pictures, len(every))
-        return cls(len(every), slots, torch.ones_like(slots), (len(every),) * pictures, coord)
+        counts = (len(every),) * pictures
+        return cls(len(every), slots, torch.ones_like(slots), counts, coord, totals=counts)
+
+    def pack(self, arguments: Mapping[str, Any], packed: Sequence[Packed]) -> None:
+        """Learn what the prompts will have of these pictures."""
+        source = torch.cat([entry.source for entry in packed])
+        present = torch.zeros(len(self.slots) * self.total, dtype=torch.bool)
+        present[source[source >= 0].cpu()] = True
+        present = present.view(len(self.slots), self.total)
+        self.arguments, self.totals = arguments, tuple(present.sum(1).tolist())
+        self.present = None if bool(present.all()) else present.to(self.slots.device)
+
+    def shown(self) -> tuple[Pictures, Tensor | None]:
+        """The tokens alive that prompts will have, and their rows [P, n], -1 padded; all of them where rows are None.
+
+        Waits for the device where the tower cut before.
+        """
+        if self.present is None:
+            return self, None
+        real = self.present.gather(1, self.slots.clamp(min=0)) & (self.slots >= 0)
+        counts = tuple(real.sum(1).tolist()) if self.cut else self.totals
+        width = real.shape[1]
+        rows = torch.arange(width, device=real.device).masked_fill(~real, width).sort(dim=1).values[:, : max(counts)]
+        rows = rows.masked_fill(rows == width, -1)
+        slots = gather_rows(self.slots, rows).masked_fill(rows < 0, -1)
+        shown = replace(self, slots=slots, size=gather_rows(self.size, rows), counts=counts, cut=True, present=None)
+        return shown, rows
+
+    def state(self, site: Site | None = None, merging: bool = True) -> Passed:
+        """What there is of the pictures now.
+
+        Args:
+            site: of the stage that was passed just now.
+            merging: tokens flowed into each other there; sizes count then.
+        """
+        size = self.size if merging and (site is not None or self.merged) else None
+        return Passed(site, self.counts, self.slots, size, self.cut, self.ordered)
 
     def take(self, keep: Tensor, counts: tuple[int, ...], sizes: Tensor | None) -> None:
         """Go on with the kept tokens, in the order of keep [P, K], -1 padded."""
@@ -109,22 +157,6 @@ class Pictures:
     def alive(self, x: Tensor, axis: int) -> Tensor:
         """What was seen of all tokens of a picture, for those alive."""
         return gather_rows(x, self.slots, axis) if self.cut else x
-
-
-def order_in_prompt(slots: Tensor, picture: Tensor, slot: Tensor, total: int, width: int) -> Tensor:
-    """[B, width] indices of a prompt's visual tokens that are alive, pictures in turn, each in its own order.
-
-    Args:
-        slots: [P, N'] tokens alive of each picture of the prompt, -1 padded.
-        picture, slot: [B, N] of the prompt's visual tokens, -1 padded.
-        total: tokens of a picture.
-        width: tokens alive in the row that has most; shorter rows are -1 padded.
-    """
-    row = rows_of(slots, total)[picture.clamp(min=0), slot.clamp(min=0)]
-    gone = (row < 0) | (picture < 0)
-    order = (picture * total + row).masked_fill(gone, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
-    order = order[:, :width]
-    return order.masked_fill(gone.gather(1, order), -1)
 
 
 def rows_of(slots: Tensor, total: int) -> Tensor:

@@ -11,6 +11,7 @@ from btp.core.signals import Signal
 from btp.core.tower import Host
 from btp.engine.binding import Binding
 from btp.engine.check import attention_name, check_signal, vision_tower
+from btp.engine.windows import layer_kinds
 
 _ATTENTION = ("sdpa", "eager")
 
@@ -63,7 +64,7 @@ def check_host(host: Host) -> None:
     """Refuse models whose tokens cannot be moved or seen faithfully.
 
     Raises:
-        ValueError: training mode, a compiled module, an attention implementation, a sliding window or a
+        ValueError: training mode, a compiled module, an attention implementation, a kind of layers or a
             family that is not supported; the message names it.
     """
     if host.model.training:
@@ -78,20 +79,12 @@ def check_host(host: Host) -> None:
             "fused "
             "kernels too."
         )
-    config = host.decoder.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) if not hasattr(config, "layer_types") else None
-    if kinds != {"full_attention"} or window:
+    layer_kinds(host)
+    if "deepstack_features" in Binding(host.decoder):
         raise ValueError(
-            f"The decoder has layers of type {', '.join(sorted(kinds))}"
-            + (f" with sliding_window {window}" if window else "")
-            + ". A window counts slots and not positions, so pruning would shift it. "
-            "Use a model with full attention in every layer, or switch its window off in the config."
-        )
-    if "deepstack_visual_embeds" in Binding(host.decoder):
-        raise ValueError(
-            f"{type(host.decoder).__name__} adds vision features behind its first layers (deepstack), "
-            "which is not built yet. Use a family without deepstack."
+            f"{type(host.decoder).__name__} adds vision features in front of layers of its own choice "
+            "(deepstack_features), which is not built yet. Use a family that adds them behind its first layers, as "
+            "Qwen3-VL does, or none."
         )
 
 
@@ -115,7 +108,7 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
         raise ValueError(
             f"schedule.{i}.positions is renumber, but {type(host.decoder).__name__} turns positions in "
             "several axes, "
-            "where closing gaps has no agreed meaning. Set positions: original."
+            f"where closing gaps has no agreed meaning. Set pruner.schedule.{i}.positions=original."
         )
 
 
@@ -142,7 +135,8 @@ def _check_weighing(host: Host, pruner: Pruner | None, schedule: Schedule) -> No
 
 
 def _check_vision(host: Host, i: int, stage: Stage) -> None:
-    tower = vision_tower(host, f"schedule.{i}.site is {stage.site}: the stage")
+    instead = f"Set pruner.schedule.{i}.site=llm.input where the method can, or use one for the language model"
+    tower = vision_tower(host, f"schedule.{i}.site is {stage.site}: the stage", instead)
     assert tower.feature is not None
     if stage.site.layer > tower.feature:
         raise ValueError(

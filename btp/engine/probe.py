@@ -83,8 +83,9 @@ class Probe(AbstractContextManager):
                     undo.callback(block.register_forward_pre_hook(self._turned(at), with_kwargs=True).remove)
                 for form in {str(s.form) for s in signals if s.kind in ("update", "change")}:
                     block = layer if form == "layer" else self._block(layer, form)
-                    hook = block.register_forward_hook(self._behind(at, block, form), with_kwargs=True)
-                    undo.callback(hook.remove)
+                    left = None if form == "layer" else getattr(self._tower, f"{form}_exit")
+                    for module, look in self._sides(at, form, block, block if left is None else getattr(layer, left)):
+                        undo.callback(module.register_forward_hook(look, with_kwargs=True).remove)
                 if kinds & {*IN_ATTENTION, "preview"}:
                     attending[at] = layer
             if attending:
@@ -183,12 +184,19 @@ class Probe(AbstractContextManager):
         binding = Binding(self._block(self._tower.layers[at], "attention"))
         return look
 
-    def _behind(self, at: int, block: nn.Module, form: str) -> Callable:
+    def _sides(self, at: int, form: str, block: nn.Module, behind: nn.Module) -> list[tuple[nn.Module, Callable]]:
+        """Hooks that see what enters a block and what leaves the module behind it, or itself where that is the same."""
+        held: list[Tensor] = []
+
+        def enter(module, args, kwargs, output):
+            if self._run() is not None:
+                held[:] = [binding.read(args, kwargs)[binding.first]]
+
         def look(module, args, kwargs, output):
             run = self._run()
             if run is None:
                 return
-            entered = binding.read(args, kwargs)[binding.first]
+            entered = held.pop()
             left = output[0] if isinstance(output, tuple) else output
             view = run.ledger.at(at)
             for signal in self._at[at]:
@@ -199,7 +207,7 @@ class Probe(AbstractContextManager):
                 self._emit(run, signal, value, view, axis=2)
 
         binding = Binding(block)
-        return look
+        return [(block, enter), (behind, look)]
 
     def _emit(self, run: Run, signal: Signal, x: Tensor, view: View, axis: int) -> None:
         """Hand on the asked rows of `x`, which holds all rows of the layer along `axis`."""

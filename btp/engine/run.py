@@ -26,6 +26,7 @@ class Run:
         in_prefill: False from the first decode step on.
         step_mask: [B, S + t] 2D mask of the current decode step, as the caller passed it.
         memo: what was computed for a view in the current forward, by view and device.
+        per_picture: tokens of a picture in the vision tower, where its signals or stages are followed.
     """
 
     ledger: TokenLedger
@@ -35,6 +36,7 @@ class Run:
     in_prefill: bool = True
     step_mask: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
+    per_picture: int | None = None
 
     @property
     def prompt_length(self) -> int:
@@ -58,13 +60,15 @@ class Run:
 
     def pictures(self, view: View) -> tuple[Tensor, Tensor]:
         """[B, N] which of the batch's pictures each visual token of a view belongs to, and which of the picture's
-        tokens it is; -1 where padded.
+        tokens it is; -1 where padded, and where it is no token of the vision tower.
         """
+        if self.layout.source is not None:
+            return self._sources(view)
         image = self.layout.image  # [B, S]
         per_row = image.amax(1) + 1
         first = (per_row.cumsum(0) - per_row)[:, None]  # pictures of the rows before
-        starts = (image[:, 1:] != image[:, :-1]) & (image[:, 1:] >= 0)
-        begins = torch.cat([image[:, :1] >= 0, starts], dim=1)
+        seen = torch.cat([torch.full_like(image[:, :1], -1), image.cummax(1).values[:, :-1]], dim=1)
+        begins = image > seen  # text may lie inside a picture, between the frames of a video
         rank = self.ledger.visual.cumsum(1) - 1  # place among the row's visual tokens
         slot = rank - rank.masked_fill(~begins, 0).cummax(1).values
         place = self.ledger.original_place(view)
@@ -73,6 +77,16 @@ class Run:
             (image + first).gather(1, place).masked_fill(gone, -1),
             slot.gather(1, place).masked_fill(gone, -1),
         )
+
+    def _sources(self, view: View) -> tuple[Tensor, Tensor]:
+        """The same where a picture passes the tower in tiles, which are the pictures then."""
+        assert self.layout.source is not None
+        source = self.layout.source.gather(1, self.ledger.original_place(view)).masked_fill(~view.visual_valid, -1)
+        none = torch.full_like(source, -1)
+        if self.per_picture is None:
+            return none, none
+        gone, each = source < 0, self.per_picture
+        return (source // each).masked_fill(gone, -1), (source % each).masked_fill(gone, -1)
 
 
 def open_run(host: Host, inputs: Mapping[str, Any], cache: Any) -> Run:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from btp.core.ledger import View
 from btp.core.pruner import Pruner, Tokens
 from btp.core.signals import Signal
 from btp.core.tower import Host
@@ -18,13 +19,17 @@ from btp.engine.binding import Binding
 from btp.engine.check import attention_name, unseen_message
 from btp.engine.companions import check_step, decode_companions, prefill_companions
 from btp.engine.decide import Decider, Decision
+from btp.engine.deepstack import Deepstack
 from btp.engine.doubts import Doubts
+from btp.engine.encoders import Encoders
+from btp.engine.merged import MergedTower
 from btp.engine.plan import PlannedStage
 from btp.engine.probe import Probe, Sight
 from btp.engine.rows import gather_rows, last_row
 from btp.engine.run import Run, open_run
 from btp.engine.vision import VisionStream
 from btp.engine.vision import rows_valid as tower_rows_valid
+from btp.engine.windows import layer_kinds
 
 _AXIS = {"hidden": 1, "update": 2, "change": 2, "rotary": 2, "queries": 2, "keys": 2, "values": 2}
 _SIDES = ("update", "change", "rotary")
@@ -47,9 +52,14 @@ class Stream:
         self._run: Run | None = None
         self._sights: dict[Signal, Sight] = {}
         self._attention = attention_name(host)  # before a probe renames it
+        self._kinds = layer_kinds(host) if plan else ()
         signals = [signal for planned in plan for signal in planned.needs]
-        self._vision = VisionStream(host, self._decider, plan, signals)
+        merges = hasattr(host, "tower_order")
+        self._vision = MergedTower(host, signals) if merges else VisionStream(host, self._decider, plan, signals)
+        self._encoders = Encoders(host, self._vision.encoding if self._vision.needed else None)
         self._probe = Probe(host, signals, self._prefilling, self._note)
+        self._first = min((planned.stage.site.first_layer for planned in plan), default=host.num_layers)
+        self._deepstack = Deepstack(host, self._doubts, self._first, self._prefilling)
 
     def open(self) -> ExitStack:
         """Register every hook; closing the stack removes them."""
@@ -61,13 +71,14 @@ class Stream:
             ]
             for hook in hooks:
                 undo.callback(hook.remove)
+            self._encoders.open(undo)
             if self._vision.needed:
                 self._vision.open(undo)
                 enter = layers[0].register_forward_pre_hook(self._enter(Binding(layers[0])), with_kwargs=True)
                 undo.callback(enter.remove)  # in front of the probe, which sees what entered
             undo.enter_context(self._probe)
-            first = min((planned.stage.site.first_layer for planned in self._plan), default=len(layers))
-            for at in range(first, len(layers)):
+            self._deepstack.open(undo)
+            for at in range(self._first, len(layers)):
                 hook = layers[at].register_forward_pre_hook(self._before_layer(at), with_kwargs=True)
                 undo.callback(hook.remove)
             return undo.pop_all()
@@ -95,6 +106,7 @@ class Stream:
                 kv.check_cache(cache)
             if not kv.is_filled(cache):
                 self.settle()
+                inputs = self._encoders.told(inputs)
                 self._run = open_run(self._host, inputs, cache)
                 self._trace.calls.append(self._run.call)
                 self._vision.begin(inputs)
@@ -156,7 +168,7 @@ class Stream:
             if found is None:
                 return None
             decision, renumber = found
-            return binding.replace(args, kwargs, {binding.first: _cut(run, 0, decision, renumber, hidden)})
+            return binding.replace(args, kwargs, {binding.first: self._cut(run, 0, decision, renumber, hidden)})
 
         return enter
 
@@ -177,7 +189,7 @@ class Stream:
                 for planned in stages:
                     if any(signal.kind == "preview" for signal in planned.needs):
                         view = run.ledger.now
-                        self._probe.preview(run, at, moved, view, self._companions(run, moved, arguments, None))
+                        self._probe.preview(run, at, moved, view, self._companions(run, moved, arguments, at, view))
                     moved = self._pass(run, planned, at, moved)
                     if planned.stage.site.kind == "input" and moved is not hidden:
                         self._probe.entered(run, moved)
@@ -185,23 +197,23 @@ class Stream:
                     args, kwargs = binding.replace(args, kwargs, {binding.first: moved})
             if run.ledger.at(at) is run.ledger.views[0][1]:
                 return None
-            return binding.replace(args, kwargs, self._companions(run, moved, arguments, at))
+            return binding.replace(args, kwargs, self._companions(run, moved, arguments, at, run.ledger.at(at)))
 
         return enter
 
-    def _companions(self, run: Run, hidden: Tensor, arguments: dict[str, Any], at: int | None) -> dict[str, Any]:
-        """Masks, positions and RoPE for the tokens in front of layer `at`; None means those alive now."""
-        view = run.ledger.now if at is None else run.ledger.at(at)
+    def _companions(self, run: Run, hidden: Tensor, arguments: dict[str, Any], at: int, view: View) -> dict[str, Any]:
+        """Masks, positions and RoPE of layer `at` for the tokens of a view."""
         whole = {name: arguments[name] for name in self._host.towers["llm"].companions if name in arguments}
         if view is run.ledger.views[0][1]:
             return whole
-        changes = run.memo.get((view, hidden.device))
+        kind = self._kinds[at]
+        changes = run.memo.get((view, kind, hidden.device))
         if changes is None:
             if run.in_prefill:
-                changes = prefill_companions(self._host, run, view, hidden, whole)
+                changes = prefill_companions(self._host, run, view, hidden, whole, kind)
             else:
-                changes = decode_companions(self._host, run, view, hidden, whole, self._attention)
-            run.memo[view, hidden.device] = changes
+                changes = decode_companions(self._host, run, view, hidden, whole, self._attention, kind, at)
+            run.memo[view, kind, hidden.device] = changes
         return changes
 
     def _pass(self, run: Run, planned: PlannedStage, at: int, hidden: Tensor) -> Tensor:
@@ -216,11 +228,15 @@ class Stream:
         decision = self._decider.plain(view.visual_row, before, counts) or self._ask(run, planned, hidden, counts)
         renumber = stage.positions == "renumber"
         if decision.changes(before) or (renumber and not view.closed):
-            hidden = _cut(run, at, decision, renumber, hidden)
+            hidden = self._cut(run, at, decision, renumber, hidden)
         now = run.ledger.now
         sizes = now.size if decision.sizes is not None else None
         run.call.stages.append(StageRecord(stage.site, before, decision.counts, now.visual_index, sizes))
         return hidden
+
+    def _cut(self, run: Run, at: int, decision: Decision, renumber: bool, hidden: Tensor) -> Tensor:
+        self._deepstack.follow(decision)
+        return _cut(run, at, decision, renumber, hidden)
 
     def _ask(self, run: Run, planned: PlannedStage, hidden: Tensor, counts: tuple[int, ...]) -> Decision:
         seen, rows_valid = {}, {}

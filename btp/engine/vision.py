@@ -11,7 +11,7 @@ are added: the sum that a layer without the other tokens would have made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from btp.core.pruner import Tokens
 from btp.core.signals import Signal
-from btp.core.tower import Host
+from btp.core.tower import Host, Packed
 from btp.core.trace import StageRecord
 from btp.engine.binding import Binding
-from btp.engine.check import layer_of, unseen_message
+from btp.engine.check import check_packing, layer_of, unseen_message
 from btp.engine.decide import Decider, Decision
-from btp.engine.pictures import Passed, Pictures, order_in_prompt, rows_of
+from btp.engine.handover import hand_over, of_prompt
+from btp.engine.pictures import Pictures
 from btp.engine.plan import PlannedStage
 from btp.engine.registry import watch_attention
 from btp.engine.rows import gather_rows, tower_rows
@@ -53,6 +54,8 @@ class VisionStream:
         self._inside: tuple[Tensor, Tensor | None] | None = None  # short states, and what the MLP adds to them
         self._ready: list[Tensor] | None = None  # features that the prompt under way was given
         self._which: list[int] = []  # which of the pictures its own are
+        self._coming: tuple[Mapping[str, Any], Sequence[Packed]] | None = None  # what is about to enter the tower
+        self._noted: Mapping[str, Any] | None = None  # arguments that the features under way were encoded with
 
     @property
     def needed(self) -> bool:
@@ -87,13 +90,27 @@ class VisionStream:
         """A prompt enters the model, perhaps with features that were encoded before."""
         found = (inputs.get("mm_encoder_outputs") or {}).get("image")
         self._ready = None if found is None else list(found.pooler_output)
+        encoded = inputs.get("encoded", {}).get("image")
+        self._noted = None if encoded is None else encoded.arguments
         if found is None:
             self._pictures = None  # the tower runs now, or not at all
+
+    def encoding(self, kind: str, arguments: Mapping[str, Any]) -> None:
+        """Pictures or videos are about to be encoded.
+
+        Raises:
+            ValueError: the prompt's tokens will not be the tower's, so that none can be followed.
+        """
+        packed = self._host.packing(kind, arguments)
+        self._coming = None
+        if packed is not None:
+            check_packing(self._host, kind, packed)
+            self._coming = (arguments, packed)
 
     def seen(self, signal: Signal) -> Tensor:
         """A signal as a stage of the language model gets it: per picture of the prompt, over all its tokens."""
         assert self._pictures is not None
-        return self._of_prompt(self._sight(self._pictures, signal))
+        return of_prompt(self._sight(self._pictures, signal), self._which)
 
     def withdrawn(self, run: Run) -> tuple[Decision, bool] | None:
         """What leaves the prompt because it left in the tower, and whether positions close up; None for nothing.
@@ -106,61 +123,42 @@ class VisionStream:
             empty = torch.zeros(len(totals), 0, dtype=torch.long)
             run.call.stages += [StageRecord(p.stage.site, totals, totals, empty) for p in self._plan]
             return None
-        pictures = self._pictures
-        which = pictures.which(self._ready) if pictures is not None else None
+        pictures, packed = self._pictures, run.layout.source is not None
+        which = None
+        if pictures is not None:
+            which = self._whole_pass(pictures) if packed else pictures.which(self._ready)
         if pictures is None or which is None:
             raise RuntimeError(
                 "The prompt has visual tokens, but its pictures did not pass the vision tower and the projector while "
                 "the engine was attached, so a stage or signal there has nothing to work on. Pass pixel_values in "
                 "place of ready features."
             )
-        if sum(totals) != len(which) * pictures.total:
+        if not packed and sum(totals) != len(which) * pictures.total:
             raise RuntimeError(
                 f"The vision tower had {len(which)} pictures of {pictures.total} tokens, but the prompts have "
                 f"{sum(totals)} visual tokens. This family packs its pictures; it needs an adapter in btp.models."
             )
-        self._which = which
+        self._which, run.per_picture = which, pictures.total
         if self._plan:
             run.call.vision = pictures.layers
             run.call.projected = tuple(pictures.counts[i] for i in which)
-        for passed in pictures.passed:
-            keep, sizes = self._in_prompt(run, passed.slots, passed.size, passed.after)
-            before, after = (_per_row(totals, pictures.total, c, which) for c in (passed.before, passed.after))
-            run.call.stages.append(StageRecord(passed.site, before, after, keep, sizes))
-        if not pictures.cut:
+        return hand_over(run, pictures, which)
+
+    def _whole_pass(self, pictures: Pictures) -> list[int] | None:
+        """All pictures of the latest pass, if the prompt's features were packed of them; None otherwise."""
+        noted = pictures.arguments if self._ready is None else self._noted
+        if pictures.features is None or noted is None or noted is not pictures.arguments:
             return None
-        keep, sizes = self._in_prompt(run, pictures.slots, pictures.size, pictures.counts)
-        counts = _per_row(totals, pictures.total, pictures.counts, which)
-        return Decision(keep, counts, None, sizes), pictures.renumber
-
-    def _of_prompt(self, x: Tensor) -> Tensor:
-        """Pictures as the prompt has them: repeated where it is a beam."""
-        if self._which == list(range(len(x))):
-            return x
-        return x[torch.tensor(self._which, device=x.device)]
-
-    def _in_prompt(
-        self, run: Run, slots: Tensor, size: Tensor | None, counts: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Tokens alive of each picture, as indices into the prompt's visual tokens, and their sizes."""
-        assert self._pictures is not None
-        total = self._pictures.total
-        picture, slot = run.pictures(run.ledger.now)
-        slots = self._of_prompt(slots).to(slot.device)
-        width = max(_per_row(run.ledger.total, total, counts, self._which))
-        keep = order_in_prompt(slots, picture, slot, total, width)
-        if size is None:
-            return keep, None
-        at = gather_rows(picture, keep), gather_rows(slot, keep)
-        row = rows_of(slots, total)[at].clamp(min=0)
-        return keep, self._of_prompt(size).to(slot.device)[at[0], row].masked_fill(keep < 0, 0)
+        return list(range(len(pictures.slots)))
 
     def _before_tower(self, binding: Binding) -> Callable:
         def enter(module, args, kwargs):
             pixels = binding.read(args, kwargs)[binding.first]
             self._pictures = Pictures.open(len(pixels), self._host.picture_grid(pixels), pixels.device)
             self._pictures.seen |= {s: pixels for s in self._signals if s.kind == "pixels"}
-            self._inside = None
+            if self._coming is not None:
+                self._pictures.pack(*self._coming)
+            self._inside = self._coming = None
 
         return enter
 
@@ -271,16 +269,22 @@ class VisionStream:
             pictures.seen[signal] = hidden[:, :1] if signal.rows == "cls" else pictures.spread(hidden[:, front:], 1)
 
     def _pass(self, planned: PlannedStage, hidden: Tensor, front: int) -> Tensor:
-        """Let one stage decide and move; `front` class tokens stay where they are."""
+        """Let one stage decide and move; `front` class tokens stay where they are.
+
+        Behind the tower a stage sees of a tile what prompts will have of it; inside, the tower needs it whole.
+        """
         stage, pictures = planned.stage, self._pictures
         assert pictures is not None
-        before = pictures.counts
-        counts = tuple(min(stage.count(pictures.total), n) for n in before)
+        shown, alive = pictures.shown() if stage.site.kind == "output" else (pictures, None)
+        states = hidden if alive is None else gather_rows(hidden, alive)
+        before = shown.counts
+        totals = pictures.totals if stage.site.kind == "output" else (pictures.total,) * len(before)
+        counts = tuple(min(stage.count(total), n) for total, n in zip(totals, before, strict=True))
         if max(before) == 0:
-            pictures.passed.append(Passed(stage.site, before, before, pictures.slots, None))
+            pictures.passed.append(pictures.state(stage.site, merging=False))
             return hidden
-        decision = self._decider.plain(pictures.slots, before, counts)
-        decision = decision or self._ask(planned, hidden, front, counts)
+        decision = self._decider.plain(shown.slots, before, counts)
+        decision = decision or self._ask(planned, shown, states, front, totals, counts)
         if stage.site.kind != "output" and not front + min(decision.counts):
             raise ValueError(
                 f"schedule.{planned.index}.keep is {stage.keep} at {stage.site}, which leaves no token of a picture "
@@ -294,18 +298,26 @@ class VisionStream:
                 )
             lead = torch.arange(front, device=hidden.device).expand(len(hidden), front)
             rows = torch.cat([lead, decision.keep.clamp(min=0) + front], dim=1)
-            states, hidden = decision.states, gather_rows(hidden, rows)
-            if states is not None:
-                hidden = torch.cat([hidden[:, :front], states.to(hidden)], dim=1)
+            moved = gather_rows(states, rows)
+            if decision.states is not None:
+                moved = torch.cat([moved[:, :front], decision.states.to(moved)], dim=1)
+            hidden = moved
+            pictures.slots, pictures.size, pictures.present = shown.slots, shown.size, shown.present
             pictures.take(decision.keep, decision.counts, decision.sizes)
+            pictures.ordered = pictures.ordered or decision.ordered
             pictures.renumber = stage.positions == "renumber"
-        size = pictures.size if decision.sizes is not None else None
-        pictures.passed.append(Passed(stage.site, before, decision.counts, pictures.slots, size))
+        pictures.passed.append(pictures.state(stage.site, merging=decision.sizes is not None))
         return hidden
 
-    def _ask(self, planned: PlannedStage, hidden: Tensor, front: int, counts: tuple[int, ...]) -> Decision:
-        pictures = self._pictures
-        assert pictures is not None
+    def _ask(
+        self,
+        planned: PlannedStage,
+        pictures: Pictures,
+        hidden: Tensor,
+        front: int,
+        totals: tuple[int, ...],
+        counts: tuple[int, ...],
+    ) -> Decision:
         (P, n), valid, device = pictures.slots.shape, pictures.slots >= 0, hidden.device
         rows = torch.arange(n, device=device).expand(P, n)
         tokens = Tokens(
@@ -315,12 +327,12 @@ class VisionStream:
             image=torch.zeros_like(rows).masked_fill(~valid, -1),
             size=pictures.size,
             valid=valid,
-            total=torch.full((P,), pictures.total, device=device),
+            total=torch.tensor(totals, device=device),
             index=pictures.slots,
             picture=torch.arange(P, device=device)[:, None].expand(P, n).masked_fill(~valid, -1),
             slot=pictures.slots,
             row=(rows + self._host.towers["vision"].class_tokens).masked_fill(~valid, -1),
-            host_total=(pictures.total,) * P,
+            host_total=totals,
             host_alive=pictures.counts,
         )
         seen = {s: self._now(pictures, s) for s in planned.needs}
@@ -342,16 +354,6 @@ def rows_valid(seen: Mapping[Signal, Tensor]) -> dict[Signal, Tensor]:
     """[P, T] for signals of the tower with rows all: every one is real."""
     every = {s: x for s, x in seen.items() if s.rows == "all"}
     return {s: torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device) for s, x in every.items()}
-
-
-def _per_row(totals: tuple[int, ...], per_picture: int, counts: tuple[int, ...], which: list[int]) -> tuple[int, ...]:
-    """Counts per picture, added up per row of the prompt."""
-    each, at = [], 0
-    for total in totals:
-        end = at + total // per_picture
-        each.append(sum(counts[i] for i in which[at:end]))
-        at = end
-    return tuple(each)
 
 
 def _weights(size: Tensor, front: int, hidden: Tensor) -> Tensor:

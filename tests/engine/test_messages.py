@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 from toys import Scatter, Watch, plan
-from transformers import LlamaConfig, MistralConfig, StaticCache
+from transformers import LlamaConfig, StaticCache
 
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
@@ -135,25 +135,21 @@ def test_hosts():
     lvlm = tiny.llava()
     lvlm.model = torch.compile(lvlm.model)
     refuse("The model is compiled", lvlm, Scatter(), ONE)
-    refuse(
-        "sliding_window 8",
-        tiny.llava(text=lambda **kw: MistralConfig(**kw, sliding_window=8)),
-        Scatter(),
-        ONE,
-    )
     lvlm = tiny.llava_qwen()
     lvlm.decoder.config.layer_types = ["full_attention", "sliding_attention"] * 2
-    refuse("layers of type full_attention, sliding_attention", lvlm, Scatter(), ONE)
+    refuse("layers of type sliding_attention without a window", lvlm, Scatter(), ONE)
+    lvlm.decoder.config.layer_types = ["full_attention", "chunked_attention"] * 2
+    refuse("Qwen2Model has layers of type chunked_attention, but masks behind a cut are", lvlm, Scatter(), ONE)
     lvlm = tiny.llava()
     lvlm.decoder.norm = None
     refuse("no final norm", lvlm, Watch(Signal("hidden", "llm.layer.1", None, "normed")), ONE)
 
 
 def test_deepstack():
-    """A decoder that adds vision features between layers is refused by name."""
+    """A decoder that adds vision features in front of layers of its choice is refused by name."""
     lvlm = tiny.llava()
     old = lvlm.decoder.forward
-    lvlm.decoder.forward = lambda inputs_embeds=None, deepstack_visual_embeds=None, **kw: old(inputs_embeds, **kw)
+    lvlm.decoder.forward = lambda inputs_embeds=None, deepstack_features=None, **kw: old(inputs_embeds, **kw)
     refuse("deepstack", lvlm, Scatter(), ONE)
 
 
@@ -348,13 +344,14 @@ def test_odd_rope_and_missing_eager():
     """Hosts that break a fact of the decoder loop are named."""
     from btp.engine.companions import _take, _turn
     from btp.engine.registry import own_eager
+    from btp.engine.windows import LayerKind
 
     with pytest.raises(RuntimeError, match=r"A RoPE table of shape \(3, 1, 4, 2\)"):
         _take(torch.zeros(3, 1, 4, 2), torch.zeros(1, 2, dtype=torch.long))
     with pytest.raises(RuntimeError, match="no eager_attention_forward beside it"):
         own_eager(torch.nn.Linear(1, 1))
     with pytest.raises(RuntimeError, match="renumber needs the decoder's rotary_emb"):
-        _turn(tiny.shared("llava"), torch.zeros(1), None)
+        _turn(tiny.shared("llava"), torch.zeros(1), None, LayerKind())
 
 
 def test_stage_count_message_is_early():
