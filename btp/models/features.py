@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from btp.models.lvlm import LVLM
+from btp.models.packed import PackedLVLM
 
 SPARE = 10  # of the free disk, one part in ten at most
 
@@ -39,6 +40,8 @@ class PictureFeatures:
         tower = host.towers.get("vision")
         if base is None or tower is None or tower.feature is None or not hasattr(base, "get_image_features"):
             return False
+        if isinstance(host, PackedLVLM):
+            return False  # packed by sizes that ready features do not carry
         return "mm_encoder_outputs" in inspect.signature(base.forward).parameters
 
     def instead(self, inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

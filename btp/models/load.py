@@ -1,26 +1,36 @@
-"""Finds and loads checkpoints: a folder, the local hub cache, or an architecture without weights."""
+"""Loads a checkpoint onto its device, or builds an architecture without one."""
 
 from __future__ import annotations
 
-import difflib
-import os
+import importlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
-from packaging.version import Version
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+from btp.models.find import check_keys, find_checkpoint, first_line, read_config
 from btp.models.lvlm import LVLM
+from btp.models.memory import check_memory, stored_bytes
+from btp.models.processor import load_processor
+from btp.models.quantize import quantization
+from btp.models.random_weights import build, describe
+from btp.models.recognise import check_kind, refuse_code, saved_with
 
-OLDEST, NEWEST = "5.20", "6"
-EMBEDDED = Path(__file__).resolve().parent
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+__all__ = ["Loaded", "find_adapter", "find_checkpoint", "load"]
+
+DEFAULTS = {  # for callers in Python, who may leave these out
+    "adapter": "btp.models.lvlm.LVLM",
+    "processor": {},
+    "device_map": None,
+    "quantize": None,
+    "trust_remote_code": False,
+}
+
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True)
@@ -36,69 +46,6 @@ class Loaded:
     processor: Any
 
 
-def check_library() -> None:
-    """Refuse a transformers whose decoder loop the engine does not know.
-
-    Raises:
-        ValueError: outside the supported versions.
-    """
-    found = Version(transformers.__version__)
-    if not Version(OLDEST) <= found < Version(NEWEST):
-        raise ValueError(
-            f"transformers {found} is installed, but btp supports {OLDEST} up to, not including, {NEWEST}. "
-            "Install the version that requirements.txt names."
-        )
-
-
-def find_checkpoint(config: Mapping[str, Any]) -> Path | None:
-    """The folder that the model config means; None for random weights from the yaml's own architecture.
-
-    Args:
-        config: the model group's keys: path, hub, revision, weights, config, download, name.
-
-    Raises:
-        ValueError: no such folder, no checkpoint in it, or nothing in the local cache; says what to do.
-    """
-    random = config["weights"] == "random"
-    if config["path"] is None:
-        return None if random and config["config"] else _from_hub(config)
-    asked = Path(os.path.expanduser(str(config["path"])))
-    folder = asked if asked.is_dir() else EMBEDDED / asked
-    if not folder.is_dir():
-        near = difflib.get_close_matches(asked.name, _siblings(asked), 1)
-        hint = f" Did you mean {asked.parent / near[0]}?" if near else ""
-        raise ValueError(f"model.path is {asked}, but there is no such folder.{hint} Set model.path to a checkpoint.")
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"model.path is {asked}, but it holds no config.json, so it is not a checkpoint. "
-            "Set model.path to a folder made by save_pretrained or downloaded from a hub."
-        )
-    if not random and not any(folder.glob(pattern) for pattern in WEIGHTS if list(folder.glob(pattern))):
-        raise ValueError(
-            f"model.path is {asked}, which holds a config.json but no weights ({' or '.join(WEIGHTS)}). "
-            "Complete the download, or set model.weights=random to measure cost without them."
-        )
-    return folder
-
-
-def _siblings(path: Path) -> list[str]:
-    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-
-
-def _from_hub(config: Mapping[str, Any]) -> Path:
-    if config["hub"] is None:
-        raise ValueError(f"model {config['name']!r} has neither a path nor a hub name. Set model.path.")
-    try:
-        folder = snapshot_download(config["hub"], revision=config["revision"], local_files_only=not config["download"])
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"model {config['name']!r} needs the weights of {config['hub']}, and they are not in the local hub "
-            f"cache. Download them (`hf download {config['hub']}`, or model.download=true) and set model.path to "
-            "the folder, or set model.weights=random to measure cost without weights."
-        ) from error
-    return Path(folder)
-
-
 def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -> Loaded:
     """Load a model in eval mode onto `device`, with a processor that pads on the left.
 
@@ -108,52 +55,119 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
         device: where the weights go, unless model.device_map spreads them.
 
     Raises:
-        ValueError: the checkpoint is of no family that transformers can answer pictures with, or is broken.
+        ValueError: the checkpoint is of no family that transformers can answer pictures with, is broken or does not
+            fit, or a key asks for what this machine has not; the message names the key.
     """
+    config = DEFAULTS | dict(config)
+    check_keys(config)
+    adapter = find_adapter(config["adapter"])
     dtype = getattr(torch, config["dtype"])
+    trusted = config["trust_remote_code"]
+    if folder is not None:
+        check_kind(folder, trusted)
     if config["weights"] == "random":
-        return _random(config, folder, device, dtype)
-    assert folder is not None
+        if folder is None:
+            architecture = describe(config["config"])
+        else:
+            architecture = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+        processor = None if folder is None else load_processor(folder, config["processor"], trusted)
+        model = build(architecture, device, dtype, config["attention"])
+    else:
+        assert folder is not None
+        processor = load_processor(folder, config["processor"], trusted)
+        model = _pretrained(config, folder, device, dtype)
+    return Loaded(adapter(model.eval()), processor)
+
+
+def find_adapter(path: str) -> type[LVLM]:
+    """The class at a dotted path.
+
+    Raises:
+        ValueError: there is none, or it is no LVLM.
+    """
+    module, _, name = path.rpartition(".")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"model.adapter is {path}, but it cannot be imported: {error}. Set model.adapter to the dotted path of a "
+            "class, such as btp.models.lvlm.LVLM."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, LVLM)):
+        raise ValueError(
+            f"model.adapter is {path}, which is not a subclass of btp.models.lvlm.LVLM. Set model.adapter to one."
+        )
+    return found
+
+
+def _pretrained(config: Mapping[str, Any], folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The weights of a folder, read straight onto their device, or onto those of model.device_map."""
+    device, spread = _places(config["device_map"], device)
+    quantized = quantization(config["quantize"], folder, device, dtype)
+    needed = stored_bytes(folder, dtype, config["quantize"])
+    if spread is None:
+        check_memory(needed, device, dtype)
+    asked = {"quantization_config": quantized} if quantized else {}
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=config["attention"],
-            device_map=config["device_map"],
+            device_map=spread or {"": device},
             local_files_only=True,
+            trust_remote_code=config["trust_remote_code"],
+            output_loading_info=True,
+            **asked,
         )
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except torch.OutOfMemoryError as error:
+        check_memory(needed, device, dtype)
         raise ValueError(
-            f"the checkpoint in {folder} cannot be loaded as a vision-language model: {reason} "
-            "Set model.path to a complete checkpoint of a family that transformers knows."
+            f"{device} ran out of memory while {folder} was loaded. Set model.device_map=auto or model.quantize=4bit."
         ) from error
-    if config["device_map"] is None:
-        model.to(device)
-    _check_processor(processor, folder)
-    processor.tokenizer.padding_side = "left"
-    return Loaded(LVLM(model.eval()), processor)
-
-
-def _random(config: Mapping[str, Any], folder: Path | None, device: torch.device, dtype: torch.dtype) -> Loaded:
-    """Build the architecture on the device itself, with whatever the initialisation leaves in it."""
-    if folder is not None:
-        architecture = AutoConfig.from_pretrained(folder, local_files_only=True)
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    else:
-        architecture = AutoConfig.for_model(**config["config"])
-        processor = None
-    with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(
-            architecture, dtype=dtype, attn_implementation=config["attention"]
-        )
-    return Loaded(LVLM(model.eval()), processor)
-
-
-def _check_processor(processor: Any, folder: Path) -> None:
-    if getattr(processor, "chat_template", None) is None:
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            refuse_code(folder)
         raise ValueError(
-            f"the checkpoint in {folder} has no chat template, so no prompt can be built. "
-            "Add its chat_template.jinja to the folder of model.path."
+            f"the checkpoint in {folder} cannot be loaded as a vision-language model: {first_line(error)} "
+            f"Set model.path to a complete checkpoint.{saved_with(read_config(folder))}"
+        ) from error
+    _check_whole(info, folder)
+    return model
+
+
+def _places(spread: Any, device: torch.device) -> tuple[torch.device, Any]:
+    """Where a model.device_map puts the weights: one device and None, or a map for transformers.
+
+    Raises:
+        ValueError: it is neither a way of spreading, nor a device, nor a map of modules to devices.
+    """
+    if spread is None or spread in SPREADS:
+        return device, spread
+    places = list(spread.values()) if isinstance(spread, Mapping) else [spread]
+    try:
+        devices = [torch.device(place) for place in places if place != "disk"]
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"model.device_map is {spread}, but {first_line(error)}. Set model.device_map to null, "
+            f"{', '.join(SPREADS)}, a device, or a map of the model's modules to devices or disk."
+        ) from error
+    if "disk" not in places and len(set(devices)) == 1:
+        return devices[0], None
+    return device, dict(spread)
+
+
+def _check_whole(info: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a model that transformers has filled up with noise; tell of weights that nothing reads."""
+    newer = saved_with(read_config(folder))
+    missing, strange = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing:
+        raise ValueError(
+            f"the checkpoint in {folder} lacks {len(missing)} of the model's weights, such as {missing[0]}. Set "
+            f"model.path to a complete checkpoint of the family that its config.json names.{newer}"
+        )
+    if strange:
+        warnings.warn(
+            f"the checkpoint in {folder} holds {len(strange)} weights that the model does not use, such as "
+            f"{strange[0]}.{newer}",
+            stacklevel=2,
         )

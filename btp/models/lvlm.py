@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from btp.core.tower import Layout, Tower
+from btp.core.tower import Layout, Packed, Tower
 from btp.models import grids
 
 _VISION = ("vision_tower", "visual", "vision_model")
@@ -16,10 +16,10 @@ _PROJECTOR = ("multi_modal_projector", "mm_projector", "connector", "visual.merg
 _PARTS = {
     "attention": ("self_attn", "attn", "attention"),
     "mlp": ("mlp",),
-    "attention_norm": ("input_layernorm", "layer_norm1", "norm1"),
-    "mlp_norm": ("post_attention_layernorm", "layer_norm2", "norm2"),
+    "attention_norm": ("input_layernorm", "layer_norm1", "norm1", "layernorm_before"),
+    "mlp_norm": ("pre_feedforward_layernorm", "layernorm_after", "post_attention_layernorm", "layer_norm2", "norm2"),
 }
-_BLOCKS = ("encoder.layers", "vision_model.encoder.layers", "blocks", "layers")
+_BLOCKS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "blocks", "layers")
 
 
 class LVLM:
@@ -27,6 +27,9 @@ class LVLM:
 
     Module paths are found by the standard names, or given where a family differs. A family whose visual
     tokens are packed in its own way subclasses `layout`.
+
+    Attributes:
+        pooled: what joins several tokens of the vision tower into one visual token; empty where nothing does.
 
     Args:
         model: any transformers model for image-text-to-text with `input_ids` and image placeholders.
@@ -39,6 +42,8 @@ class LVLM:
         ValueError: a path does not exist, or the decoder or its layers were not found; the message names the
             key.
     """
+
+    pooled = ""
 
     def __init__(
         self,
@@ -73,7 +78,8 @@ class LVLM:
                 companions=("attention_mask",),
                 exit="restore",
                 class_tokens=_class_tokens(self.vision),
-                feature=None if packed else self._feature_layer(len(blocks)),
+                feature=None if packed or self.pooled else self._feature_layer(len(blocks)),
+                pooled=self.pooled,
                 **_parts(blocks),
             )
 
@@ -113,7 +119,10 @@ class LVLM:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs belong."""
+        """Where the inputs belong: of a model that is spread, where its first layers compute."""
+        places = (getattr(self.model, "hf_device_map", None) or {}).values()
+        if len(set(places)) > 1:  # what lies on the host or on disk is computed on the device of the others
+            return torch.device(next((place for place in places if place not in ("cpu", "disk")), "cpu"))
         return self.model.device
 
     @property
@@ -187,6 +196,55 @@ class LVLM:
             )
         return Layout(visual, coord, grids.number(visual, first))
 
+    def example(self, batch: int, words: int, height: int, width: int, frames: int | None = None) -> dict[str, Tensor]:
+        """Model inputs without a processor: equal prompts of one picture of noise and `words` text tokens behind it.
+
+        A tower with a fixed input gets its own size, whatever is asked: a processor would resize to that.
+
+        Args:
+            batch: rows.
+            words: text tokens behind the picture.
+            height, width: of the picture, in pixels.
+            frames: of a video in place of the picture.
+
+        Raises:
+            ValueError: the family takes no video, or its pictures are not one square grid.
+        """
+        if frames is not None or not hasattr(self.config, "vision_feature_select_strategy"):
+            what = "one picture" if frames is None else "a video"
+            raise ValueError(
+                f"{type(self.model).__name__} has no example inputs of {what}: LVLM.example knows square grids. "
+                "Set model.adapter to this family's adapter in btp.models, and correct model.example."
+            )
+        side = self.config.vision_config.image_size
+        pixels = self.noise(batch, 3, side, side)
+        rows, columns = self.picture_grid(pixels)
+        whole = self.config.vision_feature_select_strategy == "full"
+        count = rows * columns + (_class_tokens(self.vision) if whole else 0)
+        return self.prompt(batch, [self._token("image")] * count, words) | {"pixel_values": pixels}
+
+    def prompt(self, batch: int, placeholders: Sequence[int], words: int) -> dict[str, Tensor]:
+        """`batch` equal rows of input_ids and attention_mask [B, S]: `placeholders`, then `words` ordinary tokens."""
+        ordinary = self.words()
+        drawn = torch.randint(len(ordinary), (words,), generator=torch.Generator().manual_seed(0))
+        row = torch.tensor([*placeholders, *(ordinary[i] for i in drawn.tolist())], device=self.device)
+        ids = row.expand(batch, -1).contiguous()
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def words(self) -> list[int]:
+        """Some ids of ordinary text tokens, for `example`."""
+        config = self.config.to_dict()
+        special = {v for k, v in config.items() if k.endswith(("_token_id", "_token_index")) and isinstance(v, int)}
+        return [i for i in range(3, min(1000, self.config.get_text_config().vocab_size)) if i not in special]
+
+    def noise(self, *shape: int) -> Tensor:
+        """Pixels for `example`, of the model's dtype and on its device; the same at every call."""
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
+
+    def packing(self, kind: str, arguments: Mapping[str, Any]) -> Sequence[Packed] | None:
+        """None: the vision tower's tokens are handed on in order, one to one. `btp.models.packed` is for the others."""
+        return None
+
     def picture_grid(self, pixels: Tensor) -> tuple[int, int]:
         """(rows, columns) of the vision tower's tokens for pictures [P, 3, height, width]."""
         patch = self.config.vision_config.patch_size
@@ -251,4 +309,6 @@ def _parts(layers: nn.ModuleList) -> dict[str, str | None]:
     found = {}
     for part, names in _PARTS.items():
         found[part] = next((name for name in names if isinstance(getattr(layers[0], name, None), nn.Module)), None)
+    if found["mlp_norm"] == "pre_feedforward_layernorm":  # norms on both sides of each block
+        found |= {"attention_exit": "post_attention_layernorm", "mlp_exit": "post_feedforward_layernorm"}
     return found

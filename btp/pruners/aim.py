@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from numbers import Real
 
+import torch
 from torch import Tensor
 
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
-from btp.core.selection import Selection
+from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
 from btp.core.site import Site
+from btp.ops.apart import frames_apart, shared_out
 from btp.ops.bipartite import merge_to
 from btp.ops.pick import top_k
 from btp.ops.walk import walk_scores
@@ -23,7 +25,9 @@ HIDDEN = "hidden"
 class AIM(Pruner):
     """Adaptive inference by token merging and pruning.
 
-    At `vision.output` the most similar tokens of a picture merge, in steps that halve them at most. At `llm.layer.N`
+    At `vision.output` the most similar tokens of a picture merge, in steps that halve them at most. At `llm.input` so
+    do those of a frame, for families that pool frames behind the tower: every frame of a video, or view of a picture,
+    keeps the same share, and tokens off the grid (newlines) stay. At `llm.layer.N`
     those tokens stay at which a random walk along the attention of layer N - 1, over all heads and all rows, stands
     most. What a stage removes is gone: the walk of later layers runs over the tokens left. The released code hides
     them instead, and lets them start a walk: in that the two differ.
@@ -65,15 +69,20 @@ class AIM(Pruner):
                 continue
             site = stage.site
             if _merges(stage):
+                if site.kind == "input" and self.metric is not None:
+                    raise ValueError(
+                        f"schedule.{i}.site is llm.input, where pruner 'aim' compares tokens by themselves, but "
+                        f"pruner.method.metric is {self.metric}. Set pruner.method.metric=hidden."
+                    )
                 if self.order == "official" and stage.positions != "renumber":
                     raise ValueError(
                         f"schedule.{i}.positions is {stage.positions}, but pruner.method.order=official gives the "
-                        f"tokens a new order. Set schedule.{i}.positions to renumber, or pruner.method.order to raster."
+                        f"tokens a new order. Set schedule.{i}.positions to renumber, or pruner.method.order=raster."
                     )
             elif site.tower != "llm" or site.kind != "layer" or site.layer < 1:
                 raise ValueError(
-                    f"schedule.{i}.site is {site}, but pruner 'aim' merges at vision.output and prunes by the "
-                    f"attention of the decoder layer before a stage. Set schedule.{i}.site to vision.output, or to "
+                    f"schedule.{i}.site is {site}, but pruner 'aim' merges at vision.output or llm.input and prunes by "
+                    f"the attention of the decoder layer before a stage. Set schedule.{i}.site to vision.output, or to "
                     "llm.layer.1 or later."
                 )
 
@@ -92,6 +101,8 @@ class AIM(Pruner):
         if not _merges(stage):
             return Selection(top_k(self._walk(tokens, signals, stage), counts, tokens.valid))
         alive = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
+        if stage.site.kind == "input":
+            return self._merge_frames(tokens, counts, alive)
         metric = tokens.hidden
         if self.metric is not None:
             metric = signals[self.needs(stage)[0]].transpose(1, 2).flatten(2)  # [B, N, H * d]
@@ -99,6 +110,40 @@ class AIM(Pruner):
         size = tokens.size if self.mean == "size" else None
         keep, plan = merge_to(metric, alive, counts, size, order)
         return Selection(keep, plan if counts != alive else None, ordered=order != "raster")
+
+    def _merge_frames(self, tokens: Tokens, counts: tuple[int, ...], alive: tuple[int, ...]) -> Selection:
+        """Each frame by itself, as a row of its own."""
+        on_grid = tokens.valid & (tokens.coord[..., 1] >= 0)
+        apart = frames_apart(tokens.image, tokens.coord[..., 0], on_grid)
+        placed = [sum(n for n, r in zip(apart.sizes, apart.rows, strict=True) if r == b) for b in range(len(alive))]
+        off = [min(n - p, k) for n, p, k in zip(alive, placed, counts, strict=True)]  # they stay first
+        wanted = shared_out([k - o for k, o in zip(counts, off, strict=True)], apart.rows, apart.sizes)
+        order = "raster" if self.order == "raster" else "similar"
+        row, index = apart.row[:, None], apart.index.clamp(min=0)
+        size = tokens.size[row, index] if self.mean == "size" else None
+        keep, plan = merge_to(tokens.hidden[row, index], apart.sizes, wanted, size, order)
+
+        every = torch.arange(on_grid.shape[1], device=on_grid.device).expand_as(on_grid)
+        loose = tokens.valid & ~on_grid
+        loose &= loose.cumsum(1) <= torch.tensor(off, device=loose.device)[:, None]
+        target = every.masked_fill(~loose, -1)
+        target = apart.back(index.gather(1, plan.target.clamp(min=0)).masked_fill(plan.target < 0, -1), target)
+        weight = apart.back(plan.weight, torch.ones_like(every, dtype=plan.weight.dtype))
+        last = torch.iinfo(torch.int64).max
+        rank = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
+        spare = index.new_full((len(index), index.shape[1] + 1), last)  # padding writes behind the tokens
+        ranks = spare.scatter(1, keep.masked_fill(keep < 0, index.shape[1]), rank)[:, :-1]
+        if order == "raster":
+            stays = apart.back(ranks < last, loose)
+            place = every.masked_fill(~stays, last)
+        else:
+            frame = torch.arange(len(ranks), device=ranks.device)[:, None] * on_grid.shape[1]
+            place = (every + len(ranks) * on_grid.shape[1]).masked_fill(~loose, last)  # behind all frames
+            place = apart.back((frame + ranks.clamp(max=on_grid.shape[1])).masked_fill(ranks == last, last), place)
+        found = place.argsort(dim=1, stable=True)[:, : max(counts)]
+        found = found.masked_fill(place.gather(1, found) == last, -1)
+        plan = MergePlan(target, weight) if counts != alive else None
+        return Selection(found, plan, ordered=order != "raster")
 
     def _walk(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] log share of the walk."""
@@ -115,7 +160,7 @@ class AIM(Pruner):
 
 
 def _merges(stage: Stage) -> bool:
-    return stage.site.tower == "vision" and stage.site.kind == "output"
+    return str(stage.site) in ("vision.output", "llm.input")
 
 
 def _is_number(value: object) -> bool:

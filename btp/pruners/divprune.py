@@ -45,7 +45,7 @@ class DivPrune(Pruner):
                 raise ValueError(
                     f"pruner.method.order is selection, but schedule.{i} stands at {stage.site} with positions: "
                     f"{stage.positions}, where tokens cannot change places. Set schedule.{i}.site to llm.input or "
-                    f"llm.layer.N and schedule.{i}.positions to renumber, or pruner.method.order to raster."
+                    f"llm.layer.N and schedule.{i}.positions to renumber, or pruner.method.order=raster."
                 )
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:

@@ -18,7 +18,8 @@ class FasterVLM(ScorePruner):
 
     At `vision.output` every picture, tile or frame keeps a count of its own, and only what it keeps is projected. At
     `llm.input` the pictures of a prompt share one count; all are projected, and tokens that are no patch (newlines)
-    go first.
+    go first. Tiles of a picture stay in the order of the whole picture; newlines go at `vision.output` too, as the
+    released code has none.
 
     Args:
         heads: mean | max, how the heads' attention becomes one score.

@@ -103,7 +103,7 @@ class SparseVLM(Pruner):
                 raise ValueError(
                     f"schedule.{i}.positions is {stage.positions}, but pruner {self.name!r} puts cluster means behind "
                     f"the kept tokens, where no original position fits. Set schedule.{i}.positions to renumber, or "
-                    "pruner.method.recycle to 0."
+                    "pruner.method.recycle=0."
                 )
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:

@@ -56,7 +56,7 @@ class ToMe(Pruner):
             if self.order == "official" and stage.positions != "renumber":
                 raise ValueError(
                     f"schedule.{i}.positions is {stage.positions}, but pruner.method.order=official gives the tokens "
-                    f"a new order. Set schedule.{i}.positions to renumber, or pruner.method.order to raster."
+                    f"a new order. Set schedule.{i}.positions to renumber, or pruner.method.order=raster."
                 )
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:

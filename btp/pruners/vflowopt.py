@@ -39,7 +39,8 @@ class VFlowOpt(Pruner):
         entropy: paper | official, see `btp.ops.entropy.gray_levels`.
         mean, std: with which the model's pictures are normalised; used where alpha is not 0 and entropy is paper.
         recycle: false prunes without giving anything back (the paper's ablation).
-        recycle_several: several images and frames are recycled too, all tokens of a prompt ranked together.
+        recycle_several: several images and frames are recycled too, all tokens of a prompt ranked together. A picture
+            and the mosaic of its tiles are one image of two regions, recycled always.
         exact: exactly the stage's count stays, recycled tokens included | false, as in the released code: room for
             int(T / m^2) of T tokens is made, and as many come back as cells are not empty. Adaptive then.
 
@@ -151,7 +152,7 @@ class VFlowOpt(Pruner):
         if not self.recycle:
             return apart, plainly
 
-        several = (image.amax(1) > 0) | (frame.amax(1) > 0)
+        several = (image.amax(1) > 0) | (frame.amax(1) > 1)  # frames 0 and 1 alone: a picture and its tiles
         cell = cell_numbers(image * (1 << 16) + frame, tokens.coord[..., 1:], self.m, valid)
         rank = ranks(score, valid)
         room = [0 if k == n else int(n / self.m**2) for k, n in zip(counts, alive, strict=True)]

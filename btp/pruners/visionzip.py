@@ -41,7 +41,9 @@ class VisionZip(Pruner):
         cls: the class token is one of the kept; false takes a patch more instead.
         merge: official, a contextual token is its own patch plus the mean of those that join it, about twice as long
             as others | mean, of all of them, as the paper's text has it.
-        order: official, class token, dominant, contextual | raster, all in their places.
+        order: official, class token, dominant, contextual | raster, all in their places. Where a picture passes the
+            tower in tiles, official has tile after tile (the released code has the dominant patches of all tiles first,
+            row by row of the picture), and raster is the picture's own order.
 
     Source: Yang et al. 2025, arXiv:2412.04467, and its released code, where `dominant` counts the class token.
     """
@@ -81,7 +83,7 @@ class VisionZip(Pruner):
             if self.order == "official" and stage.positions != "renumber":
                 raise ValueError(
                     f"schedule.{i}.positions is {stage.positions}, but pruner.method.order=official gives the tokens "
-                    f"a new order. Set schedule.{i}.positions to renumber, or pruner.method.order to raster."
+                    f"a new order. Set schedule.{i}.positions to renumber, or pruner.method.order=raster."
                 )
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:

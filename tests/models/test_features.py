@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from families import kit
 
 from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
@@ -78,3 +79,5 @@ def test_families_that_pack_pictures_are_left_alone():
     """Only one tensor per picture can be kept by picture."""
     assert PictureFeatures.fits(tiny.shared("llava"))
     assert not PictureFeatures.fits(tiny.shared("qwen"))
+    for name in ("llava_next", "llava_onevision", "llava_next_video", "video_llava"):
+        assert not PictureFeatures.fits(kit.loaded(name).host)

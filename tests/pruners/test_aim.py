@@ -7,7 +7,7 @@ import torch
 from hand import LEAD, TEXT, row, stage, tokens
 
 from btp.core.place import place_stages
-from btp.core.schedule import Schedule
+from btp.core.schedule import Schedule, Stage
 from btp.core.selection import check_selection
 from btp.core.signals import Signal, Signals
 from btp.ops.merge import merge_sizes, merge_states
@@ -74,6 +74,54 @@ def test_plain_means_nest():
     assert sizes.sum() == 8
     weights = torch.zeros(8).scatter_add_(0, selection.merge.target[0], selection.merge.weight[0])
     torch.testing.assert_close(weights[selection.keep[0]], torch.ones(3))
+
+
+@pytest.mark.parametrize("order", ["raster", "official"])
+def test_frames_merge_apart(order):
+    """At llm.input each frame merges as alone, by the same share; the newline behind a video stays, and counts."""
+    seen = tokens(25, 17)
+    index = torch.arange(25).expand(2, 25)
+    coord = torch.stack([index // 8, index % 8 // 4, index % 4], dim=-1)
+    coord = coord.masked_fill(((index >= torch.tensor([[24], [16]])) | ~seen.valid)[..., None], -1)
+    seen, at = replace(seen, coord=coord), Stage("llm.input", 0.53, "renumber")
+    selection = aim(metric="hidden", order=order).select(seen, Signals(), at)
+    check_selection(selection, (13, 9), seen.host_alive, "aim", at.site)
+    merged = merge_states(seen.hidden, selection.keep, selection.merge)
+    for b, frames in enumerate((3, 2)):
+        expected = []
+        for f in range(frames):
+            one = replace(tokens(8), hidden=seen.hidden[b : b + 1, 8 * f : 8 * f + 8])
+            alone = aim(metric="hidden", order=order).select(one, Signals(), stage("vision.output", 4))
+            expected.append(merge_states(one.hidden, alone.keep, alone.merge)[0])
+            at_f = selection.keep[b, 4 * f : 4 * f + 4]
+            assert at_f.tolist() == (alone.keep[0] + 8 * f).tolist()
+        expected.append(seen.hidden[b, 8 * frames][None])
+        torch.testing.assert_close(merged[b, : 4 * frames + 1], torch.cat(expected))
+
+
+def test_frames_of_unequal_shares():
+    """What does not divide goes to the first frames; counts are met in every row."""
+    seen = tokens(16, 9)
+    index = torch.arange(16).expand(2, 16)
+    coord = torch.stack([index // 8, index % 8 // 4, index % 4], dim=-1).masked_fill(~seen.valid[..., None], -1)
+    seen = replace(seen, coord=coord)
+    for keep in range(1, 17):
+        for order in ("raster", "official"):
+            at = Stage("llm.input", keep, "renumber")
+            selection = aim(metric="hidden", order=order).select(seen, Signals(), at)
+            check_selection(selection, (keep, min(keep, 9)), seen.host_alive, "aim", at.site)
+            if keep < 16:
+                target = selection.merge.target[0]
+                assert (target[target >= 0] // 8 == index[0][target >= 0] // 8).all()
+
+
+def test_newlines_go_last_of_all():
+    """A count too small for them keeps the first ones; tokens off every grid alone are a prompt too."""
+    seen = tokens(6)
+    off = replace(seen, coord=torch.full_like(seen.coord, -1))
+    for count in (4, 1):
+        selection = aim(metric="hidden").select(off, Signals(), stage("llm.input", count))
+        assert selection.keep.tolist() == [list(range(count))]
 
 
 def test_means_by_size():
@@ -164,12 +212,20 @@ def test_published_schedule():
     assert [s.keep for s in schedule] == [252, 220, 189, 157, 126, 94, 63, 31, 0]
 
 
-@pytest.mark.parametrize("site", ["llm.input", "llm.layer.0", "vision.mlp.3", "vision.layer.3", "llm.cache.3"])
+@pytest.mark.parametrize("site", ["llm.layer.0", "vision.mlp.3", "vision.layer.3", "llm.cache.3"])
 def test_sites(site):
     """Merging behind the tower, pruning behind a decoder layer; withdrawing anywhere."""
     with pytest.raises(ValueError, match=rf"schedule.0.site is {site}, .* vision.output, or to llm.layer.1 or later"):
         aim().check(Schedule.from_config([{"site": site, "keep": 0.5}]))
     aim().check(Schedule.from_config([{"site": site, "keep": 0}]))
+
+
+def test_frames_are_compared_by_themselves():
+    """Tokens that were pooled have no keys in the tower."""
+    stages = Schedule.from_config([{"site": "llm.input", "keep": 0.5}])
+    with pytest.raises(ValueError, match=r"schedule.0.site is llm.input, .* Set pruner.method.metric=hidden"):
+        aim().check(stages)
+    aim(metric="hidden").check(stages)
 
 
 def test_official_order_needs_new_positions():

@@ -353,7 +353,7 @@ def test_guard_bounds_the_divisor():
         ([{"site": "llm.input", "keep": 0.5, "positions": "renumber"}], r"schedule.0.site is llm.input"),
         (
             [{"site": "llm.layer.3", "keep": 0.5}],
-            r"schedule.0.positions is original, .* Set schedule.0.positions to renumber, or pruner.method.recycle to 0",
+            r"schedule.0.positions is original, .* Set schedule.0.positions to renumber, or pruner.method.recycle=0",
         ),
         (
             [{"site": "llm.layer.3", "keep": 0.5, "positions": "renumber", "balance": 1}],

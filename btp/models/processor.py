@@ -1,0 +1,70 @@
+"""Loads what turns pictures and text into model inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from btp.models.find import first_line
+from btp.models.recognise import refuse_code
+from btp.models.videoless import processor_class
+
+PARTS = ("image_processor", "video_processor", "tokenizer")
+
+
+def load_processor(folder: Path, arguments: Mapping[str, Any], trusted: bool = False) -> Any:
+    """The processor of a checkpoint, padding on the left.
+
+    Args:
+        folder: of the checkpoint.
+        arguments: that replace what the checkpoint says, as max_pixels.
+        trusted: run the Python files that the checkpoint brings along.
+
+    Raises:
+        ValueError: there is none, it has no chat template, or it does not know an argument.
+    """
+    try:
+        reader = processor_class(folder, trusted)
+        processor = reader.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted, **arguments)
+    except ImportError as error:
+        raise ValueError(
+            f"the processor of the checkpoint in {folder} needs a package that is not installed: "
+            f"{' '.join(str(error).split())} Install it."
+        ) from error
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            refuse_code(folder)
+        raise ValueError(
+            f"the checkpoint in {folder} has no processor that can be read: {first_line(error)} {_RESTORE}"
+        ) from error
+    lost = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
+    if lost:
+        raise ValueError(
+            f"the checkpoint in {folder} has no {' and no '.join(lost)}, so it takes no pictures. {_RESTORE}"
+        )
+    if getattr(processor, "chat_template", None) is None:
+        raise ValueError(
+            f"the checkpoint in {folder} has no chat template, so no prompt can be built. "
+            "Add its chat_template.jinja to the folder of model.path."
+        )
+    for name in arguments:
+        if not _knows(processor, name):
+            raise ValueError(
+                f"model.processor.{name} is set, but {type(processor).__name__} knows no {name}, so it would have no "
+                "effect. Remove it, or correct its name."
+            )
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+_RESTORE = (
+    "Copy the small files of the original model (processor_config.json or preprocessor_config.json, the tokenizer's, "
+    "chat_template.jinja) into it."
+)
+
+
+def _knows(processor: Any, name: str) -> bool:
+    parts = [processor, *(getattr(processor, part, None) for part in PARTS)]
+    known = (getattr(getattr(part, "valid_kwargs", None), "__annotations__", {}) for part in parts)
+    return any(hasattr(part, name) for part in parts if part is not None) or any(name in names for names in known)
