@@ -1,0 +1,178 @@
+"""Which method works on which family, found by running each: `python -m families.support` writes docs/support.md.
+
+A method works where it prunes a padded batch of unequal pictures through prefill and decode, and where removing equals
+hiding for all that it only removes. Where it is refused and the message names a setting of the pruner that would do,
+that is tried too.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+from oracle import steps, withdrawn
+
+from btp.engine.attach import attach
+from btp.engine.plan import make_plan
+from btp.runner.arms import build_arms
+from btp.runner.budget import Facts, pictures_of
+from btp.runner.stages import Sources
+from btp.runner.targets import aim_nowhere
+from families import kit
+from families.hiding import hiding
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
+METHODS = sorted(p.stem for p in (kit.CONF / "pruner").glob("*.yaml") if p.stem != "none")
+ALWAYS = ("schedule=auto", "stages=2", "budget.nearest=true", "budget.share=0.4")
+GIVEN = {
+    "vflowopt": ("pruner.strategy=given",),  # a search needs answers, which tiny random models do not give
+    "withdraw": ("pruner.layer=2",),
+}
+SETTING = re.compile(r"pruner\.(?:method|schedule)[\w.]*=[\w.]*\w")
+POSITIONS = "positions=original"
+TRIES = 6
+TOLERANCE = 2e-6
+HEAD = """# What works where
+
+Every method on every family, found by running it on a tiny random checkpoint of the family: a batch with left padding
+and pictures of unequal sizes, prefill and three decode steps. Where a method only removes tokens from the language
+model, removing was held against hiding. This page is written by `make support`, and a test holds it against the code.
+
+- `+` works
+- `=` works with the setting named below the table
+- `-` refused, before anything runs or in the first forward, for the reason given below the table
+
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a method fared on a family.
+
+    Attributes:
+        mark: + works, = works with `setting`, - refused.
+        setting: what had to be set.
+        reason: the message of the refusal.
+    """
+
+    mark: str
+    setting: str = ""
+    reason: str = ""
+
+
+def outcome(family: str, method: str) -> Outcome:
+    """Run a method on a family, and where it is refused again with the settings that the message names."""
+    words: list[str] = []
+    first = reason = ""
+    for _ in range(TRIES):
+        try:
+            run(family, method, *words)
+        except (ValueError, RuntimeError) as error:
+            if not ours(error):
+                raise
+            reason = " ".join(str(error).split())
+            named = [word for word in _settings(reason, method) if word not in words]
+            first = first or reason
+            if not named:
+                return Outcome("-", reason=reason)
+            words += named
+        except ConfigCompositionException:
+            return Outcome("-", reason=reason)  # a composition keeps its parts' settings elsewhere
+        else:
+            return Outcome("=", " ".join(words), first) if words else Outcome("+")
+    return Outcome("-", reason=reason)
+
+
+def _settings(reason: str, method: str) -> list[str]:
+    """What a message says to set; of positions on every stage, since stages of a small model may fall together."""
+    named = SETTING.findall(reason)
+    stages = OmegaConf.load(kit.CONF / "pruner" / f"{method}.yaml").get("schedule") or ()
+    if any(word.endswith(POSITIONS) for word in named):
+        named += [f"pruner.schedule.{i}.{POSITIONS}" for i in range(len(stages))]
+    return list(dict.fromkeys(named))
+
+
+def ours(error: Exception) -> bool:
+    """Whether the framework refused, and not a tensor operation that could not go on."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(kit.CONF.parent / "btp")
+
+
+def run(family: str, method: str, *more: str) -> None:
+    """Plan and run a method as the runner would.
+
+    Raises:
+        ValueError, RuntimeError: what the framework says.
+        AssertionError: removing is not hiding, or nothing was pruned.
+    """
+    host = kit.loaded(family).host
+    inputs = kit.batch(family, kit.rows(family)["left padded, unequal pictures"])
+    with initialize_config_dir(str(kit.CONF), version_base="1.3"):
+        words = [f"pruner={method}", *ALWAYS, *GIVEN.get(method, ()), *more]
+        config = OmegaConf.to_container(compose("config", overrides=words), resolve=True) | {"command": ""}
+    config["controls"] = {}
+    if config["pruner"]["schedule"] is None or config["pruner"].get("parts"):
+        config["schedule"] = {"kind": "auto", "balance": {"first": 0.6, "last": 1.0}, "withdraw_last": False}
+    tower = host.towers.get("vision")
+    layers = tower.feature + 1 if tower is not None and tower.feature is not None else 0
+    total = int(host.visual_mask(inputs)[0].sum())
+    facts = Facts(host.num_layers, total, layers, pictures_of(inputs))
+    stages = [
+        {"site": "llm.layer.1", "keep": "fit", "balance": 0.6},
+        {"site": "llm.layer.3", "keep": "fit", "balance": 1.0},
+    ]
+    arms, _ = build_arms(config, facts, Sources(lambda: stages, lambda pruner: pruner))
+    arm = arms[-1]
+    make_plan(host, arm.build(), arm.schedule)
+    pruner = arm.build()
+    aim_nowhere(pruner, len(inputs["input_ids"]))
+    with attach(host, pruner, arm.schedule) as trace:
+        tokens, logits = steps(host, inputs)
+    assert torch.isfinite(logits).all()
+    assert any(trace.fired.values()), "nothing was pruned"
+    call = trace[0]
+    merged = any(stage.sizes is not None for stage in call.stages)
+    renumbered = any(stage.positions == "renumber" for stage in arm.schedule)
+    if merged or renumbered or any(stage.site.tower == "vision" for stage in arm.schedule):
+        return  # another proof is theirs: tests/engine/test_merging, test_tower, test_positions
+    with hiding(host, inputs, withdrawn(inputs, host.visual_mask(inputs), call)):
+        hidden_tokens, hidden_logits = steps(host, inputs)
+    assert (logits - hidden_logits).abs().max() / hidden_logits.abs().max().clamp(min=1) < TOLERANCE
+    assert torch.equal(tokens, hidden_tokens)
+
+
+def row(family: str, found: dict[str, Outcome]) -> str:
+    """A family's line of the table."""
+    return f"| [{family}](#{family}) | " + " | ".join(found[method].mark for method in METHODS) + " |"
+
+
+def section(family: str, found: dict[str, Outcome]) -> str:
+    """What there is to say about a family: refusals with their reason."""
+    lines = [f"## {family}", ""]
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for method, one in found.items():
+        if one.mark != "+":
+            reason = one.reason.replace(f"'{method}'", "'...'")
+            by_reason.setdefault((one.setting.replace(method, "..."), reason), []).append(method)
+    for (setting, reason), methods in by_reason.items():
+        works = f" works with `{setting}`; without it:" if setting else ":"
+        lines.append(f"- {', '.join(methods)}{works} {reason}")
+    return "\n".join(lines if by_reason else [*lines, "All methods work."]) + "\n"
+
+
+def page() -> str:
+    """All of docs/support.md."""
+    found = {family: {m: outcome(family, m) for m in METHODS} for family in sorted(kit.families())}
+    table = ["| model | " + " | ".join(METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
+    table += [row(family, one) for family, one in found.items()]
+    sections = [section(family, one) for family, one in found.items()]
+    return HEAD + "\n".join(table) + "\n\n" + "\n".join(sections)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
