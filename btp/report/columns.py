@@ -6,6 +6,7 @@ from math import floor, isnan, log10
 from typing import Any
 
 DASH = "–"
+METRICS = "Benchmark metrics"
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Column:
         key: column of the table's frame; `<key>_low` and `<key>_high` are the ends of its interval, if any.
         title: short heading.
         group: heading above several columns.
-        kind: how numbers are written: text | tokens | percent | points | kl | p | flops | mib | ms | times.
+        kind: how numbers are written: text | tokens | percent | points | kl | p | flops | mib | ms | times | metric.
         help: what it is, in one sentence.
         less: True where less is better, None where neither is.
     """
@@ -164,6 +165,17 @@ def ability_column(ability: str, n: int) -> Column:
     )
 
 
+def metric_column(name: str) -> Column:
+    """The column of a metric that the task itself reports, on the scale on which the task has it."""
+    return Column(
+        key=f"metric_{name}",
+        title=name.replace("_", " "),
+        group=METRICS,
+        kind="metric",
+        help=f"{name}: of all answers together, as the task sums them up.",
+    )
+
+
 def number(value: Any, kind: str) -> str:
     """Write a number of a kind; a dash where there is none."""
     if kind == "text":
@@ -182,6 +194,8 @@ def number(value: Any, kind: str) -> str:
         return _scaled(value)
     if kind == "tokens":
         return f"{value:.1f}"
+    if kind == "metric":
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
     if kind == "times":
         return f"{value:.2f}"
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}" if value >= 1 else f"{value:.2g}"

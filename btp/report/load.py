@@ -10,7 +10,8 @@ one would show.
   arms: [{arm, title, role: baseline | method | control, pruner, note, schedule?: [{site, keep}, ...],
   budget?: {asked, reached: layer-averaged visual tokens, moved?: layers, missed?: out of reach}}],
   inert: {checked, identical, max_logit_difference}, chance?: {ability: score of the best answer that ignores
-  the picture}, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
+  the picture}, metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the task's own
+  scales, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
   arm, so that a stage that never ran is seen.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
   score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same), kl (nats, first
@@ -109,6 +110,10 @@ class RunFolder:
     def reading(self) -> list[str]:
         """Abilities of this run that read text in the picture, as task.reading says."""
         return [a for a in self.abilities if a in (self.setting("task.reading") or ())]
+
+    def metrics(self, arm: str) -> Mapping[str, float]:
+        """What the task itself makes of all of an arm's answers, by metric; empty where it only scores samples."""
+        return ((self.run.get("metrics") or {}).get(arm) or {}).get("all") or {}
 
     @property
     def baseline(self) -> Arm | None:

@@ -1,6 +1,7 @@
 """Writes a run's report: an HTML page that needs nothing beside it; tables, plots and overlays as files."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 from PIL import Image
 
 from btp.report import browser
-from btp.report.columns import COST, DASH, number, spread
+from btp.report.columns import COST, DASH, METRICS, number, spread
 from btp.report.export import write_table
 from btp.report.fired import fired
 from btp.report.load import RunFolder, read_run
@@ -101,7 +102,8 @@ def _render(run: RunFolder, table: Table, figures: Mapping[str, Any]) -> str:
             remarks=remarks(run, table),
             arms=[{"arm": a.arm, "title": a.title, "role": a.role, "note": a.note} for a in run.arms],
             looks=look,
-            table=_table(table),
+            table=_table(replace(table, columns=tuple(c for c in table.columns if c.group != METRICS))),
+            metrics=_metrics(run, table),
             figures=figures,
             cost=_cost(run, table),
             stages=[e | {"keep": keep_text(e["keep"])} for e in fired(run)],
@@ -180,6 +182,19 @@ def _table(table: Table) -> dict[str, Any]:
             for _, row in table.frame.iterrows()
         ],
     }
+
+
+def _metrics(run: RunFolder, table: Table) -> dict[str, Any]:
+    """What the task reports of all answers together: a row per arm, and below it one per ability."""
+    columns = [column for column in table.columns if column.group == METRICS]
+    rows = []
+    for arm in run.arms:
+        mine = (run.run.get("metrics") or {}).get(arm.arm) or {}
+        parts = [("", run.metrics(arm.arm)), *(mine.get("by_ability") or {}).items()]
+        for ability, values in parts if columns else ():
+            cells = [number(values.get(c.key.removeprefix("metric_")), c.kind) for c in columns]
+            rows.append({"arm": arm.arm, "title": arm.title, "role": arm.role, "ability": ability, "cells": cells})
+    return {"columns": [c.title for c in columns], "rows": rows}
 
 
 def _cost(run: RunFolder, table: Table) -> dict[str, Any]:

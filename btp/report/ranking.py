@@ -12,7 +12,7 @@ from btp.report.against import against, comparisons
 from btp.report.fields import Entry, Field, budget_groups, tokens_avg
 from btp.report.pareto import pareto_front
 from btp.report.summary import SAME_BUDGET
-from btp.report.table import Table, arm_row, with_numbers
+from btp.report.table import Table, arm_row, metric_columns, with_numbers
 
 PRICES = ("tokens_avg", "flops_visual_pdrop", "flops_prefill", "prefill_ratio")
 _NAMES = {"unpruned": "unpruned", "random": "random", "btp": "BTP"}
@@ -42,7 +42,8 @@ def ranking(fields: Sequence[Field]) -> Table:
                 n = run.rows(run.arms[0].arm)["ability"].eq(ability).sum()
                 counts[ability] = max(counts.get(ability, 0), int(n))
     abilities = [c.ability_column(ability, n) for ability, n in counts.items()]
-    shown = [c.METHOD, *named, *_GIVEN[1:], *c.ANSWERS[:2], *_references(frame), *_COST, *abilities]
+    metrics = metric_columns([run for field in fields for run in field.runs])
+    shown = [c.METHOD, *named, *_GIVEN[1:], *c.ANSWERS[:2], *_references(frame), *metrics, *_COST, *abilities]
     rows = f"{len(frame)} rows"
     runs = sum(len(field.runs) for field in fields)
     title = f"{'; '.join(field.name for field in fields)}: {runs} run{'s' if runs != 1 else ''}, {rows}"

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from btp.report.columns import Column, number, spread
+from btp.report.columns import METRICS, Column, number, spread
 from btp.report.load import read_run
 from btp.report.table import Table, run_table
 
@@ -83,7 +83,7 @@ class ScreenTable:
 def _topics(columns: Iterable[Column]) -> list[tuple[str, list[Column]]]:
     """The numbers by what they tell, so that a narrow screen splits where a reader would."""
     numbers = [column for column in columns if column.kind != "text"]
-    apart = ("Accuracy by ability, %", "Cost")
+    apart = (METRICS, "Accuracy by ability, %", "Cost")
     topics = [("Answers (95% intervals below)", [c for c in numbers if c.group not in apart])]
     topics += [(group, [c for c in numbers if c.group == group]) for group in apart]
     return [(title, members) for title, members in topics if members]

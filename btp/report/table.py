@@ -36,7 +36,13 @@ def run_table(run: RunFolder) -> Table:
     frame = pd.DataFrame([arm_row(run, arm) for arm in run.arms])
     counts = {a: int(run.rows(run.arms[0].arm)["ability"].eq(a).sum()) for a in run.abilities}
     abilities = [c.ability_column(ability, n) for ability, n in counts.items()]
-    return Table(frame, with_numbers(frame, [*_ANSWERS, *_COST, *abilities]), run_title(run))
+    return Table(frame, with_numbers(frame, [*_ANSWERS, *metric_columns([run]), *_COST, *abilities]), run_title(run))
+
+
+def metric_columns(runs: Sequence[RunFolder]) -> list[c.Column]:
+    """A column per metric that any task of the runs reports of all answers together."""
+    names = dict.fromkeys(name for run in runs for arm in run.arms for name in run.metrics(arm.arm))
+    return [c.metric_column(name) for name in names]
 
 
 def run_title(run: RunFolder) -> str:
@@ -83,6 +89,7 @@ def arm_row(run: RunFolder, arm: Arm) -> dict[str, Any]:
     row["kl"] = float(rows["kl"].mean())
     row["p_unpruned"] = _paired(run, arm, run.baseline)
     row["p_random"] = nan if arm.role == "baseline" else _paired(run, arm, run.random)
+    row |= {c.metric_column(name).key: float(value) for name, value in run.metrics(arm.arm).items()}
     return row | cost_of(run, arm.arm)
 
 

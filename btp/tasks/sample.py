@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL.Image import Image
 
@@ -14,24 +14,36 @@ class Sample:
     """One question about pictures.
 
     Attributes:
-        id: unique within the task, the same in every run.
-        images: pictures in the order in which the prompt shows them; may be empty.
+        id: unique within the task, the same in every run, fit for a file name.
+        images: pictures in the order in which the prompt shows them; may be empty, and may open each only when it is
+            looked at (btp/tasks/pictures.py). Count them by len, which opens none.
         question: the text behind the pictures.
         reference: the right answer.
         ability: what the question tests; accuracy is reported by it.
         boxes: (x0, y0, x1, y1) of every labelled object of the first picture, in shares of its sides.
         labels: a name per box.
         targets: boxes that hold what the answer needs, where the task knows them.
+        references: every answer that people gave, where there are several; `reference` is then the commonest.
+        choices: texts of the options A, B, C ... of multiple choice; `reference` is then a letter.
+        group: what samples that are scored together have in common; "" where a sample stands alone.
     """
 
     id: str
-    images: tuple[Image, ...]
+    images: Sequence[Image]
     question: str
     reference: str
     ability: str
     boxes: tuple[Box, ...] = ()
     labels: tuple[str, ...] = ()
     targets: tuple[Box, ...] = field(default=())
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    group: str = ""
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The references, or the only one."""
+        return self.references or (self.reference,)
 
 
 class Task(Protocol):
@@ -50,4 +62,26 @@ class Task(Protocol):
 
     def chance(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Score per ability of the best answer that ignores the pictures."""
+        ...
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """A task that also has metrics of many answers together, such as F1."""
+
+    def scores(self, samples: Sequence[Sample], predictions: Sequence[str]) -> list[float]:
+        """Score in [0, 1] of each answer, where it may depend on the others."""
+        ...
+
+    def summary(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, float]:
+        """Metrics by name, on their own scales."""
+        ...
+
+
+@runtime_checkable
+class Local(Protocol):
+    """A dataset that was read from files, which somebody may change."""
+
+    def content(self) -> dict[str, object]:
+        """`digest` names what the files hold; anything else is on record beside it."""
         ...

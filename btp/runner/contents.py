@@ -1,0 +1,46 @@
+"""What local files hold, put on record beside the config that names them, so that results do not outlive the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from btp.tasks.sample import Local
+
+GROUPS = ("task", "calibration")
+
+
+def make_dataset(node: Mapping[str, Any]) -> Any:
+    """Build the dataset that a task's or a calibration's yaml names; its complaints come through as they are.
+
+    Raises:
+        ValueError: as the dataset says.
+    """
+    try:
+        return instantiate(dict(node))
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise error.__cause__ from None
+        raise
+
+
+def with_contents(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config, with `task.content` and `calibration.content` where their datasets are local files.
+
+    All identities of the run are made from it: other questions or pictures at the same path are other results. A
+    calibration's also lists what was drawn. Without weights nothing is answered, and no file is looked at.
+
+    Raises:
+        ValueError: a file is missing or broken.
+    """
+    if config["model"]["weights"] == "random":
+        return dict(config)
+    found = dict(config)
+    for group in GROUPS:
+        dataset = make_dataset(config[group]["dataset"]) if "path" in config[group] else None
+        if isinstance(dataset, Local):
+            found[group] = {**config[group], "content": dataset.content()}
+    return found

@@ -1,0 +1,15 @@
+"""Exact match behind a light normalisation, with any of the references."""
+
+from btp.tasks import metric
+from btp.tasks.sample import Sample
+from btp.tasks.scoring import exact_match
+
+
+class Metric(metric.Metric):
+    """1 where the answer is one of the references, but for case, blanks and a full stop."""
+
+    name = "exact_match"
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        """0 or 1."""
+        return max(exact_match(prediction, answer) for answer in sample.answers)
