@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _ABSENT = object()
+COMPUTED = ("llava", "llava_next", "qwen2_5_vl")  # families of which formula and counter agree to the last digit
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,28 @@ class Architecture:
         vocab: rows of the output head.
         vision: the vision tower.
         projector: (inputs, outputs) of each of its matrices, in order.
+        counted: the model has a tower whose operations do not follow from its config; what a prefill takes is
+            counted while it runs, not computed.
     """
 
     decoder: Stack
     vocab: int
     vision: Encoder | None = None
     projector: tuple[tuple[int, int], ...] = ()
+    counted: bool = False
 
 
-def architecture(config: Any, *, gated: bool = True) -> Architecture:
+def architecture(config: Any, *, gated: bool = True, strict: bool = True) -> Architecture:
     """Read the sizes off a model's config, by its attributes alone.
 
-    Knows configs with `text_config` and `vision_config` in the way of LLaVA (CLIP or SigLIP without a pooling
-    head, a projector of two matrices, any decoder with the usual names) and of Qwen2.5-VL, and configs of a
+    Knows configs with `text_config` and `vision_config` in the way of LLaVA and LLaVA-NeXT (CLIP or SigLIP without a
+    pooling head, a projector of two matrices, any decoder with the usual names) and of Qwen2.5-VL, and configs of a
     language model alone. For another family, build an `Architecture` by hand.
 
     Args:
         config: of the whole model.
         gated: the decoder's MLP has three matrices; a config does not say so.
+        strict: refuse other families; False reads their decoder and says `counted`.
 
     Raises:
         ValueError: an attribute is missing, or the vision tower is of another kind.
@@ -94,9 +99,11 @@ def architecture(config: Any, *, gated: bool = True) -> Architecture:
     if vision is None:
         return Architecture(decoder, vocab)
     tower = str(getattr(vision, "model_type", "without a model_type"))
+    if not strict and getattr(config, "model_type", None) not in COMPUTED:
+        return Architecture(decoder, vocab, counted=True)
     if "qwen2_5_vl" in tower:
         return _packed(vision, decoder, vocab)
-    if "clip" in tower:  # SigLIP too
+    if "clip" in tower or "siglip" in tower:
         return _square(config, vision, decoder, vocab)
     raise ValueError(
         f"The vision tower is {tower}; architecture() knows how to read clip, siglip and qwen2_5_vl. "

@@ -82,7 +82,8 @@ def measure(
     Returns:
         JSON-able: method, rows, tokens_avg, tokens_per_layer, flops_*, kv_*, latency, peak_memory_mib (None
         on a CPU), hardware, and under `unpruned` the counts of the plain model. flops_prefill holds
-        flops_selection (counted) and flops_signals (attention rows computed once more, previews).
+        flops_selection (counted) and flops_signals (attention rows computed once more, previews); of an architecture
+        that is `counted` it is the measured count.
 
     Raises:
         ValueError: new_tokens is below 2.
@@ -91,6 +92,7 @@ def measure(
     if new_tokens < 2:
         raise ValueError(f"new_tokens is {new_tokens}. The time per token needs at least 2.")
     trace, flops_measured = _counted(subject, attached, pruner)
+    plain_measured = measured(lambda: subject.generate(1))
     call = trace.last
     selection, signals = _extra(subject, call, pruner)
     _check_length(subject, nullcontext, new_tokens)
@@ -99,15 +101,14 @@ def measure(
     return {
         "method": trace.method,
         "rows": len(call.total),
-        **_counts(subject, call, selection + signals),
+        **_counts(subject, call, selection + signals, flops_measured),
         "flops_prefill_measured": flops_measured,
         "flops_selection": selection,
         "flops_signals": signals,
         "latency": latency,
         "peak_memory_mib": _memory(subject, attached, new_tokens),
         "hardware": hardware(subject.device, subject.dtype),
-        "unpruned": _counts(subject, _unpruned(call), 0)
-        | {"flops_prefill_measured": measured(lambda: subject.generate(1))},
+        "unpruned": _counts(subject, _unpruned(call), 0, plain_measured) | {"flops_prefill_measured": plain_measured},
     }
 
 
@@ -126,7 +127,8 @@ def _extra(subject: Subject, call: Call, pruner: TimedPruner | None) -> tuple[in
 
 def _signal(subject: Subject, call: Call, signal: Signal, rows: int) -> int:
     if signal.site.tower == "vision":
-        assert subject.architecture.vision is not None  # it was seen there
+        if subject.architecture.vision is None:
+            return 0  # its sizes are not known; the measured count has it
         stack, lengths = subject.architecture.vision.stack, subject.segments[0]
         layer = signal.site.layer if signal.site.kind == "layer" else subject.feature
         each = call.vision[layer][0] if call.vision else lengths[0]
@@ -141,7 +143,7 @@ def _signal(subject: Subject, call: Call, signal: Signal, rows: int) -> int:
     return attention_signal(decoder, tokens, rows)
 
 
-def _counts(subject: Subject, call: Call, selection: int) -> dict[str, Any]:
+def _counts(subject: Subject, call: Call, selection: int, counted: int) -> dict[str, Any]:
     decoder, rows = subject.architecture.decoder, len(call.total)
     kv = kv_bytes(decoder, call, subject.dtype)
     each = zip(*call.visual, strict=True)
@@ -149,7 +151,9 @@ def _counts(subject: Subject, call: Call, selection: int) -> dict[str, Any]:
         "tokens_avg": sum(call.tokens_avg) / rows,
         "tokens_per_layer": [sum(layer) / rows for layer in call.visual],
         "flops_visual_pdrop": sum(visual_pdrop(row, decoder.hidden, decoder.ffn) for row in each),
-        "flops_prefill": prefill(
+        "flops_prefill": counted
+        if subject.architecture.counted
+        else prefill(
             subject.architecture,
             call.tokens,
             subject.segments,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,7 +16,8 @@ from tqdm import tqdm
 
 from btp.core.trace import Trace
 from btp.engine.attach import attach
-from btp.measure.architecture import architecture
+from btp.measure.architecture import Architecture, architecture
+from btp.measure.clock import Clock
 from btp.measure.cost import Subject, measure
 from btp.measure.machine import hardware
 from btp.measure.segments import Segments, packed, square
@@ -62,18 +64,20 @@ def profile(
     repeats: int,
     warmup: int,
     output_tokens: int,
+    now: Clock = time.perf_counter,
 ) -> dict[str, Any]:
     """Measure every arm that prunes inside the model; a control only where no run did so on this machine.
 
     Args:
         inputs: one batch on the model's device.
         costs: of controls, shared.
+        now: reads the clock, in seconds.
 
     Returns:
         cost.json's content: arm -> costs per sample, and the hardware.
     """
     host = loaded.host
-    sizes = architecture(host.config)
+    sizes = architecture(host.config, strict=False)
     subject = Subject(
         generate=_generator(loaded, inputs),
         architecture=sizes,
@@ -103,7 +107,11 @@ def profile(
             return attach(host, timed, arm.schedule)
 
         with torch.inference_mode():
-            found = measure(subject, attached, pruner=timed, new_tokens=output_tokens, repeats=repeats, warmup=warmup)
+            rounds = {"new_tokens": output_tokens, "repeats": repeats, "warmup": warmup}
+            found = measure(subject, attached, pruner=timed, **rounds, now=now)
+            with attach(host) as plain:
+                subject.generate(1)
+        found["unpruned"]["kv_bytes_per_layer"]["measured"] = list(plain.last.cache_bytes) or None
         out[arm.name] = _flat(found, "candidate")
         baseline = _flat(found | found["unpruned"], "baseline")
         out.setdefault(UNPRUNED, baseline)
@@ -123,22 +131,14 @@ def task_inputs(loaded: Loaded, samples: Sequence[Sample]) -> dict[str, Tensor]:
     return Collate(loaded.processor)(samples).to(loaded.host.device, loaded.host.dtype).inputs
 
 
-def synthetic_inputs(loaded: Loaded, batch: int, text_tokens: int = 64) -> dict[str, Tensor]:
-    """A batch of noise with as many image placeholders as the architecture has, for models without a processor."""
-    config, device = loaded.host.config, loaded.host.device
-    vision = config.vision_config
-    tokens = (vision.image_size // vision.patch_size) ** 2
-    generator = torch.Generator().manual_seed(0)
-    words = torch.randint(3, min(1000, config.text_config.vocab_size), (batch, text_tokens), generator=generator)
-    words[words == config.image_token_id] = 3
-    image = torch.full((batch, tokens), config.image_token_id)
-    ids = torch.cat([words[:, : text_tokens // 2], image, words[:, text_tokens // 2 :]], 1)
-    pixels = torch.randn(batch, 3, vision.image_size, vision.image_size, generator=generator)
-    return {
-        "input_ids": ids.to(device),
-        "attention_mask": torch.ones_like(ids).to(device),
-        "pixel_values": pixels.to(device, loaded.host.dtype),
-    }
+def synthetic_inputs(loaded: Loaded, batch: int, example: Mapping[str, int], words: int = 64) -> dict[str, Tensor]:
+    """A batch of noise, for models without a processor.
+
+    Args:
+        example: the model yaml's height, width and, for a video, frames.
+        words: text tokens behind the picture.
+    """
+    return loaded.host.example(batch, words, **example)
 
 
 def _generator(loaded: Loaded, inputs: Inputs) -> Callable[[int], object]:
@@ -148,11 +148,14 @@ def _generator(loaded: Loaded, inputs: Inputs) -> Callable[[int], object]:
     return generate
 
 
-def _segments(sizes: Any, inputs: Inputs) -> Segments:
+def _segments(sizes: Architecture, inputs: Inputs) -> Segments:
+    """What the vision tower runs over; nothing where its operations are not computed."""
+    if sizes.vision is None:
+        return ()
     grid = inputs.get("image_grid_thw")
     if grid is not None:
         return packed(sizes.vision, grid.tolist())
-    return square(sizes.vision, inputs["pixel_values"].shape[0])
+    return square(sizes.vision, inputs["pixel_values"].shape[:-3].numel())  # pictures, or tiles of each
 
 
 def _flat(found: Mapping[str, Any], side: str) -> dict[str, Any]:

@@ -60,6 +60,26 @@ def test_several_feature_layers_and_the_class_token():
     assert found.vision.class_projected
 
 
+def test_other_families_are_counted():
+    """Asked not to be strict, the decoder is read and the rest left to the counter; known families stay as they are."""
+    config = tiny.llava().config
+    other = SimpleNamespace(model_type="pixel", text_config=config.text_config, vision_config=SimpleNamespace())
+    found = architecture(other, strict=False)
+    assert found.counted
+    assert found.vision is None
+    assert found.decoder == architecture(config).decoder
+    for family in (tiny.llava(), tiny.qwen()):
+        assert architecture(family.config, strict=False) == architecture(family.config)
+        assert not architecture(family.config).counted
+
+
+def test_siglip():
+    """No class token."""
+    found = architecture(tiny.llava(siglip=True).config)
+    assert found.vision is not None
+    assert found.vision.class_tokens == 0
+
+
 def test_messages():
     """A missing size and an unknown tower are refused by name."""
     with pytest.raises(ValueError, match=r"has no hidden_size, so this model's cost .* Build a btp"):

@@ -135,6 +135,20 @@ def test_an_arm_without_a_method():
     assert found["latency"]["selection_ms"] == {"baseline": None, "candidate": None}
 
 
+def test_an_architecture_that_is_counted():
+    """Without a formula for the tower, operations of a prefill are those that were counted, on both sides."""
+    lvlm, what = subject([[2, "i", 5]])
+    sizes = replace(what.architecture, vision=None, projector=(), counted=True)
+    pruner = timed(Alike())
+    rounds = {"new_tokens": 2, "repeats": 1, "warmup": 0, "now": ticks()}
+    known = measure(what, lambda: attach(lvlm, pruner, CUT), pruner=pruner, **rounds)
+    unknown = replace(what, architecture=sizes, segments=())
+    found = measure(unknown, lambda: attach(lvlm, pruner, CUT), pruner=pruner, **rounds)
+    for one, other in ((found, known), (found["unpruned"], known["unpruned"])):
+        assert one["flops_prefill"] == one["flops_prefill_measured"] == other["flops_prefill"]
+        assert one["flops_visual_pdrop"] == other["flops_visual_pdrop"]
+
+
 def test_time_per_token_is_of_the_tokens_asked_for():
     """A clock that only generated tokens move: one second each."""
     lvlm, what = subject([[2, "i", 5]])
