@@ -1,0 +1,62 @@
+"""Tasks with ways of their own: another harness's are drawn, answered and judged as it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from btp.tasks.sample import Sample, Task
+
+if TYPE_CHECKING:
+    from btp.runner.batches import Collate
+    from btp.runner.evaluate import Evaluate
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a task says of one arm.
+
+    Attributes:
+        scores: in [0, 1], by sample id.
+        metrics: of all answers together, by name.
+    """
+
+    scores: Mapping[str, float]
+    metrics: Mapping[str, float]
+
+
+@runtime_checkable
+class OwnWay(Protocol):
+    """A task with more to it than questions, each answered and scored alone.
+
+    Attributes:
+        collate: makes its batches.
+        evaluate: answers them.
+    """
+
+    collate: type[Collate]
+    evaluate: type[Evaluate]
+
+    def draw(self, limit: int | None) -> list[Sample]:
+        """The samples of a run: `limit` of each of its parts, None for all."""
+        ...
+
+    def judge(self, rows: Mapping[str, Mapping[str, Any]]) -> Judgement:
+        """Score the answers of an arm: sample id -> row of the answers' store."""
+        ...
+
+
+def draw(task: Task, limit: int | None) -> list[Sample]:
+    """The samples of a run.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if isinstance(task, OwnWay):
+        samples = task.draw(limit)
+    else:
+        samples = [task[i] for i in range(min(len(task), limit) if limit else len(task))]
+    if not samples:
+        raise ValueError("The task has no samples. Point task.dataset at some, or raise limit.")
+    return samples
