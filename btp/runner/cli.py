@@ -1,88 +1,93 @@
 """The Hydra side: composes, refuses what is plainly wrong, hands runs to workers, and compares those of a sweep.
 
-No torch here, so that --help and errors come at once.
+No torch here, so that --help and errors come at once. Under `-m` a launcher may run the cells in this process, beside
+it or on other machines; how they ended is read from the sweep's folder.
 """
 
-import os
+from __future__ import annotations
+
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from btp.runner.compositions import as_typed, name_lists
-from btp.runner.launch import FAILED, STOPPED, Outcome, Workers
-from btp.runner.overrides import check_overrides
-from btp.runner.preflight import check_config
+from btp.runner.cell import end_workers, run_cell
+from btp.runner.cells import Cells
+from btp.runner.compositions import name_lists
+from btp.runner.launch import FAILED, STOPPED
+from btp.runner.overrides import check_overrides, sweep_folder
 from btp.runner.sweep import Sweep
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+MANY = ("-m", "--multirun")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def app(config: DictConfig) -> None:
+    """What Hydra runs for each composed config; a launcher may do so in another process."""
+    outcome = run_cell(config)
+    if outcome.code and HydraConfig.get().mode == RunMode.RUN:
+        sys.exit(outcome.code)
 
 
 def main() -> None:
     """Run `run.py`'s command line; exit code 1 where a run failed, unless only its budget was out of reach."""
-    sys.argv[1:] = _translated(sys.argv[1:])
-    check_overrides(CONF, sys.argv[1:])
-    workers: list[Workers] = []
-    sweeps: list[Sweep] = []
-
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def app(config: DictConfig) -> None:
-        hydra_config = HydraConfig.get()
-        many = hydra_config.mode == RunMode.MULTIRUN
-        if not workers:
-            workers.append(Workers(serving=many))
-            sweeps.append(Sweep(Path(hydra_config.sweep.dir)))
-        overrides = [as_typed(word) for word in hydra_config.overrides.task]
-        if many:
-            print(f"\n[{hydra_config.job.num}] {' '.join(overrides)}", flush=True)
-        outcome = launch(config, overrides, workers[0])
-        sweeps[0].add(" ".join(overrides), outcome)
-        if not many and outcome.code:
-            sys.exit(outcome.code)
-
     try:
+        words = name_lists(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    many = any(flag in words for flag in MANY)
+    sys.argv[1:] = words
+    check_overrides(CONF, words)
+    try:
+        if many and "--cfg" not in words and "-c" not in words:
+            sys.exit(_sweep(words))
         app()
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(STOPPED)
     finally:
-        for worker in workers:
-            worker.close()
-    if workers and workers[0].serving:
-        sys.exit(sweeps[0].end())
+        end_workers()
 
 
-def launch(config: DictConfig, overrides: list[str], workers: Workers) -> Outcome:
-    """Have one run computed.
+def _sweep(words: list[str]) -> int:
+    """Run all cells and compare them; returns the exit code."""
+    folder = sweep_folder(CONF, words)
+    Cells(folder).open(sys.argv[1:])
+    sys.argv[1:] = [word for word in words if not word.startswith("hydra.sweep.dir=")] + [f"hydra.sweep.dir={folder}"]
+    with _deaths_noted():
+        app()
+    return Sweep(folder).end()
 
-    Args:
-        config: composed.
-        overrides: the words of its command line.
-        workers: who computes.
-    """
+
+@contextmanager
+def _deaths_noted() -> Iterator[None]:
+    """Let submitit's launchers go on where a job left no result: the sweep's folder says which cell it was."""
     try:
-        resolved = OmegaConf.to_container(config, resolve=True)
-        if resolved["budget"]["tokens"] is not None and not any(o.startswith("budget.share=") for o in overrides):
-            resolved["budget"]["share"] = None  # the default share gives way to tokens that were asked for
-        check_config(resolved)
-        spool = Path(resolved["output"]) / ".store" / "requests"
-        spool.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        if config.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return Outcome.of(error)
-    resolved["command"] = " ".join(["python", "run.py", *overrides])
-    request = spool / f"{os.getpid()}-{HydraConfig.get().job.get('num', 0) if overrides else 0}.json"
-    return workers.run(request, resolved)
+        import submitit
+    except ImportError:
+        yield
+        return
+    results = submitit.Job.results
 
+    def or_nothing(job: submitit.Job) -> list[Any]:
+        from hydra.core.utils import JobReturn, JobStatus
 
-def _translated(words: list[str]) -> list[str]:
+        try:
+            return results(job)
+        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
+            print(f"job {job.job_id} left no result: {str(error).splitlines()[0]}", file=sys.stderr)
+            return [JobReturn(status=JobStatus.COMPLETED)]
+
+    submitit.Job.results = or_nothing  # type: ignore[method-assign]
     try:
-        return name_lists(words)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+        yield
+    finally:
+        submitit.Job.results = results  # type: ignore[method-assign]

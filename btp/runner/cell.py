@@ -1,0 +1,90 @@
+"""One run from a composed config, in whichever process a launcher has it: alone, in a sweep, on a cluster's node.
+
+No torch here, so that errors come at once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from btp.runner.cells import Cells
+from btp.runner.compositions import as_typed
+from btp.runner.grouped import grouped
+from btp.runner.launch import Outcome, Workers
+from btp.runner.preflight import check_config
+
+_WORKERS: list[Workers] = []  # of this process: the cells that a launcher gives it share them
+
+
+def run_cell(config: DictConfig) -> Outcome:
+    """Compute one run; never raises for a run that fails, so that the other cells of a sweep go on.
+
+    Args:
+        config: composed, as Hydra hands it to a task.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it.
+    """
+    hydra = HydraConfig.get()
+    overrides = [as_typed(word) for word in hydra.overrides.task]
+    if hydra.mode != RunMode.MULTIRUN:
+        return _compute(config, overrides, _workers(serving=False), 0)
+    words, number = " ".join(overrides), hydra.job.num
+    print(f"\n[{number}] {words}", flush=True)
+    _share_threads(hydra.launcher)
+    with Cells(Path(hydra.sweep.dir)).running(number, words) as note:
+        note.outcome = _compute(config, overrides, _workers(serving=True), number, Path(hydra.sweep.dir))
+        return note.outcome
+
+
+def end_workers() -> None:
+    """Let the worker processes of this process end."""
+    while _WORKERS:
+        _WORKERS.pop().close()
+
+
+def _workers(serving: bool) -> Workers:
+    if not _WORKERS:
+        _WORKERS.append(Workers(serving=serving))
+        atexit.register(end_workers)
+    return _WORKERS[0]
+
+
+def _compute(
+    config: DictConfig, overrides: list[str], workers: Workers, number: int, sweep: Path | None = None
+) -> Outcome:
+    try:
+        resolved: Any = OmegaConf.to_container(config, resolve=True)
+        if resolved["budget"]["tokens"] is not None and not any(o.startswith("budget.share=") for o in overrides):
+            resolved["budget"]["share"] = None  # the default share gives way to tokens that were asked for
+        check_config(resolved)
+        spool = Path(resolved["output"]) / ".store" / "requests"
+        spool.mkdir(parents=True, exist_ok=True)
+        if sweep is not None:
+            resolved["logger"] = grouped(resolved["logger"], sweep)
+    except (ValueError, OSError) as error:
+        if config.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return Outcome.of(error)
+    resolved["command"] = " ".join(["python", "run.py", *overrides])
+    return workers.run(spool / f"{socket.gethostname()}-{os.getpid()}-{number}.json", resolved)
+
+
+def _share_threads(launcher: Mapping[str, Any]) -> None:
+    """Cells that a launcher runs side by side on this machine share its cores."""
+    beside = launcher.get("n_jobs")
+    if isinstance(beside, int) and beside != 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        share = 1 if beside < 1 else max(1, cores // beside)
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))

@@ -1,0 +1,157 @@
+"""The cells of a sweep on disk: how each began and ended, whichever process or machine it ran on.
+
+A sweep's folder holds `sweep.json` (the command) and `cells/NUMBER.json`, one per run. A cell's file is rewritten whole
+and touched while the cell runs, so that another machine can tell a slow cell from a dead one. No torch here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from btp.runner.launch import STOPPED, Outcome
+
+BEAT_S, SILENT_S = 5.0, 60.0
+RUNNING, FINISHED, FAILED, BEYOND, DIED, OPEN = "running", "finished", "failed", "beyond budget", "died", "open"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        number: its place in the sweep.
+        words: of its command line.
+        state: running | finished | failed | beyond budget (no schedule meets it) | died (ended without a word) | open
+            (not begun).
+        reason: why it is not finished.
+        folder: of the run, as far as known.
+        host, pid, job: where it runs; job is that of a batch system.
+        starts: how often it was begun.
+        began, ended: times.
+    """
+
+    number: int
+    words: str
+    state: str = OPEN
+    reason: str = ""
+    folder: str | None = None
+    host: str = ""
+    pid: int = 0
+    job: str = ""
+    starts: int = 0
+    began: str = ""
+    ended: str = ""
+
+
+class Cells:
+    """The cells of one sweep.
+
+    Args:
+        sweep: its folder.
+    """
+
+    def __init__(self, sweep: Path) -> None:
+        self.sweep, self.folder = sweep, sweep / "cells"
+
+    def open(self, words: Sequence[str]) -> None:
+        """Note the command of the sweep, unless an earlier start did."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        facts = {"words": list(words), "cwd": os.getcwd(), "host": socket.gethostname(), "began": _now()}
+        if not (self.sweep / "sweep.json").exists():
+            _write(self.sweep / "sweep.json", facts)
+
+    def command(self) -> list[str]:
+        """The words that started the sweep.
+
+        Raises:
+            ValueError: the folder is no sweep's.
+        """
+        try:
+            return json.loads((self.sweep / "sweep.json").read_text())["words"]
+        except (OSError, ValueError, KeyError):
+            raise ValueError(
+                f"{self.sweep} holds no sweep.json, so it is no sweep's folder. Name the one that "
+                "`python run.py -m ...` printed, by default below outputs/multirun."
+            ) from None
+
+    def read(self) -> list[Cell]:
+        """All cells that began, in order; those whose process is gone are `died`."""
+        found = []
+        for file in sorted(self.folder.glob("*.json")):
+            cell = Cell(**json.loads(file.read_text()))
+            if cell.state == RUNNING and not _alive(cell, file):
+                cell = replace(cell, state=DIED, reason="its process ended without a word; resume goes on from there")
+            found.append(cell)
+        return found
+
+    @contextmanager
+    def running(self, number: int, words: str) -> Iterator[_Note]:
+        """A cell from its start to its end; what is noted in between is its outcome."""
+        file = self.folder / f"{number:04d}.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before = Cell(**json.loads(file.read_text())) if file.exists() else Cell(number, words)
+        where = {"host": socket.gethostname(), "pid": os.getpid(), "job": _job(), "starts": before.starts + 1}
+        cell = replace(Cell(number, words), state=RUNNING, began=_now(), **where)
+        _write(file, asdict(cell))
+        note, stop = _Note(), threading.Event()
+        beat = threading.Thread(target=_beat, args=(file, stop), daemon=True)
+        beat.start()
+        try:
+            yield note
+        finally:
+            stop.set()
+            beat.join()
+            _write(file, asdict(note.of(cell)))
+
+
+class _Note:
+    """What a cell's outcome comes to; one that ends without an outcome was stopped."""
+
+    outcome = Outcome(STOPPED, "stopped")
+
+    def of(self, cell: Cell) -> Cell:
+        outcome = self.outcome
+        state = FINISHED if not outcome.code else BEYOND if outcome.unreachable else FAILED
+        return replace(cell, state=state, reason=outcome.reason, folder=outcome.folder, ended=_now())
+
+
+def _job() -> str:
+    """How the batch system calls what runs here, as its own commands take it."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{what}_ID") for what in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
+def _beat(file: Path, stop: threading.Event) -> None:
+    while not stop.wait(BEAT_S):
+        file.touch()
+
+
+def _alive(cell: Cell, file: Path) -> bool:
+    if cell.host == socket.gethostname():
+        try:
+            os.kill(cell.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True  # another user's
+    return time.time() - file.stat().st_mtime < SILENT_S
+
+
+def _write(file: Path, content: Any) -> None:
+    part = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
+    part.write_text(json.dumps(content, indent=1))
+    part.replace(file)
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

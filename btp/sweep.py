@@ -1,0 +1,62 @@
+"""`python -m btp.sweep status|resume|table FOLDER`: where a sweep stands, going on with it, its table.
+
+FOLDER is the one that `python run.py -m ...` printed: below outputs/multirun, or what hydra.sweep.dir said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from btp.runner.cells import FINISHED, Cells
+from btp.runner.sweep import Sweep
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        Exit code: 0 where all is well, 1 where a cell is not finished, 2 where the folder is no sweep's.
+    """
+    parser = argparse.ArgumentParser(prog="python -m btp.sweep", description=__doc__.split("\n\n")[0])
+    parser.add_argument("do", choices=("status", "resume", "table"), help="show the cells, run what is open, compare")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the sweep")
+    parser.add_argument("words", nargs="*", help="with resume: further words of the command line, such as a launcher")
+    given = parser.parse_intermixed_args(arguments)
+    try:
+        command = Cells(given.folder).command()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.do == "resume":
+        return _resume(given.folder, command, given.words)
+    if given.words:
+        parser.error(f"{given.do} takes no further words, got: {' '.join(given.words)}")
+    sweep = Sweep(given.folder)
+    if given.do == "table":
+        return sweep.end()
+    console = Console()
+    console.print(sweep.status())
+    console.print(f"python run.py {' '.join(command)}", soft_wrap=True, highlight=False)
+    return int(any(cell.state != FINISHED for cell in sweep.cells))
+
+
+def _resume(folder: Path, command: list[str], more: list[str]) -> int:
+    """The sweep's own command again, in its own folder: what is finished is recognised, the rest goes on."""
+    from btp.runner.cli import main as run
+
+    changed = {word.split("=", 1)[0] for word in more}
+    kept = [word for word in command if word.split("=", 1)[0] not in {*changed, "hydra.sweep.dir"}]
+    sys.argv = ["run.py", *kept, *more, f"hydra.sweep.dir={folder}"]
+    try:
+        run()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
