@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LMMS := .venv-lmms
 ARGS ?=
 
 help: ## list these commands
@@ -24,6 +25,21 @@ run: setup ## set up, then run the main job (ARGS="pruner=diversity stages=2" ch
 test: setup ## set up, then run all tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile $(ARGS)
 
+setup-lmms: $(LMMS)/.ready ## make .venv-lmms, with lmms-eval and what it pins, for task=lmms_eval
+
+# torchvision, which lmms-eval asks for and works without, breaks transformers beside a CPU build of torch
+$(LMMS)/.ready: requirements.txt requirements-lmms.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed. Set PYTHON to a Python 3.11 or newer."; exit 1; }
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	grep -v '^wandb==' requirements.txt > $(LMMS)/requirements.txt
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check -r $(LMMS)/requirements.txt -r requirements-lmms.txt
+	$(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(LMMS)/.ready
+
+test-lmms: setup-lmms ## the tests that need lmms-eval
+	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest tests/lmms $(ARGS)
+
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
@@ -42,4 +58,4 @@ format: setup ## let ruff put the code in form
 speed: setup ## the selection benchmark of experiments/speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed.selection $(ARGS)
 
-.PHONY: help setup run test test-gpu smoke lint format speed
+.PHONY: help setup run test setup-lmms test-lmms test-gpu smoke lint format speed

@@ -13,7 +13,8 @@ from btp.core.place import place_stages
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.runner.budget import Facts, Met, Planned, meet, wanted_tokens
-from btp.runner.identity import code, code_of, digest
+from btp.runner.identity import code, code_of, digest, model_identity
+from btp.runner.lmms.settings import shared_part
 from btp.runner.published import with_published
 from btp.runner.stages import Sources, for_method, method_of, plan
 
@@ -117,10 +118,9 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
 
 def shared_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names what all arms share: model, task, seed and the code that runs them."""
-    model = {k: config["model"][k] for k in ("weights", "config", "dtype", "attention")}
+    model = model_identity(config["model"])
     sources = code("core", "engine", "models", "tasks", "runner/evaluate.py", "runner/batches.py")
-    task = {k: v for k, v in config["task"].items() if k != "reading"}
-    return digest(model, checkpoint, task, config["seed"], sources)
+    return digest(model, checkpoint, shared_part(config["task"]), config["seed"], sources)
 
 
 def inert(schedule: Schedule) -> Schedule:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,7 @@ def read_artefact(
 
 
 def find_or_make(path: Path, make: Callable[[], Mapping[str, Any]], what: str, machine: Machine, resume: bool) -> None:
-    """Make an artefact where it is not there yet; every process takes part, and one writes.
+    """Make an artefact where it is not there yet; one process does, the others wait.
 
     Args:
         path: where it lies, or will.
@@ -92,9 +91,8 @@ def find_or_make(path: Path, make: Callable[[], Mapping[str, Any]], what: str, m
         what: is computed, for who has to wait.
         resume: false makes it anew.
     """
-    with held(path.with_suffix(".lock"), what) if machine.leads else nullcontext():
-        if not (path.exists() and resume):
-            found = make()
-            if machine.leads:
-                write_artefact(path, found)
+    if machine.leads:
+        with held(path.with_suffix(".lock"), what):
+            if not (path.exists() and resume):
+                write_artefact(path, make())
     machine.sync()

@@ -1,17 +1,24 @@
-"""From samples to model inputs: prompts by the chat template, batches by the processor, shards by rank."""
+"""From samples to model inputs: prompts by the chat template, batches by the processor, made ahead by others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from btp.tasks.pictures import picture_sizes
 from btp.tasks.sample import Sample, Task
+
+Samples = Sequence[Sample] | Task
+MOST_WORKERS = 4
+SHARED_BYTES = 1 << 30  # shared memory that batches of pictures may need on their way between processes
 
 
 class Batch:
@@ -19,21 +26,35 @@ class Batch:
 
     Attributes:
         inputs: tensors for generate, padded on the left.
-        samples: one per row.
+        samples: one per row, without their pictures.
+        pictures: names of the pictures in the inputs, in order.
+        indices: of the samples, for who makes the batch again; empty where nobody does.
     """
 
-    def __init__(self, inputs: Mapping[str, Tensor], samples: Sequence[Sample]):
+    def __init__(
+        self,
+        inputs: Mapping[str, Tensor],
+        samples: Sequence[Sample],
+        pictures: Sequence[str] = (),
+        indices: Sequence[int] = (),
+    ):
         self.inputs, self.samples = dict(inputs), list(samples)
+        self.pictures, self.indices = list(pictures), list(indices)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None, **kwargs: Any) -> Batch:
         """The batch on another device, floating-point inputs (pictures) in another dtype."""
         moved = {k: v.to(device, dtype if v.is_floating_point() else None, **kwargs) for k, v in self.inputs.items()}
-        return Batch(moved, self.samples)
+        return Batch(moved, self.samples, self.pictures, self.indices)
+
+    def pin_memory(self) -> Batch:
+        """The batch in memory from which a GPU copies while it computes."""
+        pinned = {k: v.pin_memory() for k, v in self.inputs.items()}
+        return Batch(pinned, self.samples, self.pictures, self.indices)
 
 
 def prompt(processor: Any, sample: Sample) -> str:
     """The text of a one-turn chat: the pictures, then the question."""
-    content = [{"type": "image"} for _ in sample.images] + [{"type": "text", "text": sample.question}]
+    content = [{"type": "image"}] * len(sample.images) + [{"type": "text", "text": sample.question}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
@@ -54,42 +75,165 @@ class Collate:
     def __init__(self, processor: Any, share: float = 1.0):
         self.processor, self.share = processor, share
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Build prompts and inputs; Lightning moves them to the device."""
+    def __call__(self, samples: Sequence[Sample], indices: Sequence[int] = ()) -> Batch:
+        """Build prompts and inputs."""
         pictures = [[p if self.share == 1 else shrink(p, self.share) for p in s.images] for s in samples]
         texts = [prompt(self.processor, s) for s in samples]
         images = pictures if any(pictures) else None
         inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt")
-        return Batch(inputs, samples)
+        names = [f"{s.id}-{i}" for s in samples for i in range(len(s.images))]
+        return Batch(inputs, [replace(s, images=()) for s in samples], names, indices)
 
 
-class Shard(torch.utils.data.Dataset):
-    """Every world-th of the wanted samples, from rank on: no padding, no repeats."""
+class Feed:
+    """Makes the batches of a run, ahead of their use and in worker processes that live as long as this does.
 
-    def __init__(self, task: Task | Sequence[Sample], indices: Sequence[int], rank: int, world: int):
-        self.task, self.indices = task, list(indices)[rank::world]
+    Args:
+        samples: of the task.
+        processor: pads on the left.
+        workers: processes; 0 makes batches here, when they are asked for.
+        pin: batches are for a GPU.
+        collate: what makes them.
+    """
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    def __init__(
+        self,
+        samples: Samples,
+        processor: Any,
+        workers: int = 0,
+        pin: bool = False,
+        collate: type[Collate] = Collate,
+    ):
+        self.samples, self.processor, self.collate = samples, processor, collate
+        self._plan = _Plan()
+        ahead = {"persistent_workers": True, "multiprocessing_context": "fork"} if workers else {}
+        make = _Make(processor, collate)
+        reader = _Read(samples)
+        self._here = DataLoader(reader, batch_sampler=self._plan, collate_fn=make)
+        self._ahead = DataLoader(
+            reader, batch_sampler=self._plan, collate_fn=make, num_workers=workers, pin_memory=pin, **ahead
+        )
 
-    def __getitem__(self, i: int) -> Sample:
-        return self.task[self.indices[i]]
+    def batches(self, indices: Sequence[int], size: int, share: float = 1.0) -> Batches:
+        """Batches of samples in the order of `indices`; one pass at a time.
+
+        Args:
+            size: samples a batch.
+            share: of the pixels that each picture keeps.
+        """
+        return Batches(self, list(indices), size, share)
+
+    def make(self, indices: Sequence[int], share: float = 1.0) -> Batch:
+        """One batch, here and now."""
+        return self.collate(self.processor, share)([self.samples[i] for i in indices], indices)
 
 
-def loader(
-    task: Task | Sequence[Sample],
-    indices: Sequence[int],
-    collate: Callable,
-    batch: int,
-    workers: int,
-    rank: int = 0,
-    world: int = 1,
-) -> DataLoader:
-    """Batches in the order of `indices`."""
-    shard = Shard(task, indices, rank, world)
-    return DataLoader(shard, batch_size=batch, shuffle=False, num_workers=workers, collate_fn=collate)
+class Batches:
+    """One pass over samples. It has no length, since its size may change on the way.
+
+    Attributes:
+        size: samples a batch, for those that are not on their way yet.
+        total: samples.
+    """
+
+    def __init__(self, feed: Feed, indices: list[int], size: int, share: float):
+        self.feed, self.indices, self.size, self.share = feed, indices, size, share
+        self.total = len(indices)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.feed._plan.batches = self
+        alone = self.total <= self.size  # other processes would take longer to start
+        return iter(self.feed._here if alone else self.feed._ahead)
+
+    def again(self, indices: Sequence[int]) -> Batch:
+        """A batch of some of the samples."""
+        return self.feed.make(indices, self.share)
 
 
-def by_length(samples: Sequence[Sample]) -> list[int]:
-    """Order of indices that puts questions of the same form together, so that a batch ends its answers together."""
-    return sorted(range(len(samples)), key=lambda i: (samples[i].ability, len(samples[i].question), samples[i].id))
+class _Plan(Sampler):
+    """Which samples come next; read by the processes that make batches, written by who wants them."""
+
+    def __init__(self) -> None:
+        self.batches: Batches | None = None
+
+    def __iter__(self) -> Iterator[list[tuple[int, float]]]:
+        mine = self.batches
+        assert mine is not None
+        at = 0
+        while at < mine.total:
+            size = mine.size
+            yield [(i, mine.share) for i in mine.indices[at : at + size]]
+            at += size
+
+
+class _Read(Dataset):
+    """Samples by index; what a batch needs to know of all its samples goes along with each."""
+
+    def __init__(self, samples: Samples):
+        self.samples = samples
+
+    def __getitem__(self, item: tuple[int, float]) -> tuple[Sample, int, float]:
+        index, share = item
+        return self.samples[index], index, share
+
+
+class _Make:
+    """Turns what was read into a batch."""
+
+    def __init__(self, processor: Any, collate: type[Collate]):
+        self.processor, self.collate = processor, collate
+
+    def __call__(self, items: Sequence[tuple[Sample, int, float]]) -> Batch:
+        samples, indices, shares = zip(*items, strict=True)
+        return self.collate(self.processor, shares[0])(samples, indices)
+
+
+def workers_for(asked: int | None, world: int) -> int:
+    """How many processes make batches for each of `world` processes that use them.
+
+    Args:
+        asked: by the config; None leaves one core to who uses the batches, and takes what is there of the others.
+    """
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    spare = cores // world - 1
+    return max(0, min(MOST_WORKERS, spare)) if _shared_memory() >= SHARED_BYTES else 0
+
+
+def _shared_memory() -> int:
+    """Free bytes of what carries batches between processes; containers are often started with little."""
+    try:
+        free = os.statvfs("/dev/shm")
+    except (OSError, AttributeError):
+        return 0
+    return free.f_bavail * free.f_frsize
+
+
+def by_length(samples: Sequence[Sample], processor: Any = None) -> list[int]:
+    """Order of indices that puts together what takes equally long: questions of one ability, whose answers are alike,
+    and among these prompts of like length, the longest first, so that memory ends early if at all.
+
+    Args:
+        processor: counts the tokens of a prompt, pictures included; None counts letters.
+    """
+    lengths = [len(s.question) for s in samples] if processor is None else _tokens(samples, processor)
+    return sorted(range(len(samples)), key=lambda i: (samples[i].ability, -lengths[i], samples[i].id))
+
+
+def _tokens(samples: Sequence[Sample], processor: Any) -> list[int]:
+    """Tokens of each question and, where the processor tells without decoding them, of its pictures."""
+    words = processor.tokenizer([s.question for s in samples], add_special_tokens=False)["input_ids"]
+    sizes = [picture_sizes(s.images) for s in samples]
+    unique = list(dict.fromkeys(size for mine in sizes for size in mine))
+    known = dict(zip(unique, picture_tokens(processor, unique), strict=True))
+    return [len(w) + sum(known[size] for size in mine) for w, mine in zip(words, sizes, strict=True)]
+
+
+def picture_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Visual tokens of pictures of these sizes (height, width); by 28 x 28 pixels where the processor cannot tell."""
+    count = getattr(processor, "_get_num_multimodal_tokens", None)
+    try:
+        return list(count(image_sizes=[list(size) for size in sizes])["num_image_tokens"])
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return [math.ceil(height / 28) * math.ceil(width / 28) for height, width in sizes]

@@ -24,13 +24,19 @@ class Facts:
         layers: decoder layers.
         total: visual tokens of the task's first sample, before any pruning.
         vision_layers: layers of the vision tower up to and with the one the projector reads; 0 where none can be cut.
-        pictures: of that sample; stages in the vision tower count tokens of a picture.
+        pictures: of that sample, tiles counted one by one; stages in the vision tower count tokens of each.
     """
 
     layers: int
     total: int
     vision_layers: int = 0
     pictures: int = 1
+
+
+def pictures_of(inputs: Mapping[str, Any]) -> int:
+    """Pictures that pass the vision tower for a row of a model's inputs, tiles counted one by one."""
+    pixels = inputs.get("pixel_values")
+    return max(1, pixels.shape[:-3].numel() // len(inputs["input_ids"])) if pixels is not None else 1
 
 
 @dataclass(frozen=True)

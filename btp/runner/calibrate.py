@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -23,24 +21,28 @@ from btp.engine.observe import Look, observe
 from btp.models.load import Loaded
 from btp.ops.calibration import calibrated_stages, deepest_first
 from btp.runner import artefact as artefacts
-from btp.runner.batches import Batch, Collate, by_length, loader
-from btp.runner.identity import code, digest
+from btp.runner.batches import Batch, Batches, by_length
+from btp.runner.contents import make_dataset
+from btp.runner.identity import code, digest, model_identity
 from btp.runner.machine import Machine
+from btp.runner.memory import BatchSize, Pass
 
 REQUIRED = ("identity", "model", "curves", "stages")
 
 
-class Calibrate(L.LightningModule):
+class Calibrate(Pass):
     """Adds up, over samples and layer by layer, how many visual tokens change and how much attention they get.
 
     Args:
         loaded: model and processor.
         tau: a token has changed where the cosine of a layer's input and output is below it.
+        batches: of the calibration set.
+        size: of the batches.
     """
 
-    def __init__(self, loaded: Loaded, tau: float):
-        super().__init__()
-        self.host, self.lvlm, self.tau = loaded.host, loaded.host.model, tau
+    def __init__(self, loaded: Loaded, tau: float, batches: Batches, size: BatchSize):
+        super().__init__(batches, size)
+        self.host, self.tau = loaded.host, tau
         layers = range(self.host.num_layers)
         self.signals = [Signal("update", Site.parse(f"llm.layer.{i}")) for i in layers]
         self.signals += [Signal("attention", Site.parse(f"llm.layer.{i}"), "last", "probs") for i in layers]
@@ -48,10 +50,15 @@ class Calibrate(L.LightningModule):
         self.attention = torch.zeros(len(layers), dtype=torch.float64)
         self.total, self.samples = 0, 0
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+    def step(self, batch: Batch) -> None:
         """One prefill; signals are reduced as they come."""
-        with observe(self.host, self.signals, self._take):
-            self.lvlm(**batch.to(self.device, self.lvlm.dtype).inputs)
+        before = self.changed.clone(), self.attention.clone(), self.total
+        try:
+            with observe(self.host, self.signals, self._take):
+                self.host(**batch.to(self.host.device, self.host.dtype).inputs)
+        except BaseException:
+            self.changed, self.attention, self.total = before
+            raise
         self.samples += len(batch.samples)
 
     def _take(self, signal: Signal, value: Tensor, look: Look) -> None:
@@ -79,7 +86,7 @@ class Calibrate(L.LightningModule):
 def curves_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names the curves: whatever changes them, and nothing that only changes the choice made from them."""
     calibration = {k: v for k, v in config["calibration"].items() if k not in ("artefact", "batch")}
-    model = {k: config["model"][k] for k in ("weights", "config", "dtype", "attention")}
+    model = model_identity(config["model"])
     sources = code("core", "engine", "models", "tasks", "runner/calibrate.py", "runner/artefact.py")
     return digest(model, checkpoint, calibration, config["schedule"]["tau"], sources)
 
@@ -142,13 +149,14 @@ def calibrate(
 def _measure(
     config: Mapping[str, Any], loaded: Loaded, checkpoint: str, identity: str, machine: Machine
 ) -> dict[str, Any]:
-    """Run the calibration set once through the unpruned model. Every process sees all of it."""
-    task = instantiate(config["calibration"]["dataset"])
+    """Run the calibration set once through the unpruned model."""
+    task = make_dataset(config["calibration"]["dataset"])
     count = min(len(task), config["calibration"]["samples"])
-    order = by_length([task[i] for i in range(count)])
-    module = Calibrate(loaded, config["schedule"]["tau"])
-    batches = loader(task, order, Collate(loaded.processor), config["calibration"]["batch"], machine.workers)
-    machine.trainer("calibrate").predict(module, batches, return_predictions=False)
+    samples = [task[i] for i in range(count)]
+    size = BatchSize(config["calibration"]["batch"], "calibration.batch")
+    batches = machine.feed(samples, loaded.processor).batches(by_length(samples, loaded.processor), size.asked)
+    module = Calibrate(loaded, config["schedule"]["tau"], batches, size)
+    machine.trainer("calibrate", batches.total).predict(module, batches, return_predictions=False)
     return {
         **artefacts.origin(config, loaded, checkpoint, identity),
         "curves": module.curves(),

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
+from torch import Tensor
 
 from btp.core.pruner import Pruner
 from btp.core.trace import Call, Trace
 from btp.engine.attach import attach
 from btp.models.features import PictureFeatures
 from btp.models.load import Loaded
+from btp.models.lvlm import LVLM
 from btp.runner.arms import Arm
-from btp.runner.batches import Batch, Collate, loader
+from btp.runner.batches import Batch, Batches, Feed
 from btp.runner.machine import Machine
+from btp.runner.memory import BatchSize, Pass
 from btp.runner.store import Answers
 from btp.runner.targets import aim
+from btp.runner.ways import OwnWay
 from btp.tasks.sample import Sample, Task
 
 
-class Evaluate(L.LightningModule):
+class Evaluate(Pass):
     """Generates greedily and appends one row per sample.
 
     Args:
@@ -33,6 +37,8 @@ class Evaluate(L.LightningModule):
         answers: where rows go.
         reference: the unpruned answers, for the divergence; None for the unpruned arm itself, which keeps its
             first distribution for the others.
+        batches: makes batches again where they do not fit.
+        size: of the batches, shrunk where memory ends.
         features: what to give the model in place of pictures; None gives it pictures.
     """
 
@@ -44,49 +50,71 @@ class Evaluate(L.LightningModule):
         task: Task,
         answers: Answers,
         reference: Answers | None,
+        batches: Batches,
+        size: BatchSize,
         features: PictureFeatures | None = None,
     ):
-        super().__init__()
-        self.lvlm = loaded.host.model
-        self.generate = loaded.host.generate
+        super().__init__(batches, size)
+        self.host = loaded.host
         self.tokenizer = loaded.processor.tokenizer
         self.pruner, self.trace, self.answers, self.reference = pruner, trace, answers, reference
         self.features = features
         self.max_new_tokens = task.max_new_tokens
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def step(self, batch: Batch) -> None:
         """Answer a batch and write it down before the next one starts."""
         samples = batch.samples
         aim(self.pruner, samples)
-        inputs = batch.to(self.device, self.lvlm.dtype).inputs
+        self.trace.calls.clear()
+        inputs = batch.to(self.host.device, self.host.dtype, non_blocking=True).inputs
         if self.features is not None:
-            inputs = self.features.instead(inputs, [f"{s.id}-{i}" for s in samples for i in range(len(s.images))])
-        out = self.generate(
-            **inputs,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        texts = self.tokenizer.batch_decode(
-            out.sequences[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
-        first = out.logits[0].float().log_softmax(-1).cpu()
-        ids = [s.id for s in samples]
+            inputs = self.features.instead(inputs, batch.pictures)
+        said, first = self.say(inputs, batch)
+        first = first.cpu()
+        names = [s.id for s in samples]
         if self.reference is None:
-            self.answers.add_logits(ids, first.numpy())
-            drift = torch.zeros(len(ids))
+            self.answers.add_logits(names, first.numpy())
+            drift = torch.zeros(len(names))
         else:
-            unpruned = torch.stack([torch.from_numpy(self.reference.logits(i)) for i in ids])
+            unpruned = torch.stack([torch.from_numpy(self.reference.logits(i)) for i in names])
             drift = torch.nn.functional.kl_div(first, unpruned, reduction="none", log_target=True).sum(-1)
-        call = self.trace.last
+        call = self.trace[0]  # any later one started from the same prompts
         self.answers.add(
             [
-                {"sample": s.id, "prediction": text.strip(), "kl": round(float(kl), 6), **happened(call, row)}
-                for row, (s, text, kl) in enumerate(zip(samples, texts, drift, strict=True))
+                {"sample": s.id, **answer, "kl": round(float(kl), 6), **happened(call, row)}
+                for row, (s, answer, kl) in enumerate(zip(samples, said, drift, strict=True))
             ]
         )
-        self.trace.calls.clear()
+
+    def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
+        """Answer a batch.
+
+        Args:
+            inputs: of the batch, where the model is.
+
+        Returns:
+            What each sample's row holds of its answer, and [B, V] log-probabilities of the token behind the prompt.
+        """
+        with first_logits(self.host) as seen:
+            ids = self.host.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        texts = self.tokenizer.batch_decode(ids[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [{"prediction": text.strip()} for text in texts], seen[0].float().log_softmax(-1)
+
+
+@contextmanager
+def first_logits(host: LVLM) -> Iterator[list[Tensor]]:
+    """Collect [B, V] logits of the first answer token alone: those of all steps would fill a device."""
+    seen: list[Tensor] = []
+
+    def look(module: Any, args: Any, out: Any) -> None:
+        if not seen:
+            seen.append(out.logits[:, -1].clone())
+
+    hook = host.model.register_forward_hook(look)
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def happened(call: Call, row: int) -> dict[str, Any]:
@@ -114,6 +142,7 @@ def answer(
     arm: Arm,
     task: Task,
     samples: Sequence[Sample],
+    feed: Feed,
     order: list[int],
     folder: Path,
     reference: Path | None,
@@ -123,14 +152,13 @@ def answer(
     """Answer what is still open of `order`, and return the rows of all of it.
 
     Args:
-        samples: of the task; `order` holds indices into them, as they are batched.
+        samples: of the task, of which `feed` makes batches; `order` holds indices into them, as they are batched.
         folder: of this arm's answers; `reference` that of the unpruned ones.
         features: where pictures behind the vision tower lie; None has every arm compute its own.
     """
-    rank, world = machine.rank, machine.world
-    answers = Answers(folder, rank)
+    answers = Answers(folder, machine.rank)
     done = answers.rows()
-    todo = [i for i in order if samples[i].id not in done]
+    todo = machine.agree([i for i in order if samples[i].id not in done])  # others may have begun to write
     if todo:
         pruner = arm.build()
         share = 1.0
@@ -141,11 +169,12 @@ def answer(
         ready = None
         if features is not None and blind_to_pictures(arm, pruner) and PictureFeatures.fits(loaded.host):
             ready = PictureFeatures(loaded.host, features, sum(len(s.images) for s in samples))
-        batches = loader(samples, todo, Collate(loaded.processor, share), machine.batch, machine.workers, rank, world)
+        batches = feed.batches(todo[machine.rank :: machine.world], machine.batch.used, share)
         with attach(loaded.host, pruner, arm.schedule) as trace:
             unpruned = Answers(reference) if reference else None
-            module = Evaluate(loaded, pruner, trace, task, answers, unpruned, ready)
-            machine.trainer(f"answer: {arm.name}").test(module, batches, verbose=False)
+            kind = task.evaluate if isinstance(task, OwnWay) else Evaluate
+            module = kind(loaded, pruner, trace, task, answers, unpruned, batches, machine.batch, ready)
+            machine.trainer(f"answer: {arm.name}", batches.total).test(module, batches, verbose=False)
         machine.sync()  # the other processes' rows count too
         done = answers.rows()
     return {samples[i].id: done[samples[i].id] for i in order}

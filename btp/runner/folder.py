@@ -16,6 +16,7 @@ import yaml
 
 from btp.core.tower import Layout
 from btp.runner.arms import UNPRUNED, Arm
+from btp.runner.corpus import scores_of
 from btp.runner.store import write_json
 from btp.tasks.sample import Sample, Task
 from btp.tasks.scoring import normalise
@@ -85,7 +86,8 @@ class RunFolder:
         table, trace, layers = [], [], {}
         for arm in arms:
             mine = rows[arm.name]
-            for sample in samples:
+            scores = scores_of(task, samples, mine)
+            for sample, score in zip(samples, scores, strict=True):
                 row, unpruned = mine[sample.id], rows[UNPRUNED][sample.id]["prediction"]
                 table.append(
                     {
@@ -95,7 +97,7 @@ class RunFolder:
                         "question": sample.question,
                         "reference": sample.reference,
                         "prediction": row["prediction"],
-                        "score": task.score(sample, row["prediction"]),
+                        "score": score,
                         "unpruned": unpruned,
                         "agreement": normalise(row["prediction"]) == normalise(unpruned),
                         "kl": row["kl"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
+MODEL = ("weights", "adapter", "config", "processor", "dtype", "attention", "quantize", "trust_remote_code")
 
 
 def digest(*parts: Any) -> str:
@@ -27,6 +28,11 @@ def code(*names: str) -> str:
         path = PACKAGE / name
         files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
     return digest([(f.relative_to(PACKAGE).as_posix(), f.read_text()) for f in files])
+
+
+def model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's config changes its answers, beside the checkpoint: not where it lies or is computed."""
+    return {key: model[key] for key in MODEL}
 
 
 def method_code(target: str | None) -> str:

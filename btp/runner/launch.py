@@ -1,22 +1,25 @@
 """Starts worker processes and hears how their runs ended. No torch here, so that errors come at once.
 
-A worker is a process of its own, without Hydra: Lightning may start more processes in it, which under a sweep would
-run the whole sweep again. The runs of a sweep go to one worker, one after another, which saves what a process costs to
-start; where a run takes several devices, each gets a fresh one, since Lightning repeats its command line.
+A worker is a process of its own, without Hydra: what is started again with its command line computes one run, not a
+sweep. The runs of a sweep go to one worker, one after another, which saves what a process costs to start; a run that
+takes several devices gets fresh ones, one process each (btp/runner/ranks.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from btp.runner.ranks import LOST, Ranks, devices
 
 FAILED, STOPPED = 1, 130
 LISTEN_S = 0.05
@@ -46,11 +49,11 @@ class Outcome:
         """Of a run that ended in an error."""
         return cls(FAILED, " ".join(str(error).split()) or type(error).__name__, **more)
 
-    def write(self, request: Path) -> None:
-        """Leave it beside the request, whole or not at all."""
-        part = request.with_suffix(".part")
+    def write(self, request: Path, rank: int = 0) -> None:
+        """Leave it beside the request, whole or not at all; each process of the run its own."""
+        part = request.with_suffix(f".part{rank}")
         part.write_text(json.dumps(asdict(self)))
-        part.replace(_outcome(request))
+        part.replace(_outcome(request, rank))
 
 
 class Workers:
@@ -74,8 +77,11 @@ class Workers:
         Raises:
             KeyboardInterrupt: the user stopped it; the worker has ended.
         """
+        world = len(devices(config["trainer"]))
         request.write_text(json.dumps(config))
-        alone = not self.serving or config["trainer"]["devices"] not in (1, "1")
+        if world > 1:
+            return self._together(request, world)
+        alone = not self.serving
         process = self._fresh(request) if alone else self._hand_over(request)
         try:
             return self._wait(process, request, alone)
@@ -94,6 +100,16 @@ class Workers:
             _end(self._process)
             self._process = None
 
+    def _together(self, request: Path, world: int) -> Outcome:
+        ranks = Ranks([*WORKER, str(request)], world)
+        try:
+            codes = ranks.wait(LISTEN_S)
+            return _of_all(codes, [_read(request, rank) for rank in range(world)])
+        finally:
+            ranks.end()
+            for file in (request, *(_outcome(request, rank) for rank in range(world))):
+                file.unlink(missing_ok=True)
+
     def _fresh(self, request: Path) -> subprocess.Popen[str]:
         return subprocess.Popen([*WORKER, str(request)], text=True)
 
@@ -109,19 +125,60 @@ class Workers:
     def _wait(self, process: subprocess.Popen[str], request: Path, alone: bool) -> Outcome:
         while process.poll() is None and (alone or not _outcome(request).exists()):
             time.sleep(LISTEN_S)
-        if _outcome(request).exists():
-            outcome = Outcome(**json.loads(_outcome(request).read_text()))
+        outcome = _read(request)
+        if outcome is not None:
             if outcome.leaves and not alone:
                 self.close()
             return outcome
-        code = process.returncode
-        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-        print(f"error: the worker process ended with {how}", file=sys.stderr)
-        return Outcome(FAILED, f"the worker process ended with {how}")
+        reason = f"the worker process ended with {_how(process.returncode)}"
+        print(f"error: {reason}", file=sys.stderr)
+        return Outcome(FAILED, reason)
 
 
-def _outcome(request: Path) -> Path:
-    return request.with_suffix(".outcome")
+def _of_all(codes: Sequence[int], outcomes: Sequence[Outcome | None]) -> Outcome:
+    """One outcome of the processes of a run: the first error that one of them names, said once."""
+    if not any(codes) and outcomes[0] is not None:
+        return outcomes[0]
+    folder = next((o.folder for o in outcomes if o is not None and o.folder is not None), None)
+    named = [o for o in outcomes if o is not None and o.code not in (0, LOST)]
+    if named:
+        outcome = replace(named[0], folder=folder)
+    else:
+        dead = [r for r, code in enumerate(codes) if code not in (0, LOST, -signal.SIGTERM)]
+        rank = next(iter(dead or [r for r, code in enumerate(codes) if code] or [0]))
+        outcome = Outcome(
+            FAILED,
+            f"process {rank} of {len(codes)} of this run ended with {_how(codes[rank])}, so the others were ended too; "
+            "the same command goes on from here",
+            folder,
+        )
+    print(f"error: {outcome.reason}", file=sys.stderr)
+    if folder is not None:
+        _note(Path(folder) / "run.json", outcome.reason)
+    return outcome
+
+
+def _note(file: Path, reason: str) -> None:
+    """Have run.json say that the run has failed, where none of its processes could."""
+    with contextlib.suppress(OSError, ValueError):
+        state = json.loads(file.read_text())
+        part = file.with_name(f".{file.name}.{os.getpid()}")
+        part.write_text(json.dumps(state | {"state": "failed", "error": reason}, indent=1))
+        part.replace(file)
+
+
+def _how(code: int | None) -> str:
+    return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+
+
+def _outcome(request: Path, rank: int = 0) -> Path:
+    return request.with_suffix(f".outcome{rank}" if rank else ".outcome")
+
+
+def _read(request: Path, rank: int = 0) -> Outcome | None:
+    """How a process says that its run ended; None where it could not."""
+    file = _outcome(request, rank)
+    return Outcome(**json.loads(file.read_text())) if file.exists() else None
 
 
 def _end(process: subprocess.Popen[str]) -> None:

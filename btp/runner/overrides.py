@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,11 +19,26 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
 
     A sweep is tried with the first value of each choice, and every chosen group option must exist.
     """
-    words = [a for a in argv if (not a.startswith("-") and "=" in a) or a.startswith(("~", "+"))]
-    message = find_fault(conf, words)
+    message = find_fault(conf, _overrides(argv))
     if message:
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
+
+
+def sweep_folder(conf: Path, argv: list[str]) -> Path:
+    """Where a sweep with these words goes: settled once, before any launcher asks.
+
+    Args:
+        argv: words that `check_overrides` found nothing wrong with.
+    """
+    parsed = OverridesParser.create().parse_overrides(_overrides(argv))
+    fixed = [override.input_line for override in parsed if not override.is_sweep_override()]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return Path(compose("config", overrides=fixed, return_hydra_config=True).hydra.sweep.dir)
+
+
+def _overrides(argv: list[str]) -> list[str]:
+    return [a for a in argv if (not a.startswith("-") and "=" in a) or a.startswith(("~", "+"))]
 
 
 def find_fault(conf: Path, words: list[str]) -> str | None:
@@ -34,7 +51,7 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
     groups = {p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()}
     for override in parsed:
         group = override.key_or_group.removeprefix("hydra.")
-        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
+        values = _values(override)
         if group in groups and not override.is_delete():
             for choice in values or [override.value()]:
                 fault = _missing_option(conf, group, choice)
@@ -50,8 +67,17 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
     return None
 
 
+def _values(override: Override) -> list[str] | None:
+    """What a sweep tries for a key; of an interval its lower end, None for a single value."""
+    if override.is_interval_sweep():
+        return [str(override.value().start)]  # type: ignore[union-attr]
+    return list(override.sweep_string_iterator()) if override.is_sweep_override() else None
+
+
 def _missing_option(conf: Path, group: str, choice: object) -> str | None:
     options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+    if group.startswith("hydra/"):
+        options = sorted({*options, *_of_plugins(conf, group)})
     if not isinstance(choice, str) or choice in options or choice == "null":
         return None
     if group == GROUP and JOIN in choice:
@@ -60,6 +86,12 @@ def _missing_option(conf: Path, group: str, choice: object) -> str | None:
     near = difflib.get_close_matches(choice, options, 1)
     hint = f" Did you mean {group}={near[0]}?" if near else ""
     return f"{group}={choice} is not there.{hint} Options: {', '.join(options)}."
+
+
+def _of_plugins(conf: Path, group: str) -> list[str]:
+    """Options that Hydra and its plug-ins bring, such as hydra/launcher=joblib."""
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
 def _explain(conf: Path, words: list[str], error: Exception) -> str:

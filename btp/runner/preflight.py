@@ -6,6 +6,11 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from btp.models.find import check_keys, find_checkpoint
+from btp.runner.families import check_family
+from btp.runner.lmms.settings import check_tasks
+from btp.runner.ranks import devices
+
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Refuse a config that cannot run, before anything is written.
@@ -19,12 +24,16 @@ def check_config(config: Mapping[str, Any]) -> None:
         _whole("limit", config["limit"], 1, "No samples are left to run.")
     _whole("calibration.samples", config["calibration"]["samples"], 1, "There is nothing to calibrate on.")
     _whole("trainer.batch", config["trainer"]["batch"], 1, "")
+    if config["trainer"]["workers"] is not None:
+        _whole("trainer.workers", config["trainer"]["workers"], 0, "")
+    _devices(config["trainer"], config["model"])
     for key in ("repeats", "output_tokens"):
         _whole(f"cost.{key}", config["cost"][key], 2, "")
     _budget(config["budget"]["tokens"], config["budget"]["share"])
     for key in ("move", "nearest"):
         _switch(f"budget.{key}", config["budget"][key])
     _switch("cache", config["cache"])
+    check_tasks(config)
     _model(config["model"])
     _writable(Path(config["output"]))
 
@@ -54,14 +63,30 @@ def _budget(tokens: object, share: object) -> None:
         raise ValueError(f"budget.tokens is {tokens!r}. Set budget.tokens to a number above 0.")
 
 
+def _devices(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    asked = len(devices(trainer))
+    if asked > 1 and model["device_map"] is not None:
+        raise ValueError(
+            f"trainer.devices asks for {asked} processes with a model each, but model.device_map is "
+            f"{model['device_map']!r}, which spreads one model over devices. Set trainer.devices=1 or "
+            "model.device_map=null."
+        )
+
+
 def _model(model: Mapping[str, Any]) -> None:
     for key, known in {
         "weights": ("pretrained", "random"),
         "dtype": ("float32", "bfloat16", "float16", "float64"),
         "attention": ("sdpa", "eager"),
+        "quantize": (None, "8bit", "4bit"),
     }.items():
         if model[key] not in known:
-            raise ValueError(f"model.{key} is {model[key]!r}. Choose from: {', '.join(known)}.")
+            raise ValueError(f"model.{key} is {model[key]!r}. Choose from: {', '.join(k or 'null' for k in known)}.")
+    for key in ("trust_remote_code", "download"):
+        _switch(f"model.{key}", model[key])
+    check_keys(model)
+    if model["path"] is not None:
+        check_family(model, find_checkpoint(model))
 
 
 def _writable(folder: Path) -> None:

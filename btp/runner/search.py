@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,15 +79,13 @@ def search_vflowopt(
     def make() -> dict[str, Any]:
         alpha = max(settings["space"]["alpha"], key=abs)  # one that asks for pixels, where any does
         pruned = instantiate(dict(pruner["method"]) | {"alpha": alpha})
-        module = Reference(loaded, pruned)
-        run_reference(config, loaded, settings["samples"], machine, module, "search: unpruned")
+        make = partial(Reference, loaded, watched=pruned)
+        module = run_reference(config, loaded, settings["samples"], machine, make, "search: unpruned")
         space = _space(settings["space"], share, module.kept, pruned)
         rows = Answers(home(store, identity).with_suffix(""))
-        if not config["resume"] and machine.leads:
+        if not config["resume"]:
             rows.clear()
-        machine.sync()
-        trials = Trials(space, settings["optimiser"], settings["startup"], settings["seed"], rows, machine.leads)
-        machine.sync()  # all have read before one writes
+        trials = Trials(space, settings["optimiser"], settings["startup"], settings["seed"], rows)
 
         def attempt() -> None:
             params = trials.propose()
@@ -97,7 +96,7 @@ def search_vflowopt(
             trials.add(params, value, counts=list(counts))
 
         left = settings["startup"] + settings["evaluations"] - len(trials)
-        _repeat(attempt, left, loaded, machine)
+        _repeat(attempt, left, machine)
         best = trials.best
         return {
             **origin(config, loaded, checkpoint, identity),
@@ -168,18 +167,18 @@ def strategy_counts(
 class _Repeat(L.LightningModule):
     """Calls a function once per batch, so that a search has the run's devices and progress bar."""
 
-    def __init__(self, loaded: Loaded, once: Callable[[], None]) -> None:
+    def __init__(self, once: Callable[[], None]) -> None:
         super().__init__()
-        self.lvlm, self.once = loaded.host.model, once
+        self.once = once
 
     def predict_step(self, batch: Any, batch_idx: int) -> None:
         self.once()
 
 
-def _repeat(once: Callable[[], None], times: int, loaded: Loaded, machine: Machine) -> None:
+def _repeat(once: Callable[[], None], times: int, machine: Machine) -> None:
     if times > 0:
         numbers = DataLoader(range(times), batch_size=None)  # type: ignore[arg-type]
-        machine.trainer("search").predict(_Repeat(loaded, once), numbers, return_predictions=False)
+        machine.trainer("search").predict(_Repeat(once), numbers, return_predictions=False)
 
 
 def _three_stages(pruner: Mapping[str, Any], layers: int) -> list[dict[str, Any]]:

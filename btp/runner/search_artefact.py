@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from btp.runner.artefact import find_or_make, read_artefact
-from btp.runner.identity import code, code_of
+from btp.runner.identity import code, code_of, model_identity
 from btp.runner.machine import Machine
 
 SOURCES = ("artefact", "batches", "search", "search_reference", "search_trials", "search_withdrawal")
@@ -60,7 +60,7 @@ def search_identity(
     config: Mapping[str, Any], checkpoint: str, pruner: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[Any]:
     """What changes the outcome of any search, to be digested with what changes the one at hand."""
-    model = {k: config["model"][k] for k in ("weights", "config", "dtype", "attention")}
+    model = model_identity(config["model"])
     data = {k: v for k, v in config["calibration"].items() if k not in ("artefact", "batch")}
     asked = {k: v for k, v in settings.items() if k != "artefact"}
     sources = code("core", "engine", "models", "tasks", *(f"runner/{name}.py" for name in SOURCES))

@@ -6,12 +6,11 @@ takes that, and the pruner is shown the signals that were seen then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
-import lightning as L
 import torch
 from hydra.utils import instantiate
 from torch import Tensor
@@ -24,9 +23,11 @@ from btp.core.tower import Host
 from btp.engine.attach import attach
 from btp.engine.binding import Binding
 from btp.models.load import Loaded
-from btp.runner.batches import Batch, Collate, by_length, loader
+from btp.runner.batches import Batch, Batches, by_length
 from btp.runner.machine import Machine
+from btp.runner.memory import BatchSize, Pass
 
+Module = TypeVar("Module", bound=Pass)
 FEATURES = "mm_encoder_outputs"  # argument of a model's forward that takes what the projector made of the pictures
 
 
@@ -101,23 +102,25 @@ class Replay(Pruner):
         return self.pruner.select(tokens, self.signals, stage)
 
 
-class Reference(L.LightningModule):
+class Reference(Pass):
     """Runs the unpruned model and keeps its last states.
 
     Args:
         loaded: model and processor.
+        batches: of the calibration set.
+        size: of the batches.
         watched: a pruner whose signals at `llm.input` are kept; None keeps none.
     """
 
-    def __init__(self, loaded: Loaded, watched: Pruner | None = None) -> None:
-        super().__init__()
-        self.host, self.lvlm = loaded.host, loaded.host.model
+    def __init__(self, loaded: Loaded, batches: Batches, size: BatchSize, watched: Pruner | None = None) -> None:
+        super().__init__(batches, size)
+        self.host = loaded.host
         self.watch = None if watched is None else Watch(watched)
         self.kept: list[Kept] = []
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+    def step(self, batch: Batch) -> None:
         """One prefill."""
-        self.kept.append(reference(self.host, batch.to(self.device, self.lvlm.dtype).inputs, self.watch))
+        self.kept.append(reference(self.host, batch.to(self.host.device, self.host.dtype).inputs, self.watch))
 
 
 def reference(host: Host, inputs: Mapping[str, Any], watch: Watch | None = None) -> Kept:
@@ -174,14 +177,19 @@ def ready(host: Host, inputs: Mapping[str, Any], out: Any) -> dict[str, Any]:
 
 
 def run_reference(
-    config: Mapping[str, Any], loaded: Loaded, samples: int, machine: Machine, module: L.LightningModule, phase: str
-) -> None:
-    """Show a module the first samples of the calibration set. Every process sees all of them.
+    config: Mapping[str, Any],
+    loaded: Loaded,
+    samples: int,
+    machine: Machine,
+    make: Callable[[Batches, BatchSize], Module],
+    phase: str,
+) -> Module:
+    """Show a module the first samples of the calibration set, and return it.
 
     Args:
         config: of the run, resolved.
         samples: how many.
-        module: whose predict_step takes batches.
+        make: makes the module, of the batches that it will see and their size.
         phase: what the progress bar says.
 
     Raises:
@@ -198,9 +206,12 @@ def run_reference(
             f"pruner.search.samples is {samples}, but the calibration set has {len(task)}. Set pruner.search.samples "
             f"to 1 to {len(task)}, or raise calibration.samples."
         )
-    order = by_length([task[i] for i in range(samples)])
-    batches = loader(task, order, Collate(loaded.processor), config["calibration"]["batch"], machine.workers)
-    machine.trainer(phase).predict(module, batches, return_predictions=False)
+    shown = [task[i] for i in range(samples)]
+    size = BatchSize(config["calibration"]["batch"], "calibration.batch")
+    batches = machine.feed(shown, loaded.processor).batches(by_length(shown, loaded.processor), size.asked)
+    module = make(batches, size)
+    machine.trainer(phase, batches.total).predict(module, batches, return_predictions=False)
+    return module
 
 
 def similarity(host: Host, kept: Sequence[Kept], pruner: Pruner, schedule: Schedule) -> float:

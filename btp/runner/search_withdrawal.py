@@ -6,19 +6,19 @@ Source: Lin et al. 2024, arXiv:2405.05803.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import lightning as L
 
 from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
 from btp.models.load import Loaded
 from btp.ops.withdrawal import DIRECTIONS, divergence, first_passing
 from btp.runner.artefact import made, origin
-from btp.runner.batches import Batch
+from btp.runner.batches import Batch, Batches
 from btp.runner.identity import digest
 from btp.runner.machine import Machine
+from btp.runner.memory import BatchSize, Pass
 from btp.runner.search_artefact import find_search, search_identity
 from btp.runner.search_reference import forward, reference, run_reference
 
@@ -61,8 +61,8 @@ def search_vtw(
     curve_settings = {k: v for k, v in settings.items() if k != "eta"}
 
     def make() -> dict[str, Any]:
-        module = Withdrawals(loaded, candidates, positions, settings["direction"])
-        run_reference(config, loaded, settings["samples"], machine, module, "search: withdraw")
+        begin = partial(Withdrawals, loaded, candidates, positions, settings["direction"])
+        module = run_reference(config, loaded, settings["samples"], machine, begin, "search: withdraw")
         curve = [{"layer": k, "divergence": d / module.rows} for k, d in zip(candidates, module.totals, strict=True)]
         return {
             **origin(config, loaded, checkpoint, identity),
@@ -105,7 +105,7 @@ def layer_found(artefact: Mapping[str, Any]) -> int:
     return artefact["layer"]
 
 
-class Withdrawals(L.LightningModule):
+class Withdrawals(Pass):
     """Adds up, over samples, how far the next token's distribution moves when a candidate layer withdraws the image.
 
     Args:
@@ -113,20 +113,32 @@ class Withdrawals(L.LightningModule):
         candidates: layers.
         positions: of the stage that withdraws.
         direction: as `divergence`.
+        batches: of the calibration set.
+        size: of the batches.
     """
 
-    def __init__(self, loaded: Loaded, candidates: Sequence[int], positions: str, direction: str) -> None:
-        super().__init__()
-        self.host, self.lvlm, self.direction = loaded.host, loaded.host.model, direction
+    def __init__(
+        self,
+        loaded: Loaded,
+        candidates: Sequence[int],
+        positions: str,
+        direction: str,
+        batches: Batches,
+        size: BatchSize,
+    ) -> None:
+        super().__init__(batches, size)
+        self.host, self.direction = loaded.host, direction
         self.schedules = [Schedule((Stage(f"llm.layer.{layer}", 0, positions),)) for layer in candidates]
         self.totals, self.rows = [0.0] * len(candidates), 0
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+    def step(self, batch: Batch) -> None:
         """One full prefill, and one without the vision tower per candidate."""
-        full = reference(self.host, batch.to(self.device, self.lvlm.dtype).inputs)
-        for i, schedule in enumerate(self.schedules):
+        full = reference(self.host, batch.to(self.host.device, self.host.dtype).inputs)
+        found: list[float] = []
+        for schedule in self.schedules:
             with attach(self.host, None, schedule):
                 _, out = forward(self.host, full.inputs)
             moved = divergence(out.logits[:, -1].float().log_softmax(-1), full.logprobs, self.direction)
-            self.totals[i] += float(moved.double().sum())
+            found.append(float(moved.double().sum()))
+        self.totals = [total + more for total, more in zip(self.totals, found, strict=True)]
         self.rows += len(batch.samples)

@@ -1,95 +1,141 @@
-"""Logs a finished run to W&B: config, summary, tables, pictures, the calibration artefact."""
+"""Logs a run to W&B from its folder: config, numbers, tables with pictures, and what it used and made."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import wandb
-import yaml
-from lightning.pytorch.loggers import WandbLogger
 
-from btp.runner.arms import UNPRUNED
+from btp.runner.outcomes import method_arm, outcomes
+from btp.runner.store import held, write_json
+from btp.runner.tracker_artefacts import log_result, settle, sources
+from btp.runner.tracker_run import NONE, ONLINE, described, mode, opened, run_id
+
+TEXTS = ("arm", "sample", "ability", "question", "reference", "prediction")
+NUMBERS = ("score", "unpruned", "agreement", "tokens_avg")
+ROWS = 10_000  # that W&B shows of a table
 
 
-def check_login(logger: Mapping[str, Any]) -> None:
-    """Refuse an online logger without a login, before anything is computed.
+def track(config: Mapping[str, Any], run: Path) -> None:
+    """Log a finished run, unless an earlier start did; nothing where the logger is none.
 
-    Raises:
-        ValueError: says how to log in, or how to do without.
+    The W&B run's id is the identity's, so that a second start of the same run is the same W&B run. What goes wrong here
+    is said and does not touch the run: its next start tries again.
+
+    Args:
+        config: resolved.
+        run: the run folder, with its report or its costs.
     """
-    if logger["name"] != "none" and logger["mode"] == "online" and not wandb.api.api_key:
-        raise ValueError(
-            "logger=wandb logs online, but no login is found. Run `wandb login` or set WANDB_API_KEY; "
-            "logger=offline keeps the log on disk for `wandb sync`, logger=none does without."
+    if mode(config["logger"]) == NONE or _logged(run):
+        return
+    with held(run / ".wandb.lock", "the W&B record of this run"):
+        if not _logged(run):
+            attempt(lambda: _log(config, run), run, "this run", config["debug"])
+
+
+def attempt(log: Callable[[], None], folder: Path, what: str, debug: bool = False) -> None:
+    """Log, or say why that did not work; the traceback goes to wandb-error.log."""
+    try:
+        log()
+    except Exception as error:
+        if debug:
+            raise
+        (folder / "wandb-error.log").write_text(traceback.format_exc())
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(
+            f"W&B: {what} could not be logged: {reason}. Its results are complete; {folder / 'wandb-error.log'} has "
+            "more, the same command tries again, and logger=none does without.",
+            file=sys.stderr,
         )
 
 
-def track(config: Mapping[str, Any], run: Path, frame: pd.DataFrame, arms: list[dict[str, Any]]) -> None:
-    """Write one W&B run for a run folder; nothing where the logger is none.
-
-    Group, job type and tags come from the composed choices, so that a dashboard groups by model, pruner and
-    budget. The W&B run's id is the identity's, so that a second start of the same run is the same W&B run.
-
-    Args:
-        run: the run folder, with its report.
-        frame: one row per arm and sample.
-        arms: as run.json lists them.
-    """
-    logger = config["logger"]
-    if logger["name"] == "none":
-        return
+def _logged(run: Path) -> bool:
+    """True where this run is in W&B, under the id that it would get now."""
     state = json.loads((run / "run.json").read_text())
-    os.environ.setdefault("WANDB_DATA_DIR", str(run / "wandb-data"))
-    Path(os.environ["WANDB_DATA_DIR"]).mkdir(parents=True, exist_ok=True)
-    budget = budget_tag(config)
-    names = [config["model"]["name"], config["pruner"]["name"], config["task"]["name"]]
-    tracker = WandbLogger(
-        project=logger["project"],
-        entity=logger["entity"],
-        name=run.name,
-        id=state["identity"],
-        save_dir=run,
-        offline=logger["mode"] == "offline",
-        group=logger["group"] or f"{names[0]}/{names[2]}",
-        job_type=names[1],
-        tags=[*names, budget, f"schedule={config['schedule']['kind']}", *logger["tags"]],
-        config={**config, "identity": state["identity"], "budget_tag": budget},
-        settings=wandb.Settings(silent=True, init_timeout=60),
-    )
-    experiment = tracker.experiment
-    method = next((a["arm"] for a in arms if a["role"] == "method"), UNPRUNED)
-    experiment.summary.update(summary(frame, method) | costs(run))
-    columns = [
-        "arm",
-        "sample",
-        "ability",
-        "question",
-        "reference",
-        "prediction",
-        "score",
-        "unpruned",
-        "agreement",
-    ]
-    experiment.log({"samples": wandb.Table(dataframe=frame[columns])})
+    return state.get("wandb", {}).get("id") == run_id(state["identity"])
+
+
+def _log(config: Mapping[str, Any], run: Path) -> None:
+    logger, state = config["logger"], json.loads((run / "run.json").read_text())
+    budget, found = budget_tag(config), sources(config, run, state)
+    names = [config[group]["name"] for group in ("model", "pruner", "task")]
+    facts = {
+        "name": run.name,
+        "group": logger["group"] or f"{names[0]}/{names[2]}",
+        "job_type": names[1],
+        "tags": _tags([*names, budget, f"schedule={config['schedule']['kind']}", *logger["tags"]]),
+        "config": {
+            **config,
+            "identity": state["identity"],
+            "budget_tag": budget,
+            "hardware": state["hardware"],
+            "versions": state["versions"],
+            "artefacts": {source.kind: source.describe() for source in found},
+        },
+    }
+    with opened(logger, run, state["identity"], **facts) as tracked:
+        numbers = outcomes(run)
+        arms = tuple(f"{arm['arm']}/" for arm in state["arms"])
+        short = {key: value for key, value in numbers.items() if not key.removeprefix("cost/").startswith(arms)}
+        tracked.log(short)
+        tracked.summary.update(numbers)
+        if (run / "samples.parquet").exists():
+            _log_samples(tracked, run, state)
+        figures = {f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted((run / "figures").glob("*.png"))}
+        if figures:
+            tracked.log(figures)
+        if (run / "report.html").exists():
+            tracked.log({"report": wandb.Html((run / "report.html").read_text(), inject=False)})
+        for source in found:
+            settle(tracked, source)
+        log_result(tracked, run, state)
+        where = described(tracked)
+    if where["mode"] == ONLINE:
+        print(f"W&B: {where['url']}", flush=True)
+    write_json(run / "run.json", json.loads((run / "run.json").read_text()) | {"wandb": where})
+
+
+def _log_samples(tracked: wandb.Run, run: Path, state: Mapping[str, Any]) -> None:
+    frame = pd.read_parquet(run / "samples.parquet")
+    tracked.log({"samples": sample_table(frame, run)})
     means = frame.groupby(["arm", "ability"])["score"].mean().reset_index()
-    experiment.log({"accuracy_by_ability": wandb.Table(dataframe=means)})
-    experiment.log(
-        {"overlays": [wandb.Image(str(p), caption=p.stem) for p in sorted((run / "overlays").glob("*.png"))]}
-    )
-    experiment.log({f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted((run / "figures").glob("*.png"))})
-    if (run / "report.html").exists():
-        experiment.log({"report": wandb.Html((run / "report.html").read_text(), inject=False)})
-    if (run / "calibration.yaml").exists():
-        artefact = wandb.Artifact(f"calibration-{names[0]}-{names[1]}", "calibration")
-        artefact.metadata = yaml.safe_load((run / "calibration.yaml").read_text())
-        artefact.add_file(str(run / "calibration.yaml"))
-        experiment.log_artifact(artefact)
-    experiment.finish()
+    tracked.log({"accuracy_by_ability": wandb.Table(dataframe=means)})
+    mine = means[means["arm"] == method_arm(state)]
+    tracked.log({"by_ability": wandb.Table(dataframe=mine[["ability", "score"]])})
+    overlays = [wandb.Image(str(p), caption=p.stem) for p in sorted((run / "overlays").glob("*.png"))]
+    if overlays:
+        tracked.log({"overlays": overlays})
+
+
+def sample_table(frame: pd.DataFrame, run: Path) -> wandb.Table:
+    """One row per sample and arm, those that the report shows first, with their picture and the kept tokens.
+
+    Beyond ROWS rows the others are left to samples.parquet, which the result artefact holds.
+    """
+    shown = {path.stem for path in (run / "pictures").glob("*.png")}
+    order = (~frame["sample"].isin(shown)).sort_values(kind="stable").index
+    frame = frame.loc[order].head(ROWS)
+    pictures = {name: [_image(run / kind / f"{name}.png") for kind in ("pictures", "overlays")] for name in shown}
+    texts = [[str(value) for value in frame[key]] for key in TEXTS]
+    numbers = [frame[key].tolist() for key in NUMBERS]
+    rows = zip(*texts, *numbers, strict=True)
+    data = [[*row, *pictures.get(row[1], (None, None))] for row in rows]
+    return wandb.Table(columns=[*TEXTS, *NUMBERS, "picture", "kept"], data=data)
+
+
+def _image(path: Path) -> wandb.Image | None:
+    return wandb.Image(str(path)) if path.exists() else None
+
+
+def _tags(words: list[str]) -> list[str]:
+    """W&B takes tags of up to 64 characters, each once."""
+    return list(dict.fromkeys(word[:64] for word in words))
 
 
 def budget_tag(config: Mapping[str, Any]) -> str:
@@ -98,33 +144,3 @@ def budget_tag(config: Mapping[str, Any]) -> str:
     if tokens is not None:
         return f"tokens={tokens:g}"
     return f"share={share:g}" if share is not None else "budget=schedule"
-
-
-def summary(frame: pd.DataFrame, method: str) -> dict[str, float]:
-    """Scores of every arm by ability, and of the method alone under short names."""
-    out: dict[str, float] = {}
-    for (arm, ability), score in frame.groupby(["arm", "ability"])["score"].mean().items():
-        out[f"{arm}/{ability}"] = score
-    by_arm = frame.groupby("arm")
-    for arm, rows in by_arm:
-        out[f"{arm}/accuracy"] = rows.groupby("ability")["score"].mean().mean()
-        for key in ("tokens_avg", "agreement", "kl"):
-            out[f"{arm}/{key}"] = float(rows[key].mean())
-    return out | {key.split("/", 1)[1]: value for key, value in out.items() if key.startswith(f"{method}/")}
-
-
-def costs(run: Path) -> dict[str, float]:
-    """The numbers of cost.json, flat."""
-    path = run / "cost.json"
-    flat: dict[str, float] = {}
-
-    def walk(node: Any, key: str) -> None:
-        if isinstance(node, dict):
-            for k, v in node.items():
-                walk(v, f"{key}/{k}")
-        elif isinstance(node, int | float) and not isinstance(node, bool):
-            flat[key] = node
-
-    if path.exists():
-        walk(json.loads(path.read_text()), "cost")
-    return flat

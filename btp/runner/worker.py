@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -17,28 +18,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from rich.console import Console
 
 from btp.core.fit import OutOfReach
-from btp.engine.plan import make_plan
-from btp.models.load import Loaded, check_library, find_checkpoint, load
+from btp.models.find import find_checkpoint
+from btp.models.load import Loaded, load
+from btp.models.recognise import check_library
 from btp.report.page import write_report
 from btp.report.screen import screen_table
-from btp.runner.arms import UNPRUNED, Arm, build_arms, shared_identity
-from btp.runner.batches import Collate, by_length
-from btp.runner.budget import Facts
+from btp.runner.arms import UNPRUNED, Arm, shared_identity
+from btp.runner.batches import Collate, Feed, by_length
+from btp.runner.budget import pictures_of
+from btp.runner.contents import make_dataset, with_contents
+from btp.runner.corpus import corpus_metrics
 from btp.runner.evaluate import answer
-from btp.runner.finder import Finder
+from btp.runner.families import check_family
 from btp.runner.folder import RunFolder, spread
-from btp.runner.identity import checkpoint, code, code_of, digest
+from btp.runner.identity import checkpoint, code, code_of, digest, model_identity
 from btp.runner.inert import check_inert
 from btp.runner.launch import FAILED, STOPPED, Outcome
-from btp.runner.machine import Machine
+from btp.runner.lmms.settings import shared_part
+from btp.runner.machine import Lost, Machine, place
+from btp.runner.planning import plan_arms
 from btp.runner.profile import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
-from btp.runner.stages import Sources, method_of
+from btp.runner.ranks import LOST
+from btp.runner.stages import method_of
 from btp.runner.store import Answers, held, write_json
-from btp.runner.tracker import check_login, track
+from btp.runner.tracker import track
+from btp.runner.tracker_run import check_login
+from btp.runner.ways import OwnWay, draw
 from btp.tasks.sample import Sample, Task
 
 FREE = ("output", "resume", "debug", "cache", "logger", "trainer", "command", "overlays")
@@ -53,11 +61,13 @@ class Run:
     """
 
     def __init__(self, config: Mapping[str, Any], kept: dict[str, Loaded] | None = None):
-        self.config, self._kept = config, kept
         check_library()
         check_login(config["logger"])
+        config = with_contents(config)
+        self.config, self._kept = config, kept
         torch.manual_seed(config["seed"])
         self.checkpoint_folder = find_checkpoint(config["model"])
+        check_family(config["model"], self.checkpoint_folder)
         self.checkpoint = checkpoint(self.checkpoint_folder, [config["model"]["config"]])
         self.identity = run_identity(config, self.checkpoint)
         output = Path(config["output"])
@@ -65,6 +75,11 @@ class Run:
         self.store = output / ".store"
         self.folder = RunFolder(output / "-".join([*names, self.identity[:8]]))
         self.machine = Machine(config["trainer"], self.folder.path)
+        if set(self.machine.gather(self.identity)) != {self.identity}:
+            raise ValueError(
+                "the processes of this run do not see the same code, checkpoint and files: something was changed while "
+                "they started. Start the run again."
+            )
         self.began = time.perf_counter()
         self.loaded: Loaded
 
@@ -79,14 +94,16 @@ class Run:
 
     def go(self, table: bool = True) -> None:
         """Do all that is still open, and show where it lies, with the table unless that comes later."""
-        if self.folder.finished and self.config["resume"]:
-            print(f"this run is finished: {self.folder.path} (resume=false computes it anew)")
+        if self.machine.agree(self.folder.finished and self.config["resume"]):
+            if self.machine.leads:
+                print(f"this run is finished: {self.folder.path} (resume=false computes it anew)")
         else:
             guard = held(self.folder.path / ".lock", "this very run") if self.machine.leads else nullcontext()
             with guard:
-                if not (self.folder.finished and self.config["resume"]):  # another process may have done it meanwhile
+                if not self.machine.agree(self.folder.finished and self.config["resume"]):  # by another run meanwhile
                     self._compute()
         if self.machine.leads:
+            track(self.config, self.folder.path)
             self._show(table)
 
     def _compute(self) -> None:
@@ -114,22 +131,23 @@ class Run:
 
     def _study(self) -> None:
         config = self.config
-        task: Task = instantiate(config["task"]["dataset"])
-        count = min(len(task), config["limit"]) if config["limit"] else len(task)
-        if count == 0:
-            raise ValueError("The task has no samples. Point task.dataset at some, or raise limit.")
+        task: Task = make_dataset(config["task"]["dataset"])
         with self.phase("samples"):
-            samples = [task[i] for i in range(count)]
-            order = by_length(samples)
-            total = int(self._layout(samples[0]).visual.sum())
+            samples = draw(task, config["limit"])
+            order = by_length(samples, self.loaded.processor)
+            collate = task.collate if isinstance(task, OwnWay) else Collate
+            feed = self.machine.feed(samples, self.loaded.processor, collate)
+            first = collate(self.loaded.processor)([samples[0]]).inputs
         with self.phase("calibrate"):
-            arms = self._arms(total, len(samples[0].images))
+            arms = self._arms(first)
         rows = {}
         for arm in arms:
             with self.phase(f"answer {arm.name}"):
-                rows[arm.name] = self._answer(arm, task, samples, order)
+                rows[arm.name] = self._answer(arm, task, samples, feed, order)
+        sizes = self.machine.gather(self.machine.batch.used)
         if not self.machine.leads:
             return
+        self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
         method = next((a for a in arms if a.role == "method"), None)
         listing = [arm.describe() for arm in arms]
         for entry in listing:  # what happened, which an adaptive method's plan does not know
@@ -140,43 +158,36 @@ class Run:
             with self.phase("inert"):
                 found = check_inert(self.loaded, method, spread(samples, 8), task.max_new_tokens)
                 self.folder.update(inert=found)
-        frame = self.folder.write_samples(arms, rows, samples, task)
+        self.folder.write_samples(arms, rows, samples, task)
+        self.folder.update(metrics=corpus_metrics(task, arms, rows, samples))
         shown = spread(samples, config["overlays"])
         self.folder.write_pictures(shown, {s.id: self._layout(s) for s in shown})
         if config["cost"]["enabled"]:
             self._cost(arms, task_inputs(self.loaded, samples[: config["cost"]["batch"]]))
         self._finish()
         write_report(self.folder.path)
-        with self.phase("track"):
-            track(config, self.folder.path, frame, listing)
 
     def _cost_only(self) -> None:
         """Without weights there is nothing to answer: only what the architecture costs."""
         if self.config["pruner"]["name"] == "none":
             raise ValueError("model.weights=random measures the cost of a pruner. Choose one with pruner=...")
-        inputs = synthetic_inputs(self.loaded, self.config["cost"]["batch"])
-        arms = self._arms(int(self.loaded.host.visual_mask(inputs)[0].sum()))
+        inputs = synthetic_inputs(self.loaded, self.config["cost"]["batch"], self.config["model"]["example"])
+        arms = self._arms(inputs)
+        if not self.machine.leads:
+            return
         listing = [arm.describe() for arm in arms]
         self.folder.update(arms=listing, budget=_of_method(listing))
         self._cost(arms, inputs)
         self._finish()
 
-    def _arms(self, total: int, pictures: int = 1) -> list[Arm]:
-        host, config = self.loaded.host, self.config
-        tower = host.towers.get("vision")
-        cuttable = tower is not None and tower.feature is not None
-        facts = Facts(host.num_layers, total, tower.feature + 1 if cuttable else 0, pictures)
-
+    def _arms(self, inputs: Mapping[str, Any]) -> list[Arm]:
         place = (self.checkpoint, self.store, self.folder.path, self.machine)
-        finder = Finder(config, self.loaded, *place, facts)
-        arms, lines = build_arms(config, facts, Sources(finder.calibrated, finder.searched))
-        for arm in arms:
-            make_plan(host, arm.build(), arm.schedule)  # what the engine would refuse, before anything is answered
-        if self.machine.leads:
-            print(*lines, sep="\n", end="\n" if lines else "", flush=True)
-        return arms
+        total = int(self.loaded.host.visual_mask(inputs)[0].sum())
+        return plan_arms(self.config, self.loaded, *place, total, pictures_of(inputs))
 
-    def _answer(self, arm: Arm, task: Task, samples: list[Sample], order: list[int]) -> dict[str, dict[str, Any]]:
+    def _answer(
+        self, arm: Arm, task: Task, samples: list[Sample], feed: Feed, order: list[int]
+    ) -> dict[str, dict[str, Any]]:
         shared = shared_identity(self.config, self.checkpoint)
         home = self.store / "answers"
         baseline = home / Arm.unpruned().identity(shared)
@@ -188,7 +199,7 @@ class Run:
                 Answers(folder).clear()
             self.machine.sync()
             reference = None if arm.name == UNPRUNED else baseline
-            return answer(self.loaded, arm, task, samples, order, folder, reference, features, self.machine)
+            return answer(self.loaded, arm, task, samples, feed, order, folder, reference, features, self.machine)
 
     def _cost(self, arms: list[Arm], inputs: dict[str, Any]) -> None:
         with self.phase("cost"):
@@ -216,11 +227,11 @@ def _of_method(listing: list[dict[str, Any]]) -> dict[str, Any]:
 def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names a run by what changes its result: not by where it is logged or on what it ran."""
     what = {k: v for k, v in config.items() if k not in FREE}
-    what["model"] = {
-        k: v for k, v in config["model"].items() if k not in ("path", "hub", "revision", "device_map", "download")
-    }
+    what["model"] = {"name": config["model"]["name"], "example": config["model"]["example"]}
+    what["model"] |= model_identity(config["model"])
     sources = code("core", "engine", "models", "tasks", "measure", "runner")
-    return digest(what, checkpoint, sources, code_of(method_of(config["pruner"])))
+    of_task = shared_part(config["task"])  # and of files of another harness's tasks
+    return digest(what, checkpoint, sources, of_task, code_of(method_of(config["pruner"])))
 
 
 def main() -> int:
@@ -253,29 +264,38 @@ def handle(request: Path, loaded: dict[str, Loaded] | None = None) -> Outcome:
         loaded: models that earlier requests of this process left, and this one may; None for a process of its own.
     """
     config = json.loads(request.read_text())
-    run = None
+    run, rank, world = None, 0, 1
     try:
+        rank, world = place(config["trainer"])
+        if world > 1:
+            signal.signal(signal.SIGTERM, _another_has_failed)
         run = Run(config, loaded)
         run.go(table=loaded is None)
         outcome = Outcome(0, folder=str(run.folder.path))
     except KeyboardInterrupt:
         outcome = Outcome(STOPPED, "stopped", leaves=True)
+    except Lost:
+        outcome = Outcome(LOST, folder=str(run.folder.path) if run is not None else None)
     except Exception as error:
         if config["debug"]:
             raise
         expected = isinstance(error, ValueError | OSError | RuntimeError)
         message = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
-        print(f"error: {message}", file=sys.stderr)
+        if world == 1:  # of several, who started them says it once
+            print(f"error: {message}", file=sys.stderr)
         folder = None
-        if run is not None and run.machine.leads:
+        if run is not None:
             folder = str(run.folder.path)
             run.folder.fail(message)
-            (run.folder.path / "error.log").write_text(traceback.format_exc())
+            (run.folder.path / f"error{f'-{rank}' if rank else ''}.log").write_text(traceback.format_exc())
         sound = isinstance(error, ValueError | OSError)  # anything else may have left the device in disorder
         outcome = Outcome(FAILED, message, folder, isinstance(error, OutOfReach), not sound)
-    if run is None or run.machine.leads:
-        outcome.write(request)
+    outcome.write(request, rank)
     return outcome
+
+
+def _another_has_failed(number: int, frame: Any) -> None:
+    raise Lost("another process of this run has failed")
 
 
 if __name__ == "__main__":

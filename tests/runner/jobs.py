@@ -30,14 +30,8 @@ def job(output, *overrides):
 
 def command(*overrides, **kwargs):
     """Start run.py as a user does."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env = kwargs.pop("env", os.environ) | {"OMP_NUM_THREADS": "1"}
+    kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | kwargs
     return subprocess.Popen(
-        [sys.executable, "run.py", *overrides],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        **kwargs,
+        [sys.executable, "run.py", *overrides], cwd=ROOT, env=env, text=True, start_new_session=True, **kwargs
     )

@@ -2,16 +2,24 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import pandas as pd
 import pytest
 import torch
-from jobs import composed, job
+import yaml
+from jobs import command, composed, job
 
-from btp.models import load as loading
-from btp.models.load import find_checkpoint, load
+from btp.models import recognise
+from btp.models.find import find_checkpoint
+from btp.models.load import load
 from btp.models.pocket import build_model, build_processor
+from btp.runner.arms import shared_identity
+from btp.runner.families import YAMLS, yamls_for
+from btp.runner.overrides import find_fault
+from btp.runner.preflight import check_config
+from btp.runner.worker import run_identity
 from btp.tasks.pocketvqa.questions import words
 
 SMALL = {"num_attention_heads": 2, "num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48}
@@ -100,7 +108,7 @@ def test_a_broken_checkpoint_says_which(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"not weights")
     config = composed("model=llava15", f"model.path={tmp_path / 'broken'}", "model.dtype=float32")["model"]
-    with pytest.raises(ValueError, match=re.escape("cannot be loaded as a vision-language model")):
+    with pytest.raises(ValueError, match=r"model.safetensors is not a file of safetensors"):
         load(config, find_checkpoint(config), torch.device("cpu"))
 
 
@@ -111,6 +119,104 @@ def test_without_weights_and_offline_it_says_what_to_download(tmp_path, monkeypa
 
 
 def test_another_transformers_is_refused(monkeypatch):
-    monkeypatch.setattr(loading.transformers, "__version__", "4.57.1")
+    monkeypatch.setattr(recognise.transformers, "__version__", "4.57.1")
     with pytest.raises(ValueError, match=r"transformers 4.57.1 is installed, but btp supports"):
-        loading.check_library()
+        recognise.check_library()
+
+
+@pytest.mark.slow
+def test_a_spread_model_runs_the_same_job(checkpoint, tmp_path):
+    """Half of its layers on disk: nothing moves the model once it is loaded, and every answer is the same."""
+    words = [f"model.path={checkpoint}", "schedule=uniform", "budget.share=0.6", "limit=9", "cost.enabled=false"]
+    where = {f"model.language_model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(6)}
+    where |= {f"model.{part}": "cpu" for part in ("vision_tower", "multi_modal_projector")}
+    where |= {f"model.language_model.{part}": "cpu" for part in ("embed_tokens", "norm", "rotary_emb")} | {
+        "lm_head": "cpu"
+    }
+    spread = ", ".join(f"{module}: {place}" for module, place in where.items())
+    one = job(tmp_path / "one", *words)
+    two = job(tmp_path / "two", *words, f"model.device_map={{{spread}}}")
+    assert one.name == two.name
+    assert json.loads((two / "run.json").read_text())["inert"]["identical"]
+    pd.testing.assert_frame_equal(*(pd.read_parquet(run / "samples.parquet") for run in (one, two)))
+
+
+def test_a_run_is_named_by_what_changes_its_answers():
+    """Not by where the model lies or computes; arms and runs alike."""
+    base = composed()
+
+    def names(**keys):
+        config = base | {"model": base["model"] | keys}
+        return run_identity(config, "abc"), shared_identity(config, "abc")
+
+    for key, value in {"device_map": "auto", "path": "/x", "hub": "a/b", "revision": "v1", "download": True}.items():
+        assert names(**{key: value}) == names()
+    changes = {"quantize": "4bit", "processor": {"max_pixels": 9}, "dtype": "bfloat16", "attention": "eager"}
+    for key, value in (changes | {"adapter": "btp.models.x.X", "trust_remote_code": True}).items():
+        assert all(a != b for a, b in zip(names(**{key: value}), names(), strict=True)), key
+
+
+def test_the_wrong_family_names_the_right_yaml(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
+    about = json.loads((folder / "config.json").read_text())
+    for family, message in {
+        "qwen2_5_vl": "is for llava checkpoints, but the one in .* is qwen2_5_vl. Choose model=qwen25vl with",
+        "unheard_of": "is unheard_of. No yaml in conf/model is for that family; docs/models.md says how to write one",
+    }.items():
+        (folder / "config.json").write_text(json.dumps(about | {"model_type": family}))
+        with pytest.raises(ValueError, match=message):
+            check_config(
+                composed("model=llava15", "model.weights=random", f"model.path={folder}", f"output={tmp_path}")
+            )
+        with pytest.raises(ValueError, match=message):
+            job(tmp_path, "model=llava15", "model.weights=random", f"model.path={folder}")
+
+
+def test_every_yaml_names_its_family():
+    """So that the right one can be named."""
+    for path in YAMLS.glob("*.yaml"):
+        about = yaml.safe_load(path.read_text())
+        assert about["name"] == path.stem
+        assert about["config"]["model_type"]
+        assert (path.stem in yamls_for(about["config"]["model_type"])) == bool(about["hub"])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.path=nowhere", "model.path is nowhere, but there is no such folder"),
+        ("model.path=run.py", "model.path is run.py, which is a file"),
+        ("model.path=conf", "model.path is conf, which holds no config.json"),
+        ("model.revision=v1", "model.revision is v1, which says what to take from a hub"),
+        ("model.quantize=3bit", "model.quantize is '3bit'. Choose from: null, 8bit, 4bit"),
+        ("model.trust_remote_code=maybe", "model.trust_remote_code is 'maybe'. Set model.trust_remote_code to true or"),
+    ],
+)
+def test_what_needs_no_torch_is_refused_first(word, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_config(composed(word, f"output={tmp_path}"))
+
+
+def test_random_weights_refuse_what_has_no_effect_first(tmp_path):
+    for word in ("model.quantize=4bit", "model.device_map=auto"):
+        with pytest.raises(ValueError, match=r"but model.weights is random: that builds the model on one device"):
+            check_config(composed("model=llava15", "model.weights=random", word, f"output={tmp_path}"))
+
+
+def test_the_command_line_says_it_in_a_line(tmp_path):
+    process = command("model.path=checkpoints/pocke", f"output={tmp_path}")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.startswith("error: model.path is checkpoints/pocke, but there is no such folder.")
+    assert len(said.splitlines()) == 1
+
+
+def test_the_page_on_models_lists_every_yaml_and_its_commands_compose():
+    page = (YAMLS.parents[1] / "docs" / "models.md").read_text()
+    assert {path.stem for path in YAMLS.glob("*.yaml")} == set(
+        re.findall(r"^\| `(\w+)` \| (?:[\w-]+/|embedded)", page, re.M)
+    )
+    commands = [shlex.split(line, comments=True) for line in page.splitlines() if line.startswith("python run.py")]
+    assert len(commands) > 10
+    for line in commands:
+        assert find_fault(YAMLS.parent, line[2:]) is None, line

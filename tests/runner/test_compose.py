@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from btp.core.pruner import Pruner
+from btp.runner.contents import make_dataset
 from btp.runner.preflight import check_config
 from btp.runner.stages import method_of
 
@@ -24,8 +25,15 @@ def composed(*overrides):
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_builds(group, option, tmp_path):
     config = composed(f"{group}={option}", f"output={tmp_path}")
+    if option == "lmms_eval":  # its tasks are named by the user, and built in tests/lmms
+        with pytest.raises(ValueError, match="tasks is None"):
+            check_config(config)
+        return
     check_config(config)
-    if group in ("task", "calibration"):
+    if "path" in config[group] and group in ("task", "calibration"):  # files that a user brings
+        with pytest.raises(ValueError, match=rf"{group}.path is data/\w+, "):
+            make_dataset(config[group]["dataset"])
+    elif group in ("task", "calibration"):
         assert len(instantiate(config[group]["dataset"])) > 0
     if group == "pruner" and method_of(config["pruner"]):
         assert isinstance(instantiate(dict(method_of(config["pruner"]))), Pruner)

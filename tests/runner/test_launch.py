@@ -8,6 +8,7 @@ import pytest
 
 from btp.core.fit import OutOfReach
 from btp.runner import launch
+from btp.runner.cells import Cells
 from btp.runner.launch import Outcome, Workers
 from btp.runner.sweep import Sweep
 
@@ -25,7 +26,7 @@ def run(path):
         sys.exit(3)
     broken = what == "break"
     outcome = Outcome(int(what != "work"), what, str(os.getpid()), what == "budget", broken)
-    outcome.write(request)
+    outcome.write(request, int(os.environ.get("RANK", 0)))
     if broken:
         time.sleep(0.3)
         sys.exit(1)
@@ -58,7 +59,7 @@ def workers(tmp_path, monkeypatch):
 
 def do(workers, tmp_path, what, devices=1):
     request = tmp_path / "request.json"
-    outcome = workers.run(request, {"do": what, "trainer": {"devices": devices}})
+    outcome = workers.run(request, {"do": what, "trainer": {"accelerator": "cpu", "devices": devices}})
     assert [p.name for p in tmp_path.iterdir()] == ["worker.py"], "requests and outcomes are cleared away"
     return outcome
 
@@ -75,7 +76,7 @@ def test_a_single_run_has_a_process_of_its_own(workers, tmp_path):
 
 
 def test_several_devices_get_a_fresh_process(workers, tmp_path):
-    """Lightning repeats the command line, which must be that of one run."""
+    """One process each, which end with the run."""
     one = workers(serving=True)
     served = do(one, tmp_path, "work").folder
     assert do(one, tmp_path, "work", devices=2).folder != served
@@ -105,6 +106,11 @@ def test_an_outcome_is_one_line():
     assert Outcome.of(KeyError()).reason == "KeyError"
 
 
+def ended(sweep, number, outcome):
+    with Cells(sweep).running(number, f"cell={number}") as note:
+        note.outcome = outcome
+
+
 @pytest.mark.parametrize(
     ("outcomes", "code"),
     [
@@ -123,10 +129,9 @@ def test_a_sweep_ends_in_one_comparison(outcomes, code, tmp_path, monkeypatch, c
         return "the table", [out / "page.html"]
 
     monkeypatch.setattr("btp.report.gather.compare", compare)
-    sweep = Sweep(tmp_path)
     for i, outcome in enumerate([*outcomes, *outcomes[:1]]):
-        sweep.add(f"cell={i}", outcome)
-    assert sweep.end() == code
+        ended(tmp_path, i, outcome)
+    assert Sweep(tmp_path).end() == code
     said = capsys.readouterr()
     failed = [(f"cell={i}", o.reason) for i, o in enumerate([*outcomes, *outcomes[:1]]) if o.code]
     if outcomes[0].code == 0:
@@ -143,9 +148,8 @@ def test_a_comparison_that_fails_is_said(tmp_path, monkeypatch, capsys):
         raise ValueError("nothing to compare")
 
     monkeypatch.setattr("btp.report.gather.compare", compare)
-    sweep = Sweep(tmp_path)
-    sweep.add("cell=0", Outcome(0, folder="a"))
-    assert sweep.end() == 1
+    ended(tmp_path, 0, Outcome(0, folder="a"))
+    assert Sweep(tmp_path).end() == 1
     assert "the runs cannot be compared: nothing to compare" in capsys.readouterr().err
 
 
@@ -159,7 +163,7 @@ def test_a_budget_out_of_reach_is_a_kind_of_its_own(tmp_path, monkeypatch):
 
         monkeypatch.setattr(worker, "Run", fail)
         request = tmp_path / "request.json"
-        request.write_text(json.dumps({"debug": False}))
+        request.write_text(json.dumps({"debug": False, "trainer": {"accelerator": "cpu", "devices": 1}}))
         worker.handle(request, {})
         return Outcome(**json.loads((tmp_path / "request.outcome").read_text()))
 

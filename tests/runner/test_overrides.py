@@ -42,6 +42,8 @@ def test_a_wrong_word_is_named_with_the_nearest_right_one(words, message):
         ["task.dataset.abilities=[digit,number]"],
         ["experiment=smoke"],
         ["hydra.sweep.dir=elsewhere"],
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"],
         ["pruner=[fastervlm,btp]", "pruner.parts.btp.method.over=2"],
         ["pruner=btp,[fastervlm,btp],[divprune,pdrop]", "budget.share=0.22,0.4"],
         ["pruner=[btp]"],

@@ -313,9 +313,9 @@ def test_the_divergence_of_each_candidate_is_that_of_a_plain_run(family, directi
     """Both directions, against torch's own divergence of two attached forwards."""
     lvlm = tiny.shared(family)
     inputs = tiny.prompts(lvlm, [["i", 3], [2, "i", 4]])
-    module = Withdrawals(_Loaded(lvlm), [1, 3], "original", direction)
+    module = Withdrawals(_Loaded(lvlm), [1, 3], "original", direction, None, None)
     with torch.inference_mode():
-        module.predict_step(_Rows(inputs), 0)
+        module.step(_Rows(inputs))
         full = lvlm(**inputs).logits[:, -1].log_softmax(-1)
         for layer, total in zip((1, 3), module.totals, strict=True):
             with attach(lvlm, None, Schedule((Stage(f"llm.layer.{layer}", 0),))):

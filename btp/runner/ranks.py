@@ -1,0 +1,111 @@
+"""The processes of a run that takes several devices: one per device, started together, ended together. No torch here.
+
+Each is the same command line with its place in the standard variables of torch.distributed, so that torchrun may start
+them as well. Only the parent watches them: where one ends badly, it ends the others.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+LOST = 75  # exit code of a process that ends because another one did
+GRACE_S = 2.0  # for others that are about to end with an error of their own
+END_S = 15.0  # for what was told to end
+FOREIGN = ("SLURM_", "PMI_", "OMPI_", "TORCHELASTIC_")  # a launcher's, who does not know of these processes
+
+
+def devices(trainer: Mapping[str, Any]) -> list[int]:
+    """The indices of the devices that a trainer config asks for; one process works on each.
+
+    Args:
+        trainer: accelerator, and devices: how many, a list of indices, or auto for all there are.
+
+    Raises:
+        ValueError: there are not as many, or none of that name.
+    """
+    asked, on_cpu = trainer["devices"], trainer["accelerator"] == "cpu"
+    if isinstance(asked, int) and not isinstance(asked, bool) and (asked == 1 or (on_cpu and asked > 1)):
+        return list(range(asked))
+    if on_cpu and asked == "auto":
+        return [0]
+    wanted = list(range(asked)) if isinstance(asked, int) and asked > 0 else asked
+    if wanted != "auto" and not (isinstance(wanted, Sequence) and wanted and all(isinstance(i, int) for i in wanted)):
+        raise ValueError(
+            f"trainer.devices is {asked!r}. Set it to a whole number from 1 on, to a list of device indices such as "
+            "[0,2], or to auto for all devices."
+        )
+    if on_cpu:
+        raise ValueError(f"trainer.devices is {asked}, but a CPU has no indices. Set trainer.devices to their number.")
+    import torch  # late: an ordinary run does without it here
+
+    found = torch.cuda.device_count()
+    if wanted == "auto":
+        return list(range(max(1, found)))
+    if missing := [i for i in wanted if not 0 <= i < found]:
+        raise ValueError(
+            f"trainer.devices is {asked}, but this machine has {found} GPU(s), and none with index {missing[0]}. "
+            "Lower trainer.devices, or set trainer.accelerator=cpu for processes on the CPU."
+        )
+    return list(wanted)
+
+
+class Ranks:
+    """Processes of one run, rank 0 first.
+
+    Args:
+        command: of each.
+        world: how many.
+    """
+
+    def __init__(self, command: Sequence[str], world: int) -> None:
+        self._processes: list[subprocess.Popen[str]] = []
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        plain = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
+        for rank in range(world):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            env = plain | address | {k: str(v) for k, v in place.items()}
+            self._processes.append(subprocess.Popen([*command], env=env, text=True))
+
+    @property
+    def codes(self) -> list[int | None]:
+        """Exit codes by rank, negative for signals; None while a process runs."""
+        return [process.poll() for process in self._processes]
+
+    def wait(self, every_s: float) -> list[int]:
+        """Wait until all have ended, and end all where one has failed.
+
+        Returns:
+            Exit codes by rank. Those that this ended are among them with LOST or the signal they got.
+        """
+        while None in self.codes and not any(self.codes):
+            time.sleep(every_s)
+        if None in self.codes:
+            until = time.monotonic() + GRACE_S
+            while None in self.codes and time.monotonic() < until:
+                time.sleep(every_s)
+        self.end()
+        return [process.wait() for process in self._processes]
+
+    def end(self) -> None:
+        """Tell those that still run to end, and insist after a while."""
+        running = [process for process in self._processes if process.poll() is None]
+        for process in running:
+            process.terminate()
+        until = time.monotonic() + END_S
+        for process in running:
+            try:
+                process.wait(timeout=max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
