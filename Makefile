@@ -43,6 +43,12 @@ test-lmms: setup-lmms ## the tests that need lmms-eval
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
+test-slurm: setup ## a sweep on a Slurm of one node that the test starts for itself (apt: slurmctld slurmd munge)
+	$(BIN)/python -m pytest tests/slurm $(ARGS)
+
+support: setup ## run every method on every family and write docs/support.md
+	cd tests && OMP_NUM_THREADS=1 PYTHONPATH=.:engine ../$(BIN)/python -m families.support
+
 smoke: setup ## a small run of everything, in seconds
 	$(BIN)/python run.py experiment=smoke $(ARGS)
 
@@ -58,4 +64,4 @@ format: setup ## let ruff put the code in form
 speed: setup ## the selection benchmark of experiments/speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed.selection $(ARGS)
 
-.PHONY: help setup run test setup-lmms test-lmms test-gpu smoke lint format speed
+.PHONY: help setup run test setup-lmms test-lmms test-slurm support test-gpu smoke lint format speed

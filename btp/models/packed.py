@@ -69,8 +69,9 @@ class PackedLVLM(LVLM):
             return [entries[i] for i in encoded.which]
         if (inputs.get("mm_encoder_outputs") or {}).get(kind) is not None:
             raise ValueError(
-                f"The prompt has {kind} features that were encoded before btp was attached, and nothing says how their "
-                "tokens were packed. Encode them inside the attach, or pass the pixels in their place."
+                f"The prompt has {kind} features that were encoded before btp was attached, or before others since: "
+                "nothing says how their tokens were packed. Encode them inside the attach, right before the prompt, or "
+                "pass the pixels in their place."
             )
         return self.packing(kind, inputs) or ()
 

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from btp.runner.launch import STOPPED, Outcome
 
 BEAT_S, SILENT_S = 5.0, 60.0
@@ -139,10 +141,13 @@ def _beat(file: Path, stop: threading.Event) -> None:
 def _alive(cell: Cell, file: Path) -> bool:
     if cell.host == socket.gethostname():
         try:
-            os.kill(cell.pid, 0)
-        except ProcessLookupError:
+            process = psutil.Process(cell.pid)
+            began = datetime.datetime.fromisoformat(cell.began).timestamp()
+            # a process that began later has taken the number over
+            return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < began + 1
+        except psutil.NoSuchProcess:
             return False
-        except PermissionError:
+        except psutil.AccessDenied:
             return True  # another user's
     return time.time() - file.stat().st_mtime < SILENT_S
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from btp.runner.ranks import LOST, Ranks, devices
+from btp.runner.ranks import LOST, Ranks, deaf, devices
 
 FAILED, STOPPED = 1, 130
 LISTEN_S = 0.05
@@ -111,11 +111,11 @@ class Workers:
                 file.unlink(missing_ok=True)
 
     def _fresh(self, request: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen([*WORKER, str(request)], text=True)
+        return subprocess.Popen([*WORKER, str(request)], text=True, preexec_fn=deaf)
 
     def _hand_over(self, request: Path) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen([*WORKER, "--serve"], stdin=subprocess.PIPE, text=True)
+            self._process = subprocess.Popen([*WORKER, "--serve"], stdin=subprocess.PIPE, text=True, preexec_fn=deaf)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it is ending; waiting for it tells how
             self._process.stdin.write(f"{request}\n")

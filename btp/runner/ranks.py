@@ -7,6 +7,7 @@ them as well. Only the parent watches them: where one ends badly, it ends the ot
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -54,6 +55,11 @@ def devices(trainer: Mapping[str, Any]) -> list[int]:
     return list(wanted)
 
 
+def deaf() -> None:
+    """In a new process: not to be ended by a batch system's warning, which is for the cell that waits for it."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
 class Ranks:
     """Processes of one run, rank 0 first.
 
@@ -69,7 +75,7 @@ class Ranks:
         for rank in range(world):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
             env = plain | address | {k: str(v) for k, v in place.items()}
-            self._processes.append(subprocess.Popen([*command], env=env, text=True))
+            self._processes.append(subprocess.Popen([*command], env=env, text=True, preexec_fn=deaf))
 
     @property
     def codes(self) -> list[int | None]:

@@ -37,8 +37,10 @@ def check_login(logger: Mapping[str, Any]) -> None:
 
 
 def logged_in() -> bool:
-    """True where W&B has a key; nothing is asked of a server."""
-    return bool(wandb.api.api_key)
+    """True where W&B's settings or the user's netrc hold a key; nothing is asked of a server."""
+    settings = wandb.setup().settings
+    known = settings.api_key or settings.identity_token_file
+    return bool(known or requests.utils.get_netrc_auth(settings.base_url))
 
 
 def run_id(own: str) -> str:
@@ -66,7 +68,7 @@ def opened(logger: Mapping[str, Any], folder: Path, own: str, **facts: Any) -> I
             yield run
             code = 0
         finally:
-            run.finish(exit_code=code)
+            _finish(run, code)
 
 
 def described(run: wandb.Run) -> dict[str, Any]:
@@ -95,9 +97,17 @@ def _start(logger: Mapping[str, Any], folder: Path, **facts: Any) -> wandb.Run:
     return wandb.init(mode=OFFLINE, settings=_settings(logger), **facts)
 
 
+def _finish(run: wandb.Run, code: int) -> None:
+    record = Path(run.dir).parent
+    try:
+        run.finish(exit_code=code)
+    except TimeoutError:
+        print(f"W&B: not all was sent in time (logger.upload_s). To send the rest: wandb sync {record}", flush=True)
+
+
 def _settings(logger: Mapping[str, Any]) -> wandb.Settings:
-    waits = {"init_timeout": logger["wait_s"], "finish_timeout": logger["upload_s"]}
-    known = {key: value for key, value in waits.items() if key in wandb.Settings.model_fields}
+    waits = {"init_timeout": logger["wait_s"], "finish_timeout": logger["upload_s"], "finish_timeout_raises": True}
+    known = {key: value for key, value in waits.items() if key in wandb.Settings.model_fields}  # older ones wait
     return wandb.Settings(silent=True, console="off", **known)
 
 

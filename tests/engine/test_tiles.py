@@ -275,10 +275,14 @@ def test_generations_in_a_row():
             lvlm(**mine)
         ahead = lvlm(**again).logits
         assert torch.allclose(ahead, lvlm(**second).logits, atol=1e-6)
+        again = encoded(second)
+        lvlm.projector(lvlm.vision(first["pixel_values"][0]).last_hidden_state[:, 1:])  # by hand, of another picture
+        with pytest.raises(RuntimeError, match="did not pass the vision tower and the projector"):
+            lvlm(**again)
         steps(lvlm, first)
         steps(lvlm, second)
-    kept = [[s.kept for s in call.stages] for call in trace.calls[-3:]]
-    assert kept[0] == kept[2] != kept[1]
+    kept = [[s.kept for s in call.stages] for call in trace]
+    assert kept[0] == kept[1] == kept[-1] != kept[-2]
     assert "get_image_features" not in vars(lvlm.model.model)
 
 

@@ -10,13 +10,13 @@ KEY = "k" * 40
 
 
 class Server(ThreadingHTTPServer):
-    """Attributes: asked: (operation, variables) in order; uploads: (name, bytes); history: rows of all runs."""
+    """Attributes: asked: (operation, variables) in order; uploads: (name, bytes); history: rows of all runs; artefacts: name -> type."""
 
     daemon_threads = True
 
-    def __init__(self, artefacts=()):
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.uploads, self.history, self.known = [], [], [], set(artefacts)
+        self.asked, self.uploads, self.history, self.artefacts = [], [], [], {}
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request, client_address):
@@ -46,8 +46,10 @@ class Server(ThreadingHTTPServer):
             files = [{"name": name, "uploadUrl": self._place(name)} for name in variables.get("files", [])]
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
         if operation == "CreateArtifact":
-            sequence = {"id": "S", "latestArtifact": None}
-            return {"createArtifact": {"artifact": {"id": "A1", "state": "PENDING", "artifactSequence": sequence}}}
+            asked = variables["input"]
+            self.artefacts[asked["artifactCollectionName"]] = asked["artifactTypeName"]
+            own = {"id": asked["artifactCollectionName"], "state": "PENDING"}
+            return {"createArtifact": {"artifact": own | {"artifactSequence": {"id": "S", "latestArtifact": None}}}}
         if operation == "CreateArtifactManifest":
             file = {"id": "F", "name": "m", "uploadUrl": self._place("manifest"), "uploadHeaders": []}
             return {"createArtifactManifest": {"artifactManifest": {"id": "M", "file": file}}}
@@ -55,12 +57,30 @@ class Server(ThreadingHTTPServer):
             return {"createArtifactFiles": {"files": {"edges": [{"node": n} for n in self._files(variables)]}}}
         if operation == "ArtifactType":
             return {"project": {"artifact": None}}
+        if operation == "ArtifactMembershipByName":
+            return {"project": {"artifactCollectionMembership": self._member(variables["name"].split(":")[0])}}
+        if operation == "UseArtifact":
+            return {"useArtifact": {"artifact": {"id": variables["artifactID"]}}}
         if operation == "CommitArtifact":
             return {"commitArtifact": {"artifact": {"id": "A1", "digest": "d"}}}
         return {}
 
+    def _member(self, name):
+        """What is known of an artefact that was logged; nothing of others."""
+        if name not in self.artefacts:
+            return None
+        project = {"id": "P", "internalId": "P", "name": "btp", "entity": {"name": "me"}}
+        home = {"__typename": "ArtifactSequence", "name": name, "project": project}
+        made = {"createdAt": "2026-01-01T00:00:00", "versionIndex": 0, "aliases": []}
+        own = {"__typename": "Artifact", "id": name, "artifactSequence": home, "digest": "d", "size": 1, "fileCount": 1}
+        own |= {"artifactType": {"name": self.artefacts[name]}, "description": None, "metadata": "{}", "tags": []}
+        own |= {"ttlDurationSeconds": 0, "ttlIsInherited": False, "historyStep": None, "state": "COMMITTED"}
+        own |= {"commitHash": None, "updatedAt": None} | made
+        member = {"__typename": "ArtifactCollectionMembership", "id": "M"} | made
+        return member | {"artifactCollection": home, "artifact": own}
+
     def _files(self, variables):
-        for file in variables["artifactFiles"]:
+        for file in variables["input"]["artifactFiles"]:
             place = {"uploadUrl": self._place(file["name"]), "uploadHeaders": [], "uploadMultipartUrls": None}
             own = {"id": "F", "name": file["name"], "displayName": file["name"], "storagePath": "x"}
             yield own | place | {"artifact": {"id": "A1"}}

@@ -12,7 +12,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.evaluator import evaluate
 
 from btp.runner.lmms.document import Document, key_of
-from btp.runner.lmms.task import silent
+from btp.runner.lmms.task import reason_of, silent
 from btp.runner.ways import Judgement
 from btp.tasks.scoring import exact_match
 
@@ -75,9 +75,8 @@ def judged(
         with silent(), _alone():
             found = evaluate(lm=replay, task_dict=tree, limit=limit, bootstrap_iters=0, log_samples=True)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"lmms-eval cannot score these answers: {reason}. Some metrics need all documents of their task, or an "
+            f"lmms-eval cannot score these answers: {reason_of(error)}. Some metrics need all documents of their task, or an "
             "even number of them: set limit=null."
         ) from error
     return Judgement(_scores(leaves, documents, rows, found["samples"]), _metrics(found))

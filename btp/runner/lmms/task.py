@@ -191,7 +191,7 @@ def _refuse_bare_choices(name: str, leaf: Any) -> None:
     if "acc_mutual_info" in leaf.aggregation():
         raise ValueError(
             f"lmms-eval task {name} asks for the likelihood of a choice without its prompt (metric acc_mutual_info), "
-            "which lmms-eval itself cannot build. Take that metric out of its metric_list, or leave the task out of tasks."
+            "which lmms-eval itself cannot build. Take it out of the task's metric_list, or leave out the task."
         )
 
 
@@ -206,15 +206,19 @@ def _unknown(name: str, known: Sequence[str], include_path: str | None) -> str:
 
 
 def _no_data(name: str, error: BaseException) -> str:
-    while error.__cause__ is not None or getattr(error, "last_attempt", None) is not None:
-        attempt = getattr(error, "last_attempt", None)
-        error = attempt.exception() if attempt is not None else error.__cause__  # type: ignore[assignment]
-    reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
     return (
-        f"lmms-eval task {name} cannot be loaded: {reason}. Its data come from the hub on first use: start the run "
+        f"lmms-eval task {name} cannot be loaded: {reason_of(error)}. Its data come from the hub on first use: start the run "
         "once with access to it (some need `hf auth login`), or copy the cache of a machine that has them and set "
         "HF_HOME. For a task of your own, see the paths in its yaml."
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong first, in one line, where lmms-eval tried several times or wrapped it."""
+    while error.__cause__ is not None or getattr(error, "last_attempt", None) is not None:
+        attempt = getattr(error, "last_attempt", None)
+        error = attempt.exception() if attempt is not None else error.__cause__  # type: ignore[assignment]
+    return " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
 
 
 def hush() -> None:
