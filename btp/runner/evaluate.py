@@ -13,7 +13,7 @@ from torch import Tensor
 from btp.core.pruner import Pruner
 from btp.core.trace import Call, Trace
 from btp.engine.attach import attach
-from btp.models.features import PictureFeatures
+from btp.models.features import PictureFeatures, Shelf
 from btp.models.load import Loaded
 from btp.models.lvlm import LVLM
 from btp.runner.arms import Arm
@@ -146,7 +146,7 @@ def answer(
     order: list[int],
     folder: Path,
     reference: Path | None,
-    features: Path | None,
+    features: Shelf | None,
     machine: Machine,
 ) -> dict[str, dict[str, Any]]:
     """Answer what is still open of `order`, and return the rows of all of it.

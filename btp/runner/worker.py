@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 
 from btp.core.fit import OutOfReach
+from btp.models.features import Shelf
 from btp.models.find import find_checkpoint
 from btp.models.load import Loaded, load
 from btp.models.recognise import check_library
@@ -49,7 +50,7 @@ from btp.runner.tracker_run import check_login
 from btp.runner.ways import OwnWay, draw
 from btp.tasks.sample import Sample, Task
 
-FREE = ("output", "resume", "debug", "cache", "logger", "trainer", "command", "overlays")
+FREE = ("output", "resume", "debug", "cache", "cache_gib", "logger", "trainer", "command", "overlays")
 
 
 class Run:
@@ -192,7 +193,8 @@ class Run:
         home = self.store / "answers"
         baseline = home / Arm.unpruned().identity(shared)
         folder = home / arm.identity(shared)
-        features = self.store / "features" / shared if self.config["cache"] else None
+        shelf = Shelf(self.store / "features" / shared, self.config["cache_gib"] * 2**30)
+        features = shelf if self.config["cache"] else None
         guard = held(folder.with_suffix(".lock"), f"the answers of {arm.name}") if self.machine.leads else nullcontext()
         with guard:
             if not self.config["resume"] and self.machine.leads:

@@ -76,8 +76,8 @@ def judged(
             found = evaluate(lm=replay, task_dict=tree, limit=limit, bootstrap_iters=0, log_samples=True)
     except Exception as error:
         raise ValueError(
-            f"lmms-eval cannot score these answers: {reason_of(error)}. Some metrics need all documents of their task, or an "
-            "even number of them: set limit=null."
+            f"lmms-eval cannot score these answers: {reason_of(error)}. Some metrics need all documents of "
+            "their task, or an even number of them: set limit=null."
         ) from error
     return Judgement(_scores(leaves, documents, rows, found["samples"]), _metrics(found))
 

@@ -207,9 +207,9 @@ def _unknown(name: str, known: Sequence[str], include_path: str | None) -> str:
 
 def _no_data(name: str, error: BaseException) -> str:
     return (
-        f"lmms-eval task {name} cannot be loaded: {reason_of(error)}. Its data come from the hub on first use: start the run "
-        "once with access to it (some need `hf auth login`), or copy the cache of a machine that has them and set "
-        "HF_HOME. For a task of your own, see the paths in its yaml."
+        f"lmms-eval task {name} cannot be loaded: {reason_of(error)}. Its data come from the hub on first use: "
+        "start the run once with access to it (some need `hf auth login`), or copy the cache of a machine that has "
+        "them and set HF_HOME. For a task of your own, see the paths in its yaml."
     )
 
 
