@@ -99,8 +99,8 @@ def publish(space: Any) -> str:
 
     try:
         return space.save().url
-    except (wandb.Error, requests.RequestException, ValueError) as error:
-        raise ValueError(f"W&B did not take the workspace: {' '.join(str(error).split())}") from None
+    except (wandb.Error, requests.RequestException, ValueError, KeyError) as error:
+        raise ValueError(f"W&B did not take the workspace: {' '.join(repr(error).split())}") from None
 
 
 def default_entity() -> str:

@@ -35,7 +35,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _switch("cache", config["cache"])
     if not isinstance(config["cache_gib"], Real) or isinstance(config["cache_gib"], bool) or config["cache_gib"] <= 0:
         raise ValueError(
-            f"cache_gib is {config['cache_gib']!r}. Set cache_gib to a number of GiB above 0, or cache=off to keep none."
+            f"cache_gib is {config['cache_gib']!r}. Set cache_gib to a number of GiB above 0; cache=off keeps none."
         )
     check_tasks(config)
     _model(config["model"])

@@ -69,7 +69,7 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path):
     space = {"stages": IntDistribution(1, 3)}
     open_study(settings(), space, tmp_path)
     open_study(settings(), space, tmp_path)
-    with pytest.raises(ValueError, match="which cannot be compared. Give the sweep another folder"):
+    with pytest.raises(ValueError, match="which cannot be compared"):
         open_study(settings(), space | {"x": FloatDistribution(0, 1)}, tmp_path)
 
 

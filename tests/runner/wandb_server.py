@@ -61,6 +61,8 @@ class Server(ThreadingHTTPServer):
             return {"project": {"artifactCollectionMembership": self._member(variables["name"].split(":")[0])}}
         if operation == "UseArtifact":
             return {"useArtifact": {"artifact": {"id": variables["artifactID"]}}}
+        if operation == "UpsertView2":
+            return {"upsertView": {"view": {"id": "V", "name": "nw-1-v", "displayName": ""}, "inserted": True}}
         if operation == "CommitArtifact":
             return {"commitArtifact": {"artifact": {"id": "A1", "digest": "d"}}}
         return {}
