@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LMMS := .venv-lmms
+DOCS := .venv-docs
 ARGS ?=
 
 help: ## list these commands
@@ -49,6 +50,17 @@ test-slurm: setup ## a sweep on a Slurm of one node that the test starts for its
 support: setup ## run every method on every family and write docs/support.md
 	cd tests && OMP_NUM_THREADS=1 PYTHONPATH=.:engine ../$(BIN)/python -m families.support
 
+# without --quiet, which hides warnings from --strict
+docs: $(DOCS)/.ready ## build the site in site/ and check it: every link, every public docstring, nothing from elsewhere
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict $(ARGS)
+	@echo "site/index.html; its search needs a server: $(BIN)/python -m http.server -d site"
+
+$(DOCS)/.ready: requirements-docs.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed. Set PYTHON to a Python 3.11 or newer."; exit 1; }
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $(DOCS)/.ready
+
 smoke: setup ## a small run of everything, in seconds
 	$(BIN)/python run.py experiment=smoke $(ARGS)
 
@@ -64,4 +76,4 @@ format: setup ## let ruff put the code in form
 speed: setup ## the selection benchmark of experiments/speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed.selection $(ARGS)
 
-.PHONY: help setup run test setup-lmms test-lmms test-slurm support test-gpu smoke lint format speed
+.PHONY: help setup run test setup-lmms test-lmms test-slurm support test-gpu docs smoke lint format speed

@@ -97,6 +97,16 @@ class Pruner(ABC):
         nothing stays.
         """
 
+    def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
+        """Why `select` decides as it does with the same arguments; asked by who looks at a sample, never by a run.
+
+        Returns:
+            [B, N] tensors under names that a reader is shown. Floating ones are parts of the score, higher = keep, -inf
+            where a part does not apply. Bool ones are rules: together they mark exactly the kept tokens, each once.
+            Padded tokens may hold anything. {} says no more than the selection does.
+        """
+        return {}
+
     def check(self, schedule: Schedule) -> None:
         """Refuse settings that the method does not know; methods add their own ranges behind `super().check`.
 
@@ -126,3 +136,7 @@ class ScorePruner(Pruner):
         """Keep the highest scores of each row."""
         scores = self.score(tokens, signals, stage)
         return Selection(top_k(scores, tokens.keep_counts(stage), tokens.valid))
+
+    def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
+        """The score."""
+        return {"score": self.score(tokens, signals, stage).float()}

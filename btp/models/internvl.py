@@ -46,6 +46,12 @@ class InternVL(LVLM):
         placeholders = picture if frames is None else [*picture, self.words()[0]] * frames
         return self.prompt(batch, placeholders, words) | {"pixel_values": pixels}
 
+    def tiling(self, tiles: int, height: int, width: int) -> tuple[int, int]:
+        """As the processor chooses among all ways to lay out this many tiles."""
+        tile = tuple(self.config.vision_config.image_size)
+        columns, rows = get_optimal_tiled_canvas((height, width), tile, tiles, tiles)
+        return rows, columns
+
     def picture_grid(self, pixels: Tensor) -> tuple[int, int]:
         """(rows, columns) of the vision tower's tokens for pictures [P, 3, height, width]."""
         high, wide = self.config.vision_config.patch_size

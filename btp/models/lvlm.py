@@ -245,6 +245,12 @@ class LVLM:
         """None: the vision tower's tokens are handed on in order, one to one. `btp.models.packed` is for the others."""
         return None
 
+    def tiling(self, tiles: int, height: int, width: int) -> tuple[int, int] | None:
+        """(rows, columns) in which frames 1, 2, ... of a picture of this size in pixels lie on it, frame 0 showing all
+        of it; None where they are no tiles, or nobody can tell.
+        """
+        return None
+
     def picture_grid(self, pixels: Tensor) -> tuple[int, int]:
         """(rows, columns) of the vision tower's tokens for pictures [P, 3, height, width]."""
         patch = self.config.vision_config.patch_size

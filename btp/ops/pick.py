@@ -40,3 +40,9 @@ def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None) -> Tens
     unused = torch.arange(widest, device=order.device) >= torch.tensor(tuple(k), device=order.device)[:, None]
     order = order.masked_fill(unused, n).sort(dim=1).values
     return order.masked_fill(order == n, -1)
+
+
+def marked(index: Tensor, n: int) -> Tensor:
+    """[B, n] bool, true at each row's `index` [B, K]; -1 marks nothing."""
+    found = torch.zeros(len(index), n + 1, dtype=torch.bool, device=index.device)
+    return found.scatter(1, index.masked_fill(index < 0, n), True)[:, :n]

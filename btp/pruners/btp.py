@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
 from btp.ops.diversity import farthest_points
 from btp.ops.importance import TextAttention
+from btp.ops.nearest import distances_in_turn
+from btp.ops.pick import marked, top_k
 from btp.ops.rebalance import rebalanced_top
 from btp.ops.spatial import DISTANCES, spatial_seeds
 
@@ -95,24 +99,55 @@ class BTP(Pruner):
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Attention, then the grid, then diversity."""
+        first = self._first(tokens, signals, stage)
+        if tuple(first.sure) == first.counts:  # nothing is left for diversity
+            return Selection(_ascending(first.chosen, tokens.valid.shape[1], first.counts))
+        return Selection(farthest_points(tokens.hidden, first.chosen, first.counts, tokens.valid, first.sure))
+
+    def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
+        """Which of the four rules chose each token, and what each goes by.
+
+        Rebalancing is why a token stays that attention alone, as a plain top-k, would have left out. The parts of the
+        score: the attention; the place in the line of candidates, 1 for the first; the cosine distance to the nearest
+        token chosen before, of those left out to the nearest chosen at all.
+        """
+        first = self._first(tokens, signals, stage)
+        N, said = tokens.valid.shape[1], {}
+        attended = marked(first.attended, N)
+        if first.scores is not None:
+            line = rebalanced_top(first.scores, first.candidates, *first.limits)
+            top = marked(top_k(first.scores, first.by_attention, tokens.valid), N)
+            said |= {"attention score": first.scores, "candidates": _places(line, first.candidates, N)}
+            said |= {"attention": attended & top, "rebalancing": attended & ~top}
+        chosen = marked(first.chosen, N)
+        if (chosen & ~attended).any():
+            said["spatial seed"] = chosen & ~attended
+        if tuple(first.sure) != first.counts:
+            order = farthest_points(tokens.hidden, first.chosen, first.counts, tokens.valid, first.sure, ordered=True)
+            said["distance"] = distances_in_turn(tokens.hidden, order, tokens.valid).masked_fill(chosen, -torch.inf)
+            said["diversity"] = marked(order, N) & ~chosen
+        return said
+
+    def _first(self, tokens: Tokens, signals: Signals, stage: Stage) -> _First:
+        """What is chosen before diversity fills up."""
         counts = tokens.keep_counts(stage)
         alive = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
         by_attention = tuple(keep_count(float(stage.settings["balance"]), k) for k in counts)
-        chosen = torch.empty(len(counts), 0, dtype=torch.long, device=tokens.hidden.device)
+        scores, candidates, limits = None, [0] * len(counts), None
+        attended = torch.empty(len(counts), 0, dtype=torch.long, device=tokens.hidden.device)
         if any(by_attention):
             scores = self.attention.of(tokens, signals, stage)
             over = float(stage.settings.get("over", self.over))
             candidates = [min(int(over * n + 1e-6), a) for n, a in zip(by_attention, alive, strict=True)]
             split = counts if self.split == "keep" else [(a + 1) // 2 for a in alive]  # index < N / 2
             ragged = min(alive) < tokens.valid.shape[1]
-            chosen = rebalanced_top(scores, by_attention, candidates, split, tokens.valid if ragged else None)
-        sure = list(by_attention)
+            limits = candidates, split, tokens.valid if ragged else None
+            attended = rebalanced_top(scores, by_attention, *limits)
+        chosen, sure = attended, list(by_attention)
         seeds = self._seeds(tokens, stage, counts, alive)
         if any(seeds):
-            chosen, sure = _join(chosen, seeds, counts, by_attention)
-        if tuple(sure) == counts:  # nothing is left for diversity
-            return Selection(_ascending(chosen, tokens.valid.shape[1], counts))
-        return Selection(farthest_points(tokens.hidden, chosen, counts, tokens.valid, sure))
+            chosen, sure = _join(attended, seeds, counts, by_attention)
+        return _First(counts, by_attention, scores, candidates, limits, attended, chosen, sure)
 
     def _seeds(
         self, tokens: Tokens, stage: Stage, counts: Sequence[int], alive: Sequence[int]
@@ -129,6 +164,39 @@ class BTP(Pruner):
         if min(alive) < coord.shape[1]:
             coord = coord.masked_fill(~tokens.valid[..., None], -1)
         return spatial_seeds(coord, tokens.image, numbers, self.distance)
+
+
+@dataclass(frozen=True)
+class _First:
+    """What a stage of B rows chose before diversity.
+
+    Attributes:
+        counts: tokens that each row keeps.
+        by_attention: how many of them attention chooses.
+        scores: [B, N] attention; None where it chooses none.
+        candidates: for attention, per row.
+        limits: candidates, split and valid, as `rebalanced_top` takes them; None likewise.
+        attended: [B, M] those that attention chose.
+        chosen: [B, M'] these and the seeds behind them.
+        sure: distinct ones that each row has for certain.
+    """
+
+    counts: tuple[int, ...]
+    by_attention: tuple[int, ...]
+    scores: Tensor | None
+    candidates: list[int]
+    limits: Any
+    attended: Tensor
+    chosen: Tensor
+    sure: list[int]
+
+
+def _places(line: Tensor, candidates: Sequence[int], n: int) -> Tensor:
+    """[B, n] falling from 1 along each row's line of `candidates` [B, C]; -inf for who does not stand in it."""
+    place = torch.arange(line.shape[1], device=line.device)
+    length = torch.tensor(tuple(candidates), device=line.device).clamp(min=1)[:, None]
+    found = torch.full((len(line), n + 1), -torch.inf, device=line.device)
+    return found.scatter(1, line.masked_fill(line < 0, n), 1 - place / length)[:, :n]
 
 
 def _ascending(chosen: Tensor, n: int, counts: Sequence[int]) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -102,6 +104,10 @@ class Chain(Pruner):
                 "Set adaptive = True on the class, or leave counts to the schedule."
             )
         return selection
+
+    def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
+        """What the stage's part says."""
+        return self._part(stage).explain(tokens, signals, _bare(stage))
 
     def _part(self, stage: Stage) -> Pruner:
         return self.parts[stage.settings[PART]]

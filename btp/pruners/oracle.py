@@ -14,14 +14,17 @@ from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
 
 Target = int | Sequence[float]
-_TOKENS = ("hidden", "position", "coord", "image", "size", "index")
+_TOKENS = ("hidden", "position", "coord", "image", "size", "index", "picture", "slot", "row")
 _AXES = {  # of batch and tokens in a signal
     "hidden": (0, 1),
     "attention": (0, 3),
     "preview": (0, 3),
     "keys": (0, 2),
     "values": (0, 2),
+    "queries": (0, 2),
     "update": (1, 2),
+    "change": (1, 2),
+    "rotary": (1, 2),
 }
 
 
@@ -55,7 +58,9 @@ class Oracle(Pruner):
         Args:
             targets: per row any number of targets: the index of a visual token; or a box (x0, y0, x1, y1) in
                 shares of the sides of the row's first image; or (x0, y0, x1, y1, image). A box means each
-                token whose cell it covers in part, in every frame of a video.
+                token whose cell it covers in part, in every frame of the image: each frame of a video, and each
+                view that shows all of a picture (the whole and its mosaic). Tokens off the grid (newlines) lie in
+                no box.
 
         Raises:
             ValueError: a box is not one.
@@ -127,9 +132,10 @@ class Oracle(Pruner):
         """Let the other method choose `counts` tokens of each row's pool; indices into the full N."""
         pool = _padded(pools, tokens.index.device)  # [B, P]
         every = {f.name: getattr(tokens, f.name) for f in fields(Tokens)}
-        every |= {name: _narrow(every[name], pool, 0, 1) for name in _TOKENS}
+        every |= {name: _narrow(every[name], pool, 0, 1) for name in _TOKENS if every[name] is not None}
         every |= {"valid": pool >= 0, "host_alive": tuple(map(len, pools))}
-        seen = {s: _narrow(v, pool, *_AXES[s.kind]) if _over_tokens(s) else v for s, v in signals.items()}
+        mine = {s for s in signals if _over_tokens(s) and s.site.tower == stage.site.tower}
+        seen = {s: _narrow(v, pool, *_AXES[s.kind]) if s in mine else v for s, v in signals.items()}
         rows_valid = {s: signals.rows_valid(s) for s in signals if s.rows == "text"}
         chosen = self.inner.select(_Pool(**every, counts=counts), Signals(seen, rows_valid), stage).keep
         return [[pools[row][i] for i in picks if i >= 0] for row, picks in enumerate(chosen.tolist())]
@@ -155,34 +161,34 @@ def _narrow(value: Tensor, pool: Tensor, batch: int, axis: int) -> Tensor:
 
 
 def _over_tokens(signal: Signal) -> bool:
-    return signal.kind in ("attention", "preview") or signal.rows != "text"
+    return signal.kind in ("attention", "preview") or (signal.rows is None and signal.kind != "pixels")
 
 
 def _covered(targets: Sequence[Target], index: list[int], places: list[list[int]]) -> set[int]:
     """Tokens that the targets mean, as indices into N."""
-    sides: dict[int, list[int]] = {}
-    for image, _, row, column in places:
-        side = sides.setdefault(image, [0, 0])
+    sides: dict[tuple[int, int], list[int]] = {}  # each frame has a grid of its own
+    for image, frame, row, column in places:
+        side = sides.setdefault((image, frame), [0, 0])
         side[0], side[1] = max(side[0], row + 1), max(side[1], column + 1)
     found: set[int] = set()
     for target in targets:
         if isinstance(target, int):
             found |= {i for i, original in enumerate(index) if original == target}
             continue
-        x0, y0, x1, y1 = target[:4]
         wanted = int(target[4]) if len(target) == 5 else 0
-        rows, columns = sides.get(wanted, [0, 0])
         found |= {
             i
-            for i, (image, _, row, column) in enumerate(places)
-            if image == wanted
-            and row >= 0
-            and column < x1 * columns
-            and column + 1 > x0 * columns
-            and row < y1 * rows
-            and row + 1 > y0 * rows
+            for i, (image, frame, row, column) in enumerate(places)
+            if image == wanted and row >= 0 and _meets(target, row, column, *sides[image, frame])
         }
     return found
+
+
+def _meets(box: Sequence[float], row: int, column: int, rows: int, columns: int) -> bool:
+    """Whether a box covers a part of a cell."""
+    x0, y0, x1, y1 = box[:4]
+    across = column < x1 * columns and column + 1 > x0 * columns
+    return across and row < y1 * rows and row + 1 > y0 * rows
 
 
 def _check_box(row: int, box: Sequence[float]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from btp.report.load import Picture, RunFolder
+from btp.report.load import Picture, RunFolder, View
 from btp.report.overlays import StageView, kept_cells, on_grid, stage_views
 
 LARGEST = 640  # pixels of the longer side of a picture inside the page
@@ -21,9 +21,9 @@ def cards(run: RunFolder) -> list[dict[str, Any]]:
 
     Returns:
         Per sample: id, number, ability, question, reference, picture (as `picture_view` says), answers (per arm:
-        arm, title, text, score, mark, same), strips (per arm with stages: arm, title, stages with site,
-        before, after and the SVG paths of what was kept and merged), drawable (its visual tokens are the patches of the
-        picture), differs (not all answer like the unpruned model).
+        arm, title, text, score, mark, same), strips (per arm with stages: arm, title, stages as `stage_view` says, one
+        after the other for each view), drawable (its visual tokens lie on views of the picture), differs (not all
+        answer like the unpruned model).
     """
     order = [s for s in dict.fromkeys(run.samples["sample"]) if s in run.pictures]
     rows = {arm.arm: run.rows(arm.arm) for arm in run.arms}
@@ -69,7 +69,7 @@ def _card(run: RunFolder, rows: dict[str, pd.DataFrame], number: int, sample: st
 
 
 def picture_view(picture: Picture) -> dict[str, Any]:
-    """Data URI, aspect (width over height), whether to show its pixels sharp, grid, and boxes in percent."""
+    """Data URI, aspect (width over height), whether to show its pixels sharp, grids, and boxes in percent."""
     with Image.open(picture.path) as opened:
         image = opened.convert("RGB")
     sharp = max(image.size) < _SMALL
@@ -82,8 +82,7 @@ def picture_view(picture: Picture) -> dict[str, Any]:
         "uri": data_uri(buffer.getvalue(), kind),
         "aspect": image.width / image.height,
         "sharp": sharp,
-        "rows": picture.grid[0],
-        "columns": picture.grid[1],
+        "views": [{"rows": view.grid[0], "columns": view.grid[1], "name": view.name} for view in picture.views],
         "boxes": [
             {"x": 100 * x0, "y": 100 * y0, "w": 100 * (x1 - x0), "h": 100 * (y1 - y0), "label": label}
             for (x0, y0, x1, y1), label in zip(picture.boxes, labels, strict=False)
@@ -95,20 +94,22 @@ def _strip(run: RunFolder, arm: str, title: str, sample: str, picture: Picture) 
     stages = stage_views(run, arm, sample)
     if not stages or not on_grid(run, arm, sample):
         return None
-    shown = []
-    for stage in stages:
-        shown.append(stage_view(stage, picture.grid))
+    shown = [stage_view(stage, at, view) for stage in stages for at, view in enumerate(picture.views)]
     return {"arm": arm, "title": title, "stages": shown}
 
 
-def stage_view(stage: StageView, grid: tuple[int, int]) -> dict[str, Any]:
-    """What the page draws of a stage: site, before, after, and the SVG paths of what was kept and what was merged."""
+def stage_view(stage: StageView, at: int, view: View) -> dict[str, Any]:
+    """What the page draws of a stage on a view: site, before, after, the view's number and name, and the SVG paths of
+    what was kept and what was merged.
+    """
     return {
         "site": stage.site,
         "before": stage.before,
         "after": stage.after,
-        "kept": svg_path(kept_cells(stage.kept, grid)),
-        "merged": svg_path(kept_cells(stage.merged, grid)),
+        "view": at,
+        "name": view.name,
+        "kept": svg_path(kept_cells(stage.kept, view)),
+        "merged": svg_path(kept_cells(stage.merged, view)),
     }
 
 

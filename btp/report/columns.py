@@ -17,7 +17,8 @@ class Column:
         key: column of the table's frame; `<key>_low` and `<key>_high` are the ends of its interval, if any.
         title: short heading.
         group: heading above several columns.
-        kind: how numbers are written: text | tokens | percent | points | kl | p | flops | mib | ms | times | metric.
+        kind: how numbers are written: text | count | tokens | percent | points | kl | p | flops | mib | ms | times |
+            metric.
         help: what it is, in one sentence.
         less: True where less is better, None where neither is.
     """
@@ -39,6 +40,7 @@ TOKENS = Column(
     "Visual tokens averaged over the decoder layers, mean over the samples.",
     less=True,
 )
+SAMPLES = Column("samples", "samples", "Method", "count", "Samples that were answered.")
 MACRO = Column(
     "macro", "macro", "Accuracy, %", "percent", "Mean over the abilities, each counted the same.", less=False
 )
@@ -192,6 +194,8 @@ def number(value: Any, kind: str) -> str:
         return "0" if value == 0 else f"{value:.1e}" if value < 0.0005 else f"{value:.3f}"
     if kind == "flops":
         return _scaled(value)
+    if kind == "count":
+        return f"{value:.0f}"
     if kind == "tokens":
         return f"{value:.1f}"
     if kind == "metric":

@@ -1,17 +1,23 @@
 """The page of a comparison: one HTML file that needs nothing beside it."""
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from math import isnan
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import yaml
 
-from btp.report.columns import number
+from btp.report.checks import checks
+from btp.report.columns import METRICS, number
+from btp.report.differences import differences
 from btp.report.fields import Field
 from btp.report.find import LeftOut
-from btp.report.kept import kept_cards
+from btp.report.kept import kept_data
+from btp.report.live import plot_data
 from btp.report.load import RunFolder
 from btp.report.palette import Look
 from btp.report.parts import cell, duration, environment, grouped
@@ -26,6 +32,7 @@ _FRONTS = {
     "prefill_ratio": "time",
 }
 _PROVENANCE = ("search", "calibration", "budget", "solved", "moved")  # keys of run.json, where a run has them
+_FOLDS = ("Accuracy by ability, %", METRICS)  # columns that give way where the table has no room
 
 
 def render(
@@ -34,6 +41,7 @@ def render(
     left: Sequence[LeftOut],
     looks: Mapping[str, Look],
     figures: Sequence[Mapping[str, list]],
+    out: Path,
 ) -> str:
     """The page's HTML.
 
@@ -41,24 +49,29 @@ def render(
         table: of all fields, with the columns of btp.report.ranking.
         left: what is not in it.
         looks: colour per series.
-        figures: per field, shown: title, caption and data URIs.
+        figures: per field, shown: title, caption and data URI.
+        out: where the page will lie, so that it can point at the runs' reports.
     """
     runs = [run for field in fields for run in field.runs]
     frame = table.frame
     numbers = {str(run.path): i for i, run in enumerate(runs, start=1)}
+    shown = []
+    for i, field in enumerate(fields):
+        rows = frame[frame["field"].eq(i)]
+        data = {"plots": plot_data(rows, table.columns, looks, numbers), "kept": kept_data(field, rows, looks)}
+        shown.append(_field(i, field, rows, figures[i]["shown"]) | data)
     return (
         environment()
         .get_template("comparison.html")
         .render(
             looks=looks,
             title="; ".join(field.name for field in fields),
-            runs=[_run(numbers[str(run.path)], run, frame) for run in runs],
+            runs=[_run(numbers[str(run.path)], run, frame, out) for run in runs],
+            differing=differences(runs) if len(runs) > 1 else [],
             facts=_facts(runs, frame),
-            table=_table(table, numbers),
+            table=_table(table, numbers, {str(run.path): _report(run, out) for run in runs}),
             notes=notes(fields, frame, left),
-            fields=[
-                _field(i, field, frame[frame["field"].eq(i)], figures[i]["shown"]) for i, field in enumerate(fields)
-            ],
+            fields=shown,
             left=left,
             notable=NOTABLE,
         )
@@ -73,21 +86,16 @@ def _facts(runs: Sequence[RunFolder], frame: pd.DataFrame) -> list[str]:
 
 
 def _field(at: int, field: Field, rows: pd.DataFrame, shown: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    cards = kept_cards(field, rows)
-    methods = rows[rows["role"].eq("method")]
-    budgets = {int(b): float(group["tokens_avg"].iloc[0]) for b, group in methods.groupby("budget")}
     return {
         "at": at,
         "name": field.name,
         "verdict": verdict(field, rows),
         "figures": shown,
-        "cards": cards,
-        "budgets": [{"budget": b, "tokens": number(t, "tokens")} for b, t in sorted(budgets.items())],
         "reading": sorted({ability for run in field.runs for ability in run.reading}),
     }
 
 
-def _table(table: Table, numbers: Mapping[str, int]) -> dict[str, Any]:
+def _table(table: Table, numbers: Mapping[str, int], reports: Mapping[str, str]) -> dict[str, Any]:
     groups, starts = grouped(table.columns)
     frame = table.frame
     bases = {row["field"]: row for _, row in frame.iterrows() if row["role"] == "baseline"}
@@ -100,13 +108,18 @@ def _table(table: Table, numbers: Mapping[str, int]) -> dict[str, Any]:
                 "series": row["series"],
                 "note": row["budget_note"],
                 "run": numbers[row["folder"]],
+                "report": reports[row["folder"]],
                 "fronts": [name for key, name in _FRONTS.items() if row[f"front_{key}"]],
                 "first": last is not None and budget != last,
-                "cells": [_cell(row, c, bases.get(row["field"])) | {"start": c.key in starts} for c in table.columns],
+                "cells": [
+                    _cell(row, c, bases.get(row["field"])) | {"start": c.key in starts, "group": c.group}
+                    for c in table.columns
+                ],
             }
         )
         last = budget
     columns = [{"title": c.title, "help": c.help, "text": c.kind == "text", "group": c.group} for c in table.columns]
+    groups = [group | {"folds": group["name"] in _FOLDS} for group in groups]
     return {"groups": groups, "columns": columns, "rows": rows}
 
 
@@ -119,13 +132,16 @@ def _cell(row: Mapping[str, Any], column: Any, base: Mapping[str, Any] | None) -
     return found
 
 
-def _run(number_: int, run: RunFolder, frame: pd.DataFrame) -> dict[str, Any]:
+def _run(number_: int, run: RunFolder, frame: pd.DataFrame, out: Path) -> dict[str, Any]:
     started = run.run.get("started")
     rows = frame[frame["folder"].eq(str(run.path))]
     return {
         "number": number_,
         "name": run.run.get("name") or run.path.name,
+        "label": ", ".join(dict.fromkeys(arm.title for arm in run.methods)) or "costs only",
         "folder": str(run.path),
+        "report": _report(run, out),
+        "checks": checks(run),
         "identity": str(run.run.get("identity") or ""),
         "command": str(run.run.get("command") or ""),
         "hardware": str(run.cost.get("hardware") or run.run.get("hardware") or ""),
@@ -137,6 +153,12 @@ def _run(number_: int, run: RunFolder, frame: pd.DataFrame) -> dict[str, Any]:
         "calibration": _calibration(run),
         "provenance": _provenance(run),
     }
+
+
+def _report(run: RunFolder, out: Path) -> str:
+    """Where the run's report lies, as seen from the page; "" where it has none."""
+    page = run.path / "report.html"
+    return quote(Path(os.path.relpath(page.resolve(), out.resolve())).as_posix()) if page.is_file() else ""
 
 
 def _budgets(rows: pd.DataFrame) -> list[str]:

@@ -1,6 +1,7 @@
 """Plots of a comparison: what each method scores for what it costs, and the front that nothing beats."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +23,9 @@ _NEAR = 0.014  # of the axis: closer points of one plot stand side by side ...
 _APART = 0.06  # ... but never further apart than this in all
 _FAR = 1.6  # an unpruned model this much dearer than all others is named at the edge, not drawn to scale
 _LINES = {"baseline": (0, (4, 3)), "method": "-", "control": ":"}
+_HEIGHT = 3.5  # inches of a large plot without its legend
+_LONGEST = 34  # characters of a name
+_GROUPS = re.compile(r"\b(?:[\w]+\.)+(?=\w+=)")  # of a setting: schedule.balance. of schedule.balance.first=0.6
 _PANEL = 1.75  # inches of a small panel's height
 
 
@@ -63,7 +67,7 @@ def score_over_price(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme
     rows = rows[rows["x"].notna() & rows["y"].notna()]
     if rows["role"].ne("baseline").sum() < 1:
         return None
-    figure = Figure(figsize=(WIDTH, 3.6 + _legend_height(rows)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, _HEIGHT), layout="constrained")
     axes = figure.subplots()
     drawn = _draw_series(axes, _within(axes, rows), mine, theme)
     _draw_front(axes, drawn, rows, of.key, theme)
@@ -76,7 +80,7 @@ def score_over_price(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
     if of.key == "prefill_ratio":
         axes.axvline(1, color=theme.soft, linewidth=0.8, linestyle=":", zorder=1)
-    _legend(figure, axes, drawn, mine, theme)
+    figure.set_figheight(_HEIGHT + _legend(figure, axes, drawn, mine, theme))
     _name(axes, drawn, mine, theme)
     return figure
 
@@ -123,7 +127,7 @@ def _panels(
     if rows["role"].ne("baseline").sum() < 1:
         return None
     lines = -(-len(named) // 2)
-    figure = Figure(figsize=(WIDTH, _legend_height(rows) + 0.5 + height * lines), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.5 + height * lines), layout="constrained")
     grid = figure.subplots(lines, 2, sharey=True, squeeze=False)
     for axes in grid.flat[len(named) :]:
         axes.set_visible(False)
@@ -140,7 +144,8 @@ def _panels(
         axes.tick_params(labelsize=8)
     grid[lines // 2, 0].set_ylabel("accuracy, %")
     figure.supxlabel("visual tokens, averaged over the decoder layers", fontsize=9.5, color=theme.ink)
-    _legend(figure, grid.flat[0], rows, mine, theme)
+    above = _legend(figure, grid.flat[0], rows, mine, theme)
+    figure.set_figheight(0.5 + height * lines + above)
     return figure
 
 
@@ -227,8 +232,9 @@ def _draw_baseline(axes: Axes, rows: pd.DataFrame, drawn: pd.DataFrame, key: str
 def _name(axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme: Theme) -> None:
     """Names at the dearest point of each series: methods first, the better first, since room may run out."""
     last = rows.loc[rows.groupby("series")["at"].idxmax()].sort_values("y", ascending=False)
+    names = shortened(list(mine))
     points = [
-        (at["at"], at["y"], at["series"], mine[at["series"]].color(theme.name))
+        (at["at"], at["y"], names[at["series"]], mine[at["series"]].color(theme.name))
         for role in ("method", "control")
         for _, at in last[last["role"] == role].iterrows()
     ]
@@ -238,8 +244,9 @@ def _name(axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme: Theme
     name_points(axes, points, list(rows[["at", "y"]].itertuples(index=False, name=None)), outlined(theme))
 
 
-def _legend(figure: Figure, axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme: Theme) -> None:
-    present = set(rows["series"])
+def _legend(figure: Figure, axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme: Theme) -> float:
+    """Name the series; returns the inches that it takes."""
+    present, names = set(rows["series"]), shortened(list(mine))
     roles = dict(zip(rows["series"], rows["role"], strict=True))
     for series, look in mine.items():
         if series in present:
@@ -254,15 +261,21 @@ def _legend(figure: Figure, axes: Axes, rows: pd.DataFrame, mine: Mapping[str, L
                     linestyle=_LINES[role],
                     linewidth=1.1,
                     markersize=5.5,
-                    label=series,
+                    label=names[series],
                 )
             )
-    legend(figure, axes)
+    return legend(figure, axes)
 
 
-def _legend_height(rows: pd.DataFrame) -> float:
-    """Inches that a legend of these rows takes, about."""
-    return 0.2 * -(-(rows["series"].nunique() + 1) // 4)
+def shortened(names: Sequence[str]) -> dict[str, str]:
+    """Names that several fit beside each other, still all different: settings without the groups they are in."""
+    out: dict[str, str] = {}
+    for name in names:
+        cut = _GROUPS.sub("", name)
+        cut = cut if len(cut) <= _LONGEST else f"{cut[: _LONGEST - 1]}…"
+        alike = sum(other.startswith(cut) for other in out.values())
+        out[name] = f"{cut} ({alike + 1})" if cut in out.values() else cut
+    return out
 
 
 def outlined(theme: Theme) -> list[AbstractPathEffect]:

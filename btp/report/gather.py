@@ -13,7 +13,7 @@ from btp.report.export import to_csv, to_latex, to_markdown
 from btp.report.fields import Field, fields
 from btp.report.find import LeftOut, find_runs, nothing_found
 from btp.report.fronts import PLOTS, series_looks
-from btp.report.palette import DARK, LIGHT, Look
+from btp.report.palette import LIGHT, Look
 from btp.report.plots import to_png
 from btp.report.ranking import ranking
 from btp.report.screen import ScreenTable
@@ -51,7 +51,7 @@ def compare(folders: Sequence[Path], failed: Sequence[tuple[str, str]], out: Pat
     looks = series_looks(table.frame)
     figures = [_figures(number, field, table, looks, out) for number, field in enumerate(found)]
     page = out / f"{_STEM}.html"
-    page.write_text(render(found, table, left, looks, figures), encoding="utf-8")
+    page.write_text(render(found, table, left, looks, figures, out), encoding="utf-8")
     texts = {"csv": to_csv(table), "md": _markdown(table, left), "tex": _latex(table)}
     written = [page]
     for ending, text in texts.items():
@@ -64,7 +64,7 @@ def _figures(number: int, field: Field, table: Table, looks: Mapping[str, Look],
     """Draw a field's plots.
 
     Returns:
-        shown: title, caption and data URIs in order; paths: of the files.
+        shown: title, caption and data URI, in order; paths: of the files.
     """
     folder = out / "figures"
     folder.mkdir(exist_ok=True)
@@ -77,8 +77,7 @@ def _figures(number: int, field: Field, table: Table, looks: Mapping[str, Look],
             continue
         paths.append(folder / f"{slug}-{name}.png")
         paths[-1].write_bytes(light)
-        uris = {"light": data_uri(light), "dark": data_uri(to_png(draw, rows, looks, DARK))}
-        shown.append({"name": name, "title": title, "caption": caption, **uris})
+        shown.append({"name": name, "title": title, "caption": caption, "uri": data_uri(light)})
     return {"shown": shown, "paths": paths}
 
 

@@ -1,21 +1,61 @@
-"""What several methods kept of the same picture, side by side, with what each answered."""
+"""What several methods kept of the same picture, stage by stage, with what each answered."""
 
-from collections.abc import Sequence
+import base64
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from btp.report.browser import picture_view, stage_view
+from btp.report.browser import picture_view
+from btp.report.columns import number
 from btp.report.fields import Entry, Field
-from btp.report.load import RunFolder
-from btp.report.overlays import StageView, on_grid, stage_views
+from btp.report.load import RunFolder, View
+from btp.report.overlays import StageView, kept_cells, on_grid, stage_views
 
 MOST = 12  # samples shown
+MIB = 2**20
+LARGEST_MIB = 4.0  # of all samples together inside the page
 _STAGES = 8  # stages shown of a method that has more
 
 
-def kept_cards(field: Field, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """One entry per chosen sample of a field.
+def kept_data(
+    field: Field, rows: pd.DataFrame, looks: Mapping[str, Any], largest_mib: float = LARGEST_MIB
+) -> dict[str, Any] | None:
+    """What the page's browser of kept tokens reads: as many samples as fit.
+
+    Args:
+        rows: the field's rows of the ranking, in the order in which methods are shown.
+        looks: per series.
+        largest_mib: size above which samples are left out, those on which all agree first; one always stays.
+
+    Returns:
+        budgets (budget, tokens as text), most tokens first; samples as `kept_cards` says, each arm with its look:
+        the place of its series in `looks`; answered: how many samples there were to choose from; None without any.
+    """
+    names = list(looks)
+    cards, answered = kept_cards(field, rows)
+    if not cards:
+        return None
+    for card in cards:
+        card["arms"] = [arm | {"look": names.index(arm["series"])} for arm in card["arms"]]
+    used, fit = 0.0, set()
+    for card in sorted(cards, key=lambda card: not card["split"]):
+        used += len(json.dumps(card)) / MIB
+        if not fit or used <= largest_mib:
+            fit.add(card["id"])
+    methods = rows[rows["role"].eq("method")]
+    budgets = {int(b): float(group["tokens_avg"].iloc[0]) for b, group in methods.groupby("budget")}
+    return {
+        "budgets": [{"budget": b, "tokens": number(t, "tokens")} for b, t in sorted(budgets.items())],
+        "samples": [card for card in cards if card["id"] in fit],
+        "answered": answered,
+    }
+
+
+def kept_cards(field: Field, rows: pd.DataFrame) -> tuple[list[dict[str, Any]], int]:
+    """One entry per chosen sample of a field, and how many there were to choose from.
 
     Chosen are samples with a picture that two methods or more answered; where there are too many, those on which they
     disagree come first.
@@ -24,9 +64,11 @@ def kept_cards(field: Field, rows: pd.DataFrame) -> list[dict[str, Any]]:
         rows: the field's rows of the ranking, in the order in which methods are shown.
 
     Returns:
-        Per sample: id, number, ability, question, reference, picture (as `picture_view` says), unpruned (text, mark)
+        Per sample: id, ability, question, reference, picture (as `picture_view` says), unpruned (text, score, mark)
         or None, split (some are right and some are not), arms (per row with this sample: series, method, note, role,
-        budget, tokens, text, score, mark, stages as `stage_view` says with `outside`, skipped stages, drawable).
+        budget, tokens, text, score, mark, skipped stages, drawable, and stages, one after the other for each view:
+        site, before, after, the view's number and name, kept and merged as `packed` says, gathered: how many are
+        merged, outside: how many are on no view).
     """
     by_row = {(str(e.run.path), e.arm.arm): e for e in field.entries}
     entries = [(by_row[row["folder"], row["arm"]], row) for _, row in rows.iterrows()]
@@ -43,14 +85,16 @@ def kept_cards(field: Field, rows: pd.DataFrame) -> list[dict[str, Any]]:
         if len(scores) >= max(enough, 1):
             found.append((sample, run, len(set(scores)) > 1))
     chosen = {f[0] for f in sorted(found, key=lambda f: not f[2])[:MOST]}
-    return [
-        _card(number, sample, run, split, entries, answers)
-        for number, (sample, run, split) in enumerate(f for f in found if f[0] in chosen)
-    ]
+    cards = [_card(sample, run, split, entries, answers) for sample, run, split in found if sample in chosen]
+    return cards, len(found)
+
+
+def packed(cells: np.ndarray) -> str:
+    """[rows, columns] of True and False as base64: a bit each, row by row, the first in the first byte's highest."""
+    return base64.b64encode(np.packbits(cells).tobytes()).decode() if cells.any() else ""
 
 
 def _card(
-    number: int,
     sample: str,
     run: RunFolder,
     split: bool,
@@ -70,7 +114,6 @@ def _card(
             arms.append(answer | _arm(entry, row, mine.loc[sample], sample, run))
     return {
         "id": sample,
-        "number": number,
         "ability": str(asked["ability"]),
         "question": str(asked["question"]),
         "reference": str(asked["reference"]),
@@ -88,10 +131,10 @@ def _answer(row: pd.Series) -> dict[str, Any]:
 
 
 def _arm(entry: Entry, row: pd.Series, answer: pd.Series, sample: str, run: RunFolder) -> dict[str, Any]:
-    grid = run.pictures[sample].grid
-    drawable = int(answer["total"]) == grid[0] * grid[1]
+    views = run.pictures[sample].views
+    drawable = int(answer["total"]) == run.pictures[sample].total
     if sample in entry.run.pictures:
-        drawable = on_grid(entry.run, entry.arm.arm, sample) and entry.run.pictures[sample].grid == grid
+        drawable = on_grid(entry.run, entry.arm.arm, sample) and entry.run.pictures[sample].views == views
     stages = stage_views(entry.run, entry.arm.arm, sample)
     few = _spread(stages)
     return {
@@ -101,18 +144,34 @@ def _arm(entry: Entry, row: pd.Series, answer: pd.Series, sample: str, run: RunF
         "role": row["role"],
         "budget": int(row["budget"]),
         "tokens": float(answer["tokens_avg"]),
-        "stages": [_stage(stage, grid) for stage in few] if drawable else [],
+        "stages": [panel for stage in few for panel in _stage(stage, views)] if drawable else [],
         "skipped": len(stages) - len(few),
         "drawable": drawable,
     }
 
 
-def _stage(stage: StageView, grid: tuple[int, int]) -> dict[str, Any]:
-    """A stage's drawing; tokens that are no patch of the picture are counted, not drawn."""
-    inside = [i for i in stage.kept if 0 <= i < grid[0] * grid[1]]
-    merged = [i for i in stage.merged if i in set(inside)]
-    drawn = StageView(stage.site, stage.before, stage.after, tuple(inside), tuple(merged))
-    return stage_view(drawn, grid) | {"outside": len(stage.kept) - len(inside), "gathered": len(merged)}
+def _stage(stage: StageView, views: Sequence[View]) -> list[dict[str, Any]]:
+    """A stage's drawings, one a view; tokens that are no patch of the picture are counted at the last, not drawn."""
+    found, outside = [], len(stage.kept)
+    for at, view in enumerate(views):
+        inside = tuple(i for i in stage.kept if i in view.drawn)
+        merged = tuple(i for i in stage.merged if i in inside)
+        outside -= len(inside)
+        found.append(
+            {
+                "site": stage.site,
+                "before": stage.before,
+                "after": stage.after,
+                "view": at,
+                "name": view.name,
+                "kept": packed(kept_cells(inside, view)),
+                "merged": packed(kept_cells(merged, view)),
+                "gathered": len(merged),
+                "outside": 0,
+            }
+        )
+    found[-1]["outside"] = outside
+    return found
 
 
 def _spread(stages: Sequence[StageView]) -> list[StageView]:

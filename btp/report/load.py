@@ -8,7 +8,8 @@ one would show.
 - `run.json`: {state: finished | running | failed, identity, name, command, versions: {library: version},
   hardware, started: ISO time, seconds, phases: {name: seconds},
   arms: [{arm, title, role: baseline | method | control, pruner, note, schedule?: [{site, keep}, ...],
-  budget?: {asked, reached: layer-averaged visual tokens, moved?: layers, missed?: out of reach}}],
+  budget?: {asked, reached: layer-averaged visual tokens, missed?: out of reach}, moved?: layers by which the budget
+  moved its stages towards the input}],
   inert: {checked, identical, max_logit_difference}, chance?: {ability: score of the best answer that ignores
   the picture}, metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the task's own
   scales, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
@@ -18,13 +19,18 @@ one would show.
   answer token's distribution from the unpruned one), tokens_avg, total (visual tokens before any pruning).
 - `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
+- `regions.parquet`: labelled regions of the samples' first pictures, where the task knows any: sample, label,
+  target (the answer needs it), x0, y0, x1, y1 in shares of the sides.
 - `layers.json`: {arm: {visual: [mean visual tokens per decoder layer], tokens: [...]}}.
 - `cost.json`: {arm: {quantity: number, or {median, p10, p90}, or for a *_ratio {median, low, high}},
   hardware: text}. Quantities are named in btp/report/columns.py; any may be missing or null.
 - `calibration.yaml`: {stages: [{layer, site, keep, balance}], curves: {changed: [mean visual tokens that each
   layer changed], attention: [mass on the picture in each layer], tau, samples}, ...}.
 - `pictures/<sample>.png` and `pictures/index.json`: {sample: {grid: [H, W], labels: [...],
-  boxes: [[x0, y0, x1, y1] in shares of the sides]}}.
+  boxes: [[x0, y0, x1, y1] in shares of the sides], total?, views?}}. Without views, visual token i is patch i of the
+  grid, row by row. Otherwise `total` is how many visual tokens the sample has, and views: [{name, grid: [H, W],
+  tokens: [visual token of each patch, row by row, -1 where there is none]}] are grids that each cover all of the
+  picture: the whole, and the mosaic of its tiles; tokens of none of them (newlines, other pictures) are not drawn.
 """
 
 import json
@@ -41,6 +47,7 @@ SAMPLES = (
     *("agreement", "kl", "tokens_avg", "total"),
 )
 TRACE = ("arm", "sample", "site", "order", "before", "after", "kept")
+REGIONS = ("sample", "label", "target", "x0", "y0", "x1", "y1")
 AGAIN = "Run its command again (finished samples are not computed twice)"
 
 
@@ -68,11 +75,33 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class View:
+    """A grid [rows, columns] of patches over all of a picture, with the visual token of each, -1 where there is none;
+    tokens is None where they are in order.
+    """
+
+    grid: tuple[int, int]
+    tokens: tuple[int, ...] | None = None
+    name: str = ""
+
+    def token(self, patch: int) -> int:
+        """The visual token of a patch, counted row by row; -1 where there is none."""
+        return patch if self.tokens is None else self.tokens[patch]
+
+    @property
+    def drawn(self) -> frozenset[int]:
+        """Visual tokens that have a patch here."""
+        rows, columns = self.grid
+        return frozenset(range(rows * columns) if self.tokens is None else self.tokens) - {-1}
+
+
+@dataclass(frozen=True)
 class Picture:
-    """A sample's picture, the grid [rows, columns] of its visual tokens, and its labelled boxes."""
+    """A sample's picture, the views on which its visual tokens lie, how many tokens there are, and labelled boxes."""
 
     path: Path
-    grid: tuple[int, int]
+    views: tuple[View, ...]
+    total: int
     boxes: tuple[tuple[float, float, float, float], ...] = ()
     labels: tuple[str, ...] = ()
 
@@ -91,6 +120,7 @@ class RunFolder:
     cost: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
     pictures: Mapping[str, Picture] = field(default_factory=dict)
+    regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(REGIONS)))
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of the config by its dotted key."""
@@ -161,7 +191,7 @@ def read_run(folder: Path) -> RunFolder:
             f"{AGAIN}, so that both are written by the same run."
         )
     trace = folder / "trace.parquet"
-    calibration = folder / "calibration.yaml"
+    calibration, regions = folder / "calibration.yaml", folder / "regions.parquet"
     return RunFolder(
         path=folder,
         config=config,
@@ -173,6 +203,7 @@ def read_run(folder: Path) -> RunFolder:
         cost=_optional(folder / "cost.json", json.loads),
         calibration=_optional(calibration, yaml.safe_load) or None,
         pictures=_pictures(folder / "pictures"),
+        regions=_frame(regions, REGIONS) if regions.exists() else pd.DataFrame(columns=list(REGIONS)),
     )
 
 
@@ -275,10 +306,16 @@ def _arms(run: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> list
                 pruner=entry.get("pruner") or "none",
                 note=entry.get("note") or "",
                 schedule=None if schedule is None else tuple(schedule),
-                budget=entry["budget"] if isinstance(entry.get("budget"), Mapping) else {},
+                budget=_budget(entry),
             )
         )
     return arms
+
+
+def _budget(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json says of an arm's budget; `moved` stands beside it or in it."""
+    said = dict(entry["budget"]) if isinstance(entry.get("budget"), Mapping) else {}
+    return said | ({"moved": entry["moved"]} if entry.get("moved") else {})
 
 
 def _pictures(folder: Path) -> dict[str, Picture]:
@@ -288,6 +325,13 @@ def _pictures(folder: Path) -> dict[str, Picture]:
         if not path.is_file():
             raise ValueError(f"{path} is missing, but {folder / 'index.json'} names it. {AGAIN}.")
         boxes = tuple(tuple(map(float, box)) for box in entry.get("boxes") or ())
-        grid = (int(entry["grid"][0]), int(entry["grid"][1]))
-        found[sample] = Picture(path, grid, boxes, tuple(map(str, entry.get("labels") or ())))
+        views = tuple(_view(view) for view in entry.get("views") or [entry])
+        total = int(entry.get("total") or views[0].grid[0] * views[0].grid[1])
+        found[sample] = Picture(path, views, total, boxes, tuple(map(str, entry.get("labels") or ())))
     return found
+
+
+def _view(entry: Mapping[str, Any]) -> View:
+    rows, columns = map(int, entry["grid"])
+    tokens = entry.get("tokens")
+    return View((rows, columns), None if tokens is None else tuple(map(int, tokens)), str(entry.get("name", "")))

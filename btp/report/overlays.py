@@ -1,5 +1,6 @@
 """Pictures of what was kept: the picture once per stage, dropped patches dimmed, kept ones clear."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -9,7 +10,7 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from btp.report.load import RunFolder
+from btp.report.load import RunFolder, View
 
 SIDE = 240  # pixels of a panel's longer side
 _MARGIN, _LINE, _NAME = 12, 20, 110
@@ -44,22 +45,23 @@ def _indices(value: Any) -> tuple[int, ...]:
 
 
 def on_grid(run: RunFolder, arm: str, sample: str) -> bool:
-    """Whether visual token i of a sample is patch i of its picture, row by row.
+    """Whether the views of a sample's picture are of the tokens that an arm saw.
 
-    Not so where a model cuts the picture into tiles or adds tokens such as newlines: what was kept cannot be
-    drawn on the picture then.
+    Not so where the arm's model saw another number of tokens: what was kept cannot be drawn on the picture then.
     """
-    rows, columns = run.pictures[sample].grid
     mine = run.rows(arm)
-    return sample in mine.index and int(mine.loc[sample, "total"]) == rows * columns
+    return sample in mine.index and int(mine.loc[sample, "total"]) == run.pictures[sample].total
 
 
-def kept_cells(kept: Sequence[int], grid: tuple[int, int]) -> np.ndarray:
+def kept_cells(kept: Sequence[int], view: View) -> np.ndarray:
     """[rows, columns] of True where a patch's visual token stayed.
 
     Raises:
-        ValueError: an index lies outside the grid, so that tokens and patches are not one and the same.
+        ValueError: an index lies outside a grid whose tokens are in order, so that they are not its patches.
     """
+    grid = view.grid
+    if view.tokens is not None:
+        return (np.isin(view.tokens, kept) & (np.array(view.tokens) >= 0)).reshape(grid)
     cells = np.zeros(grid[0] * grid[1], bool)
     if len(kept) and not 0 <= min(kept) <= max(kept) < cells.size:
         raise ValueError(
@@ -70,12 +72,13 @@ def kept_cells(kept: Sequence[int], grid: tuple[int, int]) -> np.ndarray:
     return cells.reshape(grid)
 
 
-def overlay_png(picture: Image.Image, grid: tuple[int, int], rows: Sequence[tuple[str, list[StageView]]]) -> bytes:
-    """Draw a sample's stages side by side, one row per arm (more than four stages wrap).
+def overlay_png(picture: Image.Image, views: Sequence[View], rows: Sequence[tuple[str, list[StageView]]]) -> bytes:
+    """Draw a sample's stages side by side, the views of each next to each other, one row per arm (more than four panels
+    wrap).
 
     Args:
         picture: the sample's picture.
-        grid: rows and columns of its visual tokens.
+        views: of its visual tokens.
         rows: title of an arm and its stages.
 
     Returns:
@@ -84,28 +87,38 @@ def overlay_png(picture: Image.Image, grid: tuple[int, int], rows: Sequence[tupl
     scale = SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     base = picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    per_row = max(1, _PER_ROW // len(views))
     lines = [
-        (title if i == 0 else "", stages[i : i + _PER_ROW])
+        (title if i == 0 else "", [panel for stage in stages[i : i + per_row] for panel in _panels(stage, views)])
         for title, stages in rows
-        for i in range(0, len(stages), _PER_ROW)
+        for i in range(0, len(stages), per_row)
     ]
-    columns = max((len(stages) for _, stages in lines), default=0) + 1
-    step = (size[0] + _MARGIN, size[1] + _LINE + _MARGIN)
+    columns = max((len(panels) for _, panels in lines), default=0) + 1
+    font = _font(12)
+    widest = max((font.getlength(text) for _, panels in lines for text, *_ in panels), default=0)
+    step = (max(size[0], math.ceil(widest)) + _MARGIN, size[1] + _LINE + _MARGIN)
     sheet = Image.new("RGB", (_NAME + columns * step[0], max(1, len(lines)) * step[1] + _MARGIN), _PAPER)
-    pen, font = ImageDraw.Draw(sheet), _font(12)
+    pen = ImageDraw.Draw(sheet)
     sheet.paste(base, (_NAME, _MARGIN + _LINE))
     pen.text((_NAME, _MARGIN), "picture", _SOFT, font)
-    for at, (title, stages) in enumerate(lines):
+    for at, (title, panels) in enumerate(lines):
         top = _MARGIN + at * step[1]
         pen.text((_MARGIN, top + _LINE), title, _INK, _font(13))
-        for i, stage in enumerate(stages, start=1):
+        for i, (text, kept, merged) in enumerate(panels, start=1):
             left = _NAME + i * step[0]
-            pen.text((left, top), f"{stage.site}  {stage.before} → {stage.after}", _SOFT, font)
-            cells = kept_cells(stage.kept, grid), kept_cells(stage.merged, grid)
-            sheet.paste(panel(base, *cells), (left, top + _LINE))
+            pen.text((left, top), text, _SOFT, font)
+            sheet.paste(panel(base, kept, merged), (left, top + _LINE))
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _panels(stage: StageView, views: Sequence[View]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """What stands above each view of a stage, and the cells that were kept and merged."""
+    text = f"{stage.site}  {stage.before} → {stage.after}"
+    texts = [text] if len(views) == 1 else [f"{text}, {views[0].name}", *(view.name for view in views[1:])]
+    cells = [(kept_cells(stage.kept, view), kept_cells(stage.merged, view)) for view in views]
+    return [(above, *pair) for above, pair in zip(texts, cells, strict=True)]
 
 
 def panel(picture: Image.Image, cells: np.ndarray, merged: np.ndarray | None = None) -> Image.Image:

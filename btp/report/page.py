@@ -82,7 +82,7 @@ def _write_overlays(run: RunFolder) -> None:
         arms = [arm for arm in run.arms if on_grid(run, arm.arm, sample)]
         rows = [(arm.title, stage_views(run, arm.arm, sample)) for arm in arms]
         with Image.open(picture.path) as image:
-            png = overlay_png(image, picture.grid, [row for row in rows if row[1]])
+            png = overlay_png(image, picture.views, [row for row in rows if row[1]])
         (folder / f"{sample}.png").write_bytes(png)
 
 

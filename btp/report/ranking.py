@@ -9,6 +9,7 @@ import pandas as pd
 
 from btp.report import columns as c
 from btp.report.against import against, comparisons
+from btp.report.checks import moved
 from btp.report.fields import Entry, Field, budget_groups, tokens_avg
 from btp.report.pareto import pareto_front
 from btp.report.summary import SAME_BUDGET
@@ -42,6 +43,8 @@ def ranking(fields: Sequence[Field]) -> Table:
                 n = run.rows(run.arms[0].arm)["ability"].eq(ability).sum()
                 counts[ability] = max(counts.get(ability, 0), int(n))
     abilities = [c.ability_column(ability, n) for ability, n in counts.items()]
+    if frame["samples"].nunique() > 1:
+        named.append(c.SAMPLES)
     metrics = metric_columns([run for field in fields for run in field.runs])
     shown = [c.METHOD, *named, *_GIVEN[1:], *c.ANSWERS[:2], *_references(frame), *metrics, *_COST, *abilities]
     rows = f"{len(frame)} rows"
@@ -96,11 +99,13 @@ def _budget(entry: Entry, total: float) -> dict[str, Any]:
         tokens, share = (_number(entry.run.setting(f"budget.{key}")) for key in ("tokens", "share"))
         asked = tokens if not isnan(tokens) else share * total
     notes = []
-    if moved := said.get("moved"):
-        notes.append(f"stages moved by {moved} layers" if isinstance(moved, int) and moved > 1 else "stages moved")
+    layers = int(said.get("moved") or 0)
+    if layers:
+        notes.append(f"stages moved by {moved(layers)}")
     if said.get("missed"):
         notes.append("budget out of reach, this is the nearest")
-    return {"budget_asked": asked, "budget_reached": _number(said.get("reached")), "budget_note": "; ".join(notes)}
+    reached = _number(said.get("reached"))
+    return {"budget_asked": asked, "budget_reached": reached, "budget_moved": layers, "budget_note": "; ".join(notes)}
 
 
 def _references(frame: pd.DataFrame) -> list[c.Column]:

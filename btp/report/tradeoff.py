@@ -73,8 +73,12 @@ def new_figure(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def legend(figure: Figure, *axes: Axes) -> None:
-    """Name what is drawn above the axes, in reading order, in as many lines as the width asks for."""
+def legend(figure: Figure, *axes: Axes) -> float:
+    """Name what is drawn above the axes, in reading order, in as many lines as the width asks for.
+
+    Returns:
+        Inches that it is high.
+    """
     handles, labels = [], []
     for one in axes:
         more, names = one.get_legend_handles_labels()
@@ -92,6 +96,8 @@ def legend(figure: Figure, *axes: Axes) -> None:
             handletextpad=0.5,
             borderpad=0.2,
         )
-        if columns == 1 or drawn.get_window_extent(renderer).width < 0.97 * figure.bbox.width:
-            return
+        box = drawn.get_window_extent(renderer)
+        if columns == 1 or box.width < 0.97 * figure.bbox.width:
+            return float(box.height / figure.dpi)
         drawn.remove()
+    return 0.0

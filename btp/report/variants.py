@@ -25,18 +25,18 @@ def variants(runs: Sequence[RunFolder]) -> list[dict[str, str]]:
     Returns:
         Per run: arm -> label; arms that are not named keep their title.
     """
-    flat = [_flat({key: run.config[key] for key in _GROUPS if key in run.config}) for run in runs]
+    settings = [flat({key: run.config[key] for key in _GROUPS if key in run.config}) for run in runs]
     out: list[dict[str, str]] = []
-    for run, mine in zip(runs, flat, strict=True):
-        alike = [f for other, f in zip(runs, flat, strict=True) if _pruner(other) == _pruner(run)]
+    for run, mine in zip(runs, settings, strict=True):
+        alike = [f for other, f in zip(runs, settings, strict=True) if _pruner(other) == _pruner(run)]
         out.append({arm.arm: arm.title + _suffix(mine, alike) for arm in run.methods})
-    _by_seed(runs, flat, out)
+    _by_seed(runs, settings, out)
     return out
 
 
-def _by_seed(runs: Sequence[RunFolder], flat: Sequence[Mapping[str, Any]], out: list[dict[str, str]]) -> None:
+def _by_seed(runs: Sequence[RunFolder], settings: Sequence[Mapping[str, Any]], out: list[dict[str, str]]) -> None:
     """Selection by lot differs by its seed."""
-    seeds = [f.get("seed") for f in flat]
+    seeds = [f.get("seed") for f in settings]
     if len(set(map(str, seeds))) < 2:
         return
     for run, seed, labels in zip(runs, seeds, out, strict=True):
@@ -68,12 +68,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:23]}…"
 
 
-def _flat(node: Any, at: str = "") -> dict[str, Any]:
+def flat(node: Any, at: str = "") -> dict[str, Any]:
     """A nested config as dotted keys."""
     parts = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else None
     if parts is None:
         return {at: node}
     out: dict[str, Any] = {}
     for key, value in parts:
-        out |= _flat(value, f"{at}.{key}" if at else str(key))
+        out |= flat(value, f"{at}.{key}" if at else str(key))
     return out

@@ -5,6 +5,7 @@ from math import isnan
 
 import pandas as pd
 
+from btp.report.checks import moved
 from btp.report.columns import number
 from btp.report.fields import Field
 from btp.report.find import LeftOut
@@ -30,7 +31,7 @@ def notes(fields: Sequence[Field], frame: pd.DataFrame, left: Sequence[LeftOut])
     """What to know before using the comparison, worst first."""
     found = [*_left(left), *(remark for field in fields for remark in field.remarks)]
     found += [remark for field in fields for remark in (*_idle(field), *_inert(field))]
-    found += [*_missed(frame), *_alone(frame), *_machines(fields, frame)]
+    found += [*_missed(frame), *_moved(frame), *_alone(frame), *_machines(fields, frame)]
     shared = sum(field.shared for field in fields)
     if shared:
         found.append(Remark("good", f"{shared} arms that several runs had in common stand here once."))
@@ -114,6 +115,15 @@ def _missed(frame: pd.DataFrame) -> list[Remark]:
         if not same_budget(row)
     ]
     return [Remark("note", f"Not at the budget asked for: {_some(off)}.")] if off else []
+
+
+def _moved(frame: pd.DataFrame) -> list[Remark]:
+    rows = frame[frame["role"].eq("method") & frame["budget_moved"].gt(0)]
+    which = [
+        f"{row['method']} at {number(row['tokens_avg'], 'tokens')} ({moved(int(row['budget_moved']))})"
+        for _, row in rows.iterrows()
+    ]
+    return [Remark("note", f"Stages moved towards the input to meet the budget: {_some(which)}.")] if which else []
 
 
 def _alone(frame: pd.DataFrame) -> list[Remark]:

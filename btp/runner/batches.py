@@ -64,20 +64,31 @@ def shrink(picture: Image.Image, share: float) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BILINEAR)
 
 
+def shrunk(pictures: Sequence[Sequence[Image.Image]], shares: Sequence[float]) -> list[list[Image.Image]]:
+    """The pictures of each sample, with the sample's share of their pixels; without shares as they are."""
+    every = shares or [1.0] * len(pictures)
+    return [[p if n == 1 else shrink(p, n) for p in mine] for mine, n in zip(pictures, every, strict=True)]
+
+
 class Collate:
     """Makes one padded batch of samples.
 
     Args:
         processor: pads on the left.
-        share: of the pixels that each picture keeps; 1 leaves it alone.
     """
 
-    def __init__(self, processor: Any, share: float = 1.0):
-        self.processor, self.share = processor, share
+    def __init__(self, processor: Any):
+        self.processor = processor
 
-    def __call__(self, samples: Sequence[Sample], indices: Sequence[int] = ()) -> Batch:
-        """Build prompts and inputs."""
-        pictures = [[p if self.share == 1 else shrink(p, self.share) for p in s.images] for s in samples]
+    def __call__(self, samples: Sequence[Sample], indices: Sequence[int] = (), shares: Sequence[float] = ()) -> Batch:
+        """Build prompts and inputs.
+
+        Args:
+            samples: one per row.
+            indices: of the samples, for who makes the batch again.
+            shares: of the pixels that the pictures of each sample keep; none leaves them alone.
+        """
+        pictures = shrunk([s.images for s in samples], shares)
         texts = [prompt(self.processor, s) for s in samples]
         images = pictures if any(pictures) else None
         inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt")
@@ -114,18 +125,19 @@ class Feed:
             reader, batch_sampler=self._plan, collate_fn=make, num_workers=workers, pin_memory=pin, **ahead
         )
 
-    def batches(self, indices: Sequence[int], size: int, share: float = 1.0) -> Batches:
+    def batches(self, indices: Sequence[int], size: int, shares: Mapping[int, float] | None = None) -> Batches:
         """Batches of samples in the order of `indices`; one pass at a time.
 
         Args:
             size: samples a batch.
-            share: of the pixels that each picture keeps.
+            shares: of the pixels that the pictures of a sample keep, by its index; all where it is not in them.
         """
-        return Batches(self, list(indices), size, share)
+        return Batches(self, list(indices), size, shares or {})
 
-    def make(self, indices: Sequence[int], share: float = 1.0) -> Batch:
+    def make(self, indices: Sequence[int], shares: Mapping[int, float]) -> Batch:
         """One batch, here and now."""
-        return self.collate(self.processor, share)([self.samples[i] for i in indices], indices)
+        every = [shares.get(i, 1.0) for i in indices]
+        return self.collate(self.processor)([self.samples[i] for i in indices], indices, every)
 
 
 class Batches:
@@ -136,8 +148,8 @@ class Batches:
         total: samples.
     """
 
-    def __init__(self, feed: Feed, indices: list[int], size: int, share: float):
-        self.feed, self.indices, self.size, self.share = feed, indices, size, share
+    def __init__(self, feed: Feed, indices: list[int], size: int, shares: Mapping[int, float]):
+        self.feed, self.indices, self.size, self.shares = feed, indices, size, shares
         self.total = len(indices)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -147,7 +159,7 @@ class Batches:
 
     def again(self, indices: Sequence[int]) -> Batch:
         """A batch of some of the samples."""
-        return self.feed.make(indices, self.share)
+        return self.feed.make(indices, self.shares)
 
 
 class _Plan(Sampler):
@@ -162,7 +174,7 @@ class _Plan(Sampler):
         at = 0
         while at < mine.total:
             size = mine.size
-            yield [(i, mine.share) for i in mine.indices[at : at + size]]
+            yield [(i, mine.shares.get(i, 1.0)) for i in mine.indices[at : at + size]]
             at += size
 
 
@@ -185,7 +197,7 @@ class _Make:
 
     def __call__(self, items: Sequence[tuple[Sample, int, float]]) -> Batch:
         samples, indices, shares = zip(*items, strict=True)
-        return self.collate(self.processor, shares[0])(samples, indices)
+        return self.collate(self.processor)(samples, indices, shares)
 
 
 def workers_for(asked: int | None, world: int) -> int:
@@ -210,24 +222,29 @@ def _shared_memory() -> int:
     return free.f_bavail * free.f_frsize
 
 
-def by_length(samples: Sequence[Sample], processor: Any = None) -> list[int]:
+def by_length(samples: Sequence[Sample], processor: Any = None, pictured: Sequence[int] | None = None) -> list[int]:
     """Order of indices that puts together what takes equally long: questions of one ability, whose answers are alike,
     and among these prompts of like length, the longest first, so that memory ends early if at all.
 
     Args:
         processor: counts the tokens of a prompt, pictures included; None counts letters.
+        pictured: `visual_tokens` of these samples, where they are known already.
     """
-    lengths = [len(s.question) for s in samples] if processor is None else _tokens(samples, processor)
+    if processor is None:
+        lengths = [len(s.question) for s in samples]
+    else:
+        words = processor.tokenizer([s.question for s in samples], add_special_tokens=False)["input_ids"]
+        pictured = visual_tokens(samples, processor) if pictured is None else pictured
+        lengths = [len(w) + n for w, n in zip(words, pictured, strict=True)]
     return sorted(range(len(samples)), key=lambda i: (samples[i].ability, -lengths[i], samples[i].id))
 
 
-def _tokens(samples: Sequence[Sample], processor: Any) -> list[int]:
-    """Tokens of each question and, where the processor tells without decoding them, of its pictures."""
-    words = processor.tokenizer([s.question for s in samples], add_special_tokens=False)["input_ids"]
+def visual_tokens(samples: Sequence[Sample], processor: Any) -> list[int]:
+    """Visual tokens of each sample, as near as can be told without decoding its pictures."""
     sizes = [picture_sizes(s.images) for s in samples]
     unique = list(dict.fromkeys(size for mine in sizes for size in mine))
     known = dict(zip(unique, picture_tokens(processor, unique), strict=True))
-    return [len(w) + sum(known[size] for size in mine) for w, mine in zip(words, sizes, strict=True)]
+    return [sum(known[size] for size in mine) for mine in sizes]
 
 
 def picture_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:

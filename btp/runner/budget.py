@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from btp.core.fit import OutOfReach
 from btp.core.keep import is_fit
 from btp.core.place import move_stages
@@ -22,21 +24,34 @@ class Facts:
 
     Attributes:
         layers: decoder layers.
-        total: visual tokens of the task's first sample, before any pruning.
+        total: visual tokens of the task's first sample with a picture, before any pruning.
         vision_layers: layers of the vision tower up to and with the one the projector reads; 0 where none can be cut.
         pictures: of that sample, tiles counted one by one; stages in the vision tower count tokens of each.
+        shares: samples differ in visual tokens and the budget is a share: of each sample's own, not of this one's.
     """
 
     layers: int
     total: int
     vision_layers: int = 0
     pictures: int = 1
+    shares: bool = False
+
+
+def passing(pixels: Tensor) -> int:
+    """Pictures of pixel_values that pass the vision tower: tiles one by one, without those that only fill a batch.
+
+    Args:
+        pixels: [P, 3, height, width], or [pictures, tiles, 3, height, width] where fewer tiles are filled with zeros.
+    """
+    if pixels.dim() < 5:
+        return pixels.shape[:-3].numel()
+    return int((pixels != 0).flatten(2).any(-1).sum())
 
 
 def pictures_of(inputs: Mapping[str, Any]) -> int:
     """Pictures that pass the vision tower for a row of a model's inputs, tiles counted one by one."""
     pixels = inputs.get("pixel_values")
-    return max(1, pixels.shape[:-3].numel() // len(inputs["input_ids"])) if pixels is not None else 1
+    return max(1, passing(pixels) // len(inputs["input_ids"])) if pixels is not None else 1
 
 
 @dataclass(frozen=True)
@@ -157,14 +172,13 @@ def _solved(schedule: Schedule, facts: Facts, asked: float) -> tuple[Schedule, O
         solved, why = schedule.solve_fit(facts.total, facts.layers, asked), None
     except OutOfReach as error:
         solved, why = schedule.solve_fit(facts.total, facts.layers, asked, nearest=True), error
-    return _bare(_per_picture(solved, schedule, facts)), why
+    return _bare(_as_shares(solved, schedule, facts)), why
 
 
-def _per_picture(solved: Schedule, before: Schedule, facts: Facts) -> Schedule:
-    """Write what was solved for a prompt of several pictures as shares, where a stage counts tokens of a picture."""
-    fits = {stage.site for stage in before if is_fit(stage.keep) and stage.site.tower == "vision"}
-    if facts.pictures == 1 or not fits:
-        return solved
+def _as_shares(solved: Schedule, before: Schedule, facts: Facts) -> Schedule:
+    """Write what was solved as shares, where samples differ, or where a stage counts tokens of one of many pictures."""
+    several = facts.pictures > 1
+    fits = {s.site for s in before if is_fit(s.keep) and (facts.shares or (several and s.site.tower == "vision"))}
     return Schedule(tuple(replace(s, keep=s.count(facts.total) / facts.total) if s.site in fits else s for s in solved))
 
 

@@ -67,6 +67,7 @@ def _compute(
         resolved: Any = OmegaConf.to_container(config, resolve=True)
         if resolved["budget"]["tokens"] is not None and not any(o.startswith("budget.share=") for o in overrides):
             resolved["budget"]["share"] = None  # the default share gives way to tokens that were asked for
+        resolved.pop("study", None)  # of the sweep: a run may be a cell of several
         resolved["cache"] = {"on": True, "off": False}.get(resolved["cache"], resolved["cache"])
         check_config(resolved)
         spool = Path(resolved["output"]) / ".store" / "requests"

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -65,10 +65,11 @@ class Cells:
     def __init__(self, sweep: Path) -> None:
         self.sweep, self.folder = sweep, sweep / "cells"
 
-    def open(self, words: Sequence[str]) -> None:
-        """Note the command of the sweep, unless an earlier start did."""
+    def open(self, words: Sequence[str], study: Mapping[str, Any] | None = None) -> None:
+        """Note the command of the sweep and the study that it makes, unless an earlier start did."""
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = {"words": list(words), "cwd": os.getcwd(), "host": socket.gethostname(), "began": _now()}
+        facts |= {"study": dict(study)} if study else {}
         if not (self.sweep / "sweep.json").exists():
             _write(self.sweep / "sweep.json", facts)
 
@@ -85,6 +86,13 @@ class Cells:
                 f"{self.sweep} holds no sweep.json, so it is no sweep's folder. Name the one that "
                 "`python run.py -m ...` printed, by default below outputs/multirun."
             ) from None
+
+    def study(self) -> dict[str, Any] | None:
+        """The study that the sweep makes, as its experiment's yaml has it; None where it makes none."""
+        try:
+            return json.loads((self.sweep / "sweep.json").read_text()).get("study")
+        except (OSError, ValueError):
+            return None
 
     def read(self) -> list[Cell]:
         """All cells that began, in order; those whose process is gone are `died`."""

@@ -21,11 +21,10 @@ from btp.runner.cell import end_workers, run_cell
 from btp.runner.cells import Cells
 from btp.runner.compositions import name_lists
 from btp.runner.launch import FAILED, STOPPED
-from btp.runner.overrides import check_overrides, sweep_folder
+from btp.runner.overrides import MANY, check_overrides, experiment_of, sweep_folder
 from btp.runner.sweep import Sweep
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-MANY = ("-m", "--multirun")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -60,7 +59,8 @@ def main() -> None:
 def _sweep(words: list[str]) -> int:
     """Run all cells and compare them; returns the exit code."""
     folder = sweep_folder(CONF, words)
-    Cells(folder).open(sys.argv[1:])
+    experiment = experiment_of(CONF, words)
+    Cells(folder).open(sys.argv[1:], experiment.study and {"name": experiment.name, **experiment.study})
     sys.argv[1:] = [word for word in words if not word.startswith("hydra.sweep.dir=")] + [f"hydra.sweep.dir={folder}"]
     with _deaths_noted():
         app()

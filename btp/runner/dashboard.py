@@ -76,13 +76,17 @@ def workspace(project: str, entity: str, asked: Sequence[str]) -> Any:
         name=NAME,
         sections=[ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()],
         settings=ws.WorkspaceSettings(max_runs=100),
-        runset_settings=ws.RunsetSettings(pinned_columns=[*COLUMNS]),  # grouped runs would be one point in the scatter plots
+        runset_settings=ws.RunsetSettings(
+            pinned_columns=[*COLUMNS]
+        ),  # grouped runs would be one point in the scatter plots
     )
 
 
 def spec(space: Any) -> dict[str, Any]:
     """A workspace as W&B stores it."""
-    return json.loads(space._to_model().model_dump_json(by_alias=True))  # the library has no public way without a server
+    return json.loads(
+        space._to_model().model_dump_json(by_alias=True)
+    )  # the library has no public way without a server
 
 
 def publish(space: Any) -> str:

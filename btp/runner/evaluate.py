@@ -161,15 +161,15 @@ def answer(
     todo = machine.agree([i for i in order if samples[i].id not in done])  # others may have begun to write
     if todo:
         pruner = arm.build()
-        share = 1.0
-        if arm.picture == "shrunk":
-            first = next(iter(Answers(reference).rows().values())) if reference else None
-            total = first["total"] if first else 1
-            share = arm.schedule[0].count(total) / total
+        shares = {}
+        if arm.picture == "shrunk" and reference is not None:
+            totals = {name: row["total"] for name, row in Answers(reference).rows().items()}
+            each = {i: totals[samples[i].id] for i in todo}
+            shares = {i: arm.schedule[0].count(n) / n for i, n in each.items() if n}
         ready = None
         if features is not None and blind_to_pictures(arm, pruner) and PictureFeatures.fits(loaded.host):
             ready = PictureFeatures(loaded.host, features, sum(len(s.images) for s in samples))
-        batches = feed.batches(todo[machine.rank :: machine.world], machine.batch.used, share)
+        batches = feed.batches(todo[machine.rank :: machine.world], machine.batch.used, shares)
         with attach(loaded.host, pruner, arm.schedule) as trace:
             unpruned = Answers(reference) if reference else None
             kind = task.evaluate if isinstance(task, OwnWay) else Evaluate

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from btp.core.tower import Layout
 from btp.runner.arms import UNPRUNED, Arm
 from btp.runner.corpus import scores_of
 from btp.runner.store import write_json
@@ -116,21 +115,36 @@ class RunFolder:
         columns = ["arm", "sample", "site", "order", "before", "after", "kept", "merged"]
         pd.DataFrame(trace, columns=columns).to_parquet(self.path / "trace.parquet", index=False)
         write_json(self.path / "layers.json", layers)
+        self._write_regions(samples)
         return frame
 
-    def write_pictures(self, samples: Sequence[Sample], layouts: Mapping[str, Layout]) -> None:
-        """Keep the pictures of the samples that the report shows, with their grids and boxes."""
+    def _write_regions(self, samples: Sequence[Sample]) -> None:
+        """Write regions.parquet: the labelled regions of every sample's first picture, where the task knows them."""
+        rows = []
+        for sample in samples:
+            labels = sample.labels or ("",) * len(sample.boxes)
+            boxes = dict.fromkeys(zip(labels, sample.boxes, strict=True))
+            known = {box for _, box in boxes}
+            boxes |= dict.fromkeys(("", box) for box in sample.targets if box not in known)
+            for label, box in boxes:
+                corners = dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))
+                rows.append({"sample": sample.id, "label": label, "target": box in sample.targets, **corners})
+        if rows:
+            pd.DataFrame(rows).to_parquet(self.path / "regions.parquet", index=False)
+
+    def write_pictures(self, samples: Sequence[Sample], places: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep the pictures of the samples that the report shows, with their boxes.
+
+        Args:
+            places: of a sample's visual tokens, as `btp.runner.views.describe_views` says.
+        """
         folder = self.path / "pictures"
         folder.mkdir(exist_ok=True)
         index = {}
         for sample in samples:
-            layout = layouts[sample.id]
-            coord = layout.coord[0][layout.visual[0]]  # [N, 3]
-            if not sample.images or len(coord) == 0:
-                continue
-            sample.images[0].save(folder / f"{sample.id}.png")
-            rows, columns = (int(v) + 1 for v in coord[:, 1:].amax(0))
-            index[sample.id] = {"grid": [rows, columns], "boxes": sample.boxes, "labels": sample.labels}
+            if places[sample.id]:
+                sample.images[0].save(folder / f"{sample.id}.png")
+                index[sample.id] = {**places[sample.id], "boxes": sample.boxes, "labels": sample.labels}
         write_json(folder / "index.json", index)
 
 

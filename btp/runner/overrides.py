@@ -12,6 +12,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from btp.runner.compositions import GROUP, JOIN
+from btp.runner.experiments import Experiment
+
+MANY = ("-m", "--multirun")
 
 
 def check_overrides(conf: Path, argv: list[str]) -> None:
@@ -19,7 +22,8 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
 
     A sweep is tried with the first value of each choice, and every chosen group option must exist.
     """
-    message = find_fault(conf, _overrides(argv))
+    words = _overrides(argv)
+    message = find_fault(conf, words) or _fault_of_experiment(conf, argv, words)
     if message:
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
@@ -31,10 +35,31 @@ def sweep_folder(conf: Path, argv: list[str]) -> Path:
     Args:
         argv: words that `check_overrides` found nothing wrong with.
     """
-    parsed = OverridesParser.create().parse_overrides(_overrides(argv))
+    return Path(_composed(conf, _overrides(argv)).hydra.sweep.dir)
+
+
+def experiment_of(conf: Path, argv: list[str]) -> Experiment:
+    """What the experiment that these words name sweeps over, and the study that it makes."""
+    return Experiment.of(_composed(conf, _overrides(argv)))
+
+
+def _composed(conf: Path, words: list[str]) -> DictConfig:
+    """The config of words that have one value, Hydra's own part with it."""
+    parsed = OverridesParser.create().parse_overrides(words)
     fixed = [override.input_line for override in parsed if not override.is_sweep_override()]
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return Path(compose("config", overrides=fixed, return_hydra_config=True).hydra.sweep.dir)
+        return compose("config", overrides=fixed, return_hydra_config=True)
+
+
+def _fault_of_experiment(conf: Path, argv: list[str], words: list[str]) -> str | None:
+    """What is wrong with what an experiment sweeps over; a sweep needs -m."""
+    experiment = Experiment.of(_composed(conf, words))
+    if not experiment.sweeps or "--cfg" in argv or "-c" in argv:
+        return None
+    if not any(flag in argv for flag in MANY):
+        return experiment.fault(words)
+    given = {word.split("=", 1)[0] for word in words}
+    return find_fault(conf, [*(w for w in experiment.words() if w.split("=", 1)[0] not in given), *words])
 
 
 def _overrides(argv: list[str]) -> list[str]:
@@ -126,4 +151,4 @@ def _keys(config: DictConfig) -> set[str]:
                 walk(value, f"{path}.{key}" if path else str(key))
 
     walk(OmegaConf.to_container(config, resolve=False), "")
-    return found
+    return {key for key in found if not key.startswith("study.")}  # which no command line sets

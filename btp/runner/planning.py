@@ -24,6 +24,7 @@ def plan_arms(
     machine: Machine,
     total: int,
     pictures: int = 1,
+    unequal: bool = False,
 ) -> list[Arm]:
     """Find or make what the stages come from, solve all schedules, and have the engine look at them.
 
@@ -31,15 +32,22 @@ def plan_arms(
         config: resolved.
         checkpoint: identity of the model.
         store: where artefacts that runs share lie; `folder` gets a copy.
-        total: visual tokens of the first sample, from its `pictures`.
+        total: visual tokens of the first sample that has any, from its `pictures`.
+        unequal: other samples have other numbers, so that a budget.share is one of each sample's own.
 
     Raises:
-        ValueError: a budget that cannot be met, a schedule that the model or the engine refuses.
+        ValueError: nothing to prune, a budget that cannot be met, a schedule that the model or the engine refuses.
     """
+    if total < 1 and config["pruner"]["name"] != "none":
+        raise ValueError(
+            "No sample shows a picture, so there is no visual token to prune. Correct the pictures of the task, raise "
+            "limit, or set pruner=none."
+        )
     host = loaded.host
     tower = host.towers.get("vision")
     cuttable = tower is not None and tower.feature is not None
-    facts = Facts(host.num_layers, total, tower.feature + 1 if cuttable else 0, pictures)
+    unequal = unequal and config["budget"]["tokens"] is None
+    facts = Facts(host.num_layers, total, tower.feature + 1 if cuttable else 0, pictures, unequal)
     finder = Finder(config, loaded, checkpoint, store, folder, machine, facts)
     arms, lines = build_arms(config, facts, Sources(finder.calibrated, finder.searched))
     for arm in arms:

@@ -25,6 +25,7 @@ from btp.measure.selection import TimedPruner
 from btp.models.load import Loaded
 from btp.runner.arms import UNPRUNED, Arm
 from btp.runner.batches import Collate
+from btp.runner.budget import passing
 from btp.runner.identity import code, digest
 from btp.runner.store import write_json
 from btp.runner.targets import aim_nowhere
@@ -155,7 +156,8 @@ def _segments(sizes: Architecture, inputs: Inputs) -> Segments:
     grid = inputs.get("image_grid_thw")
     if grid is not None:
         return packed(sizes.vision, grid.tolist())
-    return square(sizes.vision, inputs["pixel_values"].shape[:-3].numel())  # pictures, or tiles of each
+    pixels = inputs.get("pixel_values")
+    return square(sizes.vision, 0 if pixels is None else passing(pixels))
 
 
 def _flat(found: Mapping[str, Any], side: str) -> dict[str, Any]:

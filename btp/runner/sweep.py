@@ -27,7 +27,7 @@ class Sweep:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.cells = Cells(folder).read()
+        self.cells, self.cells_study = Cells(folder).read(), Cells(folder).study()
 
     def end(self) -> int:
         """Print and write one comparison of all cells, those that did not finish with their reason.
@@ -41,6 +41,7 @@ class Sweep:
         code = FAILED_CODE if any(cell.state != BEYOND for cell in other) else 0
         if finished:
             code = max(code, self._compare(list(dict.fromkeys(finished)), left))
+            code = max(code, self.study(list(dict.fromkeys(finished)), left))
         self._track()
         if left:
             lines = [f"{words}: {reason}" for words, reason in left]
@@ -67,6 +68,22 @@ class Sweep:
             state = f"[{LOOKS[cell.state]}]{cell.state}[/]"
             table.add_row(str(cell.number), state, str(cell.starts), where, escape(own), escape(told))
         return table
+
+    def study(self, finished: list[Path], left: list[tuple[str, str]]) -> int:
+        """Write figure and table of the study that the sweep makes, if any; returns the exit code."""
+        asked = self.cells_study
+        if asked is None:
+            return 0
+        from btp.report.studies.write import write_study  # late, as above
+
+        try:
+            written = write_study(asked, finished, self.folder, left)
+        except (ValueError, OSError) as error:
+            print(f"error: the study {asked['name']} cannot be made: {error}", file=sys.stderr)
+            return FAILED_CODE
+        for path in written:
+            print(path)
+        return 0
 
     def _track(self) -> None:
         if logger_of(self.folder) is not None:

@@ -69,7 +69,9 @@ def sources(config: Mapping[str, Any], run: Path, state: Mapping[str, Any]) -> l
         if copy.exists():
             content = yaml.safe_load(copy.read_text())
             shared = Path(config["output"]) / ".store" / "calibration" / f"{content['identity']}.yaml"
-            metadata = {key: content[key] for key in ("identity", "model", "calibration", "kind", "made") if key in content}
+            metadata = {
+                key: content[key] for key in ("identity", "model", "calibration", "kind", "made") if key in content
+            }
             name = label(kind, config["model"]["name"], content["identity"])
             made_here = _time(content.get("made")) >= _time(state["started"])
             found.append(Source(kind, name, shared if shared.exists() else copy, made_here, metadata))

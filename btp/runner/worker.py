@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from btp.models.recognise import check_library
 from btp.report.page import write_report
 from btp.report.screen import screen_table
 from btp.runner.arms import UNPRUNED, Arm, shared_identity
-from btp.runner.batches import Collate, Feed, by_length
+from btp.runner.batches import Collate, Feed, by_length, visual_tokens
 from btp.runner.budget import pictures_of
 from btp.runner.contents import make_dataset, with_contents
 from btp.runner.corpus import corpus_metrics
@@ -47,10 +47,11 @@ from btp.runner.stages import method_of
 from btp.runner.store import Answers, held, write_json
 from btp.runner.tracker import track
 from btp.runner.tracker_run import check_login
+from btp.runner.views import describe_views
 from btp.runner.ways import OwnWay, draw
 from btp.tasks.sample import Sample, Task
 
-FREE = ("output", "resume", "debug", "cache", "cache_gib", "logger", "trainer", "command", "overlays")
+FREE = ("output", "resume", "debug", "cache", "cache_gib", "logger", "trainer", "command", "overlays", "study")
 
 
 class Run:
@@ -135,12 +136,15 @@ class Run:
         task: Task = make_dataset(config["task"]["dataset"])
         with self.phase("samples"):
             samples = draw(task, config["limit"])
-            order = by_length(samples, self.loaded.processor)
+            pictured = visual_tokens(samples, self.loaded.processor)
+            order = by_length(samples, self.loaded.processor, pictured)
             collate = task.collate if isinstance(task, OwnWay) else Collate
             feed = self.machine.feed(samples, self.loaded.processor, collate)
-            first = collate(self.loaded.processor)([samples[0]]).inputs
+            shown = next((i for i, tokens in enumerate(pictured) if tokens), 0)
+            first = collate(self.loaded.processor)([samples[shown]]).inputs
         with self.phase("calibrate"):
-            arms = self._arms(first)
+            unequal = len(set(pictured)) > 1
+            arms = self._arms(first, unequal)
         rows = {}
         for arm in arms:
             with self.phase(f"answer {arm.name}"):
@@ -150,10 +154,7 @@ class Run:
             return
         self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
         method = next((a for a in arms if a.role == "method"), None)
-        listing = [arm.describe() for arm in arms]
-        for entry in listing:  # what happened, which an adaptive method's plan does not know
-            happened = [sum(row["visual"]) / len(row["visual"]) for row in rows[entry["arm"]].values()]
-            entry["budget"]["reached"] = round(sum(happened) / len(happened), 4)
+        listing = _listed(arms, rows, unequal and config["budget"]["tokens"] is None)
         self.folder.update(arms=listing, budget=_of_method(listing), chance=task.chance(samples))
         if method is not None and method.schedule:
             with self.phase("inert"):
@@ -161,10 +162,11 @@ class Run:
                 self.folder.update(inert=found)
         self.folder.write_samples(arms, rows, samples, task)
         self.folder.update(metrics=corpus_metrics(task, arms, rows, samples))
-        shown = spread(samples, config["overlays"])
-        self.folder.write_pictures(shown, {s.id: self._layout(s) for s in shown})
+        seen = spread(samples, config["overlays"])
+        self.folder.write_pictures(seen, {s.id: self._places(s, collate) for s in seen})
         if config["cost"]["enabled"]:
-            self._cost(arms, task_inputs(self.loaded, samples[: config["cost"]["batch"]]))
+            measured = [s for s, tokens in zip(samples, pictured, strict=True) if tokens] or samples
+            self._cost(arms, task_inputs(self.loaded, measured[: config["cost"]["batch"]]))
         self._finish()
         write_report(self.folder.path)
 
@@ -181,10 +183,10 @@ class Run:
         self._cost(arms, inputs)
         self._finish()
 
-    def _arms(self, inputs: Mapping[str, Any]) -> list[Arm]:
+    def _arms(self, inputs: Mapping[str, Any], unequal: bool = False) -> list[Arm]:
         place = (self.checkpoint, self.store, self.folder.path, self.machine)
         total = int(self.loaded.host.visual_mask(inputs)[0].sum())
-        return plan_arms(self.config, self.loaded, *place, total, pictures_of(inputs))
+        return plan_arms(self.config, self.loaded, *place, total, pictures_of(inputs), unequal)
 
     def _answer(
         self, arm: Arm, task: Task, samples: list[Sample], feed: Feed, order: list[int]
@@ -210,8 +212,11 @@ class Run:
             store = Costs(self.store / "costs", shared, self.config["resume"])
             write_json(self.folder.path / "cost.json", profile(self.loaded, arms, inputs, store, **settings))
 
-    def _layout(self, sample: Sample) -> Any:
-        return self.loaded.host.layout(Collate(self.loaded.processor)([sample]).inputs)
+    def _places(self, sample: Sample, collate: type[Collate]) -> dict[str, Any]:
+        if not len(sample.images):
+            return {}
+        layout = self.loaded.host.layout(collate(self.loaded.processor)([sample]).inputs)
+        return describe_views(self.loaded.host, layout, sample.images[0])
 
     def _show(self, table: bool) -> None:
         console, path = Console(), self.folder.path
@@ -219,6 +224,19 @@ class Run:
         if table:
             console.print(cost_table(path) if random else screen_table(path))
         console.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
+
+
+def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]], shares: bool) -> list[dict[str, Any]]:
+    """The arms as run.json lists them, with budgets as means over what was answered; `shares` as in Facts."""
+    planned = arms[0].reached
+    totals = [row["total"] for row in rows[UNPRUNED].values()]
+    listing = [arm.describe() for arm in arms]
+    for entry in listing:
+        happened = [sum(row["visual"]) / len(row["visual"]) for row in rows[entry["arm"]].values()]
+        entry["budget"]["reached"] = round(sum(happened) / len(happened), 4)
+        if shares and planned and entry["budget"]["asked"] is not None:  # of each sample's own tokens
+            entry["budget"]["asked"] = round(entry["budget"]["asked"] * sum(totals) / len(totals) / planned, 4)
+    return listing
 
 
 def _of_method(listing: list[dict[str, Any]]) -> dict[str, Any]:

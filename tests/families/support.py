@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,11 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from oracle import steps, withdrawn
+from toys import Content, plan
 
+from btp.core.signals import Signal
 from btp.engine.attach import attach
+from btp.engine.check import check_signal
 from btp.engine.plan import make_plan
 from btp.runner.arms import build_arms
 from btp.runner.budget import Facts, pictures_of
@@ -37,6 +41,8 @@ GIVEN = {
 SETTING = re.compile(r"pruner\.(?:method|schedule)[\w.]*=[\w.]*\w")
 POSITIONS = "positions=original"
 TRIES = 6
+INSIDE = (("attention", "cls"), ("attention", "mean"), ("queries", None), ("keys", None), ("values", None))
+SITES = ("vision.layer.1", "vision.mlp.0", "vision.output")
 TOLERANCE = 2e-6
 HEAD = """# What works where
 
@@ -47,6 +53,8 @@ model, removing was held against hiding. This page is written by `make support`,
 - `+` works
 - `=` works with the setting named below the table
 - `-` refused, before anything runs or in the first forward, for the reason given below the table
+
+In the language model every signal and every site from `llm.input` on is there for all of them.
 
 """
 
@@ -152,8 +160,8 @@ def row(family: str, found: dict[str, Outcome]) -> str:
 
 
 def section(family: str, found: dict[str, Outcome]) -> str:
-    """What there is to say about a family: refusals with their reason."""
-    lines = [f"## {family}", ""]
+    """What there is to say about a family: its tokens, what can be seen and cut, refusals with their reason."""
+    lines = [f"## {family}", "", f"- Visual tokens: {places(family)}.", f"- In the vision tower: {tower(family)}."]
     by_reason: dict[tuple[str, str], list[str]] = {}
     for method, one in found.items():
         if one.mark != "+":
@@ -162,7 +170,45 @@ def section(family: str, found: dict[str, Outcome]) -> str:
     for (setting, reason), methods in by_reason.items():
         works = f" works with `{setting}`; without it:" if setting else ":"
         lines.append(f"- {', '.join(methods)}{works} {reason}")
-    return "\n".join(lines if by_reason else [*lines, "All methods work."]) + "\n"
+    return "\n".join(lines if by_reason else [*lines, "- All methods work."]) + "\n"
+
+
+def places(family: str) -> str:
+    """Where the visual tokens of a family's test pictures lie, and those of its video."""
+    found = []
+    shown = [*kit.families()[family].sizes, kit.families()[family].video]
+    for part in dict.fromkeys(part for part in shown if part is not None):
+        layout = kit.loaded(family).host.layout(kit.batch(family, [["what is ", part, "shown?"]]))
+        coord = layout.coord[0][layout.visual[0]]
+        on = coord[(coord >= 0).all(1)]
+        grids = [tuple((on[on[:, 0] == frame][:, 1:].amax(0) + 1).tolist()) for frame in on[:, 0].unique()]
+        named = ", ".join(f"{high} x {wide}" for high, wide in dict.fromkeys(grids))
+        off = f" and {len(coord) - len(on)} off the grid" if len(on) < len(coord) else ""
+        several = f" in {len(grids)} frames" if len(grids) > 1 else ""
+        size = f"{part.width} x {part.height}"
+        kind = "a picture" if isinstance(part, kit.Picture) else f"a video of {part.frames} frames"
+        found.append(f"{kind} of {size} pixels has {len(coord)}{several} ({named}{off})")
+    return "; ".join(found)
+
+
+def tower(family: str) -> str:
+    """What of the vision tower can be seen and cut."""
+    host = kit.loaded(family).host
+    signals = [Signal(kind, "vision.feature", rows) for kind, rows in INSIDE]
+    signals += [Signal(kind, "vision.output") for kind in ("hidden", "pixels")]
+    seen = [
+        f"{s.kind}{f' ({s.rows})' if s.rows else ''} at {s.site}" for s in signals if _goes(check_signal, host, s, "")
+    ]
+    cuts = [site for site in SITES if _goes(make_plan, host, Content(), plan((site, 0.5)))]
+    return f"signals {', '.join(seen) or 'none'}; stages {', '.join(cuts) or 'none'}"
+
+
+def _goes(check: Callable[..., object], *asked: object) -> bool:
+    try:
+        check(*asked)
+    except ValueError:
+        return False
+    return True
 
 
 def page() -> str:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from families import kit
+from PIL import Image
 from toys import Scatter, Watch, plan
 
 from btp.core.signals import Signal
@@ -82,3 +83,22 @@ def test_the_tower_is_refused(signal, site):
     assert len(lvlm.towers["vision"].layers) == 2
     with pytest.raises(ValueError, match=message), attach(lvlm, Watch(signal), plan((site, 4))):
         pass
+
+
+@pytest.mark.parametrize("size", [(84, 28), (28, 56), (56, 56), (60, 40), (30, 84), (112, 28), (70, 50), (33, 90)])
+def test_tiles_lie_as_the_processor_cut_them(size):
+    """Told from the size of the picture alone: the tiles, put side by side, are the picture that was cut."""
+    loaded = kit.loaded(NAME)
+    width, height = size
+    across, down = (torch.linspace(0, 1, n) for n in (width, height))
+    ramp = torch.stack([across.expand(height, -1), down[:, None].expand(-1, width), torch.zeros(height, width)], dim=-1)
+    picture = Image.fromarray((ramp * 255).byte().numpy())
+    pixels = loaded.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
+    tiles = pixels[:-1] if len(pixels) > 1 else pixels
+    rows, columns = loaded.host.tiling(len(tiles), height, width)
+    assert rows * columns == len(tiles)
+    mean = tiles.mean((2, 3)).view(rows, columns, 3)  # red grows to the right, green downwards
+    assert (mean[:, 1:, 0] > mean[:, :-1, 0] + 0.1).all()
+    assert (mean[1:, :, 1] > mean[:-1, :, 1] + 0.1).all()
+    assert torch.allclose(mean[:, :, 0], mean[:1, :, 0].expand(rows, -1), atol=0.05)
+    assert torch.allclose(mean[:, :, 1], mean[:, :1, 1].expand(-1, columns), atol=0.05)

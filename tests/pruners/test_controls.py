@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hand import signals, stage, tokens
+from hand import HEADS, signals, stage, tokens
 
 from btp.core.pruner import ScorePruner
 from btp.core.schedule import Schedule
@@ -14,6 +14,7 @@ from btp.ops.pick import top_k
 from btp.pruners.attention import Attention
 from btp.pruners.btp import BTP
 from btp.pruners.diversity import Diversity
+from btp.pruners.fastervlm import FasterVLM
 from btp.pruners.oracle import Oracle
 from btp.pruners.random import Random
 from btp.pruners.withdraw import Withdraw
@@ -124,6 +125,17 @@ def test_oracle_box_on_another_image():
     assert pruner.select(replace(seen, image=image, coord=coord), Signals(), stage(keep=1)).keep.tolist() == [[8]]
 
 
+def test_oracle_box_in_every_view_of_a_picture():
+    """A box is in shares of the sides: of the whole picture (2 x 2) and of its mosaic (2 x 4 with newlines) alike."""
+    whole = [(0, row, column) for row in range(2) for column in range(2)]
+    mosaic = [(1, row, column) if column < 4 else (-1, -1, -1) for row in range(2) for column in range(5)]
+    seen = replace(tokens(14), coord=torch.tensor([whole + mosaic]))
+    right = (0.6, 0.1, 0.7, 0.4)
+    assert oracle([[right]]).select(seen, Signals(), stage(keep=2)).keep.tolist() == [[1, 6]]
+    upper = (0.0, 0.0, 1.0, 0.4)
+    assert oracle([[upper]]).select(seen, Signals(), stage(keep=6)).keep.tolist() == [[0, 1, 4, 5, 6, 7]]
+
+
 def test_oracle_remembers_places_at_later_stages():
     """The grid's size is known at the first stage, where it is whole."""
     pruner = oracle([[(0.0, 0.0, 0.25, 1 / 3), (0.5, 0.4, 0.7, 0.6)]])  # tokens 0 and 6
@@ -154,6 +166,18 @@ def test_oracle_around_a_set_method():
     assert 6 in keep[1].tolist()
     with pytest.raises(ValueError, match="balance is missing"):
         pruner.check(Schedule((stage(),)))
+
+
+def test_oracle_around_a_method_that_asks_the_vision_tower():
+    """What the tower saw stays by picture and slot, whichever tokens are left to choose from."""
+    seen, at = tokens(12, 12), stage("llm.input", 4)
+    pruner = oracle([[0, 1], []], FasterVLM(heads="mean", score="cls"))
+    (signal,) = pruner.needs(at)
+    attention = torch.arange(12.0).flip(0).expand(2, HEADS, 1, 12)
+    keep = pruner.select(seen, Signals({signal: attention}), at).keep
+    assert keep.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    attention = torch.stack([torch.arange(12.0), torch.arange(12.0).flip(0)]).view(2, 1, 1, 12)
+    assert pruner.select(seen, Signals({signal: attention}), at).keep.tolist() == [[0, 1, 10, 11], [0, 1, 2, 3]]
 
 
 def test_oracle_under_beam_search():

@@ -1,28 +1,42 @@
 """The page of a comparison in a real browser, on a laptop and on a phone, light and dark."""
 
+import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from sample_run import BLIND, SHRUNK, of, write_run
 from test_report_page import FLAGS, SCREENS, find_browser, visible
 
 from btp.report.gather import compare
+from btp.report.load import read_run
+from btp.report.overlays import stage_views
+from btp.report.page import write_report
 
 SERIES = ("unpruned", "tome", "btp", "random", "downsampled", "no image")
 
 
 @pytest.fixture(scope="module")
-def comparison(tmp_path_factory):
-    """BTP at two budgets, ToMe with merges at one, a failed run."""
+def root(tmp_path_factory):
+    """BTP at two budgets, one of them with moved stages and not inert, ToMe with merges at one, a failed run."""
     root = tmp_path_factory.mktemp("runs")
     small = {"samples": 16, "overlays": 3}
     write_run(root / "0", **small, arms=of("btp", SHRUNK, BLIND), stages=[("llm.layer.2", 0.5), ("llm.layer.6", 0.2)])
-    write_run(root / "1", **small, arms=of("btp", SHRUNK, BLIND), stages=[("llm.layer.2", 0.2)])
+    moved = [arm | ({"moved": 2} if arm["arm"] == "btp" else {}) for arm in of("btp", SHRUNK, BLIND)]
+    loud = {"inert": {"checked": 8, "identical": False, "max_logit_difference": 0.5}}
+    few = {"limit": 8, "trainer": {"batch": 8}}
+    write_run(root / "1", **small, arms=moved, stages=[("llm.layer.2", 0.2)], run=loud, config=few)
     tome = of("tome", SHRUNK, BLIND)
     write_run(root / "2", **small, name="tome", arms=tome, merges=("tome",), stages=[("vision.output", 0.45)])
     write_run(root / "3", **small, name="vtw", run={"state": "failed", "error": "<b>no</b>"})
-    _, (page, *_) = compare([root], [], tmp_path_factory.mktemp("out"))
+    write_report(root / "0")
+    return root
+
+
+@pytest.fixture(scope="module")
+def comparison(root):
+    _, (page, *_) = compare([root], [], root / "sweep/comparison")
     return page
 
 
@@ -68,18 +82,26 @@ def test_everything_is_there(tab):
     assert tab.title() == "pocket, pocketvqa · btp comparison"
     assert len(series(tab)) == 1 + 2 + 1 + 3 + 2
     assert set(series(tab)) == set(SERIES)
-    for part in ("summary", "table", "plots-0", "kept-0", "runs", "left"):
+    for part in ("summary", "table", "plots-0", "kept-0", "settings", "runs", "left"):
         assert visible(tab, f"#{part}") == 1
     sizes = tab.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
-    assert len(sizes) == 6 + 3
+    assert len(sizes) == 6 + 1
     assert min(sizes) > 0
     assert "failed: <b>no</b>" in tab.inner_text("#left")
     assert tab.inner_text("#runs").count("python run.py model=pocket") == 3
 
 
 def test_nothing_hangs_over_the_edge(tab):
+    for button in tab.locator("#groups button").all():
+        if button.get_attribute("aria-pressed") == "false":
+            button.click()  # the widest that the table can be
     inner = tab.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert inner[0] <= inner[1]
+    box, table = tab.evaluate(
+        "[document.querySelector('#table .scroll'), document.getElementById('results')].map(e => e.offsetWidth)"
+    )
+    assert table > box  # it scrolls inside its own box
+    tab.reload()
 
 
 def test_no_text_lies_on_another(tab):
@@ -102,15 +124,131 @@ def test_the_table_sorts(tab):
     scores = tab.eval_on_selector_all("#results tbody tr", "rows => rows.map(row => +row.cells[3].dataset.sort)")
     assert scores == sorted(scores, reverse=True)
     assert visible(tab, "#results tr.first") == 0
+    tab.locator("#results thead button", has_text="macro").focus()
+    tab.keyboard.press("Enter")
+    assert tab.get_attribute("#results th[aria-sort=ascending]", "title").startswith("Mean over the abilities")
     tab.locator("#results thead button", has_text="p, BTP").click()
     assert series(tab)[0] in ("tome", "downsampled")  # rows without a test come last
     tab.reload()
     assert series(tab) == before
 
 
+def test_rows_are_filtered_and_columns_folded(tab):
+    tab.fill("#filter", "RANDOM btp")
+    assert visible(tab, "#results tbody tr") == 1
+    tab.fill("#filter", "")
+    assert visible(tab, "#results tbody tr") == len(series(tab))
+    cells = "#results td[data-group='Accuracy by ability, %']"
+    assert visible(tab, cells) == 0  # no room, and the small plots show it
+    tab.click("#groups button[data-group='Accuracy by ability, %']")
+    assert visible(tab, cells) == 4 * len(series(tab))
+    tab.click("#groups button[data-group='Cost']")
+    assert visible(tab, "#results td[data-group='Cost']") == 0
+    tab.reload()
+
+
+def data(tab, name):
+    return json.loads(tab.inner_text(f"#{name}-data-0") or tab.text_content(f"#{name}-data-0"))
+
+
+def marks(tab, host):
+    """[x, y] on the screen of every mark of a plot, with its series."""
+    return tab.eval_on_selector_all(
+        f"{host} .chart g[data-series] .point",
+        """all => all.map(e => { const b = e.getBoundingClientRect();
+          return [b.x + b.width / 2, b.y + b.height / 2, e.parentElement.dataset.series]; })""",
+    )
+
+
+def test_pointing_at_a_mark_shows_its_values(tab):
+    tab.locator(".host.large").scroll_into_view_if_needed()
+    rows = {(row["series"], row["texts"]["macro"]) for row in data(tab, "plots")["rows"]}
+    found = set()
+    for x, y, name in marks(tab, ".host.large"):
+        tab.mouse.move(x, y)
+        tip = tab.locator(".host.large .tip")
+        assert tip.is_visible()
+        text = tip.inner_text()
+        title, score = text.split("\n")[0], tab.inner_text(".host.large .tip dd >> nth=0")
+        assert name in title
+        assert (name, score) in rows
+        assert "samples" in text
+        found.add((name, score))
+        box = tip.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= tab.viewport_size["width"]
+        lit = "all => [...new Set(all.filter(e => !e.classList.contains('faint')).map(e => e.dataset.series))]"
+        assert tab.eval_on_selector_all(".live [data-series]", lit) == [name]  # in every plot and in the legend
+    assert found == {row for row in rows if row[0] != "unpruned"}
+    tab.mouse.move(0, 0)
+    assert not tab.locator(".host.large .tip").is_visible()
+
+
+def test_arrow_keys_go_from_mark_to_mark(tab):
+    tab.focus(".host.large .chart")
+    said = []
+    for _ in range(8):
+        tab.keyboard.press("ArrowRight")
+        said.append(tab.inner_text(".host.large .tip"))
+    assert len(set(said)) == 8
+    assert "no image" in said[0]  # the cheapest
+    tab.keyboard.press("Escape")
+    assert not tab.locator(".host.large .tip").is_visible()
+
+
+@pytest.mark.parametrize("price", ["tokens_avg", "prefill_ratio", "flops_visual_pdrop", "flops_prefill"])
+def test_the_front_on_the_page_is_the_one_in_the_table(tab, comparison, price):
+    """The browser finds it for any score over any price; for macro accuracy the table knows it too."""
+    found = tab.evaluate(
+        """price => { const rows = JSON.parse(document.getElementById("plots-data-0").textContent).rows;
+          return paretoFront(rows.map((row, i) => ({ i, cost: row.values[price][0], score: row.values.macro[0] })))
+            .map(point => point.i).sort((a, b) => a - b); }""",
+        price,
+    )
+    table = pd.read_csv(comparison.with_suffix(".csv"))
+    assert found == list(table.index[table[f"front_{price}"]])
+
+
+def test_another_price_or_score_is_drawn(tab):
+    before = marks(tab, ".host.large")
+    tab.select_option("select.price", "prefill_ratio")
+    tab.select_option("select.score", "accuracy_digit")
+    names = [m[2] for m in marks(tab, ".host.large") if m[2] != "unpruned"]  # its time is near enough to be drawn
+    assert names == [m[2] for m in before]
+    assert marks(tab, ".host.large") != before
+    assert "digit" in tab.text_content(".host.large .axes")
+    assert "prefill time" in tab.text_content(".host.large .axes")
+    tab.reload()
+
+
+def test_every_ability_has_a_small_plot(tab):
+    assert tab.locator(".multiple h4").all_inner_texts() == ["presence", "counting", "digit", "describe"]
+    x, y, name = marks(tab, ".multiple:nth-child(3)")[0]
+    tab.locator(".multiple:nth-child(3)").scroll_into_view_if_needed()
+    x, y, name = marks(tab, ".multiple:nth-child(3)")[0]
+    tab.mouse.move(x, y)
+    text = tab.inner_text(".multiple:nth-child(3) .tip")
+    assert name in text
+    assert "digit" in text
+    tab.mouse.move(0, 0)
+
+
+def test_the_legend_hides_and_shows(tab):
+    tab.click(".legend button[data-series=tome]")
+    assert "tome" not in {m[2] for m in marks(tab, ".live")}
+    tab.click(".live button[data-show=method]")
+    assert {m[2] for m in marks(tab, ".host.large")} == {"btp", "tome"}
+    tab.click(".live button[data-show=all]")
+    assert {m[2] for m in marks(tab, ".host.large")} == set(SERIES) - {"unpruned"}
+    assert visible(tab, ".still") == 0
+    tab.emulate_media(media="print")
+    assert (visible(tab, ".still"), visible(tab, ".live")) == (1, 0)
+    tab.emulate_media(media="screen")
+
+
 def test_one_sample_and_one_budget_at_a_time(tab):
     assert visible(tab, ".same") == 1
-    tab.select_option(".pick", "0")
+    tab.select_option(".sample-pick", index=0)
     shown = "all => all.filter(e => e.offsetParent !== null).map(e => e.querySelector('.who b').textContent)"
     low = tab.eval_on_selector_all(".kept .method", shown)
     assert "btp" in low
@@ -118,24 +256,77 @@ def test_one_sample_and_one_budget_at_a_time(tab):
     tab.click(".kept button[data-budget='']")
     every = tab.eval_on_selector_all(".kept .method", shown)
     assert len(every) == 1 + 2 + 3 + 2
-    assert tab.locator(".same:not([hidden]) path.merged").count() == 1
+    assert tab.locator(".same path.merged").count() == 1
     assert "tinted" in tab.inner_text("#kept-0 .about >> nth=0")
-    first = tab.inner_text(".same:not([hidden]) .id")
+    first, picture = tab.inner_text(".same .id"), tab.get_attribute(".same img", "src")
     tab.click(".kept .next")
-    assert tab.inner_text(".same:not([hidden]) .id") != first
+    assert tab.inner_text(".same .id") != first
+    assert tab.get_attribute(".same img", "src") != picture
+    assert tab.get_attribute("#picture-0-0", "href") == tab.get_attribute(".same img", "src")
     tab.click(".kept .previous")
     tab.click(".kept .previous")
-    assert tab.evaluate("document.querySelector('.pick').selectedIndex") == 2  # round to the last
+    assert tab.evaluate("document.querySelector('.sample-pick').selectedIndex") == 2  # round to the last
     tab.reload()
+
+
+def test_one_method_and_one_stage_at_a_time(tab, root):
+    """What the page draws is what the run's trace says."""
+    tab.select_option(".sample-pick", index=1)
+    high, low = tab.locator(".kept button[data-budget]").all()[:2]
+    high.click()
+    tab.select_option(".by-method", "btp")
+    assert visible(tab, ".kept .method") == 1
+    sites = tab.locator(".by-stage option").all_inner_texts()
+    assert sites == ["every stage", "last stage", "llm.layer.2", "llm.layer.6"]
+    assert visible(tab, ".kept .frames svg") == 2
+    run = read_run(root / "0")
+    stages = stage_views(run, "btp", tab.inner_text(".same .id"))
+    for stage in stages:
+        tab.select_option(".by-stage", label=stage.site)
+        assert visible(tab, ".kept .frames svg") == 1
+        path = tab.get_attribute(".kept .stays", "d")
+        rows = [part.split("h") for part in path.removeprefix("M").split("M")]
+        drawn = [(int(at.split()[1]), int(at.split()[0]), int(length.split("v")[0])) for at, length, _ in rows]
+        assert [12 * y + x + i for y, x, length in drawn for i in range(length)] == sorted(stage.kept)
+    low.click()
+    assert tab.locator(".by-stage option").all_inner_texts() == ["every stage", "last stage", "llm.layer.2"]
+    tab.select_option(".by-method", "tome")  # not at this budget: all budgets are shown
+    assert tab.get_attribute(".kept button[data-budget='']", "aria-pressed") == "true"
+    assert visible(tab, ".kept .method") == 1
+    tab.reload()
+
+
+def test_settings_that_differ(tab):
+    keys = tab.locator("#differing tbody th").all_inner_texts()
+    assert keys == ["limit", "pruner.name", "trainer.batch"]
+    assert visible(tab, "#differing tbody tr") == 3
+    tab.select_option("#settings .one", "1")
+    tab.select_option("#settings .other", "3")
+    assert tab.locator("#differing tbody tr:visible th").all_inner_texts() == ["pruner.name"]
+    assert tab.locator("#differing tbody tr:visible td:visible").all_inner_texts() == ["btp", "tome"]
+    tab.select_option("#settings .other", "1")
+    assert tab.inner_text("#alike") == "These two do not differ in any setting."
+    tab.reload()
+
+
+def test_runs_say_what_to_mind_and_where_their_report_is(tab, root, comparison):
+    assert "not inert: logits differ by up to 0.5" in tab.inner_text("#run-2 .checks .bad")
+    assert "stages of btp moved 2 layers towards the input" in tab.inner_text("#run-2 .checks .note")
+    assert "Stages moved towards the input to meet the budget: btp at 48.2 (2 layers)." in tab.inner_text("#summary")
+    link = tab.get_attribute("#run-1 h3 a", "href")
+    assert link == "../../0/report.html"
+    assert (comparison.parent / link).resolve() == (root / "0/report.html").resolve()
+    assert tab.locator("#results a.out").first.get_attribute("href") == link
+    assert tab.locator("#run-3 h3 a").count() == 0  # it has none
 
 
 def test_an_answer_is_right_or_wrong(tab):
     tab.click(".kept button[data-budget='']")
-    marks = tab.eval_on_selector_all(
-        ".same:not([hidden]) .method .verdict", "all => all.map(e => [e.getAttribute('aria-label'), e.textContent])"
+    found = tab.eval_on_selector_all(
+        ".same .method .verdict", "all => all.map(e => [e.getAttribute('aria-label'), e.textContent])"
     )
-    assert {tuple(m) for m in marks} <= {("right", "✓"), ("wrong", "✗"), ("partly", "0.40")}
-    assert len(marks) == 8
+    assert {tuple(m) for m in found} <= {("right", "✓"), ("wrong", "✗"), ("partly", "0.40")}
+    assert len(found) == 8
     tab.reload()
 
 

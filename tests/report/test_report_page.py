@@ -119,7 +119,7 @@ def test_a_kept_patch_looks_like_the_picture_and_a_dropped_one_does_not(tab, run
     tab.click("button[data-strip=btp]")
     run = read_run(run_folder)
     sample, picture = next(iter(run.pictures.items()))
-    cells = kept_cells(stage_views(run, "btp", sample)[0].kept, picture.grid)
+    cells = kept_cells(stage_views(run, "btp", sample)[0].kept, picture.views[0])
     drawn = Image.open(io.BytesIO(tab.locator(".sample .stage[data-strip=btp] svg").first.screenshot()))
     original = Image.open(picture.path)
     seen = {True: [], False: []}

@@ -16,7 +16,7 @@ from btp.report import fronts
 from btp.report.browser import cards
 from btp.report.fields import fields
 from btp.report.labels import name_points
-from btp.report.load import read_costs, read_run
+from btp.report.load import View, read_costs, read_run
 from btp.report.overlays import StageView, kept_cells, on_grid, overlay_png, panel, stage_views
 from btp.report.palette import DARK, LIGHT, looks
 from btp.report.plots import PLOTS, to_png
@@ -160,21 +160,44 @@ def test_an_arm_has_one_colour_and_arms_differ():
 
 
 def test_kept_patches_are_clear_and_dropped_ones_dim():
-    cells = kept_cells((0, 5), (2, 3))
+    cells = kept_cells((0, 5), View((2, 3)))
     assert cells.tolist() == [[True, False, False], [False, False, True]]
     picture = Image.new("RGB", (90, 60), (200, 100, 50))
     drawn = np.asarray(panel(picture, cells))
     assert drawn[15, 15].tolist() == [200, 100, 50]
     assert drawn[15, 45].max() < 60
     assert drawn[45, 75].tolist() == [200, 100, 50]
-    tinted = np.asarray(panel(picture, cells, kept_cells((5,), (2, 3))))
+    tinted = np.asarray(panel(picture, cells, kept_cells((5,), View((2, 3)))))
     assert tinted[15, 15].tolist() == [200, 100, 50]
     assert tinted[45, 75].tolist() == [227, 50, 125]
 
 
 def test_a_token_outside_the_grid_is_refused():
     with pytest.raises(ValueError, match=r"Visual token 6 lies outside a grid of 2 x 3\. Correct the grid"):
-        kept_cells((0, 6), (2, 3))
+        kept_cells((0, 6), View((2, 3)))
+
+
+def test_tokens_of_several_views_are_found_by_number():
+    """The whole picture in two rows of two, its mosaic in one row of three, newlines nowhere."""
+    whole, tiles = View((2, 2), (0, 1, 2, 3), "whole"), View((1, 3), (4, 5, -1), "tiles")
+    kept = (1, 5, 6)
+    assert kept_cells(kept, whole).tolist() == [[False, True], [False, False]]
+    assert kept_cells(kept, tiles).tolist() == [[False, True, False]]
+    assert kept_cells((-1,), tiles).tolist() == [[False, False, False]]
+
+
+def test_an_overlay_shows_every_view_of_a_stage():
+    views = View((2, 2), (0, 1, 2, 3), "whole"), View((1, 2), (4, 5), "tiles")
+    stages = [StageView("llm.layer.1", 6, 2, (1, 4))]
+    sheet = Image.open(io.BytesIO(overlay_png(Image.new("RGB", (60, 60), (200, 100, 50)), views, [("btp", stages)])))
+    left, top, step = 110, 32, 252  # of the first panel, and from one to the next
+
+    def clear(panel, across, down):
+        return sheet.getpixel((left + panel * step + round(across * 240), top + round(down * 240))) == (200, 100, 50)
+
+    assert clear(0, 0.25, 0.25)
+    assert [clear(1, x, y) for y in (0.25, 0.75) for x in (0.25, 0.75)] == [False, True, False, False]
+    assert [clear(2, x, 0.5) for x in (0.25, 0.75)] == [True, False]
 
 
 def test_tokens_that_are_not_patches_are_not_drawn_on_the_picture(tmp_path):
@@ -202,7 +225,7 @@ def test_an_overlay_has_a_panel_per_stage_and_a_row_per_arm(run_folder):
     assert stage_views(run, "unpruned", sample) == []
     image = Image.open(picture.path)
     one, two, long = (
-        Image.open(io.BytesIO(overlay_png(image, picture.grid, rows)))
+        Image.open(io.BytesIO(overlay_png(image, picture.views, rows)))
         for rows in ([("btp", stages)], [("btp", stages)] * 2, [("btp", [StageView("s", 2, 1, (0,))] * 9)])
     )
     assert one.width == two.width > 4 * 240

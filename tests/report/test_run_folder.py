@@ -19,7 +19,8 @@ def test_a_run_is_read(run_folder):
     assert run.arms[1].schedule[0] == {"site": "llm.layer.3", "keep": 0.5}
     assert len(run.rows("btp")) == 40
     picture = next(iter(run.pictures.values()))
-    assert picture.grid == (12, 12)
+    assert [view.grid for view in picture.views] == [(12, 12)]
+    assert picture.total == 144
     assert len(picture.boxes) == len(picture.labels) == 4
 
 

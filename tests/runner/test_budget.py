@@ -1,5 +1,7 @@
 """Budgets on schedules from yamls: placed, moved, missed by the nearest, composed. No model runs here."""
 
+from dataclasses import replace
+
 import pytest
 from jobs import composed
 
@@ -196,6 +198,17 @@ def test_stages_in_the_tower_count_tokens_of_a_picture():
     assert found["tome"].reached == 72
     assert [stage.count(144) for stage in found["tome"].schedule] == [90, 45, 36]
     assert found["downsampled"].schedule[0].keep == 72
+
+
+def test_a_share_of_unequal_samples_is_one_of_each():
+    """What was solved for one sample is written as shares, for its controls too; a budget in tokens stays a number."""
+    found, _ = arms("stages=2", "budget.share=0.25", facts=replace(FACTS, shares=True))
+    equal, _ = arms("stages=2", "budget.share=0.25")
+    assert found["btp"].reached == equal["btp"].reached == pytest.approx(36, abs=0.5)
+    for name in ("btp", "random", "downsampled"):
+        pairs = list(zip(found[name].schedule, equal[name].schedule, strict=True))
+        assert all(a.count(144) == b.keep for a, b in pairs)
+        assert all(a.count(1440) == pytest.approx(10 * b.keep, abs=1) for a, b in pairs)
 
 
 def test_what_a_search_found_is_used():

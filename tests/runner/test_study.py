@@ -18,6 +18,7 @@ SEARCH = (
     "hydra.sweeper.n_trials=4",
     "pruner=btp",
     "schedule=uniform",
+    "budget.share=0.6",
     "stages=range(1,4)",
     "schedule.balance.first=interval(0,1)",
     "limit=9",

@@ -110,6 +110,7 @@ def test_what_was_not_logged_is_logged_at_its_next_start(recorded, output):
     assert "calibration.yaml" in result
 
 
+@pytest.mark.slow
 def test_a_run_computed_anew_replaces_its_unsent_record(recorded, output):
     words = ("limit=9", "budget.share=0.4", "overlays=0", "cost.enabled=false")
     run = job(output, "logger=offline", *words)

@@ -32,6 +32,7 @@ def dead():
     return clean | {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": KEY}
 
 
+@pytest.mark.slow
 def test_an_offline_run_is_sent_later_with_nothing_lost(tmp_path):
     folder = job(tmp_path / "out", "logger=offline", "pruner=random", "limit=9", "overlays=2", "cost.enabled=false")
     (record,) = folder.glob("wandb/offline-run-*")
@@ -60,6 +61,7 @@ def test_an_offline_run_is_sent_later_with_nothing_lost(tmp_path):
     assert {file for _, _, files in wanted["artifacts"] for file in files} <= set(sent)
 
 
+@pytest.mark.slow
 def test_online_a_run_uses_the_calibration_that_another_made(tmp_path):
     with serving() as server:
         env = server.environment(os.environ)
@@ -79,6 +81,7 @@ def test_online_a_run_uses_the_calibration_that_another_made(tmp_path):
         assert server.history[0]["tokens_avg"] == pytest.approx(0.22 * 144, abs=0.5)
 
 
+@pytest.mark.slow
 def test_a_dead_network_stops_and_slows_nothing(tmp_path, dead):
     code, printed = run(dead, tmp_path, "logger=wandb", "pruner=none")
     assert code == 0, printed
@@ -90,6 +93,37 @@ def test_a_dead_network_stops_and_slows_nothing(tmp_path, dead):
     assert f"wandb sync {folder}/wandb/offline-run-*-{record.stem.removeprefix('run-')}" in printed
     assert load(record)["exit"] == 0
     assert load(record)["config"]["pruner"]["name"] == "none"
+
+
+def test_a_network_that_dies_on_the_way_is_waited_for_no_longer_than_said(tmp_path):
+    """The server goes away between start and end; what it has not got lies on disk."""
+    script = (
+        "import sys; from pathlib import Path; from btp.runner.tracker_run import opened\n"
+        "logger = dict(name='wandb', mode='online', project='p', entity=None, wait_s=20, upload_s=5)\n"
+        f"with opened(logger, Path({str(tmp_path)!r}), 'abc') as run:\n"
+        "    print('open', flush=True); sys.stdin.readline(); run.log({'accuracy': 0.5})"
+    )
+    root, pipe = Path(__file__).parents[2], subprocess.PIPE
+    with serving() as server:
+        env = server.environment(os.environ)
+        process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=env,
+            cwd=root,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        said = iter(process.stdout.readline, "")
+        assert any(line == "open\n" for line in said)
+    began = time.monotonic()
+    printed, _ = process.communicate("\n", timeout=120)
+    assert process.returncode == 0, printed
+    assert time.monotonic() - began < 60
+    (record,) = tmp_path.glob("wandb/run-*-abc")
+    assert f"W&B: not all was sent in time (logger.upload_s). To send the rest: wandb sync {record}" in printed
+    assert load(record / "run-abc.wandb")["history"][0]["accuracy"] == 0.5
 
 
 def test_a_server_that_is_there_but_mute_is_waited_for_no_longer_than_said(tmp_path):

@@ -2,11 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from jobs import command, composed
 from offline import load
-from sweeps import sweep_command
+from sweeps import cells, sweep_command
 
 from btp.models.find import find_checkpoint
 from btp.runner.grouped import grouped, logger_of, sweep_id
@@ -44,10 +45,15 @@ def twice(tmp_path_factory):
     return home, before, record(home / "mine")
 
 
+def run_of_cells(home):
+    """Both cells come to the same run: their checkpoints are the same."""
+    (folder,) = {cell["folder"] for cell in cells(home / "mine")}
+    return Path(folder)
+
+
 def test_cells_are_grouped_by_the_sweep(twice):
     home, _, _ = twice
-    (cell,) = (home / "out").glob("pocket-random-*")
-    log, _ = record(cell)
+    log, _ = record(run_of_cells(home))
     assert log["run"]["run_group"] == "mine"
     assert log["run"]["job_type"] == "random"
     assert log["config"]["logger"]["sweep"] == sweep_id(home / "mine")
@@ -70,8 +76,7 @@ def test_going_on_updates_the_same_run(twice):
     assert [row["state"] for row in old["cells"]] == ["finished", "failed"]
     assert "there is no such folder" in old["cells"][1]["reason"]
     assert [row["state"] for row in new["cells"]] == ["finished", "finished"]
-    (cell,) = (home / "out").glob("pocket-random-*")
-    identity = json.loads((cell / "run.json").read_text())["identity"]
+    identity = json.loads((run_of_cells(home) / "run.json").read_text())["identity"]
     assert {row["run"] for row in new["cells"]} == {identity}
     assert set(second["config"]["cells"]) == {identity}
 

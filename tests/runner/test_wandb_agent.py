@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from jobs import ROOT
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
@@ -30,6 +31,7 @@ def agents_command(sweep):
     return words
 
 
+@pytest.mark.slow
 def test_an_agents_command_runs_and_answers_the_sweep(tmp_path):
     small = ["experiment=smoke", "trainer=cpu", "limit=9", "overlays=0", "cost.enabled=false", f"output={tmp_path}"]
     words = agents_command(SWEEP)
@@ -44,7 +46,7 @@ def test_an_agents_command_runs_and_answers_the_sweep(tmp_path):
             assert f"/me/theirs/runs/{given}" in done.stdout
         buckets = server.variables("UpsertBucket")
         assert {bucket["name"] for bucket in buckets} == {"agents1", "agents2"}
-        assert {bucket.get("sweep") for bucket in buckets} == {"s1"}
+        assert {b["name"]: b["sweep"] for b in buckets if b.get("sweep")} == {"agents1": "s1", "agents2": "s1"}
         found = [row[SWEEP["metric"]["name"]] for row in server.history if SWEEP["metric"]["name"] in row]
         assert len(found) == 2
         assert found[0] == found[1]

@@ -10,7 +10,14 @@ KEY = "k" * 40
 
 
 class Server(ThreadingHTTPServer):
-    """Attributes: asked: (operation, variables) in order; uploads: (name, bytes); history: rows of all runs; artefacts: name -> type."""
+    """What came, in order.
+
+    Attributes:
+        asked: GraphQL requests: (operation, variables).
+        uploads: (name, bytes).
+        history: rows of all runs.
+        artefacts: name -> type of those that were logged.
+    """
 
     daemon_threads = True
 

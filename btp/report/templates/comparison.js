@@ -1,33 +1,46 @@
+// The table: rows by their names, columns by their groups.
+const results = document.getElementById("results");
+
 // Lines between budgets mean nothing once the table is sorted otherwise.
-document.querySelector("#results thead").addEventListener("click", () => {
-  document.querySelectorAll("#results tr.first").forEach((row) => row.classList.remove("first"));
+results.tHead.addEventListener("click", () => {
+  results.querySelectorAll("tr.first").forEach((row) => row.classList.remove("first"));
 });
 
-// Kept tokens side by side: one sample at a time, one budget or all.
-for (const section of document.querySelectorAll(".kept")) {
-  const samples = [...section.querySelectorAll(".same")];
-  const pick = section.querySelector(".pick");
-  const budgets = [...section.querySelectorAll("button[data-budget]")];
-  section.classList.toggle("has-merged", section.querySelector("path.merged") !== null);
+const filter = document.getElementById("filter");
+filter.addEventListener("input", () => {
+  const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+  for (const row of results.tBodies[0].rows) {
+    const text = row.cells[0].textContent.toLowerCase();
+    row.hidden = !words.every((word) => text.includes(word));
+  }
+});
 
-  const show = (at) => {
-    const number = (at + samples.length) % samples.length;
-    samples.forEach((sample, i) => { sample.hidden = i !== number; });
-    pick.selectedIndex = number;
-  };
-  const choose = (button) => {
-    budgets.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
-    const budget = button.dataset.budget;
-    for (const method of section.querySelectorAll(".method")) {
-      method.hidden = budget !== "" && method.dataset.budget !== budget;
+function showGroup(button, shown) {
+  button.setAttribute("aria-pressed", String(shown));
+  results.querySelectorAll(`[data-group="${button.dataset.group}"]`).forEach((cell) => { cell.hidden = !shown; });
+}
+const groups = [...document.querySelectorAll("#groups button")];
+groups.forEach((button) => button.addEventListener("click", () => showGroup(button, button.getAttribute("aria-pressed") !== "true")));
+for (const button of groups.filter((one) => one.dataset.folds)) { // where there is no room, what the plots show too goes first
+  if (results.scrollWidth > results.parentElement.clientWidth + 1) showGroup(button, false);
+}
+
+// Settings: all cells, or two side by side with nothing but what differs between these.
+const settings = document.getElementById("differing");
+if (settings) {
+  const sides = ["one", "other"].map((name) => document.querySelector(`#settings select.${name}`));
+  const compareCells = () => {
+    const [one, other] = sides.map((side) => Number(side.value));
+    sides[1].disabled = !one;
+    for (const row of settings.rows) {
+      const values = [...row.cells].slice(1);
+      values.forEach((cell, i) => { cell.hidden = one > 0 && i + 1 !== one && i + 1 !== other; });
+      if (row.parentElement.tagName === "TBODY") {
+        row.hidden = one > 0 && values[one - 1].dataset.value === values[other - 1].dataset.value;
+      }
     }
+    document.getElementById("alike").hidden = [...settings.tBodies[0].rows].some((row) => !row.hidden);
   };
-
-  pick.addEventListener("change", () => show(pick.selectedIndex));
-  section.querySelector(".previous").addEventListener("click", () => show(pick.selectedIndex - 1));
-  section.querySelector(".next").addEventListener("click", () => show(pick.selectedIndex + 1));
-  budgets.forEach((button) => button.addEventListener("click", () => choose(button)));
-  const pressed = budgets.find((button) => button.getAttribute("aria-pressed") === "true");
-  if (pressed) choose(pressed);
-  show(Math.max(samples.findIndex((sample) => sample.dataset.split === "1"), 0));
+  sides.forEach((side) => side.addEventListener("change", compareCells));
+  compareCells();
 }

@@ -20,7 +20,8 @@ from btp.models.find import find_checkpoint
 from btp.models.load import load
 from btp.models.recognise import check_library
 from btp.runner.arms import Arm
-from btp.runner.batches import by_length
+from btp.runner.batches import by_length, visual_tokens
+from btp.runner.budget import pictures_of
 from btp.runner.families import check_family
 from btp.runner.identity import checkpoint
 from btp.runner.lmms.arguments import composed
@@ -101,10 +102,11 @@ class Pruned(lmms):
 
     def _respond(self, requests: Sequence[Any]) -> dict[tuple[str, int], list[Any]]:
         documents = as_documents(requests, self.task_dict)
-        arm = self._planned(documents[0])
         host, processor = self._loaded.host, self._loaded.processor
         prompts, size = Prompts(processor), self._machine.batch.asked
-        order = by_length(documents, processor)
+        pictured = visual_tokens(documents, processor)
+        arm = self._planned(documents, pictured)
+        order = by_length(documents, processor, pictured)
         found: dict[tuple[str, int], list[Any]] = {}
         kept: list[float] = []
         with torch.inference_mode(), attach(host, arm.build(), arm.schedule) as trace:
@@ -120,13 +122,15 @@ class Pruned(lmms):
         )
         return found
 
-    def _planned(self, document: Document) -> Arm:
-        """The method's arm, solved for the first document's picture; the unpruned one where there is no method."""
+    def _planned(self, documents: Sequence[Document], pictured: Sequence[int]) -> Arm:
+        """The method's arm, solved for the first document with a picture; the unpruned one where there is no method."""
         if self._arm is None:
-            layout = self._loaded.host.layout(Prompts(self._loaded.processor)([document]).inputs)
-            total = int(layout.visual.sum())
+            first = next((i for i, tokens in enumerate(pictured) if tokens), 0)
+            inputs = Prompts(self._loaded.processor)([documents[first]]).inputs
+            total = int(self._loaded.host.visual_mask(inputs).sum())
             place = (self._checkpoint, *self._place, self._machine)
-            arms = plan_arms(self.config, self._loaded, *place, total, len(document.images))
+            unequal = len(set(pictured)) > 1
+            arms = plan_arms(self.config, self._loaded, *place, total, pictures_of(inputs), unequal)
             self._arm = next((arm for arm in arms if arm.role == "method"), arms[0])
             stages = ", ".join(f"{stage.site} keeps {stage.keep}" for stage in self._arm.schedule)
             print(f"btp: {self._arm.name}, {self._arm.reached:.2f} of {total} visual tokens: {stages or 'no stage'}")

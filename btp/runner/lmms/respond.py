@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from btp.models.lvlm import LVLM
-from btp.runner.batches import Batch, Collate, shrink
+from btp.runner.batches import Batch, Collate, shrunk
 from btp.runner.evaluate import Evaluate, first_logits
 from btp.runner.lmms.document import Document
 
@@ -46,10 +46,12 @@ class Exchange(Batch):
 class Prompts(Collate):
     """Makes one padded batch of documents, with the turns of their own tasks."""
 
-    def __call__(self, samples: Sequence[Document], indices: Sequence[int] = ()) -> Exchange:  # type: ignore[override]
+    def __call__(  # type: ignore[override]
+        self, samples: Sequence[Document], indices: Sequence[int] = (), shares: Sequence[float] = ()
+    ) -> Exchange:
         """Decode pictures, build prompts and the tokens of choices."""
         shown = [sample.show() for sample in samples]  # type: ignore[misc]
-        pictures = [[p if self.share == 1 else shrink(p, self.share) for p in one.images] for one in shown]
+        pictures = shrunk([one.images for one in shown], shares)
         texts = [self._text(one.turns) for one in shown]
         images = pictures if any(pictures) else None
         inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt")

@@ -1,0 +1,46 @@
+"""`python -m btp.explain RUN SAMPLE`: which visual tokens of a sample stayed at each stage, why, and what was answered.
+
+The sample is answered again, with and without pruning, by the model and the stages of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from btp.report.explain_page import write_life
+from btp.report.explain_screen import ScreenLife
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        Exit code: 0 where the run kept the same tokens, 1 where it kept others, 2 where there is nothing to explain.
+    """
+    parser = argparse.ArgumentParser(prog="python -m btp.explain", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, as run.py printed it")
+    parser.add_argument("sample", metavar="SAMPLE", help="id of a sample, as in samples.parquet and the report")
+    parser.add_argument("--arm", metavar="NAME", help="an arm of the run with stages; its method where none is named")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the same as an HTML page, scores included")
+    given = parser.parse_args(arguments)
+    from btp.runner.explain import explain  # late: torch and transformers, which --help does without
+
+    try:
+        life = explain(given.run, given.sample, given.arm)
+        page = write_life(life, given.page) if given.page is not None else None
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    console.print(ScreenLife(life))
+    if page is not None:
+        console.print(f"page: {page}", soft_wrap=True, highlight=False)
+    return int(not all(stage.same for stage in life.stages))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

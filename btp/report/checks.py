@@ -1,0 +1,44 @@
+"""What a reader of a comparison has to know of each run before believing it."""
+
+from btp.report.fired import fired
+from btp.report.load import RunFolder
+from btp.report.summary import Remark
+
+
+def checks(run: RunFolder) -> list[Remark]:
+    """Inertness, stages that withdrew nothing, and stages that the budget moved; worst first."""
+    found = [*_inert(run), *_idle(run), *_moved(run)]
+    rank = {"bad": 0, "note": 1, "good": 2}
+    return sorted(found, key=lambda remark: rank[remark.kind])
+
+
+def moved(layers: int) -> str:
+    """By how many layers stages went towards the input, in words."""
+    return f"{layers} layer{'' if layers == 1 else 's'}"
+
+
+def _inert(run: RunFolder) -> list[Remark]:
+    inert = run.run.get("inert")
+    if not inert:
+        return [Remark("note", "inertness not checked")] if len(run.samples) else []
+    if inert.get("identical"):
+        return [Remark("good", f"inert on {inert.get('checked', '?')} samples")]
+    return [Remark("bad", f"not inert: logits differ by up to {inert.get('max_logit_difference', '?')}")]
+
+
+def _idle(run: RunFolder) -> list[Remark]:
+    if not len(run.samples):
+        return []
+    return [
+        Remark("bad", f"{stage['site']} of {stage['title']} withdrew nothing")
+        for stage in fired(run)
+        if not stage["fired"]
+    ]
+
+
+def _moved(run: RunFolder) -> list[Remark]:
+    return [
+        Remark("note", f"stages of {arm.title} moved {moved(int(arm.budget['moved']))} towards the input")
+        for arm in run.arms
+        if arm.budget.get("moved")
+    ]

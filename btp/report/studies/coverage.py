@@ -1,0 +1,185 @@
+"""Coverage: how much of each labelled region a method keeps, and whether answers are right where it keeps more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isqrt, nan
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from btp.report import columns as c
+from btp.report.fields import Entry, Field
+from btp.report.load import View
+from btp.report.palette import Theme, looks_apart
+from btp.report.stats import mean_interval
+from btp.report.studies.study import SHARE, Answer, Study, study_rows, written
+from btp.report.tradeoff import legend
+
+OPTIONS = ("line", "controls", "controls_of")
+EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the shares by which samples are grouped
+
+
+def cells_of(box: Sequence[float], grid: tuple[int, int]) -> set[int]:
+    """Patches that a box covers in part, as indices row by row.
+
+    Args:
+        box: (x0, y0, x1, y1) in shares of the sides.
+        grid: rows and columns.
+    """
+    rows, columns = grid
+    across = [i for i in range(columns) if i < box[2] * columns and i + 1 > box[0] * columns]
+    down = [i for i in range(rows) if i < box[3] * rows and i + 1 > box[1] * rows]
+    return {row * columns + column for row in down for column in across}
+
+
+def shares_kept(entry: Entry) -> pd.DataFrame:
+    """How much of each region is left behind an arm's last stage that keeps something.
+
+    Samples are left out of which nothing says where their visual tokens lie. Where a picture is seen twice, whole and
+    in tiles, the patches of both views count.
+
+    Returns:
+        One row per sample and region: sample, label, target, share (of its patches), of all its tokens `kept`.
+
+    Raises:
+        ValueError: the run knows no regions.
+    """
+    regions, trace = entry.run.regions, entry.run.trace
+    if regions.empty:
+        raise ValueError(
+            f"{entry.run.path} has no regions.parquet: task {entry.run.setting('task.name')} labels no regions of its "
+            "pictures, or the run is older than that file; resume=false computes it anew."
+        )
+    mine = trace[(trace["arm"] == entry.arm.arm) & (trace["after"] > 0)].sort_values("order")
+    last = mine.groupby("sample").last()
+    total, out = entry.rows["total"], []
+    for sample, boxes in regions.groupby("sample", sort=False):
+        views = _views(entry, str(sample), int(total.get(sample, 0)))
+        if not views or sample not in last.index:
+            continue
+        kept = {int(i) for i in last.loc[sample, "kept"]}
+        for _, region in boxes.iterrows():
+            box = region[["x0", "y0", "x1", "y1"]].tolist()
+            tokens = {view.token(i) for view in views for i in cells_of(box, view.grid)} - {-1}
+            share = len(tokens & kept) / len(tokens)
+            facts = {"sample": sample, "label": region["label"], "target": bool(region["target"])}
+            out.append(facts | {"share": share, "kept": len(kept) / int(total[sample])})
+    return pd.DataFrame(out, columns=["sample", "label", "target", "share", "kept"])
+
+
+def _views(entry: Entry, sample: str, total: int) -> tuple[View, ...]:
+    picture = entry.run.pictures.get(sample)
+    if picture is not None:
+        return picture.views if picture.total == total else ()
+    side = isqrt(total)
+    square = entry.run.setting("model.config.model_type") == "llava"  # one picture, as many rows as columns
+    return (View((side, side)),) if square and side * side == total > 0 else ()
+
+
+def coverage(fields: Sequence[Field], study: Study) -> Answer:
+    """A row per method and budget: shares kept of needed regions, of others and of all; accuracy where most is kept.
+
+    Options: line (a config key), controls and controls_of as `study_rows` has them.
+    """
+    study.check(OPTIONS)
+    line = study.options.get("line", "series")
+    frame = study_rows(fields, [line] if line != "series" else [], study)
+    frame = frame[~frame["role"].eq("baseline")].copy()
+    frame["method"] = frame[line].map(written)
+    samples = {index: _samples(row["entry"]) for index, row in frame.iterrows()}
+    frame = frame.join(pd.DataFrame({i: _summary(found) for i, found in samples.items()}).T)
+    frame = frame.sort_values(["budget", "target"], ascending=[True, False], kind="stable")
+    return Answer(frame, _columns(), _said(frame), lambda theme: _draw(frame, samples, theme))
+
+
+def _samples(entry: Entry) -> pd.DataFrame:
+    """One row per sample that needs a region: target (share kept of what it needs), score, ability."""
+    shares = shares_kept(entry)
+    needed = shares[shares["target"]].groupby("sample")["share"].mean()
+    others = shares[~shares["target"]].groupby("sample")["share"].mean()
+    rows = entry.rows.loc[needed.index, ["score", "ability"]]
+    kept = shares.groupby("sample")["kept"].first()
+    return rows.assign(target=needed, other=others.reindex(needed.index), kept=kept.loc[needed.index])
+
+
+def _summary(found: pd.DataFrame) -> dict[str, float]:
+    much = found["target"] >= found["target"].median() if len(found) else pd.Series(dtype=bool)
+    whole, part = (mean_interval(found.loc[which, "score"]) for which in (much, ~much))
+    inside = found[["target", "score"]] - found.groupby("ability")[["target", "score"]].transform("mean")
+    differ = inside["target"].nunique() > 1 and inside["score"].nunique() > 1
+    link = stats.spearmanr(inside["target"], inside["score"]) if differ else None
+    return {
+        "target": float(found["target"].mean()),
+        "other": float(found["other"].mean()),
+        "kept": float(found["kept"].mean()),
+        "needed": float(len(found)),
+        "much": whole.mean,
+        "much_low": whole.low,
+        "much_high": whole.high,
+        "little": part.mean,
+        "little_low": part.low,
+        "little_high": part.high,
+        "rank": float(link.statistic) if link else nan,
+        "p_rank": float(link.pvalue) if link else nan,
+    }
+
+
+def _columns() -> list[c.Column]:
+    def column(key: str, title: str, kind: str, text: str = "") -> c.Column:
+        return c.Column(key, title, "Coverage", kind, text)
+
+    return [
+        c.METHOD,
+        SHARE,
+        column("kept", "kept behind the last stage, %", "percent"),
+        column("target", "of needed regions, %", "percent"),
+        column("other", "of other regions, %", "percent"),
+        column("much", "accuracy, much of the needed kept, %", "percent", "The upper half of the samples by that."),
+        column("little", "accuracy, little kept, %", "percent"),
+        column("rank", "rank correlation", "metric", "Spearman, share kept against score, inside abilities."),
+        column("p_rank", "p", "p"),
+    ]
+
+
+def _said(frame: pd.DataFrame) -> list[str]:
+    top = frame.loc[frame["target"].idxmax()]
+    said = [
+        f"{top['method']} keeps most of what answers need: {100 * top['target']:.0f}% of it at "
+        f"{top['tokens_avg']:.1f} tokens, where {100 * top['kept']:.0f}% of all tokens are left behind the last stage."
+    ]
+    linked = frame[(frame["p_rank"] < 0.05 / max(len(frame), 1))]
+    said.append(
+        f"In {len(linked)} of {len(frame)} rows keeping more of the needed region goes with a right answer (Spearman "
+        f"inside abilities, Bonferroni), with correlations of {frame['rank'].min():.2f} to {frame['rank'].max():.2f}."
+    )
+    return said
+
+
+def _draw(frame: pd.DataFrame, samples: dict, theme: Theme) -> Figure:
+    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    mine = looks_apart(list(frame[["method", "role"]].drop_duplicates("method").itertuples(index=False)))
+    for method, group in frame.groupby("method", sort=False):
+        look, color = mine[method], mine[method].color(theme.name)
+        face = theme.paper if group["role"].iloc[0] == "control" else color
+        style = {"color": color, "marker": look.marker, "markerfacecolor": face, "ms": 5, "lw": 1.5}
+        group = group.sort_values("kept")
+        left.plot(100 * group["kept"], 100 * group["target"].astype(float), label=method, **style)
+        pooled = pd.concat([samples[i] for i in group.index])
+        bins = np.digitize(pooled["target"], EDGES[1:-1], right=False)
+        means = (
+            pooled.assign(bin=bins).groupby("bin").agg(x=("target", "mean"), y=("score", "mean"), n=("score", "size"))
+        )
+        means = means[means["n"] >= 5]
+        right.plot(100 * means["x"], 100 * means["y"], **style)
+    ends = [0, 100 * float(frame["kept"].max())]
+    left.plot(ends, ends, color=theme.soft, lw=1, linestyle=(0, (4, 4)), label="as by lot")
+    left.set_xlabel("visual tokens left behind the last stage, %")
+    left.set_ylabel("of needed regions kept, %")
+    right.set_xlabel("of the needed region kept, %")
+    right.set_ylabel("accuracy, % (5 samples or more)")
+    legend(figure, left)
+    return figure

@@ -1,0 +1,66 @@
+"""`python -m btp.study FOLDER`: the figure and the table of a study, from the runs of its sweep.
+
+A sweep of an experiment with a study ends in them already; this makes them anew, from its folder or, by --name, from
+any run folders, and with --out puts them beside a page of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from btp.report.studies.write import write_study
+from btp.runner.cells import FINISHED, Cells
+from btp.runner.cli import CONF
+from btp.runner.experiments import study_of
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        Exit code: 0 where figure and table are written, 2 where the runs cannot make them.
+    """
+    parser = argparse.ArgumentParser(prog="python -m btp.study", description=__doc__.split("\n\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a sweep; with --name, of any runs")
+    parser.add_argument("--name", help="the experiment whose study is made; by default the sweep's own")
+    parser.add_argument("--out", type=Path, help="where figure and table go; by default the first folder")
+    given = parser.parse_args(arguments)
+    try:
+        for path in _write(given.folders, given.name, given.out or given.folders[0]):
+            print(path)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _write(folders: list[Path], name: str | None, out: Path) -> list[Path]:
+    runs: list[Path] = []
+    failed, commands, study = [], [], None
+    for folder in folders:
+        if not (folder / "sweep.json").is_file():
+            runs.append(folder)
+            continue
+        sweep = Cells(folder)
+        study = study or sweep.study()
+        commands.append(f"python run.py {' '.join(_plain(sweep.command()))}")
+        for cell in sweep.read():
+            done = cell.state == FINISHED and cell.folder
+            runs += [Path(cell.folder)] if done and cell.folder else []
+            failed += [] if done else [(cell.words, cell.reason or cell.state)]
+    if name is not None:
+        study = study_of(CONF, name)
+    if study is None:
+        raise ValueError(f"{folders[0]} is not the folder of a study's sweep. Name the study: --name depth_sweep.")
+    return write_study(study, list(dict.fromkeys(runs)), out, failed, "\n".join(commands))
+
+
+def _plain(words: list[str]) -> list[str]:
+    """A sweep's words without where its results went."""
+    return [word for word in words if not word.startswith(("output=", "hydra.sweep.dir=", "logger="))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

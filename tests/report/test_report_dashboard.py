@@ -1,0 +1,142 @@
+"""What the page of a comparison is made from: points, kept sets, settings, checks."""
+
+import json
+
+import matplotlib
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from sample_run import BLIND, SHRUNK, of, write_run
+
+from btp.report import fronts
+from btp.report.checks import checks
+from btp.report.differences import differences
+from btp.report.fields import fields
+from btp.report.kept import kept_data
+from btp.report.live import plot_data
+from btp.report.load import read_costs, read_run
+from btp.report.palette import LIGHT
+from btp.report.ranking import ranking
+
+
+def gathered(*folders):
+    runs = [read_run(folder) for folder in folders]
+    (field,) = fields(runs)
+    table = ranking([field])
+    return runs, field, table, fronts.series_looks(table.frame)
+
+
+def test_points_hold_every_number_of_the_table(tmp_path):
+    folder = write_run(tmp_path / "a", samples=8, overlays=0, arms=of("btp", SHRUNK, BLIND))
+    _, _, table, looks = gathered(folder)
+    data = plot_data(table.frame, table.columns, looks, {str(folder): 7})
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert [one["key"] for one in data["prices"]] == [p.key for p in fronts.PRICES]
+    assert {"macro", "reading", "rest", "agreement", "accuracy_digit"} <= {one["key"] for one in data["scores"]}
+    assert [one["title"] for one in data["panels"]] == ["presence", "counting", "digit", "describe"]
+    assert [one["name"] for one in data["series"]] == list(looks)
+    for row, (_, found) in zip(data["rows"], table.frame.iterrows(), strict=True):
+        assert row["run"] == 7
+        assert row["values"]["macro"] == pytest.approx([found[f"macro{end}"] for end in ("", "_low", "_high")])
+        assert row["values"]["flops_prefill"][0] == pytest.approx(found["flops_prefill"])
+    assert data["rows"][0]["values"]["prefill_ratio"] == [1.0, None, None]  # the unpruned model's own
+
+
+def test_costs_alone_are_no_points(tmp_path):
+    folder = write_run(tmp_path / "a", samples=4, overlays=0)
+    found = fields([read_costs(folder)])
+    table = ranking(found)
+    assert plot_data(table.frame, table.columns, fronts.series_looks(table.frame), {str(folder): 1}) is None
+
+
+def test_samples_are_left_out_where_the_page_would_grow_too_large(tmp_path):
+    _, field, table, looks = gathered(write_run(tmp_path / "a", samples=40, overlays=20))
+    data = kept_data(field, table.frame, looks)
+    assert (len(data["samples"]), data["answered"]) == (12, 20)
+    split = [card["id"] for card in data["samples"] if card["split"]]
+    assert 0 < len(split) < 12
+    size = len(json.dumps(data)) / 2**20
+    less = kept_data(field, table.frame, looks, largest_mib=size / 2)
+    assert 0 < len(less["samples"]) < 12
+    assert len(json.dumps(less)) / 2**20 <= size / 2 + 0.001
+    kept = [card["id"] for card in less["samples"]]
+    assert set(kept) <= set(split) or set(split) <= set(kept)  # those on which all agree go first
+    assert len(kept_data(field, table.frame, looks, largest_mib=0)["samples"]) == 1
+
+
+def test_settings_differ_by_value_or_by_being_there(tmp_path):
+    both = {"output": "x", "notes": "n" * 99}
+    one = {"schedule": {"kind": "auto", "tau": 0.93}, "budget": {"share": True}, **both}
+    other = {"schedule": {"kind": "auto"}, "budget": {"share": None}, **both, "output": "y", "notes": "m" * 99}
+    runs = [
+        read_run(write_run(tmp_path / str(i), samples=4, overlays=0, config=config))
+        for i, config in enumerate((one, other))
+    ]
+    found = {row["key"]: [value["text"] for value in row["values"]] for row in differences(runs)}
+    assert found == {
+        "budget.share": ["true", "null"],
+        "schedule.tau": ["0.93", "–"],
+        "notes": ["n" * 47 + "…", "m" * 47 + "…"],
+    }
+    (notes,) = [row["values"] for row in differences(runs) if row["key"] == "notes"]
+    assert [value["whole"] for value in notes] == ["n" * 99, "m" * 99]
+    assert differences(runs[:1] * 2) == []
+
+
+def test_a_run_says_what_to_mind_worst_first(tmp_path):
+    arms = [arm | ({"moved": 1} if arm["arm"] == "btp" else {}) for arm in of("btp")]
+    loud = {"inert": {"checked": 8, "identical": False, "max_logit_difference": 0.5}}
+    idle = write_run(tmp_path / "a", samples=4, overlays=0, arms=arms, run=loud, stages=[("llm.layer.2", 1.0)])
+    assert [(c.kind, c.text) for c in checks(read_run(idle))] == [
+        ("bad", "not inert: logits differ by up to 0.5"),
+        ("bad", "llm.layer.2 of btp withdrew nothing"),
+        ("bad", "llm.layer.2 of random withdrew nothing"),
+        ("note", "stages of btp moved 1 layer towards the input"),
+    ]
+    silent = write_run(tmp_path / "b", samples=4, overlays=0, run={"inert": None})
+    assert [(c.kind, c.text) for c in checks(read_run(silent))] == [("note", "inertness not checked")]
+    fine = write_run(tmp_path / "c", samples=4, overlays=0)
+    assert [(c.kind, c.text) for c in checks(read_run(fine))] == [("good", "inert on 8 samples")]
+    assert checks(read_costs(fine)) == [*checks(read_run(fine))]
+
+
+def test_runs_of_unequal_length_say_so_in_every_row(tmp_path):
+    one = write_run(tmp_path / "a", samples=8, overlays=0)
+    other = write_run(tmp_path / "b", samples=12, overlays=0, name="dart", arms=of("dart"))
+    _, _, table, looks = gathered(one, other)
+    assert "samples" in [column.key for column in table.columns]
+    rows = plot_data(table.frame, table.columns, looks, {str(one): 1, str(other): 2})["rows"]
+    assert {row["series"]: dict(row["said"])["samples"] for row in rows if row["role"] == "method"} == {
+        "btp": "8",
+        "dart": "12",
+    }
+    assert "samples" not in [column.key for column in gathered(one)[2].columns]
+
+
+def test_a_figure_of_many_variants_of_one_method_has_room(tmp_path, recwarn):
+    """Their names are long and alike; the legend grows the figure instead of leaving the axes no room."""
+    folder = write_run(tmp_path / "a", samples=8, overlays=0)
+    _, _, table, _ = gathered(folder)
+    (row,) = table.frame[table.frame["role"].eq("method")].to_dict("records")
+    many = [
+        row | {"series": f"btp (schedule.balance.first=0.{i:02d}, schedule.kind=uniform)", "tokens_avg": 40 + i}
+        for i in range(44)
+    ]
+    frame = type(table.frame)([*table.frame.to_dict("records"), *many])
+    for _, _, draw in fronts.PLOTS.values():
+        with matplotlib.rc_context(LIGHT.style()):
+            figure = draw(frame, fronts.series_looks(frame), LIGHT)
+            FigureCanvasAgg(figure).draw()
+        shown = [axes for axes in figure.axes if axes.get_visible()]
+        assert min(axes.get_position().height for axes in shown) * figure.get_figheight() > 0.7  # inches
+        assert figure.legends[0].get_window_extent().width <= figure.bbox.width
+    assert [str(w.message) for w in recwarn if "layout" in str(w.message)] == []
+
+
+def test_short_names_stay_different():
+    names = ["btp", "btp (schedule.balance.first=0.25, tau=0.9)", f"dart ({'x' * 40}1)", f"dart ({'x' * 40}2)"]
+    assert list(fronts.shortened(names).values()) == [
+        "btp",
+        "btp (first=0.25, tau=0.9)",
+        f"dart ({'x' * 27}…",
+        f"dart ({'x' * 27}… (2)",
+    ]

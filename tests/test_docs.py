@@ -1,0 +1,179 @@
+"""The pages hold: links lead somewhere, quoted messages exist, methods' pages can be made, the nav is whole."""
+
+import ast
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from docs.making.links import anchors, broken, in_site, links, pages, place, prose, slug
+from docs.making.methods import NO_SIGNAL, Method, methods, overview, page
+
+ROOT = Path(__file__).resolve().parents[1]
+QUOTED = re.compile(r"^\| `([^`]+)` \|", re.M)
+
+
+@cache
+def said() -> str:
+    """Every text in the sources, one a line; what is filled in became …."""
+    found = []
+    for path in sorted((ROOT / "btp").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(text.replace("\n", " ") for text in found)
+
+
+def is_said(message: str) -> bool:
+    """True where one text in the sources holds the message, … standing for anything."""
+    return re.search(".*".join(re.escape(part) for part in message.split("…")), said()) is not None
+
+
+def test_links_lead_somewhere():
+    """Every relative link and picture of every page is a file, and every anchor a heading."""
+    assert broken() == []
+
+
+def test_a_broken_link_is_seen(tmp_path):
+    """A page that is gone, a heading that is gone; not what stands in code, and not other sites."""
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        (tmp_path / name).write_text(
+            "# Top `x`\n\n[a](docs/a.md#here-it-is) [up](#top-x) [b](https://example.org/b.md)\n"
+        )
+    line = "[gone](gone.md) [no heading](../README.md#no) `[code](code.md)`"
+    text = f"# A\n\n## Here it is\n\n{line}\n\n```\n[c](c.md)\n```\n"
+    (tmp_path / "docs" / "a.md").write_text(text)
+    assert broken(tmp_path) == ["docs/a.md:5: gone.md", "docs/a.md:5: ../README.md#no"]
+
+
+def test_links_of_raw_html_and_pictures_count():
+    """As a README's picture for light and dark has them."""
+    text = '<img src="docs/a.svg"> <source srcset="b.svg">\n![c](c.png) [![d](d.png)](e.md)'
+    assert [target for _, target in links(text)] == ["docs/a.svg", "b.svg", "c.png", "e.md"]
+
+
+def test_anchors_are_those_of_code_hosts():
+    """Code signs and punctuation go, blanks become dashes, a second heading of the same name gets a number."""
+    assert slug("Your own questions: `task=vqa_folder`") == "your-own-questions-taskvqa_folder"
+    assert anchors("# A b\n## A b\n```\n# no\n```\n") == {"a-b", "a-b-1"}
+
+
+def test_links_in_the_site():
+    """Pages move up from docs/, sources become their reference, and what the site lacks becomes text."""
+    known = {"docs/a.md": "a.md", "btp/core/site.py": "reference/core/site.md"}.get
+    text = "[a](docs/a.md#x) [s](btp/core/site.py) [y](conf/config.yaml) [h](https://x.org)\n```\n[a](docs/a.md)\n```\n"
+    assert in_site(text, "README.md", "README.md", known) == (
+        "[a](a.md#x) [s](reference/core/site.md) y [h](https://x.org)\n```\n[a](docs/a.md)\n```\n"
+    )
+    raw = '<a href="docs/a.md#x"><img src="docs/p.png"></a> <a href="README.md">'
+    everything = {"docs/a.md": "a.md", "docs/p.png": "p.png", "README.md": "README.md"}.get
+    turned = '<a href="a.html#x"><img src="p.png"></a> <a href="index.html">\n'
+    assert in_site(raw, "README.md", "README.md", everything) == turned
+    assert in_site("[a](../docs/a.md)", "experiments/R.md", "experiments/R.md", known) == "[a](../a.md)\n"
+
+
+def test_every_page_is_in_the_nav():
+    """A page of docs/ that mkdocs.yml does not name is found by nobody; experiments and methods come by themselves."""
+    nav = str(re.search(r"^nav:.*", (ROOT / "mkdocs.yml").read_text(), re.M | re.S)[0])
+    own = [place(path) for path in pages() if not path.startswith(("experiments/", "btp/"))]
+    assert [path for path in own if not re.search(rf"[:-] {re.escape(path)}$", nav, re.M)] == []
+
+
+@pytest.mark.parametrize("path", pages())
+def test_lists_stand_apart(path):
+    """The site's Markdown, unlike that of code hosts, sees a list only behind a blank line."""
+    lines = dict(prose((ROOT / path).read_text()))
+    item = re.compile(r"^\s*([-*]|\d+\.) ")
+    wrong = []
+    for number, line in lines.items():
+        above = lines.get(number - 1, "")
+        inside = above.strip() and (item.match(above) or above.startswith("  "))
+        if item.match(line) and above.strip() and not inside:
+            wrong.append(f"{path}:{number}: {line[:60]}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("message", QUOTED.findall((ROOT / "docs" / "errors.md").read_text()))
+def test_messages_are_those_of_the_sources(message):
+    """docs/errors.md quotes what the code says."""
+    assert len(message.replace("…", "").strip()) >= 12
+    assert is_said(message)
+
+
+def test_other_messages_are_seen():
+    """The check above can fail."""
+    assert not is_said("A budget of … visual tokens cannot be had")
+    assert not is_said("Set the one that you do not mean to null … A budget of")
+
+
+def test_errors_page_has_its_tables():
+    """Every row of it is a quoted message, so that none escapes the check."""
+    rows = re.findall(r"^\| (?!message)(.*)", (ROOT / "docs" / "errors.md").read_text(), re.M)
+    assert len(rows) == len(QUOTED.findall((ROOT / "docs" / "errors.md").read_text())) >= 30
+
+
+@pytest.mark.parametrize("method", methods(), ids=lambda method: method.name)
+def test_a_methods_page_has_everything(method):
+    """Title, paper, command, sites, signals, and every key of the yaml's method with its value and comment."""
+    text = page(method)
+    title, paper, what = method.head
+    assert text.startswith(f"# {title}\n")
+    assert what.endswith(".")
+    assert method.command.startswith("python run.py")
+    assert bool(paper) == ("arXiv" in method.text.splitlines()[0])
+    rows = {key: value for key, value, _ in method.settings()}
+    for key, value in (method.config.get("method") or {}).items():
+        if key != "_target_" and not isinstance(value, dict):
+            written = rows[f"pruner.method.{key}"]
+            assert written == "${seed}" or yaml.safe_load(written) == value
+    for line in method.text.split("schedule:")[0].splitlines()[2:]:
+        if "#" in line and "_target_" not in line:
+            assert line.split("# ", 1)[1].replace("|", "\\|") in text
+    assert ("## Stages" in text) == isinstance(method.config["schedule"], list) == bool(method.config["schedule"]) or (
+        method.config["schedule"] == []
+    )
+    for settings in (method.config.get("published") or {}).values():
+        assert all(f"schedule.setting={name}`" in text for name in list(settings)[1:])
+    if paper:
+        assert "## Fidelity" in text
+        assert "- *Parity, held against*: " in text
+        assert "## Where it works" in text
+        assert method.signals != NO_SIGNAL or method.name in ("divprune", "vtw")
+    assert f"]({method.name}.md)" in overview(methods())
+
+
+def test_a_yaml_of_ones_own_gets_a_page(tmp_path):
+    """What CONTRIBUTING.md shows needs no section in docs/fidelity.md and no row in docs/support.md."""
+    folder = tmp_path / "conf" / "pruner"
+    folder.mkdir(parents=True)
+    for name in ("fidelity", "support"):
+        (tmp_path / "docs").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "docs" / f"{name}.md", tmp_path / "docs")
+    text = re.search(r"```yaml\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
+    (folder / "longest.yaml").write_text(text.replace("longest.Longest", "fastv.FastV"))
+    (made,) = methods(tmp_path)
+    assert isinstance(made, Method)
+    assert "keep: fit" in page(made, tmp_path)
+
+
+def test_nothing_generated_is_kept():
+    """Pages of methods and reference are made at each build; the site's folder is ignored."""
+    assert not (ROOT / "docs" / "methods").exists()
+    assert not (ROOT / "docs" / "reference").exists()
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"site/", ".venv-docs/"} <= set(ignored)
+
+
+def test_make_docs_is_strict():
+    """A link that leads nowhere ends the build; --quiet would hide it from --strict."""
+    (build,) = re.findall(r"^\t.*mkdocs build.*", (ROOT / "Makefile").read_text(), re.M)
+    assert "--strict" in build
+    assert "quiet" not in build
+    assert "{not_found: warn, anchors: warn" in (ROOT / "mkdocs.yml").read_text()
