@@ -67,6 +67,9 @@ def test_keys_exist():
     assert missing == []
 
 
-def test_pages_exist():
+def test_pages_and_commands_exist():
     """Those that it names."""
+    commands = re.findall(r"python -m btp\.(\w+)", SHOWN)
+    assert len(commands) >= 3
+    assert all((ROOT / "btp" / f"{name}.py").exists() or (ROOT / "btp" / name).is_dir() for name in commands)
     assert all((ROOT / page).exists() for page in re.findall(r"docs/\w+\.md", SHOWN))

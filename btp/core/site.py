@@ -98,5 +98,5 @@ class Site:
 def _message(text: object) -> str:
     return (
         f"{text!r} is not a site. Write vision.layer.N, vision.mlp.N, vision.output, llm.input, llm.layer.N or "
-        "llm.cache.N with a 0-based layer N, for example llm.layer.2."
+        "llm.cache.N with a 0-based layer N, for example llm.layer.2 (docs/concepts.md draws them)."
     )

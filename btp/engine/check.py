@@ -30,8 +30,8 @@ def vision_tower(host: Host, who: str, instead: str = "Use stages and signals of
     if tower is not None and tower.pooled:
         raise ValueError(
             f"{who} works in the vision tower, but in {type(host.model).__name__} {tower.pooled} joins several of the "
-            f"tower's tokens into each visual token, so that none of them stays or leaves by itself. {instead}: llm.input "
-            "and llm.layer.N."
+            f"tower's tokens into each visual token, so that none of them stays or leaves by itself. {instead}: "
+            "llm.input and llm.layer.N (docs/support.md has what works on which model)."
         )
     if tower is None or tower.feature is None or tower.token_axis != 1 or host.projector is None:
         kind = "no vision tower" if tower is None else "a vision tower whose tokens cannot be followed yet"

@@ -21,7 +21,7 @@ from btp.runner.cell import end_workers, run_cell
 from btp.runner.cells import Cells
 from btp.runner.compositions import name_lists
 from btp.runner.launch import FAILED, STOPPED
-from btp.runner.overrides import MANY, check_overrides, experiment_of, sweep_folder
+from btp.runner.overrides import MANY, check_overrides, experiment_of, sweep_folder, with_sweep
 from btp.runner.sweep import Sweep
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -61,7 +61,8 @@ def _sweep(words: list[str]) -> int:
     folder = sweep_folder(CONF, words)
     experiment = experiment_of(CONF, words)
     Cells(folder).open(sys.argv[1:], experiment.study and {"name": experiment.name, **experiment.study})
-    sys.argv[1:] = [word for word in words if not word.startswith("hydra.sweep.dir=")] + [f"hydra.sweep.dir={folder}"]
+    words = [word for word in with_sweep(CONF, words) if not word.startswith("hydra.sweep.dir=")]
+    sys.argv[1:] = [*words, f"hydra.sweep.dir={folder}"]
     with _deaths_noted():
         app()
     return Sweep(folder).end()

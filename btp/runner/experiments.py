@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from btp.runner.compositions import name_lists
+
 GROUP = "experiment"
 
 
@@ -37,7 +39,12 @@ class Experiment:
 
     def words(self) -> list[str]:
         """Its sweep as a command line would write it."""
-        return [f"{key}={values}" for key, values in self.sweeps.items()]
+        return name_lists(f"{key}={values}" for key, values in self.sweeps.items())
+
+    def before(self, words: Sequence[str]) -> list[str]:
+        """These words, and in front of them those of its sweep whose keys they do not name."""
+        given = {word.split("=", 1)[0] for word in words}
+        return [*(word for word in self.words() if word.split("=", 1)[0] not in given), *words]
 
     def fault(self, words: Sequence[str]) -> str | None:
         """Why these words are no single run of it: a sweep without -m would run one cell, and not say which."""

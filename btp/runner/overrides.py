@@ -23,10 +23,23 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
     A sweep is tried with the first value of each choice, and every chosen group option must exist.
     """
     words = _overrides(argv)
-    message = find_fault(conf, words) or _fault_of_experiment(conf, argv, words)
+    try:
+        experiment = experiment_of(conf, argv)
+    except HydraException:
+        experiment = Experiment()  # find_fault says what is wrong with it
+    many = any(flag in argv for flag in MANY)
+    message = find_fault(conf, experiment.before(words) if many else words)
+    if message is None and not many and "--cfg" not in argv and "-c" not in argv:
+        message = experiment.fault(words)
     if message:
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
+
+
+def with_sweep(conf: Path, argv: list[str]) -> list[str]:
+    """The words of a command line, and in front of those that name keys what its experiment sweeps over beside them."""
+    at = next((i for i, word in enumerate(argv) if "=" in word), len(argv))
+    return [*argv[:at], *experiment_of(conf, argv).before(argv[at:])]
 
 
 def sweep_folder(conf: Path, argv: list[str]) -> Path:
@@ -35,31 +48,24 @@ def sweep_folder(conf: Path, argv: list[str]) -> Path:
     Args:
         argv: words that `check_overrides` found nothing wrong with.
     """
-    return Path(_composed(conf, _overrides(argv)).hydra.sweep.dir)
+    return Path(_composed(conf, _overrides(with_sweep(conf, argv))).hydra.sweep.dir)
 
 
 def experiment_of(conf: Path, argv: list[str]) -> Experiment:
     """What the experiment that these words name sweeps over, and the study that it makes."""
-    return Experiment.of(_composed(conf, _overrides(argv)))
+    return Experiment.of(_composed(conf, [word for word in argv if word.startswith("experiment=")]))
 
 
 def _composed(conf: Path, words: list[str]) -> DictConfig:
-    """The config of words that have one value, Hydra's own part with it."""
+    """The config of words, each with its first value, Hydra's own part with it."""
     parsed = OverridesParser.create().parse_overrides(words)
-    fixed = [override.input_line for override in parsed if not override.is_sweep_override()]
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return compose("config", overrides=fixed, return_hydra_config=True)
+        return compose("config", overrides=[_first(override) for override in parsed], return_hydra_config=True)
 
 
-def _fault_of_experiment(conf: Path, argv: list[str], words: list[str]) -> str | None:
-    """What is wrong with what an experiment sweeps over; a sweep needs -m."""
-    experiment = Experiment.of(_composed(conf, words))
-    if not experiment.sweeps or "--cfg" in argv or "-c" in argv:
-        return None
-    if not any(flag in argv for flag in MANY):
-        return experiment.fault(words)
-    given = {word.split("=", 1)[0] for word in words}
-    return find_fault(conf, [*(w for w in experiment.words() if w.split("=", 1)[0] not in given), *words])
+def _first(override: Override) -> str:
+    values = _values(override)
+    return f"{override.input_line.split('=', 1)[0]}={values[0]}" if values else override.input_line
 
 
 def _overrides(argv: list[str]) -> list[str]:
@@ -82,8 +88,7 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
                 fault = _missing_option(conf, group, choice)
                 if fault:
                     return fault
-        prefix = override.input_line.split("=", 1)[0]
-        first.append(f"{prefix}={values[0]}" if values else override.input_line)
+        first.append(_first(override))
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
             compose("config", overrides=first)

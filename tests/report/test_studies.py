@@ -160,14 +160,15 @@ def _regions(folder, samples):
     pd.DataFrame(rows).to_parquet(folder / "regions.parquet")
 
 
-def test_coverage_counts_what_is_left_behind_the_last_stage(tmp_path):
+def test_coverage_counts_what_each_layer_saw(tmp_path):
+    """Layers 0 to 2 of 12 see all, 3 to 8 the left half or a half of it, the others nothing."""
     folder = write_run(tmp_path / "btp", SAMPLES, overlays=0, config=config())
     trace = pd.read_parquet(folder / "trace.parquet")
     names = list(dict.fromkeys(trace["sample"]))
     _regions(folder, names)
     left = [i for i in range(144) if i % 12 < 6]
     half = [s in names[::2] for s in trace["sample"]]
-    last = trace["site"].eq("llm.layer.6") & trace["arm"].eq("btp")
+    last = trace["site"].isin(["llm.layer.3", "llm.layer.6"]) & trace["arm"].eq("btp")
     kept = [left if full else left[:36] for full in half]
     trace["kept"] = [new if now else old for new, now, old in zip(kept, last, trace["kept"], strict=True)]
     trace.to_parquet(folder / "trace.parquet")
@@ -175,10 +176,10 @@ def test_coverage_counts_what_is_left_behind_the_last_stage(tmp_path):
     runs, _ = find_runs([tmp_path])
     entry = next(e for e in fields(runs)[0].entries if e.arm.arm == "btp")
     shares = shares_kept(entry).pivot_table(index="sample", columns="target", values="share")
-    assert shares[True].to_dict() == {n: 1.0 if n in names[::2] else 0.5 for n in names}
-    assert shares[False].eq(0).all()
+    assert shares[True].to_dict() == {n: 0.75 if n in names[::2] else 0.5 for n in names}
+    assert shares[False].eq(0.25).all()
     row = answer(coverage, tmp_path, line="pruner.name").frame.iloc[0]
-    assert row["target"] == pytest.approx(0.75)
+    assert row["target"] == pytest.approx(0.625)
     assert (row["much"], row["little"]) == (1.0, 0.0)
 
 

@@ -127,6 +127,6 @@ def test_a_depth_sweep_in_miniature_ends_in_its_figure_and_table(tmp_path):
 def test_coverage_in_miniature_knows_that_the_oracle_keeps_what_is_needed(tmp_path):
     run(tmp_path, "experiment=coverage", "pruner=oracle,diversity", "budget.share=0.7")
     table = pd.read_csv(tmp_path / "sweep" / "coverage.csv").set_index("method")
-    assert table.loc["oracle", "target"] > 0.95
+    assert table.loc["oracle", "target"] > 0.9
     assert table.loc["diversity", "target"] < 0.9
     assert table.loc["oracle", "needed"] >= 5

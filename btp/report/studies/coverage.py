@@ -36,13 +36,13 @@ def cells_of(box: Sequence[float], grid: tuple[int, int]) -> set[int]:
 
 
 def shares_kept(entry: Entry) -> pd.DataFrame:
-    """How much of each region is left behind an arm's last stage that keeps something.
+    """How much of each region an arm keeps, averaged over the decoder layers as visual tokens are.
 
     Samples are left out of which nothing says where their visual tokens lie. Where a picture is seen twice, whole and
     in tiles, the patches of both views count.
 
     Returns:
-        One row per sample and region: sample, label, target, share (of its patches), of all its tokens `kept`.
+        One row per sample and region: sample, label, target, share (of its patches).
 
     Raises:
         ValueError: the run knows no regions.
@@ -53,21 +53,32 @@ def shares_kept(entry: Entry) -> pd.DataFrame:
             f"{entry.run.path} has no regions.parquet: task {entry.run.setting('task.name')} labels no regions of its "
             "pictures, or the run is older than that file; resume=false computes it anew."
         )
-    mine = trace[(trace["arm"] == entry.arm.arm) & (trace["after"] > 0)].sort_values("order")
-    last = mine.groupby("sample").last()
+    stages = dict(list(trace[trace["arm"] == entry.arm.arm].sort_values("order").groupby("sample")))
+    depth = len(entry.run.layers[entry.arm.arm]["visual"])
     total, out = entry.rows["total"], []
     for sample, boxes in regions.groupby("sample", sort=False):
         views = _views(entry, str(sample), int(total.get(sample, 0)))
-        if not views or sample not in last.index:
+        if not views or sample not in stages:
             continue
-        kept = {int(i) for i in last.loc[sample, "kept"]}
+        spans = _spans(stages[sample], depth, int(total[sample]))
         for _, region in boxes.iterrows():
             box = region[["x0", "y0", "x1", "y1"]].tolist()
             tokens = {view.token(i) for view in views for i in cells_of(box, view.grid)} - {-1}
-            share = len(tokens & kept) / len(tokens)
+            share = sum(layers * len(tokens & kept) for layers, kept in spans) / depth / len(tokens)
             facts = {"sample": sample, "label": region["label"], "target": bool(region["target"])}
-            out.append(facts | {"share": share, "kept": len(kept) / int(total[sample])})
-    return pd.DataFrame(out, columns=["sample", "label", "target", "share", "kept"])
+            out.append(facts | {"share": share})
+    return pd.DataFrame(out, columns=["sample", "label", "target", "share"])
+
+
+def _spans(stages: pd.DataFrame, depth: int, total: int) -> list[tuple[int, set[int]]]:
+    """How many decoder layers saw which visual tokens, from the first layer to the last."""
+    at = [(0, set(range(total)))]
+    for _, stage in stages.iterrows():
+        *_, kind, last = ["", *str(stage["site"]).split(".")]
+        inside = str(stage["site"]).startswith("llm.") and kind == "layer"
+        at.append((int(last) if inside else 0, {int(i) for i in stage["kept"]}))
+    ends = [layer for layer, _ in at[1:]] + [depth]
+    return [(end - layer, kept) for (layer, kept), end in zip(at, ends, strict=True)]
 
 
 def _views(entry: Entry, sample: str, total: int) -> tuple[View, ...]:
@@ -101,8 +112,7 @@ def _samples(entry: Entry) -> pd.DataFrame:
     needed = shares[shares["target"]].groupby("sample")["share"].mean()
     others = shares[~shares["target"]].groupby("sample")["share"].mean()
     rows = entry.rows.loc[needed.index, ["score", "ability"]]
-    kept = shares.groupby("sample")["kept"].first()
-    return rows.assign(target=needed, other=others.reindex(needed.index), kept=kept.loc[needed.index])
+    return rows.assign(target=needed, other=others.reindex(needed.index))
 
 
 def _summary(found: pd.DataFrame) -> dict[str, float]:
@@ -114,7 +124,6 @@ def _summary(found: pd.DataFrame) -> dict[str, float]:
     return {
         "target": float(found["target"].mean()),
         "other": float(found["other"].mean()),
-        "kept": float(found["kept"].mean()),
         "needed": float(len(found)),
         "much": whole.mean,
         "much_low": whole.low,
@@ -134,7 +143,6 @@ def _columns() -> list[c.Column]:
     return [
         c.METHOD,
         SHARE,
-        column("kept", "kept behind the last stage, %", "percent"),
         column("target", "of needed regions, %", "percent"),
         column("other", "of other regions, %", "percent"),
         column("much", "accuracy, much of the needed kept, %", "percent", "The upper half of the samples by that."),
@@ -147,8 +155,8 @@ def _columns() -> list[c.Column]:
 def _said(frame: pd.DataFrame) -> list[str]:
     top = frame.loc[frame["target"].idxmax()]
     said = [
-        f"{top['method']} keeps most of what answers need: {100 * top['target']:.0f}% of it at "
-        f"{top['tokens_avg']:.1f} tokens, where {100 * top['kept']:.0f}% of all tokens are left behind the last stage."
+        f"{top['method']} keeps most of what answers need: {100 * top['target']:.0f}% of it, averaged over the layers, "
+        f"at {100 * top['tokens_share']:.0f}% of all tokens."
     ]
     linked = frame[(frame["p_rank"] < 0.05 / max(len(frame), 1))]
     said.append(
@@ -166,8 +174,8 @@ def _draw(frame: pd.DataFrame, samples: dict, theme: Theme) -> Figure:
         look, color = mine[method], mine[method].color(theme.name)
         face = theme.paper if group["role"].iloc[0] == "control" else color
         style = {"color": color, "marker": look.marker, "markerfacecolor": face, "ms": 5, "lw": 1.5}
-        group = group.sort_values("kept")
-        left.plot(100 * group["kept"], 100 * group["target"].astype(float), label=method, **style)
+        group = group.sort_values("tokens_share")
+        left.plot(100 * group["tokens_share"], 100 * group["target"].astype(float), label=method, **style)
         pooled = pd.concat([samples[i] for i in group.index])
         bins = np.digitize(pooled["target"], EDGES[1:-1], right=False)
         means = (
@@ -175,10 +183,10 @@ def _draw(frame: pd.DataFrame, samples: dict, theme: Theme) -> Figure:
         )
         means = means[means["n"] >= 5]
         right.plot(100 * means["x"], 100 * means["y"], **style)
-    ends = [0, 100 * float(frame["kept"].max())]
+    ends = [100 * float(frame["tokens_share"].agg(end)) for end in ("min", "max")]
     left.plot(ends, ends, color=theme.soft, lw=1, linestyle=(0, (4, 4)), label="as by lot")
-    left.set_xlabel("visual tokens left behind the last stage, %")
-    left.set_ylabel("of needed regions kept, %")
+    left.set_xlabel("visual tokens, averaged over the layers, %")
+    left.set_ylabel("of needed regions kept, averaged likewise, %")
     right.set_xlabel("of the needed region kept, %")
     right.set_ylabel("accuracy, % (5 samples or more)")
     legend(figure, left)

@@ -13,6 +13,7 @@ from btp.report.fields import Entry, Field, pair
 from btp.report.palette import Theme, looks
 from btp.report.stats import SEED
 from btp.report.studies.study import SHARE, Answer, Study, baseline, column_of, methods, study_rows, written
+from btp.report.tradeoff import legend
 
 OPTIONS = ("by", "controls", "controls_of")
 SUITES = ("usual", "reading")
@@ -136,5 +137,5 @@ def _draw(frame: pd.DataFrame, by: Sequence[str], theme: Theme) -> Figure:
     axes.set_yticks(y, shown)
     axes.set_ylim(len(frame) - 0.5, -0.5)
     axes.set_xlabel("retained, % of the unpruned score (line: 95% interval)")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.0 + 0.6 / (1 + 0.42 * len(frame))), ncols=2)
+    legend(figure, axes)
     return figure

@@ -98,12 +98,14 @@ def _page(study: Study, answer: Answer, found: Sequence[Field], left: Sequence[L
     commands = [command] if command else sorted({str(run.run.get("command") or "?") for run in runs})
     machines = dict.fromkeys(str(run.run.get("hardware") or "?") for run in runs)
     samples = sorted({run.samples["sample"].nunique() for run in runs})
+    spread = any(f"{column.key}_low" in answer.frame for column in answer.columns)
+    brackets = "; 95% intervals in brackets" if spread else ""
     lines = [f"![{study.question}]({study.name}.png)", ""]
     lines += [f"- {text}" for text in answer.said]
     lines += ["", to_markdown(Table(answer.frame, tuple(answer.columns), study.name))]
     lines += [
         f"{len(runs)} runs, {' and '.join(map(str, samples))} samples each, {'; '.join(one.name for one in found)}; "
-        f"{'; '.join(machines)}; 95% intervals in brackets. All numbers: [{study.name}.csv]({study.name}.csv).",
+        f"{'; '.join(machines)}{brackets}. All numbers: [{study.name}.csv]({study.name}.csv).",
         "",
         "```",
         *commands,

@@ -202,7 +202,7 @@ class Chart {
     this.ring.setAttribute("cx", x);
     this.ring.setAttribute("cy", y);
     this.ring.setAttribute("visibility", "visible");
-    const lines = [[score.title, row.texts[score.key]], [price.title, row.texts[price.key]]];
+    const lines = [[score.title, row.texts[score.key]], [price.title.split(/,| \(/)[0], row.texts[price.key]]];
     if (!this.options.small) lines.push(...row.said.filter(([title]) => title !== score.title), ["run", String(row.run)]);
     this.tip.replaceChildren(
       html("b", {}, html("span", { class: "dot", style: `background: var(--arm-${this.board.series.get(row.series).look})` }), row.method),
