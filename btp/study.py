@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from btp.report.studies.write import write_study
+from btp.report.studies.write import plain, write_study
 from btp.runner.cells import FINISHED, Cells
 from btp.runner.cli import CONF
 from btp.runner.experiments import study_of
@@ -45,7 +45,7 @@ def _write(folders: list[Path], name: str | None, out: Path) -> list[Path]:
             continue
         sweep = Cells(folder)
         study = study or sweep.study()
-        commands.append(f"python run.py {' '.join(_plain(sweep.command()))}")
+        commands.append(plain(f"python run.py {' '.join(sweep.command())}"))
         for cell in sweep.read():
             done = cell.state == FINISHED and cell.folder
             runs += [Path(cell.folder)] if done and cell.folder else []
@@ -55,11 +55,6 @@ def _write(folders: list[Path], name: str | None, out: Path) -> list[Path]:
     if study is None:
         raise ValueError(f"{folders[0]} is not the folder of a study's sweep. Name the study: --name depth_sweep.")
     return write_study(study, list(dict.fromkeys(runs)), out, failed, "\n".join(commands))
-
-
-def _plain(words: list[str]) -> list[str]:
-    """A sweep's words without where its results went."""
-    return [word for word in words if not word.startswith(("output=", "hydra.sweep.dir=", "logger="))]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 
 from btp.models.load import Loaded, find_checkpoint, load
 from btp.runner.arms import UNPRUNED, Arm
+from btp.runner.budget import pictures_of
 from btp.runner.profile import Costs, hardware_line, profile, synthetic_inputs
 from btp.runner.store import write_json
 from experiments.cost.arms import composed, make_arm, named
@@ -86,7 +87,7 @@ def cells(
                 cell |= {"words": args.words, "output": args.output, "repeats": args.repeats, "hardware": where}
                 try:
                     override = [f"model={model}", f"pruner={pruner}", f"budget.share={share}", *args.override]
-                    arm = make_arm(composed(*override), loaded.host, total)
+                    arm = make_arm(composed(*override), loaded.host, total, pictures_of(inputs))
                 except ValueError as error:
                     yield cell | {"refused": str(error).splitlines()[0]}
                     continue

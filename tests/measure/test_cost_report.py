@@ -130,8 +130,8 @@ def test_break_even_of_a_device(monkeypatch, capsys):
 def test_tiles_count_one_by_one():
     """Two prompts of five tiles are ten pictures to the tower; without a tower nothing is computed."""
     sizes = architecture(tiny.llava().config)
-    assert _segments(sizes, {"pixel_values": torch.zeros(2, 5, 3, 42, 42)}) == [[10] * 10] * 2
-    assert _segments(sizes, {"pixel_values": torch.zeros(2, 3, 42, 42)}) == [[10] * 2] * 2
+    assert _segments(sizes, {"pixel_values": torch.ones(2, 5, 3, 42, 42)}) == [[10] * 10] * 2
+    assert _segments(sizes, {"pixel_values": torch.ones(2, 3, 42, 42)}) == [[10] * 2] * 2
     assert _segments(replace(sizes, vision=None), {}) == ()
 
 

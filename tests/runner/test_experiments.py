@@ -28,7 +28,7 @@ def test_every_experiment_composes_with_the_first_value_of_all_that_it_sweeps(na
     words = [f"experiment={name}"]
     experiment = experiment_of(CONF, words)
     assert find_fault(CONF, [*experiment.words(), *words]) is None
-    first = [word.split(",")[0] for word in experiment.words() if "[" not in word and "(" not in word]
+    first = [word.split(",")[0] for word in experiment.words() if not set(word) & set("[({")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_container(compose("config", [*words, *first, f"output={tmp_path}"]), resolve=True)
     check_config(config)

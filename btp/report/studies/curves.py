@@ -81,7 +81,7 @@ def _draw(frame: pd.DataFrame, x: str, scores: list[str], line: str, facet: str 
     rows, across = (1, len(scores)) if facet is None else (len(scores), len(facets))
     figure = Figure(figsize=(0.4 + WIDTH * across, 0.8 + HEIGHT * rows), layout="constrained")
     alike = len({metric(score).kind for score in scores}) == 1
-    panels = figure.subplots(rows, across, squeeze=False, sharex=True, sharey=True if alike else "row")
+    panels = figure.subplots(rows, across, squeeze=False, sharex=True, sharey=alike)
     mine = looks_apart(list(own[["method", "role"]].drop_duplicates("method").itertuples(index=False)))
     for i, score in enumerate(scores):
         for j, value in enumerate(facets):

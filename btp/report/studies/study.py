@@ -123,7 +123,7 @@ def _stages(arm: Arm) -> tuple[str, ...]:
 def _setting(entry: Entry, key: str) -> Any:
     if key == "pruner.name":
         return entry.run.setting(key) if entry.role == "method" else entry.arm.arm
-    if entry.role == "baseline":
+    if entry.role == "baseline" and not key.startswith(("model.", "task.")):
         return None
     return entry.run.setting(key)
 

@@ -38,6 +38,7 @@ KINDS = {
     "suites": suites,
 }
 DPI = 150
+PLACES = ("output=", "hydra.sweep.dir=", "logger=")  # words that say nothing of the results
 BEGIN, END = "<!-- {name}: written by python -m btp.study -->", "<!-- {name}: end -->"
 
 
@@ -69,7 +70,7 @@ def write_study(
     if study.figure not in KINDS:
         raise ValueError(f"study.figure is {study.figure!r}. Choose from: {', '.join(sorted(KINDS))}.")
     runs, left = find_runs([Path(folder) for folder in folders])
-    left += [LeftOut(what, why) for what, why in failed]
+    left += [LeftOut(plain(what), why) for what, why in failed]
     if not runs:
         raise ValueError(nothing_found(folders, left))
     found = fields(runs)
@@ -78,10 +79,17 @@ def write_study(
     figure, table, page = (out / f"{study.name}.{ending}" for ending in ("png", "csv", "md"))
     figure.write_bytes(_png(answer))
     shown = answer.frame.drop(columns=[x for x in ("entry", "folder", "run") if x in answer.frame])
+    if "command" in shown:
+        shown["command"] = shown["command"].map(plain)
     table.write_text(to_csv(Table(shown, (), study.name)), encoding="utf-8")
     text = _page(study, answer, found, [x for x in left if x.kind != "twice"], command)
     page.write_text(text, encoding="utf-8")
     return [figure, table, page, *_into_readme(out / "README.md", study.name, text)]
+
+
+def plain(command: str) -> str:
+    """A command without where its results went."""
+    return " ".join(word for word in command.split() if not word.startswith(PLACES))
 
 
 def _png(answer: Answer) -> bytes:
@@ -95,7 +103,7 @@ def _png(answer: Answer) -> bytes:
 
 def _page(study: Study, answer: Answer, found: Sequence[Field], left: Sequence[LeftOut], command: str) -> str:
     runs = [run for one in found for run in one.runs]
-    commands = [command] if command else sorted({str(run.run.get("command") or "?") for run in runs})
+    commands = [command] if command else sorted({plain(str(run.run.get("command") or "?")) for run in runs})
     machines = dict.fromkeys(str(run.run.get("hardware") or "?") for run in runs)
     samples = sorted({run.samples["sample"].nunique() for run in runs})
     spread = any(f"{column.key}_low" in answer.frame for column in answer.columns)
