@@ -24,7 +24,7 @@ run: setup ## set up, then run the main job (ARGS="pruner=diversity stages=2" ch
 	$(BIN)/python run.py $(ARGS)
 
 test: setup ## set up, then run all tests that need no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slurm" -n 2 --dist loadfile $(ARGS)
 
 setup-lmms: $(LMMS)/.ready ## make .venv-lmms, with lmms-eval and what it pins, for task=lmms_eval
 

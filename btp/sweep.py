@@ -21,8 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit code: 0 where all is well, 1 where a cell is not finished, 2 where the folder is no sweep's.
     """
+    doing = ("status", "resume", "table")
     parser = argparse.ArgumentParser(prog="python -m btp.sweep", description=__doc__.split("\n\n")[0])
-    parser.add_argument("do", choices=("status", "resume", "table"), help="show the cells, run what is open, compare")
+    parser.add_argument("do", choices=doing, metavar="|".join(doing), help="show the cells, run what is open, compare")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the sweep")
     parser.add_argument("words", nargs="*", help="with resume: further words of the command line, such as a launcher")
     given = parser.parse_intermixed_args(arguments)

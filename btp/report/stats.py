@@ -140,6 +140,8 @@ def paired_gap(groups: Sequence[tuple[ArrayLike, ArrayLike]]) -> Interval:
     drawn = np.mean([_resampled_means(d, rng) for d in differences], axis=0)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     mean = float(np.mean([d.mean() for d in differences]))
+    if max(map(len, differences)) == 1:  # nothing to draw anew: the spread is not known
+        low = high = nan
     return Interval(mean, float(low), float(high), sum(len(d) for d in differences))
 
 

@@ -23,6 +23,7 @@ import psutil
 from btp.runner.launch import STOPPED, Outcome
 
 BEAT_S, SILENT_S = 5.0, 60.0
+ELSEWHERE = ("-", "hydra", "trainer", "logger", "resume", "debug", "cache")
 RUNNING, FINISHED, FAILED, BEYOND, DIED, OPEN = "running", "finished", "failed", "beyond budget", "died", "open"
 
 
@@ -66,7 +67,16 @@ class Cells:
         self.sweep, self.folder = sweep, sweep / "cells"
 
     def open(self, words: Sequence[str], study: Mapping[str, Any] | None = None) -> None:
-        """Note the command of the sweep and the study that it makes, unless an earlier start did."""
+        """Note the command of the sweep and the study that it makes, unless an earlier start did.
+
+        Raises:
+            ValueError: the folder is that of another sweep, whose cells have the same numbers.
+        """
+        if (self.sweep / "sweep.json").exists() and _cells_of(self.command()) != _cells_of(words):
+            raise ValueError(
+                f"{self.sweep} is the folder of another sweep: python run.py {' '.join(self.command())}. Give this one "
+                "another folder: hydra.sweep.dir."
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = {"words": list(words), "cwd": os.getcwd(), "host": socket.gethostname(), "began": _now()}
         facts |= {"study": dict(study)} if study else {}
@@ -133,6 +143,11 @@ class _Note:
         outcome = self.outcome
         state = FINISHED if not outcome.code else BEYOND if outcome.unreachable else FAILED
         return replace(cell, state=state, reason=outcome.reason, folder=outcome.folder, ended=_now())
+
+
+def _cells_of(words: Sequence[str]) -> set[str]:
+    """The words of a command line that make its cells what they are: not where they run or are logged."""
+    return {word for word in words if not word.startswith(ELSEWHERE)}
 
 
 def _job() -> str:

@@ -60,7 +60,11 @@ def _sweep(words: list[str]) -> int:
     """Run all cells and compare them; returns the exit code."""
     folder = sweep_folder(CONF, words)
     experiment = experiment_of(CONF, words)
-    Cells(folder).open(sys.argv[1:], experiment.study and {"name": experiment.name, **experiment.study})
+    try:
+        Cells(folder).open(sys.argv[1:], experiment.study and {"name": experiment.name, **experiment.study})
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     words = [word for word in with_sweep(CONF, words) if not word.startswith("hydra.sweep.dir=")]
     sys.argv[1:] = [*words, f"hydra.sweep.dir={folder}"]
     with _deaths_noted():

@@ -23,7 +23,7 @@ from btp.runner.ranks import LOST, Ranks, deaf, devices
 
 FAILED, STOPPED = 1, 130
 LISTEN_S = 0.05
-WORKER = (sys.executable, "-m", "btp.runner.worker")
+WORKER = (sys.executable, "-m", "btp.runner.start")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,22 @@ def check_config(config: Mapping[str, Any]) -> None:
         )
     check_tasks(config)
     _model(config["model"])
+    _calibrated(config)
     _writable(Path(config["output"]))
+
+
+def _calibrated(config: Mapping[str, Any]) -> None:
+    """Refuse to calibrate a model without weights before it is built."""
+    pruner, kind = config["pruner"], config["schedule"]["kind"]
+    asks = pruner["name"] != "none" and any(
+        kind == "calibrated" or (kind == "auto" and part["schedule"] is None)
+        for part in (pruner.get("parts") or {"": pruner}).values()
+    )
+    if asks and config["model"]["weights"] == "random":
+        raise ValueError(
+            "A calibrated schedule needs a model with weights, but model.weights is random. Choose schedule=uniform or "
+            "schedule=paper."
+        )
 
 
 def _whole(key: str, value: object, least: int, why: str) -> None:

@@ -6,6 +6,7 @@ same identity and goes on at its next sample.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -30,7 +31,6 @@ SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
     "gp": optuna.samplers.GPSampler,
 }
-DIRECTIONS = ("maximize", "minimize")
 Space = Mapping[str, BaseDistribution]
 
 
@@ -132,9 +132,8 @@ def open_study(settings: Settings, space: Space, folder: Path) -> optuna.Study:
     """
     if settings.sampler not in SAMPLERS:
         raise ValueError(f"hydra.sweeper.sampler is {settings.sampler!r}. Choose from: {', '.join(SAMPLERS)}.")
-    wrong = [f"{name}: {how}" for name, how in settings.objectives.items() if how not in DIRECTIONS]
-    if wrong or not settings.objectives:
-        raise ValueError(f"hydra.sweeper.objectives holds {wrong or 'nothing'}. Give each one maximize or minimize.")
+    if not settings.objectives:
+        raise ValueError("Nothing is to be maximised or minimised. Set hydra.sweeper.maximize=[accuracy].")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
@@ -159,8 +158,11 @@ def _values(run: Path, objectives: Mapping[str, str]) -> list[float]:
     found = outcomes(run)
     missing = [name for name in objectives if name not in found]
     if missing:
+        near = difflib.get_close_matches(missing[0], found, 1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        found = {name: value for name, value in found.items() if "/" not in name}
         raise ValueError(
-            f"hydra.sweeper.objectives names {missing[0]!r}, which a run does not report. "
+            f"hydra.sweeper.{objectives[missing[0]]} names {missing[0]!r}, which a run does not report. {hint}"
             f"Choose from: {', '.join(sorted(found))}."
         )
     return [found[name] for name in objectives]

@@ -87,10 +87,15 @@ def read_json(path: Path, key: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as whole:
-        try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError:
-            raise ValueError(f"{path} is no JSON: {whole}. Get it anew, or correct {key}.") from None
+        rows = []
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError as error:
+                if not rows:  # not even its first line: it is no JSON Lines either
+                    raise ValueError(f"{path} is no JSON: {whole}. Get it anew, or correct {key}.") from None
+                raise ValueError(f"{path}, line {number} is no JSON: {error}. Correct it.") from None
+        return rows
 
 
 def commonest(answers: tuple[str, ...]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.plugins import Plugins
@@ -18,7 +18,7 @@ class OptunaSweeper(Sweeper):
     Args:
         n_trials: cells in all, those of earlier starts included.
         n_jobs: cells that are proposed, and launched, together.
-        objectives: what of a finished run is to be large or small: name -> maximize | minimize.
+        maximize, minimize: what of a finished run is to be large, and what small.
         sampler: tpe | nsgaii | random | gp.
         seed: of the sampler.
         storage: an Optuna storage; null is SQLite in the sweep's folder.
@@ -29,13 +29,15 @@ class OptunaSweeper(Sweeper):
         self,
         n_trials: int,
         n_jobs: int,
-        objectives: Mapping[str, str],
+        maximize: Sequence[str],
+        minimize: Sequence[str],
         sampler: str,
         seed: int,
         storage: str | None,
         study_name: str | None,
     ) -> None:
-        self.n_trials, self.n_jobs, self.objectives = n_trials, n_jobs, dict(objectives)
+        self.n_trials, self.n_jobs = n_trials, n_jobs
+        self.objectives = dict.fromkeys(maximize, "maximize") | dict.fromkeys(minimize, "minimize")
         self.sampler, self.seed, self.storage, self.study_name = sampler, seed, storage, study_name
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -8,6 +8,14 @@ import pytest
 from btp.report.stats import Interval, holm, macro_interval, mean_interval, paired_gap, paired_p
 
 
+def test_one_pair_a_group_says_nothing_of_the_spread():
+    """A difference, and no interval around it."""
+    gap = paired_gap([([1.0], [0.0]), ([0.5], [0.5])])
+    assert gap.mean == 0.5
+    assert isnan(gap.low)
+    assert isnan(gap.high)
+
+
 def test_wilson_interval_of_eight_right_in_ten():
     z = 1.959963984540054
     middle, half = (0.8 + z**2 / 20) / (1 + z**2 / 10), z * sqrt(0.016 + z**2 / 400) / (1 + z**2 / 10)

@@ -75,3 +75,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Set output to another one"):
         check_config(composed(f"output={tmp_path / 'file' / 'out'}"))
+
+
+def test_calibrating_without_weights_is_refused_before_the_model_is_built():
+    with pytest.raises(ValueError, match="A calibrated schedule needs a model with weights"):
+        check_config(composed("model=llava15", "model.weights=random"))
+    with pytest.raises(ValueError, match="A calibrated schedule needs a model with weights"):
+        check_config(composed("model=llava15", "model.weights=random", "pruner=fastervlm_btp"))

@@ -57,8 +57,7 @@ def test_nothing_to_choose_is_refused():
     ("more", "message"),
     [
         ({"sampler": "magic"}, r"hydra.sweeper.sampler is 'magic'. Choose from: tpe"),
-        ({"objectives": {"accuracy": "up"}}, r"objectives holds \['accuracy: up'\]"),
-        ({"objectives": {}}, r"objectives holds nothing"),
+        ({"objectives": {}}, r"Set hydra.sweeper.maximize=\[accuracy\]"),
     ],
 )
 def test_settings_that_cannot_be(more, message, tmp_path):

@@ -63,6 +63,15 @@ def test_a_failing_cell_is_said_and_the_others_go_on(tmp_path):
     assert len(table(tmp_path / "sweep")) == 4
 
 
+def test_the_folder_of_another_sweep_is_refused(undisturbed):
+    """Cells of the same number would be mixed."""
+    more = f"hydra.sweep.dir={undisturbed / 'sweep'}"
+    process = start(undisturbed, "pruner=random,fastv", "limit=9", more)
+    assert process.wait(timeout=60) == 1
+    assert "is the folder of another sweep: python run.py -m" in (undisturbed / "printed.txt").read_text()
+    assert [cell["starts"] for cell in cells(undisturbed / "sweep")] == [1] * 4
+
+
 def test_what_is_no_sweep_is_refused(tmp_path):
     for do in ("status", "resume", "table"):
         found = sweep_command(do, tmp_path)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from btp.tasks import pictures
+from btp.tasks.local import read_json
 from btp.tasks.pictures import picture_sizes
 from btp.tasks.schema import VQAFolder
 from btp.tasks.vqa import VQA, shuffled
@@ -264,3 +265,13 @@ def test_a_row_group_is_read_once_for_neighbours(folder, monkeypatch):
     pictures._column.cache_clear()
     assert all(s.images[0].size == (8, 6) for s in found)
     assert pictures._column.cache_info().misses == 2
+
+
+def test_a_broken_line_of_json_lines_is_named(tmp_path):
+    """Its number, not that of the file read as one document."""
+    (tmp_path / "rows.jsonl").write_text('{"id": "a"}\n{not json\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 2 is no JSON: .* Correct it"):
+        read_json(tmp_path / "rows.jsonl", "task.path")
+    (tmp_path / "rows.jsonl").write_text("nothing\n")
+    with pytest.raises(ValueError, match=r"rows.jsonl is no JSON: .* or correct task.path"):
+        read_json(tmp_path / "rows.jsonl", "task.path")
