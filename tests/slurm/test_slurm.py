@@ -15,7 +15,7 @@ import pytest
 from sweeps import cells, start, sweep_command, table, times_computed
 
 HERE = Path(__file__).parent
-CELLS = ("pruner=random,diversity,attention", "budget.share=0.5,0.4,0.35,0.3", "limit=27")
+CELLS = ("pruner=random,diversity,attention", "budget.share=0.5,0.4,0.35,0.3", "limit=18")
 LAUNCHER = (
     "hydra/launcher=slurm",
     "hydra.launcher.gpus_per_node=0",
