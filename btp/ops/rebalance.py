@@ -48,6 +48,24 @@ def rebalanced_top(
         falling = falling.masked_fill(~valid, torch.nan)
     most = max(candidates, default=0)
     order = falling.argsort(dim=1, stable=True)[:, :most]  # [B, C]
+    if device.type == "cpu":  # where reading is free and an operation costs more than what it does here
+        return _read(order, k, candidates, split)
+    return _queued(order, k, candidates, split)
+
+
+def _read(order: Tensor, k: Sequence[int], candidates: Sequence[int], split: Sequence[int]) -> Tensor:
+    """The choice among `order` [B, C], row by row."""
+    widest, rows = max(k, default=0), []
+    for row, count, most, early in zip(order.tolist(), k, candidates, split, strict=True):
+        mine = row[:most]
+        first = [i for i in mine if i < early] + [i for i in mine if i >= early]
+        rows.append(first[:count] + [-1] * (widest - count))
+    return torch.tensor(rows, dtype=torch.long).view(len(rows), widest)
+
+
+def _queued(order: Tensor, k: Sequence[int], candidates: Sequence[int], split: Sequence[int]) -> Tensor:
+    """The same, all rows at once and nothing read."""
+    most, device = order.shape[1], order.device
     late = order >= _column(split, device)
     if min(candidates, default=0) < most:  # behind the late ones
         late = late.long().masked_fill(torch.arange(most, device=device) >= _column(candidates, device), 2)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from btp.ops import rebalance
 from btp.ops.pick import top_k
 from btp.ops.rebalance import rebalanced_top
 
@@ -42,3 +43,12 @@ def test_message():
     """Fewer candidates than picks cannot be."""
     with pytest.raises(ValueError, match=r"asked for \(4,\) of \(3,\) candidates among 8"):
         rebalanced_top(A, [4], [3], [4])
+
+
+def test_a_device_chooses_the_same():
+    """Ragged rows, without reading anything."""
+    order = torch.stack([torch.randperm(20)[:12] for _ in range(3)])
+    asked = ((9, 2, 0), (12, 5, 3), (10, 4, 20))
+    assert torch.equal(rebalance._read(order, *asked), rebalance._queued(order, *asked))
+    even = ((5, 5, 5), (12, 12, 12), (8, 8, 8))
+    assert torch.equal(rebalance._read(order, *even), rebalance._queued(order, *even))
