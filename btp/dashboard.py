@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from btp.runner.dashboard import abilities, default_entity, publish, spec, workspace
-from btp.runner.store import write_json
 from btp.runner.tracker_run import logged_in, silence
+from btp.runner.whole import write_json
 
 OUT = Path("dashboard.json")
 

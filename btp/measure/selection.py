@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from btp.core.around import Around
 from btp.core.pruner import Pruner, Tokens
-from btp.core.schedule import Schedule, Stage
+from btp.core.schedule import Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
 from btp.measure.clock import Clock, Sync
@@ -17,7 +17,7 @@ from btp.measure.flops import measured
 Select = Callable[[Tokens, Signals, Stage], Selection]
 
 
-class TimedPruner(Pruner):
+class TimedPruner(Around):
     """A pruner that decides as the one inside it does, and can be watched meanwhile.
 
     Outside of `timing` and `counting` it adds nothing. Only `select` is watched: the signals it asked for
@@ -31,34 +31,11 @@ class TimedPruner(Pruner):
     """
 
     def __init__(self, pruner: Pruner) -> None:
-        self.pruner = pruner
+        super().__init__(pruner)
         self.seconds: list[float] = []
         self.flops = 0
         self.attention: dict[Signal, int] = {}
         self._select: Select = pruner.select
-
-    @property
-    def name(self) -> str:
-        """The method's own."""
-        return self.pruner.name
-
-    @property
-    def adaptive(self) -> bool:  # type: ignore[override]
-        """The method's own."""
-        return self.pruner.adaptive
-
-    @property
-    def stage_settings(self) -> frozenset[str]:  # type: ignore[override]
-        """The method's own."""
-        return self.pruner.stage_settings
-
-    def needs(self, stage: Stage) -> tuple[Signal, ...]:
-        """The method's own."""
-        return self.pruner.needs(stage)
-
-    def check(self, schedule: Schedule) -> None:
-        """The method's own."""
-        self.pruner.check(schedule)
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """The method's own, watched."""
@@ -103,11 +80,6 @@ class TimedPruner(Pruner):
             yield
         finally:
             self._select = before
-
-    def __getattr__(self, key: str) -> Any:
-        if key == "pruner":
-            raise AttributeError(key)
-        return getattr(self.pruner, key)
 
 
 def timed(pruner: Pruner) -> TimedPruner:

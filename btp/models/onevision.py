@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from btp.core.tower import Packed
-from btp.models.anyres import BLEND, NEWLINE, AnyRes
-from btp.models.packed import OFF, frames
+from btp.models.anyres import BLEND, NEWLINE
+from btp.models.packed import OFF
+from btp.models.packed import frames as frames_on
+from btp.models.pooled import PooledVideos
 
 _NO_LIMIT = "anyres_max_1000000"
 
 
-class LlavaOneVision(AnyRes):
+class LlavaOneVision(PooledVideos):
     """As AnyRes, with three rules more.
 
     A mosaic of more tokens than the limit in the config's vision_aspect_ratio (anyres_max_9: nine tiles, and a fifth
@@ -30,17 +31,10 @@ class LlavaOneVision(AnyRes):
         "video pooled. Smaller pictures, or several in one prompt, are not resized"
     )
 
-    def packing(self, kind: str, arguments: Mapping[str, Any]) -> Sequence[Packed] | None:
-        """One entry per picture or video."""
-        if kind == "image":
-            return super().packing(kind, arguments)
-        pixels = arguments.get("pixel_values_videos")
-        if pixels is None:
-            return None
-        videos, count = pixels.shape[:2]
+    def video_coord(self, frames: int, pixels: Tensor) -> Tensor:
+        """A grid a frame, and one newline behind them all."""
         side = math.ceil(self.side / 2)
-        coord = torch.cat([frames(count, side, side), torch.full((1, 3), OFF)])
-        return [Packed(coord, torch.full_like(coord[:, 0], OFF))] * videos
+        return torch.cat([frames_on(frames, side, side), torch.full((1, 3), OFF)])
 
     def tiles(self, sizes: Sequence[Sequence[int]], arguments: Mapping[str, Any]) -> list[int]:
         """One where a row has several pictures."""
@@ -65,11 +59,3 @@ class LlavaOneVision(AnyRes):
                 tokens = torch.cat([tokens[: self.side**2], blended[self.side**2 :]])
             found.append(tokens.long())
         return found
-
-    def example(self, batch: int, words: int, height: int, width: int, frames: int | None = None) -> dict[str, Tensor]:
-        """As AnyRes, or a video whose frames are resized to a tile, whatever their size."""
-        if frames is None:
-            return super().example(batch, words, height, width)
-        edge = self.config.vision_config.image_size
-        inputs = {"pixel_values_videos": self.noise(batch, frames, 3, edge, edge)}
-        return self.prompt(batch, self.placeholders("video", inputs, batch), words) | inputs

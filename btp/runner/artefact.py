@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from btp.models.load import Loaded
 from btp.runner.machine import Machine
 from btp.runner.store import held
+from btp.runner.whole import write_text
 
 PACKAGES = ("btp", "torch", "transformers")
 
@@ -44,9 +44,7 @@ def made(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
 def write_artefact(path: Path, artefact: Mapping[str, Any]) -> None:
     """Write it whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(yaml.safe_dump(dict(artefact), sort_keys=False))
-    part.replace(path)
+    write_text(path, yaml.safe_dump(dict(artefact), sort_keys=False))
 
 
 def read_artefact(

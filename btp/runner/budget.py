@@ -14,6 +14,7 @@ from btp.core.place import move_stages
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.solve import PART
+from btp.core.tower import Host
 
 FREE_LAYER = "budget"
 
@@ -52,6 +53,13 @@ def pictures_of(inputs: Mapping[str, Any]) -> int:
     """Pictures that pass the vision tower for a row of a model's inputs, tiles counted one by one."""
     pixels = inputs.get("pixel_values")
     return max(1, passing(pixels) // len(inputs["input_ids"])) if pixels is not None else 1
+
+
+def facts_of(host: Host, total: int, pictures: int = 1, shares: bool = False) -> Facts:
+    """What a model brings to the facts, with what its task does."""
+    tower = host.towers.get("vision")
+    layers = 0 if tower is None or tower.feature is None else tower.feature + 1
+    return Facts(host.num_layers, total, layers, pictures, shares)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from btp.runner.launch import STOPPED, Outcome
+from btp.runner.whole import write_json
 
 BEAT_S, SILENT_S = 5.0, 60.0
 ELSEWHERE = ("-", "hydra", "trainer", "logger", "resume", "debug", "cache")
@@ -81,7 +82,7 @@ class Cells:
         facts = {"words": list(words), "cwd": os.getcwd(), "host": socket.gethostname(), "began": _now()}
         facts |= {"study": dict(study)} if study else {}
         if not (self.sweep / "sweep.json").exists():
-            _write(self.sweep / "sweep.json", facts)
+            write_json(self.sweep / "sweep.json", facts)
 
     def command(self) -> list[str]:
         """The words that started the sweep.
@@ -122,7 +123,7 @@ class Cells:
         before = Cell(**json.loads(file.read_text())) if file.exists() else Cell(number, words)
         where = {"host": socket.gethostname(), "pid": os.getpid(), "job": _job(), "starts": before.starts + 1}
         cell = replace(Cell(number, words), state=RUNNING, began=_now(), **where)
-        _write(file, asdict(cell))
+        write_json(file, asdict(cell))
         note, stop = _Note(), threading.Event()
         beat = threading.Thread(target=_beat, args=(file, stop), daemon=True)
         beat.start()
@@ -131,7 +132,7 @@ class Cells:
         finally:
             stop.set()
             beat.join()
-            _write(file, asdict(note.of(cell)))
+            write_json(file, asdict(note.of(cell)))
 
 
 class _Note:
@@ -173,12 +174,6 @@ def _alive(cell: Cell, file: Path) -> bool:
         except psutil.AccessDenied:
             return True  # another user's
     return time.time() - file.stat().st_mtime < SILENT_S
-
-
-def _write(file: Path, content: Any) -> None:
-    part = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(file)
 
 
 def _now() -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from btp.core.around import Around
 from btp.core.pruner import Pruner, Tokens
-from btp.core.schedule import Schedule, Stage
+from btp.core.schedule import Stage
 from btp.core.selection import Selection
-from btp.core.signals import Signal, Signals
+from btp.core.signals import Signals
 from btp.ops.pick import marked
 
 
@@ -41,7 +41,7 @@ class Account:
     rules: Mapping[str, Tensor]
 
 
-class Witness(Pruner):
+class Witness(Around):
     """Hand it to the engine in place of the pruner; it asks the same, and `accounts` grows by one per decision.
 
     Attributes:
@@ -50,31 +50,8 @@ class Witness(Pruner):
     """
 
     def __init__(self, pruner: Pruner) -> None:
-        self.pruner = pruner
+        super().__init__(pruner)
         self.accounts: list[Account] = []
-
-    @property
-    def name(self) -> str:
-        """The method's own."""
-        return self.pruner.name
-
-    @property
-    def adaptive(self) -> bool:  # type: ignore[override]
-        """The method's own."""
-        return self.pruner.adaptive
-
-    @property
-    def stage_settings(self) -> frozenset[str]:  # type: ignore[override]
-        """The method's own."""
-        return self.pruner.stage_settings
-
-    def needs(self, stage: Stage) -> tuple[Signal, ...]:
-        """The method's own."""
-        return self.pruner.needs(stage)
-
-    def check(self, schedule: Schedule) -> None:
-        """The method's own."""
-        self.pruner.check(schedule)
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """The method's own, with its reasons on record.
@@ -96,10 +73,6 @@ class Witness(Pruner):
         self.accounts.append(Account(str(stage.site), *where, kept.cpu(), target, scores, rules))
         return selection
 
-    def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
-        """The method's own."""
-        return self.pruner.explain(tokens, signals, stage)
-
     def _check(self, said: Mapping[str, Tensor], kept: Tensor, tokens: Tokens, stage: Stage) -> None:
         who = f"explain() of pruner {self.name!r}"
         for name, value in said.items():
@@ -114,8 +87,3 @@ class Witness(Pruner):
                 f"{who} names rules at {stage.site} that do not add up to what select() keeps. Mark every kept token "
                 "by exactly one rule, and no other token."
             )
-
-    def __getattr__(self, key: str) -> Any:
-        if key == "pruner":
-            raise AttributeError(key)
-        return getattr(self.pruner, key)

@@ -16,7 +16,7 @@ import yaml
 
 from btp.runner.arms import UNPRUNED, Arm
 from btp.runner.corpus import scores_of
-from btp.runner.store import write_json
+from btp.runner.whole import write_json
 from btp.tasks.sample import Sample, Task
 from btp.tasks.scoring import normalise
 

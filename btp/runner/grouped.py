@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from btp.runner.identity import digest
-from btp.runner.store import write_json
+from btp.runner.whole import write_json
 
 NOTE = "logger.json"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from btp.runner.ranks import LOST, Ranks, deaf, devices
+from btp.runner.whole import write_json
 
 FAILED, STOPPED = 1, 130
 LISTEN_S = 0.05
@@ -51,9 +51,7 @@ class Outcome:
 
     def write(self, request: Path, rank: int = 0) -> None:
         """Leave it beside the request, whole or not at all; each process of the run its own."""
-        part = request.with_suffix(f".part{rank}")
-        part.write_text(json.dumps(asdict(self)))
-        part.replace(_outcome(request, rank))
+        write_json(_outcome(request, rank), asdict(self))
 
 
 class Workers:
@@ -162,9 +160,7 @@ def _note(file: Path, reason: str) -> None:
     """Have run.json say that the run has failed, where none of its processes could."""
     with contextlib.suppress(OSError, ValueError):
         state = json.loads(file.read_text())
-        part = file.with_name(f".{file.name}.{os.getpid()}")
-        part.write_text(json.dumps(state | {"state": "failed", "error": reason}, indent=1))
-        part.replace(file)
+        write_json(file, state | {"state": "failed", "error": reason})
 
 
 def _how(code: int | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from btp.engine.plan import make_plan
 from btp.models.load import Loaded
 from btp.runner.arms import Arm, build_arms
-from btp.runner.budget import Facts
+from btp.runner.budget import facts_of
 from btp.runner.finder import Finder
 from btp.runner.machine import Machine
 from btp.runner.stages import Sources
@@ -44,10 +44,8 @@ def plan_arms(
             "limit, or set pruner=none."
         )
     host = loaded.host
-    tower = host.towers.get("vision")
-    cuttable = tower is not None and tower.feature is not None
     unequal = unequal and config["budget"]["tokens"] is None
-    facts = Facts(host.num_layers, total, tower.feature + 1 if cuttable else 0, pictures, unequal)
+    facts = facts_of(host, total, pictures, unequal)
     finder = Finder(config, loaded, checkpoint, store, folder, machine, facts)
     arms, lines = build_arms(config, facts, Sources(finder.calibrated, finder.searched))
     for arm in arms:

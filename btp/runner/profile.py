@@ -27,8 +27,8 @@ from btp.runner.arms import UNPRUNED, Arm
 from btp.runner.batches import Collate
 from btp.runner.budget import passing
 from btp.runner.identity import code, digest
-from btp.runner.store import write_json
 from btp.runner.targets import aim_nowhere
+from btp.runner.whole import write_json
 from btp.tasks.sample import Sample
 
 Inputs = Mapping[str, Tensor]

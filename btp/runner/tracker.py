@@ -13,9 +13,10 @@ import pandas as pd
 import wandb
 
 from btp.runner.outcomes import method_arm, outcomes
-from btp.runner.store import held, write_json
+from btp.runner.store import held
 from btp.runner.tracker_artefacts import log_result, settle, sources
 from btp.runner.tracker_run import NONE, ONLINE, described, mode, opened, run_id
+from btp.runner.whole import write_json
 
 TEXTS = ("arm", "sample", "ability", "question", "reference", "prediction")
 NUMBERS = ("score", "unpruned", "agreement", "tokens_avg")

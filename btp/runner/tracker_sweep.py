@@ -14,10 +14,10 @@ import wandb
 from btp.runner.cells import Cell
 from btp.runner.grouped import logger_of, sweep_id
 from btp.runner.identity import digest
-from btp.runner.store import write_json
 from btp.runner.tracker import attempt
 from btp.runner.tracker_artefacts import label
 from btp.runner.tracker_run import NONE, ONLINE, described, mode, opened
+from btp.runner.whole import write_json
 
 COLUMNS = ("number", "state", "words", "starts", "reason", "run", "name", "url")
 TABLE = "comparison.csv"

@@ -44,11 +44,12 @@ from btp.runner.planning import plan_arms
 from btp.runner.profile import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.ranks import LOST
 from btp.runner.stages import method_of
-from btp.runner.store import Answers, held, write_json
+from btp.runner.store import Answers, held
 from btp.runner.tracker import track
 from btp.runner.tracker_run import check_login
 from btp.runner.views import describe_views
 from btp.runner.ways import OwnWay, draw
+from btp.runner.whole import write_json
 from btp.tasks.sample import Sample, Task
 
 FREE = ("output", "resume", "debug", "cache", "cache_gib", "logger", "trainer", "command", "overlays", "study")

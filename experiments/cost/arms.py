@@ -14,7 +14,7 @@ from btp.core.schedule import Schedule
 from btp.engine.plan import make_plan
 from btp.models.lvlm import LVLM
 from btp.runner.arms import Arm, build_arms
-from btp.runner.budget import Facts
+from btp.runner.budget import facts_of
 from btp.runner.stages import Sources
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -52,9 +52,7 @@ def make_arm(config: Mapping[str, Any], host: LVLM, total: int, pictures: int = 
     Raises:
         ValueError: the method does not apply to this model.
     """
-    tower = host.towers.get("vision")
-    cuttable = tower is not None and tower.feature is not None
-    facts = Facts(host.num_layers, total, tower.feature + 1 if cuttable else 0, pictures)  # type: ignore[operator,union-attr]
+    facts = facts_of(host, total, pictures)
     pruner = _with_stages(config["pruner"])
     given = Sources(calibrated=list, searched=lambda pruner: {**pruner, "strategy": "given"})
     arms, _ = build_arms({**config, "pruner": pruner}, facts, given)

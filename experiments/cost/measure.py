@@ -23,7 +23,7 @@ from btp.models.load import Loaded, find_checkpoint, load
 from btp.runner.arms import UNPRUNED, Arm
 from btp.runner.budget import pictures_of
 from btp.runner.profile import Costs, hardware_line, profile, synthetic_inputs
-from btp.runner.store import write_json
+from btp.runner.whole import write_json
 from experiments.cost.arms import composed, make_arm, named
 from experiments.cost.tables import csv_text, markdown
 

@@ -25,7 +25,7 @@ from btp.engine.attach import attach
 from btp.engine.check import check_signal
 from btp.engine.plan import make_plan
 from btp.runner.arms import build_arms
-from btp.runner.budget import Facts, pictures_of
+from btp.runner.budget import facts_of, pictures_of
 from btp.runner.stages import Sources
 from btp.runner.targets import aim_nowhere
 from families import kit
@@ -126,10 +126,8 @@ def run(family: str, method: str, *more: str) -> None:
     config["controls"] = {}
     if config["pruner"]["schedule"] is None or config["pruner"].get("parts"):
         config["schedule"] = {"kind": "auto", "balance": {"first": 0.6, "last": 1.0}, "withdraw_last": False}
-    tower = host.towers.get("vision")
-    layers = tower.feature + 1 if tower is not None and tower.feature is not None else 0
     total = int(host.visual_mask(inputs)[0].sum())
-    facts = Facts(host.num_layers, total, layers, pictures_of(inputs))
+    facts = facts_of(host, total, pictures_of(inputs))
     stages = [
         {"site": "llm.layer.1", "keep": "fit", "balance": 0.6},
         {"site": "llm.layer.3", "keep": "fit", "balance": 1.0},

@@ -5,7 +5,8 @@ import json
 import numpy as np
 
 from btp.runner.identity import checkpoint, code, digest, method_code
-from btp.runner.store import Answers, write_json
+from btp.runner.store import Answers
+from btp.runner.whole import write_json
 
 
 def row(sample, text="yes"):
