@@ -58,6 +58,16 @@ def hiding(lvlm, inputs, gone, renumber=False):
         yield
 
 
+def hidden_from(layer, gone, shape):
+    """[B, S] bool: places that are hidden from this layer on; `gone` as in `hiding`."""
+    hidden = torch.zeros(shape, dtype=torch.bool)
+    for first, rows in gone:
+        if first <= layer:
+            for b, places in enumerate(rows):
+                hidden[b, places] = True
+    return hidden
+
+
 @contextmanager
 def blinding(lvlm, gone):
     """Hide patches from the queries of the vision tower.

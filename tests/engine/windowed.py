@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from families import gemma3
-from oracle import additive, hooked
+from oracle import additive, hidden_from, hooked
 
 from btp.models.gemma3 import Gemma3
 
@@ -79,11 +79,7 @@ def hiding(lvlm, inputs, gone, windows, renumber=False):
                 block[b, s] = now
 
     def before(layer):
-        hidden_here = torch.zeros(B, S, dtype=torch.bool)
-        for first, rows in gone:
-            if first <= layer:
-                for b, places in enumerate(rows):
-                    hidden_here[b, places] = True
+        hidden_here = hidden_from(layer, gone, (B, S))
 
         def hook(module, args, kwargs):
             hidden, cache = args[0], kwargs.get("past_key_values")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import torch
-from oracle import hooked
+from oracle import hidden_from, hooked
 
 
 @contextmanager
@@ -23,11 +23,7 @@ def hiding(lvlm, inputs, gone):
     B, S = inputs["input_ids"].shape
 
     def before(layer):
-        hidden_here = torch.zeros(B, S, dtype=torch.bool)
-        for first, places in gone:
-            if first <= layer:
-                for b, row in enumerate(places):
-                    hidden_here[b, row] = True
+        hidden_here = hidden_from(layer, gone, (B, S))
 
         def hook(module, args, kwargs):
             hidden, cache = args[0], kwargs.get("past_key_values")

@@ -1,8 +1,7 @@
 """A life in a real browser, on a laptop and on a phone, and in a terminal."""
 
-import shutil
-
 import pytest
+from pages import SCREENS, shown
 from PIL import Image
 from rich.console import Console
 
@@ -11,9 +10,6 @@ from btp.report.explain_screen import ScreenLife
 from btp.report.explained import Life, Said, StageLife, ranks, shades
 from btp.report.load import View
 
-FLAGS = ("--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-         "--disable-sync --no-first-run")  # fmt: skip
-SCREENS = {"laptop": (1280, 800), "phone": (390, 844)}
 NO = float("-inf")
 
 
@@ -105,35 +101,10 @@ def test_no_views():
     assert "has a place on the picture, so none are drawn" in printed(life(views=()))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    path = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("no chromium or google-chrome on this machine")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
-        yield opened
-        opened.close()
-
-
 @pytest.fixture(scope="module", params=SCREENS)
 def tab(request, browser, tmp_path_factory):
-    """The page, open; fails at the end where it complained or asked for anything outside itself."""
-    page = write_life(life(), tmp_path_factory.mktemp("life") / "page.html")
-    width, height = SCREENS[request.param]
-    context = browser.new_context(viewport={"width": width, "height": height})
-    context.set_default_timeout(120_000)
-    tab = context.new_page()
-    complaints, requests = [], []
-    tab.on("console", lambda message: complaints.append(message.text))
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(page.as_uri())
-    yield tab
-    context.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
+    with shown(browser, write_life(life(), tmp_path_factory.mktemp("life") / "page.html"), request.param) as tab:
+        yield tab
 
 
 def test_everything_is_there(tab):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pages import SCREENS, shown, visible
 from sample_run import BLIND, SHRUNK, of, write_run
-from test_report_page import FLAGS, SCREENS, find_browser, visible
 
 from btp.report.gather import compare
 from btp.report.load import read_run
@@ -40,38 +40,15 @@ def comparison(root):
     return page
 
 
-@pytest.fixture(scope="module")
-def browser():
-    path = find_browser()
-    if path is None:
-        pytest.skip("no chromium or google-chrome on this machine")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
-        yield opened
-        opened.close()
-
-
 @pytest.fixture(
     scope="module", params=[(screen, scheme) for screen in SCREENS for scheme in ("light", "dark")], ids=str
 )
 def tab(request, browser, comparison, tmp_path_factory):
-    """The page alone, without the files beside it; fails where it complained or asked for anything outside itself."""
+    """The page alone, without the files beside it."""
     screen, scheme = request.param
-    width, height = SCREENS[screen]
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    context.set_default_timeout(120_000)
-    tab = context.new_page()
-    complaints, requests = [], []
-    tab.on("console", lambda message: complaints.append(message.text))
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("request", lambda request: requests.append(request.url))
     page = Path(shutil.copy(comparison, tmp_path_factory.mktemp("alone")))
-    tab.goto(page.as_uri())
-    yield tab
-    context.close()
-    assert complaints == []
-    assert {url for url in requests if not url.startswith("data:")} == {page.as_uri()}
+    with shown(browser, page, screen, again=True, color_scheme=scheme) as tab:
+        yield tab
 
 
 def series(tab):

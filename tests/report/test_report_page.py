@@ -1,9 +1,9 @@
 """The page in a real browser, on a laptop and on a phone, and the files beside it."""
 
 import io
-import shutil
 
 import pytest
+from pages import SCREENS, shown, visible
 from PIL import Image
 from sample_run import ARMS, write_run
 
@@ -11,53 +11,17 @@ from btp.report.load import read_run
 from btp.report.overlays import kept_cells, stage_views
 from btp.report.page import write_report
 
-FLAGS = ("--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-         "--disable-sync --no-first-run")  # fmt: skip
 PLAIN = ("layers.json", "calibration.yaml")  # fewer plots, less time
-SCREENS = {"laptop": (1280, 800), "phone": (390, 844)}
-
-
-def find_browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = find_browser()
-    if path is None:
-        pytest.skip("no chromium or google-chrome on this machine")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module", params=SCREENS)
 def tab(request, browser, page):
-    """The report, open; fails at the end where it complained or asked for anything outside itself."""
-    width, height = SCREENS[request.param]
-    context = browser.new_context(viewport={"width": width, "height": height})
-    context.set_default_timeout(120_000)
-    tab = context.new_page()
-    complaints, requests = [], []
-    tab.on("console", lambda message: complaints.append(message.text))
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(page.as_uri())
-    yield tab
-    context.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
+    with shown(browser, page, request.param) as tab:
+        yield tab
 
 
 def methods(tab):
     return tab.eval_on_selector_all("#results tbody tr", "rows => rows.map(row => row.dataset.arm)")
-
-
-def visible(tab, selector):
-    return tab.eval_on_selector_all(selector, "all => all.filter(e => e.offsetParent !== null).length")
 
 
 def test_everything_is_there(tab):
