@@ -97,7 +97,7 @@ class Collate:
 
 
 class Feed:
-    """Makes the batches of a run, ahead of their use and in worker processes that live as long as this does.
+    """Makes the batches of a run, ahead of their use and in worker processes that live until it is closed.
 
     Args:
         samples: of the task.
@@ -133,6 +133,19 @@ class Feed:
             shares: of the pixels that the pictures of a sample keep, by its index; all where it is not in them.
         """
         return Batches(self, list(indices), size, shares or {})
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes. Left to the garbage collector, which takes their queues first, each ends late."""
+        begun = self._ahead._iterator
+        if begun is not None:
+            begun._shutdown_workers()
+        self._ahead._iterator = None
 
     def make(self, indices: Sequence[int], shares: Mapping[int, float]) -> Batch:
         """One batch, here and now."""

@@ -154,9 +154,10 @@ def _measure(
     count = min(len(task), config["calibration"]["samples"])
     samples = [task[i] for i in range(count)]
     size = BatchSize(config["calibration"]["batch"], "calibration.batch")
-    batches = machine.feed(samples, loaded.processor).batches(by_length(samples, loaded.processor), size.asked)
-    module = Calibrate(loaded, config["schedule"]["tau"], batches, size)
-    machine.trainer("calibrate", batches.total).predict(module, batches, return_predictions=False)
+    with machine.feed(samples, loaded.processor) as feed:
+        batches = feed.batches(by_length(samples, loaded.processor), size.asked)
+        module = Calibrate(loaded, config["schedule"]["tau"], batches, size)
+        machine.trainer("calibrate", batches.total).predict(module, batches, return_predictions=False)
     return {
         **artefacts.origin(config, loaded, checkpoint, identity),
         "curves": module.curves(),

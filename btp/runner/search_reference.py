@@ -208,9 +208,10 @@ def run_reference(
         )
     shown = [task[i] for i in range(samples)]
     size = BatchSize(config["calibration"]["batch"], "calibration.batch")
-    batches = machine.feed(shown, loaded.processor).batches(by_length(shown, loaded.processor), size.asked)
-    module = make(batches, size)
-    machine.trainer(phase, batches.total).predict(module, batches, return_predictions=False)
+    with machine.feed(shown, loaded.processor) as feed:
+        batches = feed.batches(by_length(shown, loaded.processor), size.asked)
+        module = make(batches, size)
+        machine.trainer(phase, batches.total).predict(module, batches, return_predictions=False)
     return module
 
 

@@ -140,16 +140,16 @@ class Run:
             pictured = visual_tokens(samples, self.loaded.processor)
             order = by_length(samples, self.loaded.processor, pictured)
             collate = task.collate if isinstance(task, OwnWay) else Collate
-            feed = self.machine.feed(samples, self.loaded.processor, collate)
             shown = next((i for i, tokens in enumerate(pictured) if tokens), 0)
             first = collate(self.loaded.processor)([samples[shown]]).inputs
         with self.phase("calibrate"):
             unequal = len(set(pictured)) > 1
             arms = self._arms(first, unequal)
         rows = {}
-        for arm in arms:
-            with self.phase(f"answer {arm.name}"):
-                rows[arm.name] = self._answer(arm, task, samples, feed, order)
+        with self.machine.feed(samples, self.loaded.processor, collate) as feed:
+            for arm in arms:
+                with self.phase(f"answer {arm.name}"):
+                    rows[arm.name] = self._answer(arm, task, samples, feed, order)
         sizes = self.machine.gather(self.machine.batch.used)
         if not self.machine.leads:
             return

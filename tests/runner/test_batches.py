@@ -85,6 +85,8 @@ def test_other_processes_make_the_same_batches_and_stay(pocket, capfd):
             pids.append({child.pid for child in multiprocessing.active_children()})
     assert pids[0] == pids[1]
     assert len(pids[0]) >= 2
+    ahead.close()
+    assert not pids[0] & {child.pid for child in multiprocessing.active_children()}
     assert not capfd.readouterr().err
 
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 S=$(realpath -m "${1:?state dir}"); AUTH=${AUTH:-munge}
 mkdir -p "$S"/{ctld,slurmd,log,munge}; chmod 711 "$S"; chmod 700 "$S/munge"
-H=$(hostname -s); CPUS=$(nproc); MEM=$(awk '/MemTotal/{print int($2/1024*0.9)}' /proc/meminfo)
+H=$(hostname -s); MEM=$(awk '/MemTotal/{print int($2/1024*0.9)}' /proc/meminfo)
 if [ "$AUTH" = munge ]; then
   [ -s "$S/munge/key" ] || { (umask 077; head -c 1024 /dev/urandom > "$S/munge/key"); }
   chmod 755 "$S/munge"
@@ -50,7 +50,7 @@ SlurmdTimeout=30
 InactiveLimit=0
 JobRequeue=1
 GresTypes=gpu
-NodeName=$H NodeAddr=127.0.0.1 CPUs=${SLURM_CPUS:-$((CPUS*4))} RealMemory=$MEM State=UNKNOWN Gres=gpu:2
+NodeName=$H NodeAddr=127.0.0.1 CPUs=${SLURM_CPUS:-8} RealMemory=$MEM State=UNKNOWN Gres=gpu:2
 PartitionName=debug Nodes=$H Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 CONF
 cat > "$S/gres.conf" <<CONF
