@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from btp.runner.dashboard import abilities, default_entity, publish, spec, workspace
+from btp.runner.errors import say
 from btp.runner.tracker_run import logged_in, silence
 from btp.runner.whole import write_json
 
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         space = workspace(given.project, entity, given.ability or abilities(given.runs))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(error)
         return 2
     if reason is None:
         try:

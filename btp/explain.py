@@ -13,6 +13,7 @@ from rich.console import Console
 
 from btp.report.explain_page import write_life
 from btp.report.explain_screen import ScreenLife
+from btp.runner.errors import say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m btp.explain", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, as run.py printed it")
-    parser.add_argument("sample", metavar="SAMPLE", help="id of a sample, as in samples.parquet and the report")
+    parser.add_argument(
+        "sample", metavar="SAMPLE", help="id of a sample in the report, or its number: 3 of test-0-000003"
+    )
     parser.add_argument("--arm", metavar="NAME", help="an arm of the run with stages; its method where none is named")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the same as an HTML page, scores included")
     given = parser.parse_args(arguments)
@@ -32,8 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         life = explain(given.run, given.sample, given.arm)
         page = write_life(life, given.page) if given.page is not None else None
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError) as error:
+        say(error)
+        return 2
+    except KeyError as error:
+        say(f"{given.run} lacks {error}, so it is of an older release or broken. Run its command again.")
         return 2
     console = Console()
     console.print(ScreenLife(life))

@@ -10,9 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from btp.report.studies.write import plain, write_study
+from btp.report.studies.write import Written, typed, write_study
 from btp.runner.cells import FINISHED, Cells
 from btp.runner.cli import CONF
+from btp.runner.errors import say
 from btp.runner.experiments import study_of
 
 
@@ -28,15 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where figure and table go; by default the first folder")
     given = parser.parse_args(arguments)
     try:
-        for path in _write(given.folders, given.name, given.out or given.folders[0]):
-            print(path)
+        written = _write(given.folders, given.name, given.out or given.folders[0])
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(error)
         return 2
+    print(written.question, *written.said, "", *written.paths, sep="\n")
     return 0
 
 
-def _write(folders: list[Path], name: str | None, out: Path) -> list[Path]:
+def _write(folders: list[Path], name: str | None, out: Path) -> Written:
     runs: list[Path] = []
     failed, commands, study = [], [], None
     for folder in folders:
@@ -45,7 +46,7 @@ def _write(folders: list[Path], name: str | None, out: Path) -> list[Path]:
             continue
         sweep = Cells(folder)
         study = study or sweep.study()
-        commands.append(plain(f"python run.py {' '.join(sweep.command())}"))
+        commands.append(typed(sweep.command()))
         for cell in sweep.read():
             done = cell.state == FINISHED and cell.folder
             runs += [Path(cell.folder)] if done and cell.folder else []

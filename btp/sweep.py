@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from btp.runner.cells import FINISHED, Cells
+from btp.runner.errors import say
 from btp.runner.sweep import Sweep
 
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         command = Cells(given.folder).command()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(error)
         return 2
     if given.do == "resume":
         return _resume(given.folder, command, given.words)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from docs.making.links import anchors, broken, in_site, links, pages, place, prose, slug
+from docs.making.links import anchors, broken, in_site, is_table, links, pages, place, prose, slug
 from docs.making.methods import NO_SIGNAL, Method, methods, overview, page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,10 +80,31 @@ def test_links_in_the_site():
 
 
 def test_every_page_is_in_the_nav():
-    """A page of docs/ that mkdocs.yml does not name is found by nobody; experiments and methods come by themselves."""
+    """A page of docs/ that mkdocs.yml does not name is found by nobody; the hook adds those of other folders."""
     nav = str(re.search(r"^nav:.*", (ROOT / "mkdocs.yml").read_text(), re.M | re.S)[0])
-    own = [place(path) for path in pages() if not path.startswith(("experiments/", "btp/"))]
+    own = [place(path) for path in pages() if not path.startswith(("experiments/", "notebooks/", "btp/"))]
     assert [path for path in own if not re.search(rf"[:-] {re.escape(path)}$", nav, re.M)] == []
+
+
+def test_tables_are_parts_of_pages():
+    """The site leaves out NAME.md of a study, since another page has all of it and leads to NAME.csv."""
+    tables = [path for path in pages() if is_table(path)]
+    assert {"experiments/depth_sweep/depth_sweep.md", "experiments/cost/results/pocket-cpu.md"} <= set(tables)
+    others = {path: (ROOT / path).read_text() for path in pages() if not is_table(path)}
+    for path in tables:
+        text = (ROOT / path).read_text().strip()
+        assert any(text in other for other in others.values()), f"{path} is a part of no page"
+
+
+def test_the_drawing_of_sites_can_be_read_on_a_phone():
+    """Letters of ten pixels where the page leaves 358 of 390; the last layer is called the same in both halves."""
+    drawing = (ROOT / "docs" / "images" / "sites.svg").read_text()
+    width = float(re.search(r'viewBox="0 0 (\d+) ', drawing)[1])
+    sizes = [float(size) for size in re.findall(r'font-size(?:="|: )(\d+)', drawing)]
+    assert min(sizes) * 358 / width >= 10
+    named = re.findall(r'class="name">([^<]*)<', drawing)
+    assert {"vision.layer.L−1", "vision.mlp.L−1", "llm.layer.L−1", "vision.output", "llm.input"} <= set(named)
+    assert not [name for name in named if name.endswith(".N")]
 
 
 @pytest.mark.parametrize("path", pages())
@@ -129,6 +150,8 @@ def test_a_methods_page_has_everything(method):
     assert method.command.startswith("python run.py")
     assert bool(paper) == ("arXiv" in method.text.splitlines()[0])
     rows = {key: value for key, value, _ in method.settings()}
+    assert all(text.count(f"| `{key}` |") == 1 for key in rows)
+    assert "show_docstring_parameters: false" in text or not method.target  # they are the settings
     for key, value in (method.config.get("method") or {}).items():
         if key != "_target_" and not isinstance(value, dict):
             written = rows[f"pruner.method.{key}"]
@@ -147,6 +170,13 @@ def test_a_methods_page_has_everything(method):
         assert "## Where it works" in text
         assert method.signals != NO_SIGNAL or method.name in ("divprune", "vtw")
     assert f"]({method.name}.md)" in overview(methods())
+
+
+def test_a_setting_without_a_comment_takes_its_words_from_the_class():
+    """What the yaml says comes first."""
+    of = {method.name: {key: said for key, _, said in method.settings()} for method in methods()}
+    assert of["aim"]["pruner.method.tau"] == "temperature of the walk's attention, above 0."
+    assert of["btp"]["pruner.method.over"].startswith("candidates per token chosen by attention; released code")
 
 
 def test_a_yaml_of_ones_own_gets_a_page(tmp_path):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = re.compile(r"(?:^`(?P<file>[\w/.]+)`\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```", re.M | re.S)
@@ -30,7 +31,7 @@ def test_the_quickstart(tmp_path):
     clone = tmp_path / "btp"
     shutil.copytree(ROOT, clone, ignore=LEFT_OUT)
     steps = list(STEP.finditer((ROOT / "docs" / "quickstart.md").read_text()))
-    assert [step["kind"] for step in steps] == ["sh", "sh", "sh", "python", "yaml", "sh", "python", "yaml", "sh"]
+    assert [step["kind"] for step in steps] == ["sh", "sh", "sh", "python", "yaml", "sh", "sh", "python", "yaml", "sh"]
     for step in steps[1:]:  # the first one installs
         if step["file"]:
             (clone / step["file"]).write_text(step["text"])
@@ -39,6 +40,9 @@ def test_the_quickstart(tmp_path):
             said = in_shell(command, clone)
             if "pytest" in command:
                 assert re.search(r"[1-9]\d* passed", said)
+            elif "btp.explain" in command:
+                assert "standout on pocket" in said
+                assert "Every stage kept the same tokens as in the run" in said
             elif "--" not in command and "btp.report" not in command:
                 assert "report" in said or "comparison" in said
     runs = [json.loads(path.read_text()) for path in clone.glob("outputs/*/run.json")]
@@ -48,6 +52,13 @@ def test_the_quickstart(tmp_path):
     page = (clone / "outputs" / "comparison" / "comparison.html").read_text()
     assert "standout" in page
     assert "look=1" in page
+
+
+def test_as_many_pictures_as_it_says():
+    """The page tells how many pictures of kept tokens the small run leaves."""
+    overlays = yaml.safe_load((ROOT / "conf" / "experiment" / "smoke.yaml").read_text())["overlays"]
+    (said,) = re.findall(r"kept of (\w+) pictures", (ROOT / "docs" / "quickstart.md").read_text())
+    assert said == ("no", "one", "two", "three", "four", "five", "six")[overlays]
 
 
 def test_installing_is_a_target_of_make():

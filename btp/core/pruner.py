@@ -133,8 +133,17 @@ class ScorePruner(Pruner):
         """[B, N] scores, higher = keep; padded tokens may hold anything."""
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
-        """Keep the highest scores of each row."""
+        """Keep the highest scores of each row.
+
+        Raises:
+            ValueError: `score` gave anything else than one number per token.
+        """
         scores = self.score(tokens, signals, stage)
+        if scores.shape != tokens.valid.shape:
+            raise ValueError(
+                f"{self.name}.score returned a tensor of shape {list(scores.shape)} at {stage.site}, but the visual "
+                f"tokens there are [B, N] = {list(tokens.valid.shape)}. Return one score for each of them."
+            )
         return Selection(top_k(scores, tokens.keep_counts(stage), tokens.valid))
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:

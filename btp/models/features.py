@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -127,7 +126,7 @@ def _last_used(folder: Path) -> float:
 
 def _write(file: Path, feature: Tensor) -> None:
     """Whole or not at all; bytes, since numpy has no bfloat16."""
-    part = file.with_suffix(f".{socket.gethostname()}-{os.getpid()}")
+    part = file.with_suffix(f".{uuid4().hex}")
     file.parent.mkdir(exist_ok=True)  # it may have been given up for another model's
     with part.open("wb") as f:
         np.save(f, feature.detach().cpu().contiguous().view(torch.uint8).numpy())

@@ -35,8 +35,8 @@ def find_checkpoint(config: Mapping[str, Any]) -> Path | None:
     if folder.is_file():
         raise ValueError(f"model.path is {asked}, which is a file. Set model.path to the folder of the checkpoint.")
     if not folder.is_dir():
-        near = difflib.get_close_matches(asked.name, _siblings(asked), 1)
-        hint = f" Did you mean {asked.parent / near[0]}?" if near else ""
+        near = _nearest(asked)
+        hint = f" Did you mean {near}?" if near else ""
         raise ValueError(f"model.path is {asked}, but there is no such folder.{hint} Set model.path to a checkpoint.")
     return _complete(folder, config, f"model.path is {asked}, which")
 
@@ -128,8 +128,15 @@ def _read_json(path: Path, advice: str) -> dict[str, Any]:
     return found
 
 
-def _siblings(path: Path) -> list[str]:
-    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+def _nearest(asked: Path) -> Path | None:
+    """A folder of nearly the same name at the same place, else the embedded checkpoint that was meant."""
+    beside = [p.name for p in asked.parent.iterdir() if p.is_dir()] if asked.parent.is_dir() else []
+    near = difflib.get_close_matches(asked.name, beside, 1)
+    if near:
+        return asked.parent / near[0]
+    embedded = [p.parent.relative_to(EMBEDDED).as_posix() for p in EMBEDDED.glob("checkpoints/*/config.json")]
+    near = difflib.get_close_matches(asked.as_posix(), embedded, 1)
+    return Path(near[0]) if near else None
 
 
 def _from_hub(config: Mapping[str, Any]) -> Path:

@@ -16,12 +16,12 @@ QUERIES = ("last", "mean")
 class FastV(ScorePruner):
     """Keeps the tokens that get most attention in the layer in front of the stage, averaged over heads.
 
-    A stage that no decoder layer precedes (the paper's K = 0) keeps tokens by lot instead.
+    A stage that no decoder layer precedes (the paper's K = 0) keeps random tokens instead.
 
     Args:
         score: probs | logits. Probabilities are normalised over all keys, text too.
         query: last (the prompt's last token) | mean (over all tokens of the prompt; only with probs).
-        seed: of the lots.
+        seed: of the random ones.
 
     Source: Chen et al. 2024, arXiv:2403.06764, and its released code, of which the variant is reproduced that
     withdraws tokens once, at prefill. The paper defines the score as the mean over all tokens, every released variant
@@ -39,7 +39,7 @@ class FastV(ScorePruner):
                 "Set pruner.method.score to probs, or pruner.method.query to last."
             )
         self.form, self.query = score, query
-        self.lots = Random(seed=seed, salt="content")
+        self.random = Random(seed=seed, salt="content")
 
     def check(self, schedule: Schedule) -> None:
         """Refuse stages outside the decoder."""
@@ -48,7 +48,7 @@ class FastV(ScorePruner):
             if stage.site.tower != "llm" or stage.site.kind == "cache":
                 raise ValueError(
                     f"schedule.{i}.site is {stage.site}, but pruner 'fastv' ranks by the attention of a decoder layer. "
-                    f"Set schedule.{i}.site to llm.layer.N, or to llm.input for tokens by lot."
+                    f"Set schedule.{i}.site to llm.layer.N, or to llm.input for random tokens."
                 )
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:
@@ -58,6 +58,6 @@ class FastV(ScorePruner):
         return (Signal("attention", stage.site.previous_layer, self.query, self.form),)
 
     def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
-        """[B, N] mean attention over heads, or lots."""
+        """[B, N] mean attention over heads, or random numbers."""
         asked = self.needs(stage)
-        return signals[asked[0]].mean((1, 2)) if asked else self.lots.score(tokens, signals, stage)
+        return signals[asked[0]].mean((1, 2)) if asked else self.random.score(tokens, signals, stage)

@@ -1,4 +1,4 @@
-"""Control: keeps tokens by lot. Lots come from a hash, so they depend on no other row and no other run."""
+"""Control: keeps random tokens. What is drawn comes from a hash, so it depends on no other row and no other run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MASK = 0xFFFFFFFF
 
 
 class Random(ScorePruner):
-    """Each token's lot is a hash of the seed, the site, the row's total, the token's index and a salt.
+    """Each token's score is a hash of the seed, the site, the row's total, the token's index and a salt.
 
     No global generator is touched, and a sample keeps the same tokens alone and in a batch.
 
@@ -36,7 +36,7 @@ class Random(ScorePruner):
         self.seed, self.salt = seed, salt
 
     def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
-        """[B, N] lots in 0..2^32 - 1."""
+        """[B, N] random numbers in 0..2^32 - 1."""
         key = int.from_bytes(hashlib.blake2b(f"{self.seed} {stage.site}".encode(), digest_size=4).digest())
         row = _mix(tokens.total.long() ^ key)
         if self.salt == "content":

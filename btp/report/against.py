@@ -1,4 +1,4 @@
-"""Holds every row of a field against the unpruned model, selection by lot and BTP, on the same samples."""
+"""Holds every row of a field against the unpruned model, random selection and BTP, on the same samples."""
 
 from collections.abc import Mapping, Sequence
 from math import isnan, nan
@@ -38,7 +38,7 @@ def against(field: Field) -> list[dict[str, Any]]:
 
 
 def is_random(entry: Entry) -> bool:
-    """Selection by lot."""
+    """Random selection."""
     return "random" in (entry.arm.arm, entry.arm.pruner) and entry.role == "control"
 
 

@@ -1,14 +1,17 @@
 """The sample browser: what the page shows of each sample that has a picture."""
 
 import base64
+import shlex
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from btp.report.explained import numbered
 from btp.report.load import Picture, RunFolder, View
 from btp.report.overlays import StageView, kept_cells, on_grid, stage_views
 
@@ -17,17 +20,35 @@ _SMALL = 200  # below, pixels are shown as squares instead of a blur
 
 
 def cards(run: RunFolder) -> list[dict[str, Any]]:
-    """One entry per sample with a picture, in the order of the run.
+    """One entry per sample with a picture, in the order of the run; first those that a method answers otherwise than
+    the unpruned model, then those that a control does.
 
     Returns:
         Per sample: id, number, ability, question, reference, picture (as `picture_view` says), answers (per arm:
         arm, title, text, score, mark, same), strips (per arm with stages: arm, title, stages as `stage_view` says, one
         after the other for each view), drawable (its visual tokens lie on views of the picture), differs (not all
-        answer like the unpruned model).
+        answer like the unpruned model), explain (the command that says why its tokens stay, "" where no arm has a
+        stage).
     """
     order = [s for s in dict.fromkeys(run.samples["sample"]) if s in run.pictures]
     rows = {arm.arm: run.rows(arm.arm) for arm in run.arms}
-    return [_card(run, rows, number, sample) for number, sample in enumerate(order)]
+    methods = {arm.arm for arm in run.methods}
+    found = [_card(run, rows, number, sample) for number, sample in enumerate(order)]
+    explain, numbers = _explain(run), {sample: number for number, sample in numbered(run.samples["sample"]).items()}
+    for card in found:
+        card["explain"] = f"{explain} {shlex.quote(numbers.get(card['id'], card['id']))}" if explain else ""
+    return sorted(
+        found, key=lambda card: (all(a["same"] for a in card["answers"] if a["arm"] in methods), not card["differs"])
+    )
+
+
+def _explain(run: RunFolder) -> str:
+    """`python -m btp.explain RUN`, the folder as one writes it where the report is made."""
+    if not any(arm.schedule for arm in run.arms):
+        return ""
+    path = run.path.resolve()
+    where = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"python -m btp.explain {shlex.quote(str(where))}"
 
 
 def data_uri(png: bytes, kind: str = "png") -> str:

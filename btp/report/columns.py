@@ -6,7 +6,7 @@ from math import floor, isnan, log10
 from typing import Any
 
 DASH = "–"
-METRICS = "Benchmark metrics"
+METRICS, ABILITY = "Benchmark metrics", "Accuracy by ability, %"
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def ability_column(ability: str, n: int) -> Column:
     return Column(
         key=f"accuracy_{ability}",
         title=ability,
-        group="Accuracy by ability, %",
+        group=ABILITY,
         kind="percent",
         help=f"Mean score over {n} samples.",
         less=False,

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from btp.report.checks import checks
-from btp.report.columns import METRICS, number
+from btp.report.columns import ABILITY, METRICS, number
 from btp.report.differences import differences
 from btp.report.fields import Field
 from btp.report.find import LeftOut
@@ -32,7 +32,7 @@ _FRONTS = {
     "prefill_ratio": "time",
 }
 _PROVENANCE = ("search", "calibration", "budget", "solved", "moved")  # keys of run.json, where a run has them
-_FOLDS = ("Accuracy by ability, %", METRICS)  # columns that give way where the table has no room
+_FOLDS = (ABILITY, METRICS)  # columns that give way where the table has no room
 
 
 def render(
@@ -42,6 +42,7 @@ def render(
     looks: Mapping[str, Look],
     figures: Sequence[Mapping[str, list]],
     out: Path,
+    study: Mapping[str, Any] | None = None,
 ) -> str:
     """The page's HTML.
 
@@ -51,6 +52,7 @@ def render(
         looks: colour per series.
         figures: per field, shown: title, caption and data URI.
         out: where the page will lie, so that it can point at the runs' reports.
+        study: the answer that the page opens with, as templates/study.html has it.
     """
     runs = [run for field in fields for run in field.runs]
     frame = table.frame
@@ -73,6 +75,7 @@ def render(
             notes=notes(fields, frame, left),
             fields=shown,
             left=left,
+            study=study,
             notable=NOTABLE,
         )
     )
@@ -138,7 +141,7 @@ def _run(number_: int, run: RunFolder, frame: pd.DataFrame, out: Path) -> dict[s
     return {
         "number": number_,
         "name": run.run.get("name") or run.path.name,
-        "label": ", ".join(dict.fromkeys(arm.title for arm in run.methods)) or "costs only",
+        "label": ", ".join(dict.fromkeys(_labels(run, rows))) or "costs only",
         "folder": str(run.path),
         "report": _report(run, out),
         "checks": checks(run),
@@ -153,6 +156,11 @@ def _run(number_: int, run: RunFolder, frame: pd.DataFrame, out: Path) -> dict[s
         "calibration": _calibration(run),
         "provenance": _provenance(run),
     }
+
+
+def _labels(run: RunFolder, rows: pd.DataFrame) -> list[str]:
+    """The run's methods as the table calls them; by their titles where their rows are other runs'."""
+    return list(rows.loc[rows["role"].eq("method"), "method"]) or [arm.title for arm in run.methods]
 
 
 def _report(run: RunFolder, out: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from btp.report.browser import LARGEST, data_uri, svg_path
-from btp.report.explained import Life, Said, StageLife, mark_of, places, ranks, shades
+from btp.report.explained import MEANING, Life, Said, StageLife, mark_of, places, ranks, shades
 from btp.report.load import View
 from btp.report.palette import looks
 from btp.report.parts import environment
@@ -43,12 +45,20 @@ def _render(life: Life) -> str:
             letters=life.letters,
             answers=_answers(life),
             picture=_picture(life),
+            ramp=", ".join(to_hex(colormaps[_HEAT](at)) for at in np.linspace(0, 1, 6)),
+            meaning=_meaning(life),
             views=views,
             stages=[_stage(life, stage) for stage in life.stages],
             layers=[{"tokens": n, "height": 100 * n / max(life.total, 1)} for n in life.layers],
             data={"views": [_cells(view) for view in life.views], "stages": [_facts(s) for s in life.stages]},
         )
     )
+
+
+def _meaning(life: Life) -> dict[str, str]:
+    """What those names mean that are shown and do not say it themselves."""
+    parts = dict.fromkeys([*life.rules, *(part for stage in life.stages for part in stage.scores)])
+    return {name: MEANING[name] for name in parts if name in MEANING}
 
 
 def _answers(life: Life) -> list[dict[str, Any]]:
@@ -77,7 +87,9 @@ def _picture(life: Life) -> dict[str, Any]:
     image.save(buffer, "png" if sharp else "jpeg")
     labels = (*life.labels, *[""] * len(life.boxes))
     boxes = zip(life.boxes, labels, strict=False)
+    needed = [{"x": x0, "y": y0, "w": x1 - x0, "h": y1 - y0} for x0, y0, x1, y1 in life.targets]
     return {
+        "needed": needed,
         "uri": data_uri(buffer.getvalue(), "png" if sharp else "jpeg"),
         "aspect": image.width / image.height,
         "sharp": sharp,
@@ -103,9 +115,15 @@ def _stage(life: Life, stage: StageLife) -> dict[str, Any]:
         "counts": [(name, len(stage.rules.get(name, ()))) for name in life.rules],
         "merged": len(stage.merged),
         "drawn": [_drawn(life, stage, view) for view in life.views],
-        "scores": [name for name, values in stage.scores.items() if shades(values)],
+        "scores": [(name, _ends(values)) for name, values in stage.scores.items() if shades(values)],
         "heat": {name: [_heat(view, shades(values)) for view in life.views] for name, values in stage.scores.items()},
     }
+
+
+def _ends(values: Mapping[int, float]) -> tuple[str, str]:
+    """The least and the greatest finite score."""
+    finite = [value for value in values.values() if math.isfinite(value)]
+    return f"{min(finite):.3g}", f"{max(finite):.3g}"
 
 
 def _drawn(life: Life, stage: StageLife, view: View) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from btp.report.explained import Life, Said, StageLife, places
+from btp.report.explained import HIGHEST, KEPT, Life, Said, StageLife, places, short_site
 from btp.report.load import View
 from btp.report.palette import looks
 
 _MARK = {"right": "[green]✓[/]", "wrong": "[red]✗[/]", "partly": "[yellow]~[/]"}
 _GONE, _DROPPED = " ", "·"
+_LIKELY = 0.005  # of a first token, below which it is not worth its place
 
 
 class ScreenLife:
@@ -35,40 +36,46 @@ class ScreenLife:
         yield Text()
         for at, view in enumerate(life.views):
             title = f"{view.name}: " if view.name else ""
-            yield Text(f"{title}{view.grid[0]} x {view.grid[1]} visual tokens", style="dim")
-            yield Columns([self._panel(panel) for panel in self._panels(at, view)], padding=(0, 3))
+            yield Text(f"{title}{view.grid[0]} x {view.grid[1]} visual tokens{self._sites()}", style="dim")
+            colored = at == 0 and console.color_system is not None and not console.no_color
+            yield Columns([self._panel(panel) for panel in self._panels(colored, view)], padding=(0, 3))
             yield Text()
         if not life.views:
             yield Text("No visual token of this model has a place on the picture, so none are drawn.", style="dim")
         yield self._legend()
         yield Text()
         yield self._stages()
+        yield from self._spans()
         yield Text()
         if all(stage.same for stage in life.stages):
             yield Text("✓ Every stage kept the same tokens as in the run.", style="green")
         else:
             for stage in life.stages:
                 style = "green" if stage.same else "yellow"
-                yield Text(f"{'✓' if stage.same else '!'} {stage.site}: {stage.against_run()}", style=style)
+                said = f"{'✓' if stage.same else '!'} {short_site(stage.site)}: {stage.against_run()}"
+                yield Text(said, style=style)
         yield self._layers()
         for note in life.notes:
             yield Text(f"! {note}", style="yellow")
 
     def _answers(self) -> Table:
         life = self.life
-        table = Table.grid(padding=(0, 2))
-        full, cut = f"{life.total} tokens", f"{life.average:.1f} tokens on average"
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for title in ("", "visual tokens", "", "answer", "first token"):
+            table.add_column(title)
+        full, cut = str(life.total), f"{life.average:.1f} a layer"
         for title, tokens, said in (("without pruning", full, life.unpruned), (f"with {life.arm}", cut, life.pruned)):
             table.add_row(title, Text(tokens, style="dim"), _MARK[said.mark], Text(_quoted(said.text)), _first(said))
             if not said.same:
                 table.add_row("", "", "", Text(f"in the run: {_quoted(said.recorded)}", style="yellow"), "")
         return table
 
-    def _panels(self, at: int, view: View) -> Iterator[tuple[str, Text]]:
-        if at == 0:
+    def _panels(self, colored: bool, view: View) -> Iterator[tuple[str, Text]]:
+        """The picture, where the terminal has colours, and every stage."""
+        if colored:
             yield "picture", _colors(self.life.picture, view)
         for stage in self.life.stages:
-            yield f"{stage.site}  {len(stage.alive)} → {len(stage.kept)}", self._grid(stage, view)
+            yield f"{short_site(stage.site)}  {len(stage.alive)} → {len(stage.kept)}", self._grid(stage, view)
 
     def _panel(self, panel: tuple[str, Text]) -> RenderableType:
         title, grid = panel
@@ -88,21 +95,37 @@ class ScreenLife:
                 text.append(f"{_DROPPED if token in alive else _GONE} ", style="dim")
         return text
 
+    def _sites(self) -> str:
+        """What the short names of sites stand for, by the example of the first."""
+        short = [stage.site for stage in self.life.stages if short_site(stage.site) != stage.site]
+        return f"; {short_site(short[0])} is {short[0]}" if short else ""
+
     def _legend(self) -> Text:
         parts: list = []
         for name in self.life.rules:
             parts += [(f" {self.life.letters[name]} ", f"bold #10141a on {self.colors[name]}"), f" {name}   "]
         merged = ["+ others flowed in   "] if any(stage.merged for stage in self.life.stages) else []
-        return Text.assemble(*parts, *merged, (f"{_DROPPED} dropped at this stage, blank: before", "dim"))
+        return Text.assemble(*parts, *merged, (f"{_DROPPED} dropped here, blank: before", "dim"))
 
     def _stages(self) -> Table:
+        """A line a stage: tokens, how many each rule kept, by its letter, and the plan."""
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for title in ("stage", "plan", "tokens", *self.life.rules):
-            table.add_column(title, justify="right" if title in ("tokens", *self.life.rules) else "left")
+        table.add_column("stage")
+        for title in ("tokens", *self.life.letters.values()):
+            table.add_column(title, justify="right")
+        table.add_column("plan")
         for stage in self.life.stages:
             counts = [str(len(stage.rules.get(name, ())) or "") for name in self.life.rules]
-            table.add_row(stage.site, stage.plan, f"{len(stage.alive)} → {len(stage.kept)}", *counts)
+            table.add_row(short_site(stage.site), f"{len(stage.alive)} → {len(stage.kept)}", *counts, stage.plan)
         return table
+
+    def _spans(self) -> Iterator[Text]:
+        """What the score says, of methods that have one and name no rules."""
+        if set(self.life.rules) <= {HIGHEST, KEPT}:
+            for stage in self.life.stages:
+                for part in stage.scores:
+                    if said := stage.spans(part):
+                        yield Text(f"{part} at {short_site(stage.site)}: {said}", style="dim")
 
     def _layers(self) -> Text:
         shown = "  ".join(map(str, self.life.layers))
@@ -110,8 +133,8 @@ class ScreenLife:
 
 
 def _first(said: Said) -> Text:
-    likely = ", ".join(f"{token.strip() or repr(token)} {100 * p:.0f}%" for token, p in said.first)
-    return Text(f"first token: {likely}", style="dim")
+    likely = [f"{token.strip() or repr(token)} {100 * p:.0f}%" for token, p in said.first if p >= _LIKELY]
+    return Text(", ".join(likely), style="dim")
 
 
 def _quoted(text: str) -> str:

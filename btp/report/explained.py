@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -11,6 +12,13 @@ from PIL import Image
 from btp.report.load import View
 
 KEPT = "kept"  # the rule of methods that name none
+HIGHEST = "highest score"  # the rule of those that rank by one score and say no more
+MEANING = {  # of names whose words do not say it
+    "candidates": "the line in which attention's choice stands, bright the first; who is not in it cannot be chosen",
+    "rebalancing": "in the line where attention alone would have left it out",
+    "spatial seed": "a place of the grid, spread evenly",
+    "distance": "to the nearest token chosen before, by cosine; diversity takes the farthest",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,15 @@ class StageLife:
     merged: tuple[int, ...] = ()
     flowed: Mapping[int, int] = field(default_factory=dict)
     recorded: tuple[int, ...] | None = None
+
+    def spans(self, part: str) -> str:
+        """A part of the score, of what stays and of what goes: "kept 3.1 to 9, dropped 0.2 to 3"."""
+        stays, values = set(self.kept), self.scores[part]
+        said = []
+        for name, tokens in (("kept", stays), ("dropped", set(self.alive) - stays)):
+            finite = [values[token] for token in tokens if math.isfinite(values.get(token, math.inf))]
+            said += [f"{name} {min(finite):.3g} to {max(finite):.3g}"] if finite else []
+        return ", ".join(said)
 
     @property
     def same(self) -> bool:
@@ -98,6 +115,7 @@ class Life:
         picture: the first one, as the model saw it under this arm.
         pictures: how many there are.
         boxes, labels: of objects of the first picture.
+        targets: boxes that hold what the answer needs; empty where the task does not know.
         views: grids of visual tokens that cover the first picture; tokens of none of them are counted, not drawn.
         total: visual tokens before any stage.
         unpruned, pruned: the answers without and with the stages.
@@ -131,6 +149,7 @@ class Life:
     layers: tuple[int, ...]
     kl: float
     notes: tuple[str, ...] = ()
+    targets: tuple[tuple[float, float, float, float], ...] = ()
 
     @property
     def rules(self) -> list[str]:
@@ -150,6 +169,21 @@ class Life:
     def average(self) -> float:
         """Visual tokens averaged over the decoder layers."""
         return sum(self.layers) / len(self.layers)
+
+
+def numbered(samples: Iterable[str]) -> dict[str, str]:
+    """number -> sample, of ids that end in a number in which no other ends: 3 of test-0-000003."""
+    ends: dict[str, list[str]] = {}
+    for sample in dict.fromkeys(samples):
+        if digits := re.search(r"\d+$", sample):
+            ends.setdefault(str(int(digits[0])), []).append(sample)
+    return {number: named[0] for number, named in ends.items() if len(named) == 1}
+
+
+def short_site(site: str) -> str:
+    """A site in few characters: L7 of llm.layer.7, V3 of vision.layer.3; others as they are."""
+    found = re.fullmatch(r"(llm|vision)\.layer\.(\d+)", site)
+    return f"{found[1][0].upper()}{found[2]}" if found else site
 
 
 def places(view: View) -> Iterator[tuple[int, int, int]]:

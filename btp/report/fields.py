@@ -9,7 +9,7 @@ import pandas as pd
 
 from btp.report.load import Arm, RunFolder
 from btp.report.summary import SAME_BUDGET, Remark
-from btp.report.variants import variants
+from btp.report.variants import depths, variants
 
 SAME_MODEL = 0.95  # share of unpruned answers that two runs must share to count as runs of one model
 
@@ -20,9 +20,10 @@ class Entry:
 
     Attributes:
         run, arm: where it comes from.
-        role: as the arm's, but selection by lot is a control wherever it was run.
+        role: as the arm's, but random selection is a control wherever it was run.
         series: what its points at several budgets have in common: the method and, where runs differ in settings, those.
-        note: what tells it from other rows of its series at its budget, "" where nothing needs to.
+        note: what tells it from other rows of its series, "" where nothing needs to.
+        owners: methods whose runs it stood in.
     """
 
     run: RunFolder
@@ -30,6 +31,7 @@ class Entry:
     role: str
     series: str
     note: str = ""
+    owners: tuple[str, ...] = ()
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -126,11 +128,17 @@ def _field(model: str, task: str, runs: Sequence[RunFolder], groups: int) -> Fie
     if base is not None:
         entries.append(Entry(*base, "baseline", base[1].title))
     others = [
-        Entry(run, arm, _role(arm), label)
-        for run, labels in zip(runs, variants(runs), strict=True)
+        Entry(
+            run=run,
+            arm=arm,
+            role=_role(arm),
+            series=labels.get(arm.arm, arm.title),
+            note=depth if arm.role == "method" else "",
+            owners=tuple(labels[method.arm] for method in run.methods) or (run.path.name,),
+        )
+        for run, labels, depth in zip(runs, variants(runs), depths(runs), strict=True)
         for arm in run.arms
         if arm.role != "baseline"
-        for label in [labels.get(arm.arm, arm.title)]
     ]
     for entry in others:
         twin = next((i for i, known in enumerate(entries) if _same(known, entry)), None)
@@ -138,8 +146,9 @@ def _field(model: str, task: str, runs: Sequence[RunFolder], groups: int) -> Fie
             entries.append(entry)
             continue
         shared += 1
-        if _weight(entry.run, entry.arm) > _weight(entries[twin].run, entries[twin].arm):
-            entries[twin] = entry
+        known = entries[twin]
+        better = entry if _weight(entry.run, entry.arm) > _weight(known.run, known.arm) else known
+        entries[twin] = replace(better, owners=tuple(dict.fromkeys((*known.owners, *entry.owners))))
     remarks = _remarks(runs, base, groups)
     return Field(model, task, tuple(_noted(entries)), tuple(runs), shared, tuple(remarks))
 
@@ -171,7 +180,8 @@ def _noted(entries: Sequence[Entry]) -> list[Entry]:
     at: dict[tuple[str, Any], list[int]] = {}
     tokens = [tokens_avg(entry) for entry in entries]
     for i, (entry, group) in enumerate(zip(entries, budget_groups(tokens), strict=True)):
-        at.setdefault((entry.series, group if entry.role == "control" else f"{tokens[i]:.1f}"), []).append(i)
+        where = group if entry.role == "control" else (entry.note, f"{tokens[i]:.1f}")
+        at.setdefault((entry.series, where), []).append(i)
     out = list(entries)
     for alike in at.values():
         if len(alike) < 2:
@@ -184,6 +194,8 @@ def _noted(entries: Sequence[Entry]) -> list[Entry]:
         if len({out[i].note for i in alike}) < len(alike):
             for i in alike:
                 out[i] = replace(out[i], note=f"run {out[i].run.path.name}")
+        for i in alike:
+            out[i] = replace(out[i], note=", ".join(n for n in (entries[i].note, out[i].note) if n))
     return out
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,10 +16,8 @@ from btp.report.columns import number
 from btp.report.labels import name_points
 from btp.report.palette import Look, Theme, looks_apart
 from btp.report.ranking import price
-from btp.report.tradeoff import WIDTH, legend, side_by_side
+from btp.report.tradeoff import WIDTH, legend
 
-_NEAR = 0.014  # of the axis: closer points of one plot stand side by side ...
-_APART = 0.06  # ... but never further apart than this in all
 _FAR = 1.6  # an unpruned model this much dearer than all others is named at the edge, not drawn to scale
 _LINES = {"baseline": (0, (4, 3)), "method": "-", "control": ":"}
 _HEIGHT = 3.5  # inches of a large plot without its legend
@@ -55,7 +52,7 @@ Draw = Callable[[pd.DataFrame, Mapping[str, Look], Theme], Figure | None]
 
 
 def series_looks(frame: pd.DataFrame) -> dict[str, Look]:
-    """A look per series, the same in every plot: methods, then selection by lot, then other controls."""
+    """A look per series, the same in every plot: methods, then random selection, then other controls."""
     rank = frame["role"].map({"baseline": 0, "method": 1, "control": 2}) - 0.5 * frame["pruner"].eq("random")
     named = frame.assign(rank=rank).sort_values(["rank", "series"]).drop_duplicates("series")
     return looks_apart(list(named[["series", "role"]].itertuples(index=False, name=None)))
@@ -69,8 +66,9 @@ def score_over_price(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme
         return None
     figure = Figure(figsize=(WIDTH, _HEIGHT), layout="constrained")
     axes = figure.subplots()
-    drawn = _draw_series(axes, _within(axes, rows), mine, theme)
-    _draw_front(axes, drawn, rows, of.key, theme)
+    drawn = _within(axes, rows)
+    _draw_series(axes, drawn, mine, theme)
+    _draw_front(axes, rows, of.key, theme)
     _draw_baseline(axes, rows, drawn, of.key, theme)
     axes.set_xlabel(of.axis)
     axes.set_ylabel("macro accuracy, %")
@@ -161,14 +159,12 @@ def _within(axes: Axes, rows: pd.DataFrame) -> pd.DataFrame:
     return seen
 
 
-def _draw_front(axes: Axes, drawn: pd.DataFrame, rows: pd.DataFrame, key: str, theme: Theme) -> None:
-    """Steps through the points on the front, as they stand; the last goes on to the edge or to what lies beyond it."""
-    at = rows["x"].where(~rows.index.isin(drawn.index), drawn["at"].reindex(rows.index))
-    on = rows[f"front_{key}"]
-    front = rows.assign(at=at)[on].sort_values(["at", "y"])
-    edge = max(axes.get_xlim()[1], front["at"].max())
+def _draw_front(axes: Axes, rows: pd.DataFrame, key: str, theme: Theme) -> None:
+    """Steps through the points on the front; the last goes on to the edge or to what lies beyond it."""
+    front = rows[rows[f"front_{key}"]].sort_values(["x", "y"])
+    edge = max(axes.get_xlim()[1], front["x"].max())
     axes.step(
-        [*front["at"], edge],
+        [*front["x"], edge],
         [*front["y"], front["y"].iloc[-1]],
         where="post",
         color=theme.soft,
@@ -180,26 +176,38 @@ def _draw_front(axes: Axes, drawn: pd.DataFrame, rows: pd.DataFrame, key: str, t
     )
 
 
-def _draw_series(
-    axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme: Theme, small: bool = False
-) -> pd.DataFrame:
-    """Points with their intervals, joined through the budgets; returns the rows with where they stand."""
-    low, high = axes.get_xlim()
-    rows = rows.assign(at=_apart(rows["x"].to_numpy(float), high - low))
+def joined(rows: pd.DataFrame) -> list[list[int]]:
+    """Lines through the rows of each series: places of rows, from budget to budget of one method's runs.
+
+    A control that stood in the runs of several methods is on the line of each; of several rows with as many tokens, a
+    line takes the first.
+    """
+    lines: dict[tuple[str, str], dict[float, int]] = {}
+    for at, (series, owners, tokens) in enumerate(zip(rows["series"], rows["owners"], rows["tokens_avg"], strict=True)):
+        for owner in owners.split("; "):
+            lines.setdefault((series, owner), {}).setdefault(round(tokens, 1), at)
+    return [list(line) for line in dict.fromkeys(tuple(line.values()) for line in lines.values() if len(line) > 1)]
+
+
+def _draw_series(axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme: Theme, small: bool = False) -> None:
+    """Points with their intervals, joined through the budgets."""
+    for line in joined(rows):
+        through = rows.iloc[line].sort_values("x")
+        look, role = mine[through["series"].iloc[0]], through["role"].iloc[0]
+        color = look.color(theme.name)
+        axes.plot(through["x"], through["y"], linestyle=_LINES[role], color=color, linewidth=1.1, alpha=0.9)
     for series, group in rows.groupby("series", sort=False):
         look, role = mine[series], group["role"].iloc[0]
         color, control = look.color(theme.name), role == "control"
         axes.vlines(
-            group["at"], 100 * group["macro_low"], 100 * group["macro_high"], color=color, linewidth=1, alpha=0.45
+            group["x"], 100 * group["macro_low"], 100 * group["macro_high"], color=color, linewidth=1, alpha=0.45
         )
         if "prefill_ratio_low" in group and (group["x"] == group["prefill_ratio"]).any():
             axes.hlines(
                 group["y"], group["prefill_ratio_low"], group["prefill_ratio_high"], color=color, linewidth=1, alpha=0.3
             )
-        through = group.groupby("budget")[["at", "y"]].mean().sort_values("at")
-        axes.plot(through["at"], through["y"], linestyle=_LINES[role], color=color, linewidth=1.1, alpha=0.9)
         axes.plot(
-            group["at"],
+            group["x"],
             group["y"],
             look.marker,
             color=color,
@@ -209,7 +217,6 @@ def _draw_series(
             linestyle="none",
             zorder=3 if control else 4,
         )
-    return rows
 
 
 def _draw_baseline(axes: Axes, rows: pd.DataFrame, drawn: pd.DataFrame, key: str, theme: Theme) -> None:
@@ -231,17 +238,17 @@ def _draw_baseline(axes: Axes, rows: pd.DataFrame, drawn: pd.DataFrame, key: str
 
 def _name(axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme: Theme) -> None:
     """Names at the dearest point of each series: methods first, the better first, since room may run out."""
-    last = rows.loc[rows.groupby("series")["at"].idxmax()].sort_values("y", ascending=False)
+    last = rows.loc[rows.groupby("series")["x"].idxmax()].sort_values("y", ascending=False)
     names = shortened(list(mine))
     points = [
-        (at["at"], at["y"], names[at["series"]], mine[at["series"]].color(theme.name))
+        (at["x"], at["y"], names[at["series"]], mine[at["series"]].color(theme.name))
         for role in ("method", "control")
         for _, at in last[last["role"] == role].iterrows()
     ]
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.06 * (high - low))
     axes.set_yticks([tick for tick in axes.get_yticks() if max(low, 0) <= tick <= 100])
-    name_points(axes, points, list(rows[["at", "y"]].itertuples(index=False, name=None)), outlined(theme))
+    name_points(axes, points, list(rows[["x", "y"]].itertuples(index=False, name=None)), outlined(theme))
 
 
 def _legend(figure: Figure, axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme: Theme) -> float:
@@ -281,10 +288,3 @@ def shortened(names: Sequence[str]) -> dict[str, str]:
 def outlined(theme: Theme) -> list[AbstractPathEffect]:
     """Text with a rim of paper, legible on lines."""
     return [withStroke(linewidth=2.2, foreground=theme.paper)]
-
-
-def _apart(x: np.ndarray, span: float) -> np.ndarray:
-    """Points at about one price side by side in their order, as far as the plot allows."""
-    near = _NEAR * span
-    most = int(np.max(np.sum(np.abs(x[:, None] - x[None, :]) < near, axis=1)))
-    return side_by_side(x, min(near, _APART * span / max(most, 1)), near)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -24,13 +25,19 @@ _ABILITY = "Accuracy by ability, %"
 _IN_PRINT = ("method", "model", "task", "tokens_avg", "macro", "reading", "rest", "flops_visual_pdrop", "prefill_ratio")
 
 
-def compare(folders: Sequence[Path], failed: Sequence[tuple[str, str]], out: Path) -> tuple[RenderableType, list[Path]]:
+def compare(
+    folders: Sequence[Path],
+    failed: Sequence[tuple[str, str]],
+    out: Path,
+    study: Mapping[str, Any] | None = None,
+) -> tuple[RenderableType, list[Path]]:
     """Gather the runs at or below some folders and write comparison.html, .csv, .md, .tex and figures/ into `out`.
 
     Args:
         folders: run folders, or folders above them.
         failed: what never got a folder, or failed in it, and why: (command or overrides, reason).
         out: made where it is missing.
+        study: what the page opens with, where the runs answer one.
 
     Returns:
         The table for the screen, and the paths written, the page first.
@@ -51,7 +58,7 @@ def compare(folders: Sequence[Path], failed: Sequence[tuple[str, str]], out: Pat
     looks = series_looks(table.frame)
     figures = [_figures(number, field, table, looks, out) for number, field in enumerate(found)]
     page = out / f"{_STEM}.html"
-    page.write_text(render(found, table, left, looks, figures, out), encoding="utf-8")
+    page.write_text(render(found, table, left, looks, figures, out, study), encoding="utf-8")
     texts = {"csv": to_csv(table), "md": _markdown(table, left), "tex": _latex(table)}
     written = [page]
     for ending, text in texts.items():
@@ -113,7 +120,7 @@ def _screen(table: Table, left: Sequence[LeftOut]) -> RenderableType:
     """All but the abilities; every row carries its budget, since a narrow screen splits the table."""
     frame = table.frame
     named = [f"{m} @ {t:.1f}" for m, t in zip(frame["method"], frame["tokens_avg"], strict=True)]
-    columns = tuple(c for c in table.columns if c.group != _ABILITY)
+    columns = tuple(c for c in table.columns if c.group != _ABILITY and c.key != "tokens_avg")
     said: list[RenderableType] = [ScreenTable(Table(frame.assign(method=named), columns, table.title))]
     if left:
         said.append(Text("\nLeft out", style="bold"))

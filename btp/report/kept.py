@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,9 @@ def kept_data(
         largest_mib: size above which samples are left out, those on which all agree first; one always stays.
 
     Returns:
-        budgets (budget, tokens as text), most tokens first; samples as `kept_cards` says, each arm with its look:
-        the place of its series in `looks`; answered: how many samples there were to choose from; None without any.
+        budgets (budget, tokens as text), most tokens first; opens: the budget that is shown first, None for all of
+        them; samples as `kept_cards` says, each arm with its look: the place of its series in `looks`; answered: how
+        many samples there were to choose from; None without any.
     """
     names = list(looks)
     cards, answered = kept_cards(field, rows)
@@ -49,9 +51,18 @@ def kept_data(
     budgets = {int(b): float(group["tokens_avg"].iloc[0]) for b, group in methods.groupby("budget")}
     return {
         "budgets": [{"budget": b, "tokens": number(t, "tokens")} for b, t in sorted(budgets.items())],
+        "opens": _opens(cards, budgets),
         "samples": [card for card in cards if card["id"] in fit],
         "answered": answered,
     }
+
+
+def _opens(cards: Sequence[Mapping[str, Any]], budgets: Mapping[int, float]) -> int | None:
+    """The budget at which most methods can be seen, with fewest tokens of several; None where each has one arm."""
+    seen = {(arm["budget"], arm["method"], arm["role"]) for card in cards for arm in card["arms"] if arm["stages"]}
+    arms = Counter(budget for budget, _, _ in seen)
+    methods = Counter(budget for budget, _, role in seen if role == "method")
+    return max(budgets, key=lambda b: (methods[b], b), default=None) if max(arms.values(), default=0) > 1 else None
 
 
 def kept_cards(field: Field, rows: pd.DataFrame) -> tuple[list[dict[str, Any]], int]:

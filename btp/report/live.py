@@ -6,12 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from btp.report.columns import DASH, METRICS, Column, number, spread
-from btp.report.fronts import PRICES, shortened
+from btp.report.columns import ABILITY, DASH, METRICS, Column, number, spread
+from btp.report.fronts import PRICES, joined, shortened
 from btp.report.palette import Look
 from btp.report.ranking import price
 
-_ABILITY = "Accuracy by ability, %"
 _KINDS = {"tokens_avg": "tokens", "prefill_ratio": "times"}
 _SAID = ("gap_random", "p_random_holm", "gap_btp", "p_btp_holm", "agreement")
 
@@ -29,8 +28,9 @@ def plot_data(
 
     Returns:
         prices and scores (key, title, kind), panels (keys of the abilities), series (name, short, role, look: its place
-        in `looks`, marker) and rows (series, role, method, note, run, budget, values: {key: [value, low, high]} with
-        None where there is none, texts: {key: text}, said: [title, text] pairs); None where nothing can be drawn.
+        in `looks`, marker), lines (places of the rows that one joins) and rows (series, role, method, note, run,
+        values: {key: [value, low, high]} with None where there is none, texts: {key: text}, said: [title, text] pairs);
+        None where nothing can be drawn.
     """
     prices = [p for p in PRICES if pd.Series(price(rows, p.key), rows.index)[rows["role"].ne("baseline")].notna().any()]
     scores = [
@@ -46,13 +46,14 @@ def plot_data(
     return {
         "prices": [{"key": p.key, "title": p.axis, "kind": _KINDS.get(p.key, "flops")} for p in prices],
         "scores": [{"key": c.key, "title": _title(c), "kind": c.kind} for c in scores],
-        "panels": [{"key": c.key, "title": c.title} for c in scores if c.group == _ABILITY],
+        "panels": [{"key": c.key, "title": c.title} for c in scores if c.group == ABILITY],
         "series": [
             {"name": name, "short": short[name], "role": present[name]}
             | {"look": names.index(name), "marker": looks[name].marker}
             for name in names
             if name in present.index
         ],
+        "lines": joined(rows),
         "rows": [
             _row(row, {key: float(values[i]) for key, values in paid.items()}, scores, columns, numbers)
             for i, (_, row) in enumerate(rows.iterrows())
@@ -84,7 +85,6 @@ def _row(
         "method": row["method"],
         "note": row["budget_note"],
         "run": numbers[row["folder"]],
-        "budget": int(row["budget"]),
         "values": values,
         "texts": texts,
         "said": [*([title, text] for title, text in said if text != DASH), ["samples", str(row["samples"])]],

@@ -152,7 +152,7 @@ class RunFolder:
 
     @property
     def random(self) -> Arm | None:
-        """The control that keeps visual tokens by lot."""
+        """The control that keeps random visual tokens."""
         return next((a for a in self.arms if a.role == "control" and "random" in (a.arm, a.pruner)), None)
 
     @property

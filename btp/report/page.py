@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from btp.report import browser
-from btp.report.columns import COST, DASH, METRICS, number, spread
+from btp.report.columns import ABILITY, COST, DASH, METRICS, number, spread
 from btp.report.export import write_table
 from btp.report.fired import fired
 from btp.report.load import RunFolder, read_run
@@ -28,7 +28,7 @@ _PLOT_TEXTS = {
     ),
     "accuracy_by_tokens": (
         "Accuracy over visual tokens",
-        "Macro accuracy with its 95% interval. Arms at the same budget stand side by side.",
+        "Macro accuracy with its 95% interval.",
     ),
     "tokens_per_layer": (
         "Visual tokens per layer",
@@ -168,16 +168,19 @@ def _tiles(run: RunFolder, table: Table) -> list[dict[str, str]]:
 
 def _table(table: Table) -> dict[str, Any]:
     groups, starts = grouped(table.columns)
+    groups = [group | {"folds": group["name"] == ABILITY} for group in groups]
     base = next((row for _, row in table.frame.iterrows() if row["role"] == "baseline"), None)
     return {
         "groups": groups,
-        "columns": [{"title": c.title, "help": c.help, "text": c.kind == "text"} for c in table.columns],
+        "columns": [
+            {"title": c.title, "help": c.help, "text": c.kind == "text", "group": c.group} for c in table.columns
+        ],
         "rows": [
             {
                 "arm": row["arm"],
                 "role": row["role"],
                 "note": row["note"],
-                "cells": [cell(row, c, base) | {"start": c.key in starts} for c in table.columns],
+                "cells": [cell(row, c, base) | {"start": c.key in starts, "group": c.group} for c in table.columns],
             }
             for _, row in table.frame.iterrows()
         ],

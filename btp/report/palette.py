@@ -103,13 +103,22 @@ def looks(arms: Sequence[tuple[str, str]]) -> dict[str, Look]:
     return out
 
 
+_OWN = ("btp", "fastv", "divprune", "dart", "attention", "diversity", "oracle")  # a hue each, wherever they are drawn
+
+
 def looks_apart(series: Sequence[tuple[str, str]]) -> dict[str, Look]:
     """A look per series of a comparison, where many methods need the hues: controls go without, in hollow marks.
+
+    Some methods have a hue of their own; others take those that are left, in turn.
 
     Args:
         series: (name, role) in their order; methods keep their looks whatever controls there are.
     """
-    out = looks([(name, role) for name, role in series if role != "control"])
+    methods = [name for name, role in series if role == "method"]
+    others = [name for name in methods if name not in _OWN]
+    hues = [name if name in methods or not others else others.pop(0) for name in _OWN]
+    found = looks([(name, "method") for name in [*hues, *others]] + [x for x in series if x[1] == "baseline"])
+    out = {name: found[name] for name, role in series if role != "control"}
     for i, name in enumerate(name for name, role in series if role == "control"):
         out[name] = Look(*_CONTROLS[i % len(_CONTROLS)], marker=_HOLLOW[i % len(_HOLLOW)])
     return out

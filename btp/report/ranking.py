@@ -78,8 +78,10 @@ def _row(number: int, field: Field, entry: Entry) -> dict[str, Any]:
         "task": field.task,
         "field": number,
         "role": entry.role,
+        "family": arm.title,
         "series": entry.series,
         "method": f"{entry.series}, {entry.note}" if entry.note else entry.series,
+        "owners": "; ".join(entry.owners),
         "tokens_avg": tokens_avg(entry),
         "folder": str(run.path),
         "command": str(run.run.get("command") or ""),
@@ -132,7 +134,7 @@ def _references(frame: pd.DataFrame) -> list[c.Column]:
                 f"p, {name}",
                 group,
                 "p",
-                f"Paired test of the scores against those of {name}{where} on the same samples, behind Holm's "
+                f"Paired test of the scores against those of {name}{where} on the same samples, after Holm's "
                 f"correction over {tests} method rows (controls apart).",
             )
         )

@@ -1,4 +1,4 @@
-"""The table for a terminal: as many pieces as its width asks for, each with the row's name in front."""
+"""The table for a terminal: what its width has room for, in pieces that each have the row's name in front."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from btp.report.columns import METRICS, Column, number, spread
+from btp.report.columns import ABILITY, METRICS, Column, number, spread
 from btp.report.load import read_run
 from btp.report.table import Table, run_table
 
 _GAP = 2
 _NAME = 28  # widest column of names before it wraps
+_DISPENSABLE = ("kl", "rest", "reading", "agreement")  # of the answers, the first to go first
 _STYLE = {"baseline": "dim", "method": "bold", "control": ""}
 
 
@@ -30,7 +31,11 @@ def screen_table(folder: Path) -> RenderableType:
 
 @dataclass(frozen=True)
 class ScreenTable:
-    """Prints a table in pieces no wider than the screen: answers, accuracy by ability, cost."""
+    """Prints a table in pieces no wider than the screen: answers, accuracy by ability, cost.
+
+    Of the answers, columns that others tell as well are left out where that makes them one piece; a test stands beside
+    what it is about.
+    """
 
     table: Table
 
@@ -38,21 +43,33 @@ class ScreenTable:
         names = [column for column in self.table.columns if column.kind == "text"]
         yield Text(self.table.title, style="bold")
         for title, columns in _topics(self.table.columns):
-            for piece in self._pieces(names, columns, options.max_width):
-                yield self._rich(title, names, piece)
+            room = options.max_width - sum(min(self._width(c), _NAME) + _GAP for c in names)
+            chosen = self._chosen(columns, room)
+            left = [c.title.split(",")[0] for c in columns if c not in chosen]
+            said = f"{title}; without {', '.join(left)}" if left else title
+            for piece in self._pieces(chosen, room):
+                yield self._rich(said, names, piece)
 
-    def _pieces(self, names: list[Column], columns: list[Column], width: int) -> Iterable[list[Column]]:
-        room = width - sum(min(self._width(c), _NAME) + _GAP for c in names)
+    def _pieces(self, columns: list[Column], room: int) -> Iterable[list[Column]]:
         piece: list[Column] = []
-        used = 0
-        for column in columns:
-            need = self._width(column) + _GAP
-            if piece and used + need > room:
+        for block in _blocks(columns):
+            if piece and self._need([*piece, *block]) > room:
                 yield piece
-                piece, used = [], 0
-            piece.append(column)
-            used += need
+                piece = []
+            piece += block
         yield piece
+
+    def _chosen(self, columns: list[Column], room: int) -> list[Column]:
+        """All columns, or without as many of the dispensable ones as it takes to fit; all where that does not do."""
+        chosen = columns
+        for key in (None, *_DISPENSABLE):
+            chosen = [column for column in chosen if column.key != key]
+            if self._need(chosen) <= room:
+                return chosen
+        return columns
+
+    def _need(self, columns: Iterable[Column]) -> int:
+        return sum(self._width(column) + _GAP for column in columns)
 
     def _width(self, column: Column) -> int:
         cells = [_cell(row, column) for _, row in self.table.frame.iterrows()]
@@ -83,16 +100,29 @@ class ScreenTable:
 def _topics(columns: Iterable[Column]) -> list[tuple[str, list[Column]]]:
     """The numbers by what they tell, so that a narrow screen splits where a reader would."""
     numbers = [column for column in columns if column.kind != "text"]
-    apart = (METRICS, "Accuracy by ability, %", "Cost")
-    topics = [("Answers (95% intervals below)", [c for c in numbers if c.group not in apart])]
+    apart = (METRICS, ABILITY, "Cost")
+    topics = [("Answers, 95% intervals below", [c for c in numbers if c.group not in apart])]
     topics += [(group, [c for c in numbers if c.group == group]) for group in apart]
     return [(title, members) for title, members in topics if members]
 
 
+def _blocks(columns: Iterable[Column]) -> list[list[Column]]:
+    """Columns that are not torn apart: a distance and its test."""
+    blocks: list[list[Column]] = []
+    for column in columns:
+        if blocks and column.kind == "p" and blocks[-1][-1].group == column.group:
+            blocks[-1].append(column)
+        else:
+            blocks.append([column])
+    return blocks
+
+
 def _heading(column: Column) -> list[str]:
     if column.group == "Accuracy, %":
-        return [f"{column.title}, %"]
-    return column.title.replace(", ", ",\n").split("\n")
+        return [column.title, "%"]
+    return (
+        (column.title if ", " in column.title else column.title.replace(" ", "\n", 1)).replace(", ", ",\n").split("\n")
+    )
 
 
 def _cell(row: Mapping[str, Any], column: Column) -> str:

@@ -11,13 +11,12 @@ from btp.report.palette import Look, Theme, looks
 from btp.report.table import Table
 
 WIDTH = 5.0
-_NEAR = 0.028  # of the axis: closer dots stand side by side
 
 
 def tradeoff(table: Table, theme: Theme) -> Figure:
     """Macro accuracy with its 95% interval over the layer-averaged visual tokens, a panel per model and task.
 
-    Rows of the same method (a sweep over budgets) are joined by a line. Dots at one place stand side by side.
+    Rows of the same method (a sweep over budgets) are joined by a line.
     """
     frame = table.frame
     panels = list(frame.groupby(["model", "task"], sort=False))
@@ -35,36 +34,22 @@ def tradeoff(table: Table, theme: Theme) -> Figure:
 
 def _panel(axes: Axes, rows: pd.DataFrame, mine: dict[str, Look], theme: Theme, shown: set[str]) -> None:
     span = float(np.ptp(rows["tokens_avg"])) or 1.0
-    rows = rows.assign(at=side_by_side(rows["tokens_avg"].to_numpy(float), _NEAR * span))
+
     for method, group in rows.groupby("method", sort=False):
         color, marker = mine[method].color(theme.name), mine[method].marker
-        group = group.sort_values("at")
-        mean = 100 * group["macro"]
-        axes.vlines(group["at"], 100 * group["macro_low"], 100 * group["macro_high"], color=color, alpha=0.75)
-        axes.plot(group["at"], mean, "-", color=color, linewidth=1.2)
+        group = group.sort_values("tokens_avg")
+        at, mean = group["tokens_avg"], 100 * group["macro"]
+        axes.vlines(at, 100 * group["macro_low"], 100 * group["macro_high"], color=color, alpha=0.75)
+        axes.plot(at, mean, "-", color=color, linewidth=1.2)
         label = None if method in shown else method
-        axes.plot(group["at"], mean, marker, color=color, markersize=6.5, linestyle="none", label=label)
+        rim = {"markeredgecolor": theme.paper, "markeredgewidth": 0.8}  # marks at one place stay apart
+        axes.plot(at, mean, marker, color=color, markersize=7, linestyle="none", label=label, **rim)
         shown.add(method)
         if group["role"].iloc[0] == "baseline":
             axes.axhline(mean.iloc[0], color=color, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
     axes.set_ylabel("macro accuracy, %")
     axes.set_xlim(rows["tokens_avg"].min() - 0.09 * span, rows["tokens_avg"].max() + 0.09 * span)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-
-
-def side_by_side(x: np.ndarray, gap: float, near: float | None = None) -> np.ndarray:
-    """Shift values closer than `near` (by default `gap`) to be `gap` apart, around their own mean, in their order."""
-    near = gap if near is None else near
-    out = x.copy()
-    groups: list[list[int]] = []
-    for i in np.argsort(x, kind="stable"):
-        if groups and x[i] - x[groups[-1][-1]] < near:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    for group in groups:
-        out[group] = x[group].mean() + gap * (np.arange(len(group)) - (len(group) - 1) / 2)
-    return out
 
 
 def new_figure(height: float) -> tuple[Figure, Axes]:

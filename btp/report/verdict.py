@@ -14,15 +14,20 @@ from btp.report.ranking import same_budget
 from btp.report.summary import NOTABLE, Remark, listed, p_text, percent, points
 
 _MOST = 8  # things that one sentence lists
+_MOST_BUDGETS = 4  # that get a sentence each
+_REPEATED = r", (run|in the run of) .*$"  # of a row's name: which of several runs of one setting it is
 
 
 def verdict(field: Field, rows: pd.DataFrame) -> list[str]:
-    """Paragraphs about one field: what it is, and the leader at each budget."""
+    """Paragraphs about one field: what it is, and the leader at each budget; with many budgets, one for each method."""
     methods = rows[rows["role"].eq("method")]
-    names = list(dict.fromkeys(methods["series"]))
-    said = [_what(field, rows, names)]
-    for _, group in methods[methods["macro"].notna()].groupby("budget"):
-        said.append(_at_budget(group, rows[rows["budget"].eq(group["budget"].iloc[0])]))
+    answered = methods[methods["macro"].notna()]
+    said = [_what(field, rows, methods)]
+    if answered["budget"].nunique() <= _MOST_BUDGETS:
+        for budget, group in answered.groupby("budget"):
+            said.append(_at_budget(group, rows[rows["budget"].eq(budget)]))
+    else:
+        said += [_through_budgets(family, group) for family, group in answered.groupby("family", sort=False)]
     told = _told(methods)
     return [*said, *([told] if told else [])]
 
@@ -31,7 +36,7 @@ def notes(fields: Sequence[Field], frame: pd.DataFrame, left: Sequence[LeftOut])
     """What to know before using the comparison, worst first."""
     found = [*_left(left), *(remark for field in fields for remark in field.remarks)]
     found += [remark for field in fields for remark in (*_idle(field), *_inert(field))]
-    found += [*_missed(frame), *_moved(frame), *_alone(frame), *_machines(fields, frame)]
+    found += [*_missed(frame), *_moved(frame), *_alone(fields, frame), *_machines(fields, frame)]
     shared = sum(field.shared for field in fields)
     if shared:
         found.append(Remark("good", f"{shared} arms that several runs had in common stand here once."))
@@ -39,10 +44,13 @@ def notes(fields: Sequence[Field], frame: pd.DataFrame, left: Sequence[LeftOut])
     return sorted(found, key=lambda remark: rank[remark.kind])
 
 
-def _what(field: Field, rows: pd.DataFrame, names: Sequence[str]) -> str:
+def _what(field: Field, rows: pd.DataFrame, methods: pd.DataFrame) -> str:
     samples = rows["samples"].max()
     base = rows[rows["role"].eq("baseline") & rows["macro"].notna()]
     asked = f", {samples} samples" if samples else ", costs only"
+    named = methods["method"].str.replace(_REPEATED, "", regex=True)
+    settings = named.groupby(methods["family"], sort=False).nunique()
+    names = [f"{name} with {n} settings" if n > 1 else str(name) for name, n in settings.items()]
     said = f"{field.name}{asked}: {len(names)} method{'' if len(names) == 1 else 's'}"
     said += f" ({_some(names)})." if names else "."
     if len(base):
@@ -68,14 +76,46 @@ def _at_budget(group: pd.DataFrame, everyone: pd.DataFrame) -> str:
     return f"{said}."
 
 
+def _through_budgets(family: str, group: pd.DataFrame) -> str:
+    """From the most tokens to the fewest, and the lowest and highest score between."""
+    group = group.sort_values("tokens_avg", ascending=False)
+    first, last = group.iloc[0], group.iloc[-1]
+    if len(group) == 1:
+        return f"{family} answers {_scored(family, first)}."
+    said = f"{family} goes from {_scored(family, first)} to {_scored(family, last)}"
+    for name, row in (
+        ("highest", group.loc[group["macro"].idxmax()]),
+        ("lowest", group.loc[group["macro"].idxmin()]),
+    ):
+        if row["macro"] not in (first["macro"], last["macro"]):
+            said += f"; {name} {_scored(family, row)}"
+    return f"{said}."
+
+
+def _scored(family: str, row: pd.Series) -> str:
+    setting = row["method"].removeprefix(family).strip(" ,()")
+    where = f"{number(row['tokens_avg'], 'tokens')} visual tokens"
+    return f"{percent(row['macro'])} right at {where}" + (f" ({setting})" if setting else "")
+
+
 def _told(methods: pd.DataFrame) -> str:
     said = []
     for key, name in (("random", "random selection"), ("btp", "BTP")):
         tested = methods[methods[f"p_{key}_holm"].notna()]
+        sure = tested[tested[f"p_{key}_holm"] < NOTABLE]
         if len(tested):
-            sure = int((tested[f"p_{key}_holm"] < NOTABLE).sum())
-            said.append(f"{sure} of {len(tested)} rows of methods differ from {name}")
-    return f"Behind Holm's correction {listed(said)} (p below {NOTABLE})." if said else ""
+            which = f" ({_some(_at_tokens(sure))})" if 0 < len(sure) < len(tested) else ""
+            count = "all" if len(sure) == len(tested) > 1 else "none" if not len(sure) else str(len(sure))
+            said.append(f"{count} of {len(tested)} rows of methods differ from {name}{which}")
+    return f"After Holm's correction {listed(said)} (p below {NOTABLE})." if said else ""
+
+
+def _at_tokens(rows: pd.DataFrame) -> list[str]:
+    """Rows as "btp at 57.6 and 31.6", one part a method."""
+    return [
+        f"{method} at {listed([number(t, 'tokens') for t in group['tokens_avg']])}"
+        for method, group in rows.groupby("method", sort=False)
+    ]
 
 
 def _left(left: Sequence[LeftOut]) -> list[Remark]:
@@ -126,15 +166,21 @@ def _moved(frame: pd.DataFrame) -> list[Remark]:
     return [Remark("note", f"Stages moved towards the input to meet the budget: {_some(which)}.")] if which else []
 
 
-def _alone(frame: pd.DataFrame) -> list[Remark]:
+def _alone(fields: Sequence[Field], frame: pd.DataFrame) -> list[Remark]:
+    """Methods without a reference at their budget, where one was asked for: controls, or BTP at another budget."""
     out = []
     rows = frame[frame["role"].eq("method") & frame["macro"].notna()]
-    for key, name in (("random", "random selection"), ("btp", "BTP")):
-        mine = rows[rows["pruner"].ne("btp")] if key == "btp" else rows
-        alone = mine[mine[f"gap_{key}"].isna()]
+    runs = [run for field in fields for run in field.runs]
+    without = {str(run.path) for run in runs if "controls" in run.config and not run.config["controls"]}
+    btp = set(rows.loc[rows["pruner"].eq("btp"), "field"])
+    for key, name, asked in (
+        ("random", "random selection", ~rows["folder"].isin(without)),
+        ("btp", "BTP", rows["pruner"].ne("btp") & rows["field"].isin(btp)),
+    ):
+        alone = rows[asked & rows[f"gap_{key}"].isna()]
         if len(alone):
-            which = [f"{m} at {number(t, 'tokens')}" for m, t in zip(alone["method"], alone["tokens_avg"], strict=True)]
-            out.append(Remark("note", f"Nothing of {name} at the budget of {_some(which)}: no test against it."))
+            which = _some(_at_tokens(alone))
+            out.append(Remark("note", f"Nothing of {name} at the budget of {which}: no test against it."))
     return out
 
 

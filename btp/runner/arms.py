@@ -13,10 +13,11 @@ from btp.core.place import place_stages
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.runner.budget import Facts, Met, Planned, meet, wanted_tokens
+from btp.runner.compositions import method_of
 from btp.runner.identity import code, code_of, digest, model_identity
 from btp.runner.lmms.settings import shared_part
 from btp.runner.published import with_published
-from btp.runner.stages import Sources, for_method, method_of, plan
+from btp.runner.stages import Sources, for_method, plan
 
 UNPRUNED = "unpruned"
 

@@ -81,7 +81,7 @@ def read_artefact(
 
 
 def find_or_make(path: Path, make: Callable[[], Mapping[str, Any]], what: str, machine: Machine, resume: bool) -> None:
-    """Make an artefact where it is not there yet; one process does, the others wait.
+    """Make an artefact where it is not there yet, or broken; one process does, the others wait.
 
     Args:
         path: where it lies, or will.
@@ -91,6 +91,14 @@ def find_or_make(path: Path, make: Callable[[], Mapping[str, Any]], what: str, m
     """
     if machine.leads:
         with held(path.with_suffix(".lock"), what):
-            if not (path.exists() and resume):
+            if not (resume and _is_whole(path)):
                 write_artefact(path, make())
     machine.sync()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether there is an artefact to read; what a full disk or a power cut left is made again."""
+    try:
+        return isinstance(yaml.safe_load(path.read_text()), dict)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False

@@ -53,7 +53,16 @@ class Batch:
 
 
 def prompt(processor: Any, sample: Sample) -> str:
-    """The text of a one-turn chat: the pictures, then the question."""
+    """The text of a one-turn chat: the pictures, then the question.
+
+    Raises:
+        ValueError: the question holds what the model takes for a picture.
+    """
+    mark = getattr(processor, "image_token", None)
+    if mark and mark in sample.question:
+        raise ValueError(
+            f"sample {sample.id}: its question holds {mark}, by which this model marks a picture. Take it out."
+        )
     content = [{"type": "image"}] * len(sample.images) + [{"type": "text", "text": sample.question}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 

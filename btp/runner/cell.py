@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import socket
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from btp.runner.cells import Cells
+from btp.runner.cells import FINISHED, Cells
 from btp.runner.compositions import as_typed
+from btp.runner.errors import say
 from btp.runner.grouped import grouped
 from btp.runner.launch import Outcome, Workers
+from btp.runner.named import is_settled
 from btp.runner.preflight import check_config
 
 _WORKERS: list[Workers] = []  # of this process: the cells that a launcher gives it share them
@@ -38,12 +38,13 @@ def run_cell(config: DictConfig) -> Outcome:
     hydra = HydraConfig.get()
     overrides = [as_typed(word) for word in hydra.overrides.task]
     if hydra.mode != RunMode.MULTIRUN:
-        return _compute(config, overrides, _workers(serving=False), 0)
+        return _compute(config, overrides)
     words, number = " ".join(overrides), hydra.job.num
     print(f"\n[{number}] {words}", flush=True)
     _share_threads(hydra.launcher)
     with Cells(Path(hydra.sweep.dir)).running(number, words) as note:
-        note.outcome = _compute(config, overrides, _workers(serving=True), number, Path(hydra.sweep.dir))
+        was_finished = note.before.state == FINISHED and note.before.words == words
+        note.outcome = _compute(config, overrides, Path(hydra.sweep.dir), was_finished)
         return note.outcome
 
 
@@ -61,8 +62,9 @@ def _workers(serving: bool) -> Workers:
 
 
 def _compute(
-    config: DictConfig, overrides: list[str], workers: Workers, number: int, sweep: Path | None = None
+    config: DictConfig, overrides: list[str], sweep: Path | None = None, was_finished: bool = False
 ) -> Outcome:
+    """Hand a run to a worker, unless it `was_finished` as this cell before and still is what the words ask for."""
     try:
         resolved: Any = OmegaConf.to_container(config, resolve=True)
         if resolved["budget"]["tokens"] is not None and not any(o.startswith("budget.share=") for o in overrides):
@@ -77,10 +79,14 @@ def _compute(
     except (ValueError, OSError) as error:
         if config.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        say(error)
         return Outcome.of(error)
     resolved["command"] = " ".join(["python", "run.py", *overrides])
-    return workers.run(spool / f"{socket.gethostname()}-{os.getpid()}-{number}.json", resolved)
+    run = is_settled(resolved) if was_finished else None
+    if run is not None:
+        print(f"this run is finished: {run} (resume=false computes it anew)", flush=True)
+        return Outcome(0, folder=str(run))
+    return _workers(serving=sweep is not None).run(spool, resolved)
 
 
 def _share_threads(launcher: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """The cells of a sweep on disk: how each began and ended, whichever process or machine it ran on.
 
-A sweep's folder holds `sweep.json` (the command) and `cells/NUMBER.json`, one per run. A cell's file is rewritten whole
-and touched while the cell runs, so that another machine can tell a slow cell from a dead one. No torch here.
+A sweep's folder holds `sweep.json` (the command), `planned.json` (the words of each cell that it comes to) and
+`cells/NUMBER.json`, one per run that began. A cell's file is rewritten whole and touched while the cell runs, so that
+another machine can tell a slow cell from a dead one. No torch here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from btp.runner.launch import STOPPED, Outcome
 from btp.runner.whole import write_json
 
 BEAT_S, SILENT_S = 5.0, 60.0
-ELSEWHERE = ("-", "hydra", "trainer", "logger", "resume", "debug", "cache")
+ELSEWHERE = ("-", "hydra/launcher", "hydra.launcher", "hydra.sweep.", "hydra.sweeper.n_", "hydra.verbose")
+ELSEWHERE += ("trainer", "logger", "resume", "debug", "cache")
 RUNNING, FINISHED, FAILED, BEYOND, DIED, OPEN = "running", "finished", "failed", "beyond budget", "died", "open"
 
 
@@ -67,8 +69,13 @@ class Cells:
     def __init__(self, sweep: Path) -> None:
         self.sweep, self.folder = sweep, sweep / "cells"
 
-    def open(self, words: Sequence[str], study: Mapping[str, Any] | None = None) -> None:
-        """Note the command of the sweep and the study that it makes, unless an earlier start did.
+    def open(self, words: Sequence[str], study: Mapping[str, Any] | None = None, planned: Sequence[str] = ()) -> None:
+        """Note the command of the sweep, what it comes to, and the study that it makes, unless an earlier start did.
+
+        Args:
+            words: of the command.
+            study: of its experiment.
+            planned: the words of every cell, as far as they are known; empty where not even their number is.
 
         Raises:
             ValueError: the folder is that of another sweep, whose cells have the same numbers.
@@ -83,6 +90,17 @@ class Cells:
         facts |= {"study": dict(study)} if study else {}
         if not (self.sweep / "sweep.json").exists():
             write_json(self.sweep / "sweep.json", facts)
+        write_json(self.sweep / "planned.json", list(planned))
+
+    def withdraw(self) -> None:
+        """Leave nothing of a sweep that was refused before its first cell began."""
+        if any(self.folder.glob("*.json")):
+            return
+        for name in ("sweep.json", "planned.json", "multirun.yaml"):
+            (self.sweep / name).unlink(missing_ok=True)
+        for folder in (self.folder, self.sweep):
+            with suppress(OSError):  # of somebody's own things
+                folder.rmdir()
 
     def command(self) -> list[str]:
         """The words that started the sweep.
@@ -90,41 +108,54 @@ class Cells:
         Raises:
             ValueError: the folder is no sweep's.
         """
+        file = self.sweep / "sweep.json"
         try:
-            return json.loads((self.sweep / "sweep.json").read_text())["words"]
-        except (OSError, ValueError, KeyError):
+            return json.loads(file.read_text())["words"]
+        except OSError:
             raise ValueError(
                 f"{self.sweep} holds no sweep.json, so it is no sweep's folder. Name the one that "
                 "`python run.py -m ...` printed, by default below outputs/multirun."
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{file} is broken. Delete it and give the sweep's own command again, with "
+                f"hydra.sweep.dir={self.sweep}: finished cells are not computed again."
             ) from None
 
     def study(self) -> dict[str, Any] | None:
         """The study that the sweep makes, as its experiment's yaml has it; None where it makes none."""
         try:
             return json.loads((self.sweep / "sweep.json").read_text()).get("study")
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):
             return None
 
     def read(self) -> list[Cell]:
-        """All cells that began, in order; those whose process is gone are `died`."""
-        found = []
+        """All cells, in order; those that began and whose process is gone are `died`."""
+        found = {number: Cell(number, words) for number, words in enumerate(self._planned())}
         for file in sorted(self.folder.glob("*.json")):
-            cell = Cell(**json.loads(file.read_text()))
+            cell = _read(file)
+            cell = replace(cell, words=cell.words or found.get(cell.number, cell).words)
             if cell.state == RUNNING and not _alive(cell, file):
                 cell = replace(cell, state=DIED, reason="its process ended without a word; resume goes on from there")
-            found.append(cell)
-        return found
+            found[cell.number] = cell
+        return sorted(found.values(), key=lambda cell: cell.number)
+
+    def _planned(self) -> list[str]:
+        try:
+            return json.loads((self.sweep / "planned.json").read_text())
+        except (OSError, ValueError):
+            return []  # of an older release
 
     @contextmanager
     def running(self, number: int, words: str) -> Iterator[_Note]:
         """A cell from its start to its end; what is noted in between is its outcome."""
         file = self.folder / f"{number:04d}.json"
         self.folder.mkdir(parents=True, exist_ok=True)
-        before = Cell(**json.loads(file.read_text())) if file.exists() else Cell(number, words)
+        before = _read(file) if file.exists() else Cell(number, words)
         where = {"host": socket.gethostname(), "pid": os.getpid(), "job": _job(), "starts": before.starts + 1}
         cell = replace(Cell(number, words), state=RUNNING, began=_now(), **where)
         write_json(file, asdict(cell))
-        note, stop = _Note(), threading.Event()
+        note, stop = _Note(before), threading.Event()
         beat = threading.Thread(target=_beat, args=(file, stop), daemon=True)
         beat.start()
         try:
@@ -140,10 +171,22 @@ class _Note:
 
     outcome = Outcome(STOPPED, "stopped")
 
+    def __init__(self, before: Cell) -> None:
+        self.before = before  # as an earlier start left it
+
     def of(self, cell: Cell) -> Cell:
         outcome = self.outcome
         state = FINISHED if not outcome.code else BEYOND if outcome.unreachable else FAILED
         return replace(cell, state=state, reason=outcome.reason, folder=outcome.folder, ended=_now())
+
+
+def _read(file: Path) -> Cell:
+    """A cell's file, of whichever release; one that a full disk or a power cut broke says so and begins anew."""
+    try:
+        facts = json.loads(file.read_text())
+        return Cell(**{name: facts[name] for name in Cell.__dataclass_fields__ if name in facts})
+    except (ValueError, TypeError):
+        return Cell(int(file.stem), "", reason=f"{file.name} is broken; resume writes it anew")
 
 
 def _cells_of(words: Sequence[str]) -> set[str]:

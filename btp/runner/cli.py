@@ -20,8 +20,9 @@ from omegaconf import DictConfig
 from btp.runner.cell import end_workers, run_cell
 from btp.runner.cells import Cells
 from btp.runner.compositions import name_lists
+from btp.runner.errors import say
 from btp.runner.launch import FAILED, STOPPED
-from btp.runner.overrides import MANY, check_overrides, experiment_of, sweep_folder, with_sweep
+from btp.runner.overrides import MANY, check_overrides, experiment_of, planned_cells, sweep_folder, with_sweep
 from btp.runner.sweep import Sweep
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -40,7 +41,7 @@ def main() -> None:
     try:
         words = name_lists(sys.argv[1:])
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(error)
         sys.exit(FAILED)
     many = any(flag in words for flag in MANY)
     sys.argv[1:] = words
@@ -59,16 +60,21 @@ def main() -> None:
 def _sweep(words: list[str]) -> int:
     """Run all cells and compare them; returns the exit code."""
     folder = sweep_folder(CONF, words)
-    experiment = experiment_of(CONF, words)
+    experiment, cells = experiment_of(CONF, words), Cells(folder)
+    study = experiment.study and {"name": experiment.name, **experiment.study}
     try:
-        Cells(folder).open(sys.argv[1:], experiment.study and {"name": experiment.name, **experiment.study})
+        cells.open(sys.argv[1:], study, planned_cells(CONF, words))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(error)
         return FAILED
     words = [word for word in with_sweep(CONF, words) if not word.startswith("hydra.sweep.dir=")]
     sys.argv[1:] = [*words, f"hydra.sweep.dir={folder}"]
-    with _deaths_noted():
-        app()
+    try:
+        with _deaths_noted():
+            app()
+    except SystemExit:
+        cells.withdraw()
+        raise
     return Sweep(folder).end()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,6 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
 GROUP, JOIN = "pruner", "+"
+CHAIN = "btp.pruners.chain.Chain"
 
 
 def name_lists(words: Iterable[str]) -> list[str]:
@@ -22,6 +24,14 @@ def name_lists(words: Iterable[str]) -> list[str]:
         ValueError: a list with a pruner twice, or with something that is no name.
     """
     return [_named(word) if word.lstrip("+").startswith(GROUP) and "[" in word else word for word in words]
+
+
+def method_of(pruner: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The config of a pruner's method; that of a composition holds the methods of its parts."""
+    parts = pruner.get("parts")
+    if not parts:
+        return pruner["method"]
+    return {"_target_": CHAIN, "parts": {name: part["method"] for name, part in parts.items()}}
 
 
 def as_typed(word: str) -> str:

@@ -19,11 +19,12 @@ from btp.core.trace import Call
 from btp.engine.attach import attach
 from btp.models.find import find_checkpoint
 from btp.models.load import Loaded, load
-from btp.report.explained import Life, Said
+from btp.report.explained import Life, Said, numbered
 from btp.report.load import RunFolder, View, read_run
 from btp.report.overlays import stage_views
 from btp.runner.arms import UNPRUNED, Arm
 from btp.runner.batches import Collate, shrink
+from btp.runner.compositions import method_of
 from btp.runner.contents import make_dataset, with_contents
 from btp.runner.evaluate import first_logits
 from btp.runner.explain_stages import stage_lives
@@ -31,12 +32,11 @@ from btp.runner.explain_witness import Witness
 from btp.runner.finder import SEARCH
 from btp.runner.identity import checkpoint
 from btp.runner.machine import Machine
+from btp.runner.named import run_identity
 from btp.runner.published import with_published
-from btp.runner.stages import method_of
 from btp.runner.targets import aim
 from btp.runner.views import describe_views
 from btp.runner.ways import OwnWay, draw
-from btp.runner.worker import run_identity
 from btp.tasks.sample import Sample, Task
 
 LIKELY = 3  # first answer tokens shown
@@ -64,15 +64,14 @@ def explain(folder: Path, sample: str, arm: str | None = None) -> Life:
 
     Args:
         folder: of the run.
-        sample: its id.
+        sample: its id, or the number that it ends in.
         arm: name of the arm; None takes the run's method.
 
     Raises:
         ValueError: no such run, sample or arm, nothing to explain, or a checkpoint or files that are gone.
     """
     run = read_run(folder)
-    chosen = _chosen(run, arm)
-    _check_sample(run, sample)
+    chosen, sample = _chosen(run, arm), _sample_of(run, sample)
     config = run.config
     task: Task = make_dataset(config["task"]["dataset"])
     asked = find_sample(task, config["limit"], sample, folder)
@@ -107,6 +106,7 @@ def explain(folder: Path, sample: str, arm: str | None = None) -> Life:
         pictures=len(asked.images),
         boxes=asked.boxes,
         labels=asked.labels,
+        targets=asked.targets,
         views=_views(loaded, plain, picture),
         total=total,
         unpruned=unpruned,
@@ -178,11 +178,14 @@ def _chosen(run: RunFolder, arm: str | None) -> Arm:
     return Arm(name, entry["role"], node, schedule, entry.get("picture", "full"))
 
 
-def _check_sample(run: RunFolder, sample: str) -> None:
+def _sample_of(run: RunFolder, sample: str) -> str:
+    """Its id, from the id or the number that the id ends in."""
     known = list(dict.fromkeys(run.samples["sample"]))
-    if sample not in known:
+    found = sample if sample in known else numbered(known).get(sample.lstrip("0") or "0")
+    if found is None:
         near = difflib.get_close_matches(sample, known, 3, 0.3) or known[:3]
         raise ValueError(f"{run.path} holds no sample {sample!r}. The nearest of its {len(known)}: {', '.join(near)}.")
+    return found
 
 
 def _answer(

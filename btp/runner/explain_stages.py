@@ -11,7 +11,7 @@ from torch import Tensor
 from btp.core.schedule import Schedule, Stage
 from btp.core.trace import Call
 from btp.models.lvlm import LVLM
-from btp.report.explained import KEPT, StageLife
+from btp.report.explained import HIGHEST, KEPT, StageLife
 from btp.report.parts import keep_text
 from btp.runner.explain_witness import Account, Witness
 
@@ -89,14 +89,24 @@ def _pairs(numbers: list[list[int]], values: Tensor) -> list[tuple[int, Any]]:
 
 
 def _rules(account: Account | None, numbers: list[list[int]], kept: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Kept tokens by rule; those that no rule names, because nobody was asked or the method does not say, as kept."""
+    """Kept tokens by rule. Those that no rule names are the highest score's, where they are; otherwise simply kept."""
     found: dict[str, tuple[int, ...]] = {}
     stays, named = set(kept), set()
     for name, marks in (account.rules if account is not None else {}).items():
         found[name] = tuple(sorted(n for n, mark in _pairs(numbers, marks) if mark and n in stays))
         named.update(found[name])
     rest = tuple(sorted(stays - named))
-    return found | ({KEPT: rest} if rest else {})
+    name = HIGHEST if account is not None and not found and _ranks_by_score(account) else KEPT
+    return found | ({name: rest} if rest else {})
+
+
+def _ranks_by_score(account: Account) -> bool:
+    """Whether the method tells of one score, and no token that goes has a higher one than one that stays."""
+    if len(account.scores) != 1:
+        return False
+    (score,) = account.scores.values()
+    lowest = score.masked_fill(~account.kept, math.inf).amin(1)
+    return bool((score.masked_fill(account.kept | ~account.valid, -math.inf).amax(1) <= lowest).all())
 
 
 def _scores(account: Account | None, numbers: list[list[int]]) -> dict[str, dict[int, float]]:

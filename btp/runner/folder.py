@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 
 from btp.runner.arms import UNPRUNED, Arm
 from btp.runner.corpus import scores_of
+from btp.runner.named import is_finished
 from btp.runner.whole import write_json
 from btp.tasks.sample import Sample, Task
 from btp.tasks.scoring import normalise
@@ -27,22 +29,17 @@ class RunFolder:
     """One run on disk. `run.json` says how far it came; everything is written whole or not at all."""
 
     def __init__(self, path: Path):
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        self.path, self.fresh = path, not path.exists()
         self.state: dict[str, Any] = {}
 
     @property
     def finished(self) -> bool:
-        """True where an earlier start brought this run to its end, report or costs included."""
-        try:
-            state = json.loads((self.path / "run.json").read_text())["state"]
-        except (OSError, ValueError, KeyError):
-            return False
-        done = (self.path / "report.html", self.path / "cost.json")
-        return state == "finished" and any(file.exists() for file in done)
+        """As `is_finished` says."""
+        return is_finished(self.path)
 
     def begin(self, config: Mapping[str, Any], identity: str, hardware: str) -> None:
         """Write the config and mark the run as running."""
+        self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
         self.state = {
             "state": "running",
@@ -62,10 +59,20 @@ class RunFolder:
         self.state |= facts
         write_json(self.path / "run.json", self.state)
 
-    def fail(self, message: str) -> None:
-        """Say in run.json why the run ended."""
+    def fail(self, message: str, details: str, rank: int = 0) -> Path:
+        """Say in run.json why the run ended, and with all details in the log that is returned."""
         if self.state:
             self.update(state="failed", error=message)
+        log = self.path / f"error{f'-{rank}' if rank else ''}.log"
+        with suppress(FileNotFoundError):  # the leading process has withdrawn the run meanwhile
+            log.write_text(details)
+        return log
+
+    def withdraw(self) -> None:
+        """Leave nothing of a run that was refused; what an earlier start left stays."""
+        if self.fresh:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.state = {}
 
     def write_samples(
         self,

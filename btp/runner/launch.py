@@ -17,7 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from btp.runner.errors import say
 from btp.runner.ranks import LOST, Ranks, deaf, devices
 from btp.runner.whole import write_json
 
@@ -65,17 +67,18 @@ class Workers:
         self.serving = serving
         self._process: subprocess.Popen[str] | None = None
 
-    def run(self, request: Path, config: Mapping[str, Any]) -> Outcome:
-        """Have a request computed, and wait for it.
+    def run(self, spool: Path, config: Mapping[str, Any]) -> Outcome:
+        """Have a run computed, and wait for it.
 
         Args:
-            request: a JSON file with `config`; removed afterwards.
+            spool: folder for the request and its outcome, which are removed afterwards.
             config: resolved.
 
         Raises:
             KeyboardInterrupt: the user stopped it; the worker has ended.
         """
         world = len(devices(config["trainer"]))
+        request = spool / f"{uuid4().hex}.json"  # hosts and process numbers repeat, between containers
         request.write_text(json.dumps(config))
         if world > 1:
             return self._together(request, world)
@@ -129,7 +132,7 @@ class Workers:
                 self.close()
             return outcome
         reason = f"the worker process ended with {_how(process.returncode)}"
-        print(f"error: {reason}", file=sys.stderr)
+        say(reason)
         return Outcome(FAILED, reason)
 
 
@@ -150,7 +153,7 @@ def _of_all(codes: Sequence[int], outcomes: Sequence[Outcome | None]) -> Outcome
             "the same command goes on from here",
             folder,
         )
-    print(f"error: {outcome.reason}", file=sys.stderr)
+    say(outcome.reason)
     if folder is not None:
         _note(Path(folder) / "run.json", outcome.reason)
     return outcome

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from btp.runner.arms import UNPRUNED
+from btp.runner.contents import make_dataset
+from btp.runner.lmms.settings import NAME as OTHER_HARNESS
+from btp.runner.ways import draw
+from btp.tasks.sample import Corpus, Task
+
+MEANS = ("tokens_avg", "agreement", "kl")
+COST, METRIC = "cost", "metric"
 
 
 def outcomes(run: Path) -> dict[str, float]:
@@ -61,7 +68,7 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
     by_arm = frame.groupby("arm")
     for arm, rows in by_arm:
         out[f"{arm}/accuracy"] = rows.groupby("ability")["score"].mean().mean()
-        for key in ("tokens_avg", "agreement", "kl"):
+        for key in MEANS:
             out[f"{arm}/{key}"] = float(rows[key].mean())
     return out
 
@@ -81,3 +88,55 @@ def costs(run: Path) -> dict[str, float]:
     if path.exists():
         walk(json.loads(path.read_text()), "cost")
     return flat
+
+
+class Prospect:
+    """What can be said of a run's outcomes before it is computed.
+
+    Args:
+        config: of the run, resolved.
+        open_groups: parts of the config that other runs, which are meant as well, have other values of.
+    """
+
+    def __init__(self, config: Mapping[str, Any], open_groups: Collection[str] = ()) -> None:
+        self.config = config
+        self.open = frozenset(config if "experiment" in open_groups else open_groups)
+        random = config["model"]["weights"] == "random"
+        self.answers = not random or "model" in self.open
+        self.costs = config["cost"]["enabled"] or random or bool(self.open & {"cost", "model"})
+        self.arms = {UNPRUNED, config["pruner"]["name"], *(config["controls"] or {})}
+        self._task: Task | None = None
+
+    def names(self) -> list[str]:
+        """Outcomes of the run's method that are known by name; those of costs and of a task's metrics are not."""
+        return ["accuracy", *MEANS, *sorted(self._abilities() or ())] if self.answers else []
+
+    def reports(self, name: str) -> bool:
+        """False where no such run can report an outcome of this name; True where it does, or where only a run can tell.
+
+        Raises:
+            ValueError: the task cannot be read, and has to be for an answer.
+        """
+        head, _, rest = name.partition("/")
+        if head == COST:
+            return self.costs and bool(rest)
+        if not self.answers or not rest:
+            return self.answers and (name in ("accuracy", *MEANS) or _holds(self._abilities(), name))
+        if head == METRIC:
+            return self._abilities() is None or isinstance(self._task, Corpus)
+        if head in self.arms or self.open & {"pruner", "controls"}:
+            return self.reports(rest) and not rest.startswith(f"{COST}/")
+        return _holds(self._abilities(), name)
+
+    def _abilities(self) -> set[str] | None:
+        """Of the task's samples; None where they are another harness's, or differ between the runs that are meant."""
+        if self.config["task"]["name"] == OTHER_HARNESS or self.open & {"task", "tasks", "limit", "seed"}:
+            return None
+        if self._task is None:
+            self._task = make_dataset(self.config["task"]["dataset"])
+            self._found = {sample.ability for sample in draw(self._task, self.config["limit"])}
+        return self._found
+
+
+def _holds(known: Collection[str] | None, name: str) -> bool:
+    return known is None or name in known

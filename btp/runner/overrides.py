@@ -2,19 +2,23 @@
 
 import difflib
 import sys
+from collections.abc import Set
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from btp.runner.compositions import GROUP, JOIN
+from btp.runner.compositions import GROUP, JOIN, as_typed
+from btp.runner.errors import say
 from btp.runner.experiments import Experiment
 
 MANY = ("-m", "--multirun")
+SWEEPS = ("experiment=", "hydra.sweeper.params.")  # words that say what an experiment sweeps over
 
 
 def check_overrides(conf: Path, argv: list[str]) -> None:
@@ -32,7 +36,7 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
     if message is None and not many and "--cfg" not in argv and "-c" not in argv:
         message = experiment.fault(words)
     if message:
-        print(f"error: {message}", file=sys.stderr)
+        say(message)
         sys.exit(1)
 
 
@@ -51,16 +55,38 @@ def sweep_folder(conf: Path, argv: list[str]) -> Path:
     return Path(_composed(conf, _overrides(with_sweep(conf, argv))).hydra.sweep.dir)
 
 
+def planned_cells(conf: Path, argv: list[str]) -> list[str]:
+    """The words of every cell that a sweep comes to, "" for one that is yet to be proposed; none where nobody knows.
+
+    Args:
+        argv: words that `check_overrides` found nothing wrong with.
+    """
+    words = _overrides(with_sweep(conf, argv))
+    sweeper = _composed(conf, words).hydra.sweeper
+    if "n_trials" in sweeper:
+        return [""] * sweeper.n_trials
+    if not str(sweeper["_target_"]).endswith(BasicSweeper.__name__):
+        return []
+    (cells,) = BasicSweeper.split_arguments(_parsed(conf, words), None)
+    return [" ".join(as_typed(word) for word in cell if not word.startswith("hydra")) for cell in cells]
+
+
 def experiment_of(conf: Path, argv: list[str]) -> Experiment:
     """What the experiment that these words name sweeps over, and the study that it makes."""
-    return Experiment.of(_composed(conf, [word for word in argv if word.startswith("experiment=")]))
+    return Experiment.of(_composed(conf, [word for word in argv if word.lstrip("+").startswith(SWEEPS)]))
 
 
 def _composed(conf: Path, words: list[str]) -> DictConfig:
     """The config of words, each with its first value, Hydra's own part with it."""
-    parsed = OverridesParser.create().parse_overrides(words)
+    first = [_first(override) for override in _parsed(conf, words)]
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return compose("config", overrides=[_first(override) for override in parsed], return_hydra_config=True)
+        return compose("config", overrides=first, return_hydra_config=True)
+
+
+def _parsed(conf: Path, words: list[str]) -> list[Override]:
+    """Words as Hydra reads them; a glob stands for the options there are."""
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words)
 
 
 def _first(override: Override) -> str:
@@ -75,7 +101,7 @@ def _overrides(argv: list[str]) -> list[str]:
 def find_fault(conf: Path, words: list[str]) -> str | None:
     """What is wrong with the overrides `words`, in one message; None where nothing is."""
     try:
-        parsed = OverridesParser.create().parse_overrides(words)
+        parsed = _parsed(conf, words)
     except HydraException as error:
         return f"cannot read the command line: {str(error).splitlines()[0]}"
     first = []
@@ -107,7 +133,8 @@ def _values(override: Override) -> list[str] | None:
 def _missing_option(conf: Path, group: str, choice: object) -> str | None:
     options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
     if group.startswith("hydra/"):
-        options = sorted({*options, *_of_plugins(conf, group)})
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            options = sorted({*options, *_options(group)})
     if not isinstance(choice, str) or choice in options or choice == "null":
         return None
     if group == GROUP and JOIN in choice:
@@ -118,30 +145,55 @@ def _missing_option(conf: Path, group: str, choice: object) -> str | None:
     return f"{group}={choice} is not there.{hint} Options: {', '.join(options)}."
 
 
-def _of_plugins(conf: Path, group: str) -> list[str]:
-    """Options that Hydra and its plug-ins bring, such as hydra/launcher=joblib."""
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        return GlobalHydra.instance().config_loader().get_group_options(group)
+def _options(group: str) -> list[str]:
+    """A group's options, with those that Hydra and its plug-ins bring, such as hydra/launcher=joblib."""
+    return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
 def _explain(conf: Path, words: list[str], error: Exception) -> str:
     """Name the nearest known key where a word of the command line names an unknown one."""
+    groups = [w for w in words if (conf / w.split("=", 1)[0].split("@")[0]).is_dir()]
     with initialize_config_dir(str(conf), version_base="1.3"):
-        groups = [w for w in words if (conf / w.split("=", 1)[0].split("@")[0]).is_dir()]
         try:
-            known = _keys(compose("config", overrides=groups))
+            composed = compose("config", overrides=groups, return_hydra_config=True)
         except Exception:
             return str(error).splitlines()[0]
-    known |= {p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()}
-    for word in words:
-        key = word.split("=", 1)[0]
-        if key.startswith(("+", "~", "hydra")) or key.split("@")[0] in known:
-            continue
-        near = difflib.get_close_matches(key, sorted(known), 1, cutoff=0.5)
-        leaf = [k for k in sorted(known) if k.split(".")[-1] == key.split(".")[-1]]
-        hint = f" Did you mean {(leaf or near)[0]}?" if leaf or near else ""
-        return f"unknown key {key}.{hint} `python run.py --cfg job` lists all keys; +{key}=... adds a new one."
+        known = _keys(composed) | {p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()}
+        known |= {f"hydra/{group}" for group in GlobalHydra.instance().config_loader().list_groups("hydra")}
+        for word in words:
+            key = word.split("=", 1)[0]
+            if not key.startswith(("+", "~")) and key.split("@")[0] not in known:
+                return f"unknown key {key}.{_owner(key) or _nearest(key, known)} {_where(key)}"
     return str(error).splitlines()[0]
+
+
+def _where(key: str) -> str:
+    """Where a key like this can be looked up."""
+    if key.startswith("hydra"):
+        return "`python run.py --cfg hydra` lists all keys of Hydra."
+    return f"`python run.py --cfg job` lists all keys; +{key}=... adds a new one."
+
+
+def _owner(key: str) -> str:
+    """With which options of a part of Hydra this is a key: launchers and sweepers have their own."""
+    group = "/".join(key.split(".")[:2])
+    if not key.startswith("hydra."):
+        return ""
+    found = [f"{group}={option}" for option in _options(group) if key in _with_option(group, option)]
+    return f" It is a key of {' and '.join(found)}." if found else ""
+
+
+def _with_option(group: str, option: str) -> set[str]:
+    return _keys(compose("config", overrides=[f"{group}={option}"], return_hydra_config=True))
+
+
+def _nearest(key: str, known: Set[str]) -> str:
+    """The known key that was meant: of the same last word at another place, else the nearest."""
+    ours = key.startswith("hydra")
+    others = [k for k in sorted(known) if k.startswith("hydra") == ours and not key.startswith((f"{k}.", f"{k}/"))]
+    leaf = [k for k in others if k.split(".")[-1] == key.split(".")[-1]]
+    near = difflib.get_close_matches(key, leaf or others, 1, cutoff=0.0 if leaf else 0.5)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _keys(config: DictConfig) -> set[str]:

@@ -16,7 +16,6 @@ from btp.core.solve import PART
 from btp.ops.calibration import uniform_stages
 from btp.runner.budget import FREE_LAYER, Facts, Planned
 
-CHAIN = "btp.pruners.chain.Chain"
 Entries = Sequence[Mapping[str, Any]]
 
 
@@ -31,14 +30,6 @@ class Sources:
 
     calibrated: Callable[[], Entries]
     searched: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-
-
-def method_of(pruner: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The config of a pruner's method; that of a composition holds the methods of its parts."""
-    parts = pruner.get("parts")
-    if not parts:
-        return pruner["method"]
-    return {"_target_": CHAIN, "parts": {name: part["method"] for name, part in parts.items()}}
 
 
 def plan(config: Mapping[str, Any], facts: Facts, build: Callable[[Mapping], Pruner | None], found: Sources) -> Planned:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ class Answers:
         folder.mkdir(parents=True, exist_ok=True)
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """Every finished sample, by its id."""
+        """Every finished sample, by its id; a line that cannot be read does not count."""
         found: dict[str, dict[str, Any]] = {}
         for file in sorted(self.folder.glob("rows-*.jsonl")):
             for line in file.read_bytes().split(b"\n")[:-1]:
-                row = json.loads(line)
-                found.setdefault(row["sample"], row)
+                with suppress(ValueError):
+                    row = json.loads(line)
+                    found.setdefault(row["sample"], row)
         return found
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -53,11 +54,24 @@ class Answers:
             part = folder / f"{sample}.npy.part"
             with part.open("wb") as f:
                 np.save(f, row.astype(np.float32))
+                f.flush()
+                os.fsync(f.fileno())
             part.replace(folder / f"{sample}.npy")
 
     def logits(self, sample: str) -> np.ndarray:
-        """[V] log-probabilities of a sample's first answer token."""
-        return np.load(self.folder / "first" / f"{sample}.npy")
+        """[V] log-probabilities of a sample's first answer token.
+
+        Raises:
+            ValueError: the file is gone or broken.
+        """
+        file = self.folder / "first" / f"{sample}.npy"
+        try:
+            return np.load(file)
+        except (OSError, EOFError, ValueError) as error:
+            raise ValueError(
+                f"{file} with the unpruned model's first token is gone or broken ({error}). Set resume=false once to "
+                "answer anew."
+            ) from None
 
     def clear(self) -> None:
         """Forget everything."""

@@ -7,7 +7,7 @@ same identity and goes on at its next sample.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from btp.runner.cells import FINISHED, Cells
-from btp.runner.outcomes import outcomes
+from btp.runner.outcomes import COST, Prospect, outcomes
 
 SAMPLERS = {
     "tpe": optuna.samplers.TPESampler,
@@ -32,6 +32,7 @@ SAMPLERS = {
     "gp": optuna.samplers.GPSampler,
 }
 Space = Mapping[str, BaseDistribution]
+Compose = Callable[[list[str]], Mapping[str, Any]]
 
 
 class Settings(Protocol):
@@ -46,7 +47,7 @@ class Settings(Protocol):
     study_name: str | None
 
 
-def run_study(settings: Settings, arguments: Sequence[str], launcher: Launcher, folder: str) -> None:
+def run_study(settings: Settings, arguments: Sequence[str], launcher: Launcher, folder: str, compose: Compose) -> None:
     """Propose, launch and tell, until there are `n_trials` trials.
 
     Args:
@@ -54,11 +55,14 @@ def run_study(settings: Settings, arguments: Sequence[str], launcher: Launcher, 
         arguments: the sweep's overrides; those with several values or an interval are the knobs.
         launcher: runs cells.
         folder: of the sweep.
+        compose: makes the resolved config of a cell from its words.
 
     Raises:
         ValueError: nothing to propose, or an unknown sampler, direction or objective.
     """
     fixed, space = knobs(arguments)
+    first = [f"{key}={_any_of(choices)}" for key, choices in space.items()]
+    check_objectives(settings.objectives, Prospect(compose([*fixed, *first]), {_group(key) for key in space}))
     study = open_study(settings, space, Path(folder))
 
     def compute(trials: Mapping[int, Mapping[str, Any]]) -> None:
@@ -117,11 +121,56 @@ def _distribution(override: Override) -> BaseDistribution:
         low, high, step = value.start, value.stop, value.step
         if all(isinstance(n, int) for n in (low, high, step)):
             return IntDistribution(low, high - 1, step=step, log=log)
-        return FloatDistribution(low, high, step=None if log else step, log=log)
+        return FloatDistribution(low, max(value.range()), step=None if log else step, log=log)  # it excludes its stop
     assert isinstance(value, IntervalSweep)
-    if isinstance(value.start, int) and isinstance(value.end, int) and "int" in value.tags:
+    if isinstance(value.start, int) and isinstance(value.end, int):  # int(interval(1, 3))
         return IntDistribution(value.start, value.end, log=log)
     return FloatDistribution(float(value.start or 0), float(value.end or 0), log=log)
+
+
+def _any_of(choices: BaseDistribution) -> Any:
+    """One of the values that a knob may have."""
+    if isinstance(choices, CategoricalDistribution):
+        return choices.choices[0]
+    assert isinstance(choices, IntDistribution | FloatDistribution)
+    return choices.low
+
+
+def _group(knob: str) -> str:
+    """The part of the config that a knob turns."""
+    return knob.lstrip("+").split(".")[0].split("@")[0]
+
+
+def check_objectives(objectives: Mapping[str, str], prospect: Prospect) -> None:
+    """Refuse objectives that no cell will report, before any is computed.
+
+    Args:
+        objectives: direction by name.
+        prospect: of the cells.
+
+    Raises:
+        ValueError: names the first, and what there is.
+    """
+    for name, direction in objectives.items():
+        if prospect.reports(name):
+            continue
+        if name.startswith(f"{COST}/") and not prospect.costs:
+            raise ValueError(
+                f"hydra.sweeper.{direction} names {name!r}, but cost.enabled is false, so that no run measures costs. "
+                "Set cost.enabled=true, or another objective."
+            )
+        costs = [f"{COST}/NAME"] if prospect.costs else []
+        raise ValueError(_unreported(name, direction, [*prospect.names(), *costs]))
+
+
+def _unreported(name: str, direction: str, found: Iterable[str]) -> str:
+    """What to say of an objective that runs do not report; `found` is what they do."""
+    known = sorted(found)
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return (
+        f"hydra.sweeper.{direction} names {name!r}, which a run does not report. {hint}Choose from: {', '.join(known)}."
+    )
 
 
 def open_study(settings: Settings, space: Space, folder: Path) -> optuna.Study:
@@ -158,13 +207,9 @@ def _values(run: Path, objectives: Mapping[str, str]) -> list[float]:
     found = outcomes(run)
     missing = [name for name in objectives if name not in found]
     if missing:
-        near = difflib.get_close_matches(missing[0], found, 1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        found = {name: value for name, value in found.items() if "/" not in name}
-        raise ValueError(
-            f"hydra.sweeper.{objectives[missing[0]]} names {missing[0]!r}, which a run does not report. {hint}"
-            f"Choose from: {', '.join(sorted(found))}."
-        )
+        same = [name for name in found if name.partition("/")[0] == missing[0].partition("/")[0]]
+        known = same if "/" in missing[0] and same else [name for name in found if "/" not in name]
+        raise ValueError(_unreported(missing[0], objectives[missing[0]], known))
     return [found[name] for name in objectives]
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    part.write_text(text)
+    part = path.with_name(f".{path.name}.{uuid4().hex}")  # hosts and process numbers repeat, between containers
+    with part.open("w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
     part.replace(path)
 
 

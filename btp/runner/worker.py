@@ -22,7 +22,6 @@ from rich.console import Console
 
 from btp.core.fit import OutOfReach
 from btp.models.features import Shelf
-from btp.models.find import find_checkpoint
 from btp.models.load import Loaded, load
 from btp.models.recognise import check_library
 from btp.report.page import write_report
@@ -30,20 +29,19 @@ from btp.report.screen import screen_table
 from btp.runner.arms import UNPRUNED, Arm, shared_identity
 from btp.runner.batches import Collate, Feed, by_length, visual_tokens
 from btp.runner.budget import pictures_of
-from btp.runner.contents import make_dataset, with_contents
+from btp.runner.contents import make_dataset
 from btp.runner.corpus import corpus_metrics
+from btp.runner.errors import say
 from btp.runner.evaluate import answer
-from btp.runner.families import check_family
 from btp.runner.folder import RunFolder, spread
-from btp.runner.identity import checkpoint, code, code_of, digest, model_identity
+from btp.runner.identity import digest
 from btp.runner.inert import check_inert
 from btp.runner.launch import FAILED, STOPPED, Outcome
-from btp.runner.lmms.settings import shared_part
 from btp.runner.machine import Lost, Machine, place
+from btp.runner.named import Named
 from btp.runner.planning import plan_arms
 from btp.runner.profile import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.ranks import LOST
-from btp.runner.stages import method_of
 from btp.runner.store import Answers, held
 from btp.runner.tracker import track
 from btp.runner.tracker_run import check_login
@@ -51,8 +49,6 @@ from btp.runner.views import describe_views
 from btp.runner.ways import OwnWay, draw
 from btp.runner.whole import write_json
 from btp.tasks.sample import Sample, Task
-
-FREE = ("output", "resume", "debug", "cache", "cache_gib", "logger", "trainer", "command", "overlays", "study")
 
 
 class Run:
@@ -66,17 +62,13 @@ class Run:
     def __init__(self, config: Mapping[str, Any], kept: dict[str, Loaded] | None = None):
         check_library()
         check_login(config["logger"])
-        config = with_contents(config)
-        self.config, self._kept = config, kept
         torch.manual_seed(config["seed"])
-        self.checkpoint_folder = find_checkpoint(config["model"])
-        check_family(config["model"], self.checkpoint_folder)
-        self.checkpoint = checkpoint(self.checkpoint_folder, [config["model"]["config"]])
-        self.identity = run_identity(config, self.checkpoint)
-        output = Path(config["output"])
-        names = [config[g]["name"] for g in ("model", "pruner", "task")]
-        self.store = output / ".store"
-        self.folder = RunFolder(output / "-".join([*names, self.identity[:8]]))
+        named = Named.of(config)
+        self.config, self._kept = named.config, kept
+        self.checkpoint_folder, self.checkpoint, self.identity = named.source, named.checkpoint, named.identity
+        self.store = Path(config["output"]) / ".store"
+        self.folder = RunFolder(named.folder)
+        self.computing = False
         self.machine = Machine(config["trainer"], self.folder.path)
         if set(self.machine.gather(self.identity)) != {self.identity}:
             raise ValueError(
@@ -104,10 +96,18 @@ class Run:
             guard = held(self.folder.path / ".lock", "this very run") if self.machine.leads else nullcontext()
             with guard:
                 if not self.machine.agree(self.folder.finished and self.config["resume"]):  # by another run meanwhile
-                    self._compute()
+                    self._compute_or_refuse()
         if self.machine.leads:
             track(self.config, self.folder.path)
             self._show(table)
+
+    def _compute_or_refuse(self) -> None:
+        try:
+            self._compute()
+        except (ValueError, OSError):
+            if self.machine.leads and not self.computing:
+                self.folder.withdraw()
+            raise
 
     def _compute(self) -> None:
         config = self.config
@@ -192,6 +192,7 @@ class Run:
     def _answer(
         self, arm: Arm, task: Task, samples: list[Sample], feed: Feed, order: list[int]
     ) -> dict[str, dict[str, Any]]:
+        self.computing = True
         shared = shared_identity(self.config, self.checkpoint)
         home = self.store / "answers"
         baseline = home / Arm.unpruned().identity(shared)
@@ -207,6 +208,7 @@ class Run:
             return answer(self.loaded, arm, task, samples, feed, order, folder, reference, features, self.machine)
 
     def _cost(self, arms: list[Arm], inputs: dict[str, Any]) -> None:
+        self.computing = True
         with self.phase("cost"):
             settings = {k: self.config["cost"][k] for k in ("repeats", "warmup", "output_tokens")}
             shared = shared_identity(self.config, self.checkpoint)
@@ -243,16 +245,6 @@ def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]], shares: 
 def _of_method(listing: list[dict[str, Any]]) -> dict[str, Any]:
     """The budget of the method's arm, of the unpruned one where there is none."""
     return next((entry["budget"] for entry in listing if entry["role"] == "method"), listing[0]["budget"])
-
-
-def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
-    """Names a run by what changes its result: not by where it is logged or on what it ran."""
-    what = {k: v for k, v in config.items() if k not in FREE}
-    what["model"] = {"name": config["model"]["name"], "example": config["model"]["example"]}
-    what["model"] |= model_identity(config["model"])
-    sources = code("core", "engine", "models", "tasks", "measure", "runner")
-    of_task = shared_part(config["task"])  # and of files of another harness's tasks
-    return digest(what, checkpoint, sources, of_task, code_of(method_of(config["pruner"])))
 
 
 def main() -> int:
@@ -302,13 +294,12 @@ def handle(request: Path, loaded: dict[str, Loaded] | None = None) -> Outcome:
             raise
         expected = isinstance(error, ValueError | OSError | RuntimeError)
         message = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
-        if world == 1:  # of several, who started them says it once
-            print(f"error: {message}", file=sys.stderr)
-        folder = None
-        if run is not None:
+        folder = log = None
+        if run is not None and run.folder.path.exists():  # not of a run that was refused
             folder = str(run.folder.path)
-            run.folder.fail(message)
-            (run.folder.path / f"error{f'-{rank}' if rank else ''}.log").write_text(traceback.format_exc())
+            log = run.folder.fail(message, traceback.format_exc(), rank)
+        if world == 1:  # of several, who started them says it once
+            say(message, *([f"({log} says where)"] if log else []))
         sound = isinstance(error, ValueError | OSError)  # anything else may have left the device in disorder
         outcome = Outcome(FAILED, message, folder, isinstance(error, OutOfReach), not sound)
     outcome.write(request, rank)

@@ -44,7 +44,13 @@ class Draw:
         return self._samples[index]
 
     def content(self) -> dict[str, object]:
-        """A digest of what was drawn, every picture's bytes included, and the ids in the order of the draw."""
+        """A digest of what was drawn, every picture's bytes included, and the ids in the order of the draw.
+
+        Raises:
+            ValueError: a picture is missing or broken; says which.
+        """
+        for sample in self._samples:
+            list(sample.images)  # all of each, since a picture that was cut off has a sound head
         return {"digest": digest_of(self._samples, whole=True), "drawn": [sample.id for sample in self._samples]}
 
 
@@ -94,6 +100,11 @@ class LlavaInstruct:
         return samples
 
 
+def _is_picture(path: Path) -> bool:
+    """True of files that say so by their name; hidden ones are what systems leave beside pictures."""
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+
+
 @dataclass(frozen=True)
 class PictureFolder:
     """Takes every picture below a folder.
@@ -115,7 +126,7 @@ class PictureFolder:
         root = Path(self.path)
         if not root.is_dir():
             raise ValueError(f"{KEY} is {root}, but there is no such folder. Name a folder of pictures.")
-        found = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in ENDINGS)
+        found = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if _is_picture(p))
         if not found:
             raise ValueError(f"{KEY} is {root}, which holds no picture ({', '.join(sorted(ENDINGS))}). Name another.")
         return [

@@ -77,13 +77,30 @@ class Place:
         return PictureFile(self.root / name)
 
 
+def read_text(path: Path, key: str) -> str:
+    """The text of a file.
+
+    Args:
+        key: config key that led to it.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line} is not UTF-8: {error}. Save it as UTF-8, or correct {key}.") from None
+
+
 def read_json(path: Path, key: str) -> Any:
     """JSON, or JSON Lines whatever the file's ending.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or not UTF-8.
     """
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path, key)
     try:
         return json.loads(text)
     except ValueError as whole:

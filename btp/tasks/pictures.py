@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import stat
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from hashlib import sha256
 from io import BytesIO
+from os.path import isfile
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
+from btp.tasks.pixels import as_seen, size_seen
+
+EDGE = 1 << 16  # bytes at each end of a file that tell it from others of its size
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+BROKEN = (UnidentifiedImageError, OSError, EOFError, SyntaxError, TypeError, ValueError, LookupError, struct.error)
 
 
 class Source(Protocol):
@@ -23,8 +31,9 @@ class Source(Protocol):
         """For messages, and what tells it from other pictures of the set."""
         ...
 
-    def size(self) -> int | None:
-        """Bytes of the file that it is in; None where there is no such file."""
+    @property
+    def path(self) -> Path:
+        """The file that it is, or lies in."""
         ...
 
     def open(self) -> IO[bytes]:
@@ -32,12 +41,25 @@ class Source(Protocol):
         ...
 
 
-def file_size(path: Path) -> int | None:
-    """Bytes of a file, None where there is none."""
+def file_mark(path: Path) -> tuple[int, str] | None:
+    """Bytes of a file, and a hash of its first and last 64 KiB; None where there is no such file.
+
+    A file that did not change meanwhile is read once a process.
+    """
     try:
-        return path.stat().st_size
+        found = path.stat()
+        return (found.st_size, _ends(path, found.st_size, found.st_mtime_ns)) if stat.S_ISREG(found.st_mode) else None
     except OSError:
         return None
+
+
+@cache
+def _ends(path: Path, size: int, changed_ns: int) -> str:
+    with path.open("rb") as file:
+        found = sha256(file.read(EDGE))
+        file.seek(max(size - EDGE, EDGE))
+        found.update(file.read())
+    return found.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -50,10 +72,6 @@ class PictureFile:
     def name(self) -> str:
         """Its path."""
         return str(self.path)
-
-    def size(self) -> int | None:
-        """As the file system says."""
-        return file_size(self.path)
 
     def open(self) -> IO[bytes]:
         """The file."""
@@ -81,10 +99,6 @@ class PictureCell:
         """File, column, row group, row."""
         place = "" if self.place is None else f", picture {self.place}"
         return f"{self.path}, column {self.column}, row {self.row} of row group {self.group}{place}"
-
-    def size(self) -> int | None:
-        """Of the parquet file."""
-        return file_size(self.path)
 
     def open(self) -> IO[bytes]:
         """Read its row group, of which the last two stay in memory."""
@@ -116,22 +130,27 @@ class Pictures(Sequence[Image.Image]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self._open(self.sources[index], lambda picture: picture.convert("RGB"))
+        return self._open(self.sources[index], as_seen)
 
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each, as its file's head says; nothing is decoded."""
-        return [self._open(source, lambda picture: (picture.height, picture.width)) for source in self.sources]
+        return [self._open(source, size_seen) for source in self.sources]
 
     def _open(self, source: Source, take: Callable[[Image.Image], Any]) -> Any:
         self._check(source)
         try:
             with source.open() as file, Image.open(file) as picture:
                 return take(picture)
-        except (UnidentifiedImageError, OSError, SyntaxError, TypeError, ValueError) as error:
+        except BROKEN as error:
             reason = "no picture format is known for it" if isinstance(error, UnidentifiedImageError) else str(error)
             raise ValueError(
                 f"sample {self.sample}: the picture {source.name} cannot be read: {reason}. Replace the file, or drop "
                 "the sample."
+            ) from None
+        except Image.DecompressionBombError:
+            raise ValueError(
+                f"sample {self.sample}: the picture {source.name} is too large: it has more than "
+                f"{2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels. Save it smaller, or drop the sample."
             ) from None
 
     def check(self) -> None:
@@ -143,12 +162,12 @@ class Pictures(Sequence[Image.Image]):
         for source in self.sources:
             self._check(source)
 
-    def marks(self) -> list[tuple[str, int | None]]:
-        """Name without folders and size of every file."""
-        return [(Path(source.name).name, source.size()) for source in self.sources]
+    def marks(self) -> list[tuple[str, tuple[int, str] | None]]:
+        """Name without folders of every picture, and `file_mark` of its file."""
+        return [(Path(source.name).name, file_mark(source.path)) for source in self.sources]
 
     def _check(self, source: Source) -> None:
-        if source.size() is None:
+        if not isfile(source.path):
             raise ValueError(
                 f"sample {self.sample}: its picture {source.name} is missing. Put it there, or correct {self.key}."
             )

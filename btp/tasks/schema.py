@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
 
 from btp.tasks.local import commonest
 from btp.tasks.pictures import PictureCell, PictureFile, Pictures, Source
-from btp.tasks.sample import Box, Sample
+from btp.tasks.sample import Sample
 from btp.tasks.tables import FORMATS, Row, read_rows
+from btp.tasks.values import absent, boxes_of, given, text_of, texts_of
 
 KEY = "task.path"
 KNOWN = (
     *("id", "image", "images", "question", "answer", "answers", "choices"),
     *("ability", "category", "boxes", "labels", "group"),
 )
+SAME = (("image", "images"), ("answer", "answers"), ("ability", "category"))  # either column will do
+OTHER_NAMES = {"image": ("img", "imgs", "pic", "picture", "pictures", "photo", "photos"), "choices": ("options",)}
+PLACEHOLDER = "<image>"  # where tables for training mark a picture's place; the chat template puts pictures in front
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,11 @@ class VQAFolder:
     def read(self) -> list[Sample]:
         """One sample per row, in the order of the table.
 
+        Warns of columns that look like one of the schema under another name, and of samples without a picture among
+        others that show some.
+
         Raises:
-            ValueError: there is no such table, or a row lacks a question or answer.
+            ValueError: there is no such table, a row lacks a question or answer, or a cell holds what it cannot mean.
         """
         unknown = [name for name in self.columns if name not in KNOWN]
         if unknown:
@@ -52,7 +61,30 @@ class VQAFolder:
                 f"task.dataset.reader.columns names {', '.join(lacking)}, but {table} has no such column. It has: "
                 f"{', '.join(dict.fromkeys(name for row in rows[:100] for name in row))}."
             )
-        return [self._sample(table, folder, number, row) for number, row in enumerate(rows)]
+        self._warn_of_names(table, rows)
+        samples = [self._sample(table, folder, number, row) for number, row in enumerate(rows)]
+        blind = [sample.id for sample in samples if not len(sample.images)]
+        if 0 < len(blind) < len(samples):
+            warnings.warn(
+                f"{table}: {len(blind)} of {len(samples)} samples show no picture, the first of them {blind[0]}. They "
+                "are asked without one.",
+                stacklevel=2,
+            )
+        return samples
+
+    def _warn_of_names(self, table: Path, rows: Sequence[Row]) -> None:
+        read = {*KNOWN, *self.columns.values()}
+        for name in dict.fromkeys(name for row in rows for name in row if name not in read):
+            meant = _meant(name)
+            either = next((pair for pair in SAME if meant in pair), (str(meant),))
+            if meant is None or set(either) & set(self.columns):
+                continue
+            if any(not absent(row.get(name)) and given(row, *either) is None for row in rows):
+                warnings.warn(
+                    f"{table} has a column `{name}`, which is not read. If it is the samples' `{meant}`, set "
+                    f"task.dataset.reader.columns={{{meant}: {name}}}.",
+                    stacklevel=3,
+                )
 
     def _table(self) -> Path:
         path = Path(self.path)
@@ -71,49 +103,81 @@ class VQAFolder:
 
     def _sample(self, table: Path, folder: Path, number: int, row: Row) -> Sample:
         row = row | {ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}
-        name = str(row.get("id", f"{number:06d}"))
+        name = _text(row, "id") or f"{number:06d}"
         where = f"{table}, sample {name}"
-        question = row.get("question")
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(
-                f"{where} has no `question`. Give it one, or name its column: task.dataset.reader.columns."
-            )
-        choices = tuple(str(choice) for choice in row.get("choices") or ())
+        images = _sources(row, folder, where)
+        choices = texts_of(given(row, "choices"), "choices", where)
+        options = tuple(choices.values())
         answers = _answers(row, choices, where)
         return Sample(
             id=name,
-            images=Pictures(name, _sources(row, folder, where)),
-            question=question,
+            images=Pictures(name, images),
+            question=_question(row, len(images), options, where),
             reference=commonest(answers),
-            ability=str(row.get("ability", row.get("category", "all"))),
-            boxes=_boxes(row.get("boxes") or (), where),
-            labels=tuple(str(label) for label in row.get("labels") or ()),
+            ability=_text(row, "ability", "category") or "all",
+            boxes=boxes_of(given(row, "boxes") or [], where),
+            labels=tuple(texts_of(given(row, "labels"), "labels", where).values()),
             references=answers if len(answers) > 1 else (),
-            choices=choices,
-            group=str(row.get("group", "")),
+            choices=options,
+            group=_text(row, "group"),
         )
 
 
-def _answers(row: Row, choices: tuple[str, ...], where: str) -> tuple[str, ...]:
-    given = row.get("answers", row.get("answer"))
-    answers = tuple(_text(a) for a in (given if isinstance(given, list | tuple) else [given]) if a is not None)
-    if not any(a.strip() for a in answers):
+def _meant(name: str) -> str | None:
+    """The column of the schema that another name looks like."""
+    plain = name.strip().lower()
+    near = get_close_matches(plain, KNOWN, 1, 0.8)
+    return next((ours for ours, others in OTHER_NAMES.items() if plain in others), near[0] if near else None)
+
+
+def _text(row: Row, *names: str) -> str:
+    value = given(row, *names)
+    return "" if value is None else str(value)
+
+
+def _question(row: Row, pictures: int, choices: tuple[str, ...], where: str) -> str:
+    """The question without the places of its pictures, which the prompt shows in front of it."""
+    question = row.get("question")
+    if not isinstance(question, str) or not question.replace(PLACEHOLDER, "").strip():
+        raise ValueError(f"{where} has no `question`. Give it one, or name its column: task.dataset.reader.columns.")
+    if any(PLACEHOLDER in choice for choice in choices):
+        raise ValueError(f"{where}: a choice holds {PLACEHOLDER}, but choices are text. Leave the sample out.")
+    marked = question.count(PLACEHOLDER)
+    if marked not in (0, pictures):
+        raise ValueError(
+            f"{where}: its question holds {PLACEHOLDER} {marked} times, but it shows {pictures} picture(s). Correct "
+            f"`image`, or take {PLACEHOLDER} out of the question."
+        )
+    return re.sub(rf"{PLACEHOLDER}\s?", "", question).strip() if marked else question
+
+
+def _answers(row: Row, choices: Mapping[str, str], where: str) -> tuple[str, ...]:
+    """Texts, or letters where an answer is the text of a choice or the key that a dict has it by."""
+    found = given(row, "answers", "answer")
+    listed = found if isinstance(found, list | tuple) else [found]
+    answers = tuple(text_of(a, "answer", where) for a in listed if not absent(a))
+    if not answers:
         raise ValueError(
             f"{where} has no `answer` (or `answers`), and nothing can be scored without. Give it one, or set {KEY} to "
             "a split whose answers are public."
         )
-    return tuple(ascii_uppercase[choices.index(a)] if choices.count(a) == 1 else a for a in answers if a.strip())
+    return tuple(_letter(answer, choices, isinstance(row.get("choices"), Mapping)) for answer in answers)
 
 
-def _text(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+def _letter(answer: str, choices: Mapping[str, str], keyed: bool) -> str:
+    texts = list(choices.values())
+    place = list(choices).index(answer) if keyed and answer in choices else -1
+    if place < 0 and texts.count(answer) == 1:
+        place = texts.index(answer)
+    return ascii_uppercase[place] if 0 <= place < len(ascii_uppercase) else answer
 
 
 def _sources(row: Row, folder: Path, where: str) -> list[Source]:
-    given = row.get("images", row.get("image"))
-    listed = given if isinstance(given, list | tuple) else [] if given is None else [given]
+    found = given(row, "images", "image")
     sources: list[Source] = []
-    for picture in listed:
+    for picture in found if isinstance(found, list | tuple) else [found]:
+        if absent(picture):
+            continue
         if isinstance(picture, PictureCell):
             sources.append(picture)
         elif isinstance(picture, str):
@@ -124,13 +188,3 @@ def _sources(row: Row, folder: Path, where: str) -> list[Source]:
                 "Correct `image`."
             )
     return sources
-
-
-def _boxes(given: Any, where: str) -> tuple[Box, ...]:
-    boxes = tuple(tuple(float(v) for v in box) for box in given)
-    for box in boxes:
-        if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-            raise ValueError(
-                f"{where}: the box {list(box)} is not [x0, y0, x1, y1] in shares of the picture's sides. Correct it."
-            )
-    return boxes

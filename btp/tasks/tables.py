@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from btp.tasks.local import read_json
+from btp.tasks.local import read_json, read_text
 from btp.tasks.pictures import PictureCell
 
 FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -20,7 +21,8 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path, key: str) -> list[Row]:
-    """The rows of a table; a binary cell of a parquet file is a PictureCell, or a list of them.
+    """The rows of a table; a binary cell of a parquet file is a PictureCell, or a list of them, and a path where it
+    holds {path} without bytes.
 
     Cells of csv and tsv that begin with [ are read as JSON lists; empty ones are left out.
 
@@ -29,14 +31,14 @@ def read_rows(path: Path, key: str) -> list[Row]:
         key: config key that named it.
 
     Raises:
-        ValueError: the format is not known, or the file is broken.
+        ValueError: the format is not known, or the file is broken or not UTF-8.
     """
     if path.suffix not in FORMATS:
         raise ValueError(f"{key} is {path}, which is none of {', '.join(FORMATS)}. Name a file of one of these kinds.")
     if path.suffix == ".parquet":
         return list(_parquet(path, key))
     if path.suffix in (".csv", ".tsv"):
-        return list(_csv(path, "\t" if path.suffix == ".tsv" else ","))
+        return list(_csv(read_text(path, key), "\t" if path.suffix == ".tsv" else ","))
     found = read_json(path, key)
     if isinstance(found, dict):
         lists = [value for value in found.values() if _is_rows(value)]
@@ -50,11 +52,10 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
-def _csv(path: Path, delimiter: str) -> Iterator[Row]:
+def _csv(text: str, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file, delimiter=delimiter):
-            yield {name: _cell(text) for name, text in row.items() if name is not None and text not in (None, "")}
+    for row in csv.DictReader(StringIO(text, newline=""), delimiter=delimiter):
+        yield {name: _cell(cell) for name, cell in row.items() if name is not None and cell not in (None, "")}
 
 
 def _cell(text: str) -> Any:
@@ -77,14 +78,10 @@ def _parquet(path: Path, key: str) -> Iterator[Row]:
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
         rows = file.read_row_group(group, columns=plain).to_pylist() if plain else [{} for _ in range(count)]
-        sizes = {name: _lengths(file, group, name) for name, kind in pictures if kind == "several"}
+        cells = {name: _pictures(file, path, group, name, kind) for name, kind in pictures}
         for i, row in enumerate(rows):
-            row = {name: value for name, value in row.items() if value is not None}
-            for name, kind in pictures:
-                places: Sequence[int] = range(sizes[name][i]) if kind == "several" else ()
-                cells = [PictureCell(path, name, group, i, place) for place in places]
-                row[name] = cells if kind == "several" else PictureCell(path, name, group, i)
-            yield row
+            found = row | {name: column[i] for name, column in cells.items()}
+            yield {name: value for name, value in found.items() if value is not None}
 
 
 def _binary(kind: pa.DataType) -> str | None:
@@ -96,6 +93,35 @@ def _binary(kind: pa.DataType) -> str | None:
     return "one" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
 
 
-def _lengths(file: pq.ParquetFile, group: int, name: str) -> list[int]:
-    column = file.read_row_group(group, columns=[name]).column(0)
-    return [len(value) if value.is_valid else 0 for value in column]
+def _pictures(file: pq.ParquetFile, path: Path, group: int, name: str, kind: str) -> list[Any]:
+    """What each row of a group holds: a PictureCell, a path, None, or a list of these. Bytes are not kept."""
+    whole = file.metadata.row_group(group)
+    if kind == "one" and _nulls(whole, name) == 0:
+        return [PictureCell(path, name, group, i) for i in range(whole.num_rows)]
+    found: list[Any] = []
+    for i, value in enumerate(file.read_row_group(group, columns=[name]).column(0)):
+        if kind == "one":
+            found.append(_picture(value, PictureCell(path, name, group, i)))
+        else:
+            listed = list(value.values) if value.is_valid else []
+            found.append([_picture(v, PictureCell(path, name, group, i, place)) for place, v in enumerate(listed)])
+    return found
+
+
+def _nulls(group: Any, name: str) -> int | None:
+    """Rows of a group without bytes in a column; None where the file does not say."""
+    for i in range(group.num_columns):
+        column = group.column(i)
+        if column.path_in_schema in (name, f"{name}.bytes"):
+            counted = column.statistics is not None and column.statistics.has_null_count
+            return column.statistics.null_count if counted else None
+    return None
+
+
+def _picture(value: Any, cell: PictureCell) -> PictureCell | str | None:
+    """The cell where it holds bytes, otherwise the path that it holds."""
+    if not value.is_valid:
+        return None
+    if not pa.types.is_struct(value.type):
+        return cell
+    return cell if value["bytes"].is_valid else value["path"].as_py() if "path" in value else None

@@ -97,7 +97,7 @@ class VQA:
         return found
 
     def content(self) -> dict[str, object]:
-        """A digest of all questions and answers and of the names and sizes of their pictures."""
+        """A digest of all questions and answers, and of names, sizes and both ends of their pictures' files."""
         return {"digest": digest_of(sorted(self._samples, key=lambda s: s.id))}
 
 
@@ -105,7 +105,7 @@ def digest_of(samples: Sequence[Sample], whole: bool = False) -> str:
     """A hash of what samples hold.
 
     Args:
-        whole: read every picture file; otherwise its name and size stand for it.
+        whole: read every picture file; otherwise its name, its size and its ends stand for it.
     """
     found = sha256()
     for sample in samples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -13,11 +14,23 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs.making.links import ROOT, in_site, pages, place
+from docs.making.links import ROOT, in_site, is_table, links, pages, place
 from docs.making.methods import methods, overview, page
+from docs.making.notebook_pages import notebooks, written
 
-PACKAGES = ("core", "engine", "ops", "measure", "models", "pruners", "tasks", "report", "runner")
-PICTURES = ("*.png", "*.svg", "*.jpg")
+PACKAGES = {
+    "core": "the words of all others: sites, stages, schedules, signals, selections",
+    "engine": "moves tokens: hooks, masks, positions, caches",
+    "ops": "algorithms on tensors",
+    "measure": "operations, memory and time",
+    "models": "where things are in a model",
+    "pruners": "the methods",
+    "tasks": "questions, pictures and how answers are scored",
+    "report": "tables, figures and pages from run folders",
+    "runner": "runs, sweeps, stores, logging",
+}
+SHIPPED = ("*.png", "*.svg", "*.jpg", "*.csv")
+STUDIES, ABLATIONS = "experiments/README.md", "experiments/ablations/README.md"
 _FETCHED = re.compile(
     r"<(?:script|img|iframe|source|link)\b[^>]*?(?:src|srcset|href)=[\"']?(?:https?:)?//[^>]*>|url\([\"']?(?:https?:)?//"
 )
@@ -37,14 +50,14 @@ def modules() -> dict[str, str]:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill in the parts of the nav that follow from what is there."""
-    experiments = [path for path in pages() if path.startswith(("experiments/", "btp/"))]
-    reference: dict[str, list[dict[str, str]]] = {f"btp.{package}": [] for package in PACKAGES} | {"commands": []}
+    reference: dict[str, list[Any]] = {f"btp.{package}": [f"reference/{package}/index.md"] for package in PACKAGES}
+    reference["commands"] = ["reference/commands/index.md"]
     for dotted, at in modules().items():
-        package = ".".join(dotted.split(".")[:2])
-        reference[package if package != dotted else "commands"].append({dotted.removeprefix("btp."): at})
+        reference[_package(dotted)].append({dotted.removeprefix("btp."): at})
     parts: dict[str, list[Any]] = {
         "methods": ["methods/index.md", *({method.name: f"methods/{method.name}.md"} for method in methods())],
-        "experiments": experiments,
+        "notebooks": ["notebooks/README.md", *(place(f"notebooks/{path.name}") for path in notebooks())],
+        "experiments": _experiments(),
         "reference": ["reference/index.md", *({name: inside} for name, inside in reference.items())],
     }
     config.nav = [
@@ -56,34 +69,77 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
+def _experiments() -> list[Any]:
+    """Pages of results: the studies in the order of their table, the ablations, and what is no study."""
+    rest = [path for path in pages() if path.startswith(("experiments/", "btp/")) and not is_table(path)]
+    listed = [f"experiments/{target}" for _, target in links((ROOT / STUDIES).read_text())]
+    studies = [path for path in dict.fromkeys(listed) if path in rest and _is_study(path)]
+    other = [path for path in rest if path not in (STUDIES, ABLATIONS, *studies)]
+    # A README among its like would be taken for the page of the section that they are in, so each is its own section's.
+    alone = [{(ROOT / path).read_text().splitlines()[0].removeprefix("# "): [path]} for path in other]
+    return [{"Studies": [STUDIES, *studies]}, {"Ablations": [ABLATIONS]}, {"Other": alone}]
+
+
+def _is_study(page: str) -> bool:
+    """True of experiments/NAME/README.md with NAME.md beside it."""
+    return is_table(f"{Path(page).parent}/{Path(page).parent.name}.md")
+
+
+def _package(dotted: str) -> str:
+    """The part of the reference that a module belongs to."""
+    package = ".".join(dotted.split(".")[:2])
+    return package if package != dotted else "commands"
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add pages from outside docs/ with their pictures, methods, and a page a module."""
-    outside = [path for path in pages() if not path.startswith("docs/")]
+    """Add pages from outside docs/ with their pictures and tables, methods, notebooks, and a page a module."""
+    outside = [path for path in pages() if not path.startswith("docs/") and not is_table(path)]
     folders = {Path(path).parent for path in outside} - {Path(".")}
-    pictures = {
-        p.relative_to(ROOT).as_posix() for folder in folders for kind in PICTURES for p in (ROOT / folder).rglob(kind)
+    shipped = {
+        p.relative_to(ROOT).as_posix() for folder in folders for kind in SHIPPED for p in (ROOT / folder).rglob(kind)
     }
-    for path in [*outside, *sorted(pictures)]:
+    for path in [*outside, *sorted(shipped)]:
         files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
     found = methods()
-    made = {"methods/index.md": overview(found)} | {f"methods/{m.name}.md": page(m) for m in found}
-    listed = []
+    made: dict[str, str | bytes] = {"methods/index.md": overview(found)}
+    made |= {f"methods/{method.name}.md": page(method) for method in found}
+    made |= _reference()
+    for path in notebooks():
+        made |= written(path)
+    for at, content in made.items():
+        files.append(File.generated(config, at, content=content))
+    return files
+
+
+def _reference() -> dict[str, str]:
+    """A page a module, a table a package, and the table of the packages."""
+    made: dict[str, str] = {}
+    listed: dict[str, list[str]] = {}
     for dotted, at in modules().items():
         made[at] = f"# {dotted}\n\n::: {dotted}\n"
         says = ast.get_docstring(ast.parse((ROOT / (dotted.replace(".", "/") + ".py")).read_text())) or ""
-        listed.append(f"| [`{dotted}`]({at.removeprefix('reference/')}) | {says.splitlines()[0] if says else ''} |")
-    made["reference/index.md"] = "# Reference\n\n| module | what |\n|---|---|\n" + "\n".join(listed) + "\n"
-    for at, text in made.items():
-        files.append(File.generated(config, at, content=text))
-    return files
+        name = _package(dotted)
+        up = os.path.relpath(at, f"reference/{name.removeprefix('btp.')}")
+        listed.setdefault(name, []).append(f"| [`{dotted}`]({up}) | {says.splitlines()[0] if says else ''} |")
+    about = {f"btp.{package}": says for package, says in PACKAGES.items()}
+    about["commands"] = "what `python -m btp.NAME` runs"
+    rows = []
+    for name, says in about.items():
+        at = f"{name.removeprefix('btp.')}/index.md"
+        made[f"reference/{at}"] = "\n".join([f"# {name}", "", "| module | what |", "|---|---|", *listed[name], ""])
+        rows.append(f"| [`{name}`]({at}) | {says} | {len(listed[name])} |")
+    head = ["# Reference", "", "Every public docstring.", "", "| package | what | modules |", "|---|---|--:|"]
+    return made | {"reference/index.md": "\n".join([*head, *rows, ""])}
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links of pages that people wrote: to where things lie in the site, and from source files to their docs."""
     file = page.file
-    if file.generated_by:
+    if file.src_uri == "README.md":
+        page.meta["hide"] = ["navigation"]  # there is nothing beside it
+    if file.generated_by and not file.src_uri.startswith("notebooks/"):
         return markdown
-    source = f"docs/{file.src_uri}" if file.src_dir == config.docs_dir else file.src_uri
+    source = file.src_uri if file.generated_by or file.src_dir != config.docs_dir else f"docs/{file.src_uri}"
     documented = {dotted.replace(".", "/") + ".py": at for dotted, at in modules().items()}
 
     def known(path: str) -> str | None:

@@ -19,14 +19,19 @@ _ELSEWHERE = re.compile(r"^[a-z][a-z0-9+.-]*:")
 def pages(root: Path = ROOT) -> list[str]:
     """Paths in the repository of all pages that people wrote, sorted."""
     found = [root / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-    for pattern in ("docs/**/*.md", "experiments/**/*.md", "btp/models/checkpoints/*/README.md"):
+    for pattern in ("docs/**/*.md", "notebooks/*.md", "experiments/**/*.md", "btp/models/checkpoints/*/README.md"):
         found += root.glob(pattern)
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
+def is_table(path: str) -> bool:
+    """True for NAME.md beside NAME.csv: what a command wrote, and another page has in it."""
+    return (ROOT / path).with_suffix(".csv").exists()
+
+
 def place(path: str) -> str:
-    """Where a page or picture of the repository lies among the site's sources."""
-    return path.removeprefix("docs/")
+    """Where a page, notebook or picture of the repository lies among the site's sources."""
+    return re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
 
 
 def prose(text: str) -> Iterator[tuple[int, str]]:

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class Method:
         return (self.target and _needs(self.target)) or NO_SIGNAL
 
     def settings(self) -> Iterator[tuple[str, str, str]]:
-        """Dotted key, value and comment of each line, but for the schedule and what was published."""
+        """Dotted key, value and what it means of each line, but for the schedule and what was published."""
         above: list[str] = []
         for line in self.text.splitlines():
             found = _LINE.match(line)
@@ -91,7 +91,8 @@ class Method:
             above[len(found["blank"]) // 2 :] = [found["key"]]
             key = ".".join(above)
             if above[0] not in _APART and key not in _APART and (found["value"] or found["comment"]):
-                yield f"pruner.{key}", found["value"], found["comment"] or ""
+                said = self.target and _arguments(self.target).get(key.removeprefix("method."))
+                yield f"pruner.{key}", found["value"], found["comment"] or said or ""
 
     def block(self, key: str) -> str:
         """The lines of a key of the yaml, comments and all; "" where it is not there or has nothing in it."""
@@ -136,6 +137,7 @@ def page(method: Method, root: Path = ROOT) -> str:
     lines += _published(method)
     if method.target:
         shown = ("members: false", "skip_local_inventory: true", "show_root_heading: true", "show_root_full_path: true")
+        shown += ("show_signature: false", "show_docstring_parameters: false")  # the settings above
         lines += ["", "## In words", "", f"::: {method.target}", "    options:"]
         lines += [f"      {option}" for option in (*shown, "heading_level: 3")]
     if fidelity:
@@ -147,14 +149,14 @@ def page(method: Method, root: Path = ROOT) -> str:
 def _published(method: Method) -> Iterator[str]:
     if not method.config.get("published"):
         return
-    yield from ("", "## As published", "", "The first setting of a model is the default of `schedule=paper`.", "")
-    yield from ("| model | setting | stages | settings | command |", "|---|---|---|---|---|")
+    yield from ("", "## As published", "", "The words in the first column belong behind", "")
+    yield from ("```", f"python run.py pruner={method.name} schedule=paper", "```", "")
+    yield from ("| model and setting | stages | settings of its own |", "|---|---|---|")
     for model, settings in method.config["published"].items():
         for i, (name, setting) in enumerate(settings.items()):
             stages = "<br>".join(_stage(stage) for stage in setting["stages"])
-            own = ", ".join(f"`{key}: {value}`" for key, value in setting.get("method", {}).items())
-            words = f"python run.py model={model} pruner={method.name} schedule=paper"
-            yield _row(model, name, stages, own, f"`{words}{f' schedule.setting={name}' if i else ''}`")
+            own = "<br>".join(f"`{key}: {value}`" for key, value in setting.get("method", {}).items())
+            yield _row(f"`model={model}`<br>" + (f"`schedule.setting={name}`" if i else f"({name})"), stages, own)
 
 
 def _stage(stage: Mapping[str, Any]) -> str:
@@ -197,6 +199,17 @@ def _needs(target: str) -> str:
         if isinstance(node, ast.FunctionDef) and node.name == "needs":
             return " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
     return ""
+
+
+@cache
+def _arguments(target: str) -> dict[str, str]:
+    """What the docstring of a class says of each argument; nothing of those that it inherits."""
+    module, name = target.rsplit(".", 1)
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+    own = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    part = re.search(r"^Args:\n((?:    .*\n?|\n(?=    ))+)", ast.get_docstring(own) or "", re.M)
+    found = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", part[1] if part else "", re.M)
+    return {argument: " ".join(words.split()) for argument, words in found}
 
 
 def _row(*cells: str) -> str:

@@ -1,4 +1,4 @@
-"""Holds every published figure of cost against our formulas, and writes the table into docs/cost.md.
+"""Holds every published figure of cost against our formulas, and writes the tables of docs/cost*.md.
 
     python -m experiments.cost.published
 
@@ -21,7 +21,7 @@ from btp.measure.architecture import Architecture, Encoder, Stack
 from btp.measure.conventions import Convention, cache_bytes, count
 from btp.measure.flops import shortened
 from btp.measure.segments import square
-from experiments.cost.document import DOCUMENT, replaced
+from experiments.cost.document import DOCS, DOCUMENTS, replaced
 from experiments.cost.schedules import layers, visual
 
 DATA = Path(__file__).with_name("published.yaml")
@@ -175,14 +175,15 @@ def figures_table(found: list[Row]) -> str:
 
 
 def main() -> int:
-    """Print the figures table and write all tables into the document.
+    """Print the figures table and write all tables into the documents.
 
     Returns:
         1 where a row is off and does not say why.
     """
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     found = list(rows())
-    DOCUMENT.write_text(document(DOCUMENT.read_text(), found))
+    for name, text in documents(found).items():
+        (DOCS / name).write_text(text)
     print(figures_table(found))
     silent = [row for row in found if (row.off is None or abs(row.off) > TOLERANCE) and not row.why]
     for row in silent:
@@ -190,12 +191,13 @@ def main() -> int:
     return 1 if silent else 0
 
 
-def document(text: str, found: list[Row]) -> str:
-    """docs/cost.md with its tables as they are now, those that were measured as they lie in results/."""
+def documents(found: list[Row]) -> dict[str, str]:
+    """The documents with their tables as they are now, those that were measured as they lie in results/."""
     tables = {"conventions": conventions_table(), "published": figures_table(found), "measured": MEASURED.read_text()}
-    for name, table in tables.items():
-        text = replaced(text, name, table.rstrip())
-    return text
+    return {
+        document: replaced((DOCS / document).read_text(), name, tables[name].rstrip(), document)
+        for document, name in DOCUMENTS.items()
+    }
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 class OptunaSweeper(Sweeper):
@@ -54,7 +54,16 @@ class OptunaSweeper(Sweeper):
         assert self.launcher is not None
         assert self.config is not None
         try:
-            run_study(self, arguments, self.launcher, self.config.hydra.sweep.dir)
+            run_study(self, arguments, self.launcher, self.config.hydra.sweep.dir, self._cell)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
+
+    def _cell(self, words: list[str]) -> Any:
+        """The config of a cell with these words, as a launcher would have it."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        composed = self.hydra_context.config_loader.load_sweep_config(self.config, words)
+        with open_dict(composed):
+            del composed["hydra"]
+        return OmegaConf.to_container(composed, resolve=True)

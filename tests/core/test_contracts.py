@@ -148,6 +148,18 @@ def test_score_pruner_counts_each_row():
     assert tokens(4, 2, total=[4, 6]).keep_counts(stage) == (2, 2)
 
 
+@pytest.mark.parametrize("wrong", [lambda t: t.hidden, lambda t: t.index.float()[0], lambda t: t.index[:, :-1].float()])
+def test_scores_of_another_shape(wrong):
+    """A first pruner's commonest slip is refused with what was given and what is wanted."""
+
+    class Slip(ScorePruner):
+        def score(self, tokens, signals, stage):
+            return wrong(tokens)
+
+    with pytest.raises(ValueError, match=r"slip\.score returned .* at llm\.layer\.2, but .* \[B, N\] = \[2, 4\]"):
+        Slip().select(tokens(4, 2), Signals(), Stage("llm.layer.2", 0.5))
+
+
 def test_unknown_setting():
     """A setting the method does not have is refused, with the nearest one."""
 

@@ -2,17 +2,16 @@
 
 import pytest
 
-from experiments.cost.document import DOCUMENT, replaced
-from experiments.cost.published import TOLERANCE, document, rows
+from experiments.cost.document import DOCS, DOCUMENTS, replaced
+from experiments.cost.published import TOLERANCE, documents, rows
 from experiments.cost.schedules import falling, layers
 
 FOUND = list(rows())
 
 
-def test_the_document_is_up_to_date():
+def test_the_documents_are_up_to_date():
     """`python -m experiments.cost.published` would change nothing."""
-    text = DOCUMENT.read_text()
-    assert document(text, FOUND) == text
+    assert documents(FOUND) == {name: (DOCS / name).read_text() for name in DOCUMENTS}
 
 
 def test_every_difference_is_explained():
@@ -67,6 +66,6 @@ def test_schedules():
 def test_markers():
     """What stands between them is replaced, all else stays; a missing one is named."""
     text = "a\n<!-- x: generated -->\nold\n<!-- x: end -->\nb"
-    assert replaced(text, "x", "new") == "a\n<!-- x: generated -->\nnew\n<!-- x: end -->\nb"
-    with pytest.raises(ValueError, match=r"has no <!-- y: generated --> with <!-- y: end --> behind it"):
-        replaced(text, "y", "new")
+    assert replaced(text, "x", "new", "cost.md") == "a\n<!-- x: generated -->\nnew\n<!-- x: end -->\nb"
+    with pytest.raises(ValueError, match=r"docs/cost\.md has no <!-- y: generated --> with <!-- y: end --> behind it"):
+        replaced(text, "y", "new", "cost.md")

@@ -44,7 +44,7 @@ def test_random_depends_on_what_it_says():
 
 
 def test_random_by_content():
-    """Different pictures get different lots, the same picture the same, also with a little noise."""
+    """Different pictures get different tokens, the same picture the same, also with a little noise."""
     a, b = tokens(100), tokens(100, generator=5)
     picks = draw(a, salt="content")
     assert not torch.equal(picks, draw(b, salt="content"))

@@ -67,7 +67,7 @@ def test_mean_over_all_queries():
 
 @pytest.mark.parametrize("site", ["llm.input", "llm.layer.0"])
 def test_by_lot_where_no_layer_precedes(site):
-    """K = 0: no signal; the lots of the control, from the seed and not from the global generator."""
+    """K = 0: no signal; the numbers of the control, from the seed and not from the global generator."""
     seen, at = tokens(30, 12), stage(site)
     pruner = fastv(seed=3)
     assert pruner.needs(at) == ()

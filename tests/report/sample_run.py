@@ -18,7 +18,7 @@ COLORS = {"red": (220, 40, 40), "blue": (50, 80, 230), "yellow": (235, 215, 40),
 ARMS = (
     {"arm": "unpruned", "title": "unpruned", "role": "baseline", "pruner": "none", "note": ""},
     {"arm": "btp", "title": "btp", "role": "method", "pruner": "btp", "note": ""},
-    {"arm": "random", "title": "random", "role": "control", "pruner": "random", "note": "by lot"},
+    {"arm": "random", "title": "random", "role": "control", "pruner": "random", "note": "at random"},
 )
 SHRUNK = {
     "arm": "downsampled",

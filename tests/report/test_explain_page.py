@@ -1,5 +1,7 @@
 """A life in a real browser, on a laptop and on a phone, and in a terminal."""
 
+import io
+
 import pytest
 from pages import SCREENS, shown
 from PIL import Image
@@ -7,7 +9,7 @@ from rich.console import Console
 
 from btp.report.explain_page import write_life
 from btp.report.explain_screen import ScreenLife
-from btp.report.explained import Life, Said, StageLife, ranks, shades
+from btp.report.explained import HIGHEST, Life, Said, StageLife, numbered, ranks, shades
 from btp.report.load import View
 
 NO = float("-inf")
@@ -42,8 +44,9 @@ def life(**changed):
         "reference": "7",
         "picture": Image.new("RGB", (60, 40), (200, 30, 30)),
         "pictures": 1,
-        "boxes": ((0.1, 0.1, 0.4, 0.6),),
-        "labels": ("red 7",),
+        "boxes": ((0.1, 0.1, 0.4, 0.6), (0.6, 0.5, 0.9, 1.0)),
+        "targets": ((0.6, 0.5, 0.9, 1.0),),
+        "labels": ("red 7", "blue 1"),
         "views": (View((2, 3), None, "whole"), View((1, 2), (4, -1), "tiles")),
         "total": 6,
         "unpruned": Said("7", (("7", 0.9), ("1", 0.1)), "7", 1.0),
@@ -71,8 +74,8 @@ def test_letters_differ():
     assert life(stages=(stage,)).letters == {"seed": "S", "saliency": "A", "s": "B"}
 
 
-def printed(shown, width=120):
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def printed(shown, width=120, colored=False):
+    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=colored, no_color=not colored)
     console.print(ScreenLife(shown))
     return console.export_text()
 
@@ -80,13 +83,16 @@ def printed(shown, width=120):
 def test_the_terminal():
     """Letters stand where tokens stay; dots where they go; nothing where they were gone."""
     said = printed(life())
-    title, above, below = said[said.index("picture ") :].splitlines()[:3]
-    first, second = title.index("llm.layer.1"), title.index("llm.layer.2")
+    title, above, below = said[said.index("L1  6 → 3") :].splitlines()[:3]
+    first, second = title.index("L1"), title.index("L2")
     assert [line[first:second].rstrip() for line in (above, below)] == ["A · ·", "A+· D"]
     assert [line[second:].rstrip() for line in (above, below)] == ["·", "A   ·"]
     assert "✓  7" in said
     assert "in the run: one" in said
-    assert "other tokens than in the run: 3 here, 0 there" in said
+    assert "! L2: other tokens than in the run: 3 here, 0 there" in said
+    assert "2 x 3 visual tokens; L1 is llm.layer.1" in said
+    assert "picture" not in said  # without colours there is nothing to see in it
+    assert "picture " in printed(life(), colored=True)
     assert "tiles: 1 x 2 visual tokens" in said
     assert "An answer is not the run's." in said
     assert "6  3  1" in said
@@ -94,6 +100,36 @@ def test_the_terminal():
 
 def test_a_narrow_terminal():
     assert max(len(line) for line in printed(life(), 60).splitlines()) <= 60
+
+
+def test_three_stages_fit_into_eighty_columns():
+    """Side by side, each on one line of the table, however long its plan."""
+    sites, view = ("llm.layer.10", "llm.layer.20", "llm.layer.30"), View((12, 12))
+    rules = {"attention": (0,), "rebalancing": (1,), "spatial seed": (2,), "diversity": (3,)}
+    stages = tuple(StageLife(s, "keep 144 tokens, balance 0.85", tuple(range(144)), (0, 1, 2, 3), rules) for s in sites)
+    lines = [line.rstrip() for line in printed(life(stages=stages, views=(view,)), 80).splitlines()]
+    assert "L10  144 → 4               L20  144 → 4               L30  144 → 4" in lines
+    table = [line for line in lines if line.endswith("keep 144 tokens, balance 0.85")]
+    assert [line.split()[:8] for line in table] == [
+        [f"L{n}", "144", "→", "4", "1", "1", "1", "1"] for n in (10, 20, 30)
+    ]
+
+
+def test_a_score_without_rules_says_its_range():
+    scores = {"score": {0: 3.0, 1: 2.5, 2: 1.0, 3: NO}}
+    stage = StageLife("vision.layer.3", "keep 2 tokens", (0, 1, 2, 3), (0, 1), {HIGHEST: (0, 1)}, scores)
+    said = printed(life(stages=(stage,)))
+    assert "H  highest score" in said
+    assert "score at V3: kept 2.5 to 3, dropped 1 to 1" in said
+    assert "score at" not in printed(life())  # rules say it
+
+
+def test_numbers_of_samples():
+    """What an id ends in, where no other ends in the same."""
+    assert numbered(["test-0-000003", "a12", "b12", "c", "test-0-000000", "test-0-000003"]) == {
+        "3": "test-0-000003",
+        "0": "test-0-000000",
+    }
 
 
 def test_no_views():
@@ -114,6 +150,10 @@ def test_everything_is_there(tab):
     assert tab.locator(".stage").count() == 2
     assert tab.locator(".stage >> nth=0 >> .frame").count() == 2 * 3  # two views of rules and two scores
     assert tab.locator(".layers li").count() == 3
+    assert tab.inner_text(".meaning").startswith("distance")
+    assert tab.locator(".stage:nth-of-type(1) .scale").all_inner_texts()[0].split() == ["0", "3"]
+    assert tab.eval_on_selector_all("rect.needed", "all => all.map(e => e.getAttribute('x'))")[:3] == ["1.8"] * 3
+    assert tab.eval_on_selector(".stage .token", "e => e.offsetHeight") == 0  # no blank strip before one points
     texts = tab.eval_on_selector_all(
         ".stage:nth-of-type(1) [data-view='0'] .letter", "all => all.map(t => t.textContent)"
     )

@@ -161,6 +161,35 @@ def test_pointing_at_a_mark_shows_its_values(tab):
     assert not tab.locator(".host.large .tip").is_visible()
 
 
+def test_lines_go_from_mark_to_mark(tab):
+    """Every corner of a line is a mark of its series, at the place that its numbers say."""
+    lines = tab.eval_on_selector_all(
+        ".live polyline.line",
+        """all => all.map(e => { const at = [...e.parentElement.querySelectorAll(".point")].map(p =>
+          p.getAttribute("transform").match(/translate\\(([^)]*)\\)/)[1].replace(" ", ","));
+          return [e.parentElement.dataset.series,
+            e.getAttribute("points").split(" ").every(p => at.includes(p))]; })""",
+    )
+    assert {name for name, _ in lines} == {"btp", "random"}
+    assert all(on_marks for _, on_marks in lines)
+    x = {(m[2], round(m[0], 1)) for m in marks(tab, ".host.large")}
+    tokens = [row for row in data(tab, "plots")["rows"] if row["series"] != "unpruned"]
+    assert len({place for _, place in x}) == len({row["values"]["tokens_avg"][0] for row in tokens})  # none is moved
+
+
+def test_what_is_cut_fades(tab):
+    """The table that scrolls, and the bar of sections on a phone; nothing fades once it is at its end."""
+    for button in tab.locator("#groups button[aria-pressed=false]").all():
+        button.click()
+    box = tab.locator("#table .scroll")
+    assert "cut-right" in box.get_attribute("class")
+    box.evaluate("e => { e.scrollLeft = e.scrollWidth; }")
+    tab.wait_for_function("!document.querySelector('#table .scroll').classList.contains('cut-right')")
+    phone = tab.viewport_size["width"] < 500
+    assert ("cut-right" in (tab.locator("nav").get_attribute("class") or "")) == phone
+    tab.reload()
+
+
 def test_arrow_keys_go_from_mark_to_mark(tab):
     tab.focus(".host.large .chart")
     said = []
@@ -227,6 +256,9 @@ def test_one_sample_and_one_budget_at_a_time(tab):
     assert visible(tab, ".same") == 1
     tab.select_option(".sample-pick", index=0)
     shown = "all => all.filter(e => e.offsetParent !== null).map(e => e.querySelector('.who b').textContent)"
+    most = tab.eval_on_selector_all(".kept .method", shown)
+    assert {"btp", "tome"} <= set(most)  # it opens where most methods stand
+    tab.locator(".kept button[data-budget]").nth(1).click()
     low = tab.eval_on_selector_all(".kept .method", shown)
     assert "btp" in low
     assert "tome" not in low
@@ -275,7 +307,7 @@ def test_one_method_and_one_stage_at_a_time(tab, root):
 
 def test_settings_that_differ(tab):
     keys = tab.locator("#differing tbody th").all_inner_texts()
-    assert keys == ["limit", "pruner.name", "trainer.batch"]
+    assert keys == ["pruner.name", "limit", "trainer.batch"]
     assert visible(tab, "#differing tbody tr") == 3
     tab.select_option("#settings .one", "1")
     tab.select_option("#settings .other", "3")

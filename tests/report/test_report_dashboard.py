@@ -82,6 +82,17 @@ def test_settings_differ_by_value_or_by_being_there(tmp_path):
     assert differences(runs[:1] * 2) == []
 
 
+def test_settings_of_the_commands_come_first_and_what_is_only_offered_does_not_count(tmp_path):
+    runs = []
+    for name, tau in (("btp", 1), ("dart", 2)):
+        pruner = {"name": name, "over": tau, "published": {"llava15": {"over": tau}}}
+        config = {"limit": tau, "command": f"python run.py {name}", "pruner": pruner, "schedule": {"tau": tau}}
+        run = {"command": f"python run.py schedule.tau={tau} pruner={name}"}
+        runs.append(read_run(write_run(tmp_path / name, samples=4, overlays=0, config=config, run=run)))
+    assert [row["key"] for row in differences(runs)][:2] == ["schedule.tau", "pruner.name"]
+    assert {row["key"] for row in differences(runs)} == {"schedule.tau", "pruner.name", "limit", "pruner.over"}
+
+
 def test_a_run_says_what_to_mind_worst_first(tmp_path):
     arms = [arm | ({"moved": 1} if arm["arm"] == "btp" else {}) for arm in of("btp")]
     loud = {"inert": {"checked": 8, "identical": False, "max_logit_difference": 0.5}}

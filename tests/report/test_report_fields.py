@@ -96,8 +96,8 @@ def test_budgets_are_one_series_and_settings_are_not(tmp_path):
     ]
     runs = [read_run(write_run(tmp_path / str(i), **SMALL, config=c)) for i, c in enumerate(configs)]
     assert [v["btp"] for v in variants(runs)] == [
-        *("btp (method.score=logits)", "btp (method.score=logits)"),
-        "btp (method.score=probs)",
+        *("btp (score=logits)", "btp (score=logits)"),
+        "btp (score=probs)",
     ]
     assert variants(runs[:2]) == [{"btp": "btp"}, {"btp": "btp"}]
 
@@ -120,6 +120,58 @@ def test_budgets_are_one_series_and_settings_are_not(tmp_path):
 def test_what_a_variant_is_called(tmp_path, configs, labels):
     runs = [read_run(write_run(tmp_path / str(i), **SMALL, config=c)) for i, c in enumerate(configs)]
     assert [v["btp"] for v in variants(runs)] == labels
+
+
+def labels(root, configs, commands=None):
+    """What runs of btp with these configs are called."""
+    commands = commands or ["python run.py"] * len(configs)
+    runs = [
+        read_run(write_run(root / str(i), samples=4, overlays=0, config=config, run={"command": command}))
+        for i, (config, command) in enumerate(zip(configs, commands, strict=True))
+    ]
+    return [v["btp"] for v in variants(runs)]
+
+
+def pruner(**method):
+    return {"pruner": {"name": "btp", "method": method}}
+
+
+def test_a_label_names_what_the_commands_differ_in(tmp_path):
+    """Not what follows from it; without commands, as few settings as tell the runs apart."""
+    configs = [pruner(split=i, over=i, score="x" * (i + 1)) for i in range(3)]
+    commands = [f"python run.py pruner=btp +pruner.method.split={i}" for i in range(3)]
+    assert labels(tmp_path / "a", configs, commands) == ["btp (split=0)", "btp (split=1)", "btp (split=2)"]
+    assert labels(tmp_path / "b", configs, ["python run.py 'pruner"] * 3) == [f"btp (over={i})" for i in range(3)]
+
+
+def test_a_run_without_the_key_is_called_by_its_name(tmp_path):
+    assert labels(tmp_path, [pruner(), pruner(look=0), pruner(look=None)]) == ["btp", "btp (look=0)", "btp (look=null)"]
+
+
+def test_a_label_is_never_cut_where_runs_differ(tmp_path):
+    long = ["checkpoints/of/a/long/path/to/one", "checkpoints/of/a/long/path/to/other"]
+    assert labels(tmp_path / "a", [pruner(source=x) for x in long]) == ["btp (source=…one)", "btp (source=…other)"]
+    first = [c * 30 for c in "ab"]
+    assert labels(tmp_path / "b", [pruner(source=x) for x in first]) == [f"btp (source={c * 23}…)" for c in "ab"]
+    last = ["a" * 30 + end for end in "xyz"]
+    assert labels(tmp_path / "c", [pruner(source=x) for x in last]) == [f"btp (source={x})" for x in last]
+    many = [pruner(**{key: int(i == at) for at, key in enumerate("abcdef")}) for i in range(6)]
+    words = [
+        f"python run.py {' '.join(f'pruner.method.{k}={int(i == j)}' for j, k in enumerate('abcdef'))}"
+        for i in range(6)
+    ]
+    assert len(set(labels(tmp_path / "d", many, words))) == 6
+
+
+def test_settings_of_one_last_word_are_told_apart(tmp_path):
+    configs = [
+        {"pruner": {"name": "btp", "first": {"over": a}, "second": {"over": b}}} for a, b in ((1, 1), (1, 2), (2, 1))
+    ]
+    assert labels(tmp_path, configs) == [
+        "btp (first.over=1, second.over=1)",
+        "btp (first.over=1, second.over=2)",
+        "btp (first.over=2, second.over=1)",
+    ]
 
 
 def test_seeds_tell_selection_by_lot_apart(tmp_path):

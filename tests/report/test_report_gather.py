@@ -13,8 +13,9 @@ from sample_run import BLIND, SHRUNK, of, set_scores, write_run
 
 from btp.report.fields import fields
 from btp.report.find import LeftOut, find_runs
+from btp.report.fronts import joined, series_looks
 from btp.report.gather import compare
-from btp.report.kept import kept_cards
+from btp.report.kept import kept_cards, kept_data
 from btp.report.ranking import ranking
 from btp.report.verdict import notes, verdict
 
@@ -105,8 +106,11 @@ def test_the_screen_shows_rows_and_what_was_left_out(written, width):
     console.print(written[0])
     text = console.export_text()
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
-    for words in ("dart @ 54.0", "btp @ 84.0", "to random", "p,", "prefill ×", "Left out", "pruner=x: a budget"):
+    for words in ("dart @ 54.0", "btp @ 84.0", "to random", "p,", "prefill", "Left out", "pruner=x: a budget"):
         assert words in text
+    distances = [line for line in text.splitlines() if "to unpruned" in line or "to random" in line]
+    assert distances
+    assert all("p," in line for line in distances)  # a distance and its test are never torn apart
 
 
 def test_a_sweep_that_failed_whole_says_why(tmp_path):
@@ -142,10 +146,86 @@ def test_the_words_name_the_leader_and_controls_ahead_of_it(tmp_path):
         "30.0 points higher than BTP (p = 0.031); the control downsampled (90.0%) scores higher."
     )
     assert told == (
-        "Behind Holm's correction 1 of 2 rows of methods differ from random selection and 1 of 1 rows of methods "
-        "differ from BTP (p below 0.05)."
+        "After Holm's correction 1 of 2 rows of methods differ from random selection (dart at 64.0) and 1 of 1 rows "
+        "of methods differ from BTP (p below 0.05)."
     )
     assert {n.kind for n in notes([field], table.frame, left)} == {"good"}
+
+
+def withdrawals(root, layers, **more):
+    """Runs that withdraw in front of a layer each, as a sweep makes them."""
+    for layer in layers:
+        site = f"llm.layer.{layer}"
+        pruner = {"name": "withdraw", "layer": layer, "schedule": [{"site": site, "keep": 0}]}
+        folder = write_run(
+            root / str(layer),
+            samples=8,
+            overlays=1,
+            abilities=ONE,
+            name="withdraw",
+            arms=of("withdraw")[:2],
+            stages=[(site, 0)],
+            config={"pruner": pruner, "budget": {"tokens": None, "share": None}, **more},
+            run={"command": f"python run.py pruner=withdraw pruner.layer={layer} controls=null"},
+        )
+        right = layer if layer != 4 else 0
+        set_scores(folder, {"unpruned": [1] * 8, "withdraw": [1] * right + [0] * (8 - right)})
+    return root
+
+
+def test_a_depth_sweep_is_one_method(tmp_path):
+    """One name, one line, one sentence; each row says its layer; nobody misses controls that nobody asked for."""
+    (field,), table, left = gathered(withdrawals(tmp_path, range(1, 8), controls=None))
+    rows = table.frame[table.frame["role"] == "method"]
+    assert rows["series"].unique().tolist() == ["withdraw"]
+    assert rows["method"].tolist() == [f"withdraw, layer={layer}" for layer in range(7, 0, -1)]
+    (line,) = joined(table.frame)
+    assert table.frame["method"].iloc[line].tolist() == rows["method"].tolist()
+    what, through, *told = verdict(field, table.frame)
+    assert "1 method (withdraw with 7 settings)" in what
+    assert through == (
+        "withdraw goes from 87.5% right at 84.0 visual tokens (layer=7) to 12.5% right at 12.0 visual tokens "
+        "(layer=1); lowest 0.0% right at 48.0 visual tokens (layer=4)."
+    )
+    assert told == []
+    assert {n.kind for n in notes([field], table.frame, left)} == {"good"}
+
+
+def test_controls_are_missed_where_they_were_asked_for(tmp_path):
+    (field,), table, left = gathered(withdrawals(tmp_path, (6, 3), controls={"random": {}}))
+    (missed,) = [n.text for n in notes([field], table.frame, left) if n.kind == "note"]
+    assert missed == (
+        "Nothing of random selection at the budget of withdraw, layer=6 at 72.0 and withdraw, layer=3 at 36.0: "
+        "no test against it."
+    )
+
+
+def test_the_browser_opens_where_most_methods_stand(tmp_path):
+    """dart is alone at fewer tokens; where every budget has one arm, all are shown."""
+    for name, keep in (("btp", 0.5), ("dart", 0.5), ("dart", 0.25)):
+        stages = [("llm.layer.0", keep)]
+        write_run(tmp_path / f"a/{name}{keep}", samples=8, overlays=1, name=name, arms=of(name)[:2], stages=stages)
+    for root, opens in ((tmp_path / "a", 72.0), (withdrawals(tmp_path / "b", (6, 3)), None)):
+        (field,), table, _ = gathered(root)
+        found = kept_data(field, table.frame, series_looks(table.frame))
+        tokens = {one["budget"]: float(one["tokens"]) for one in found["budgets"]}
+        assert tokens.get(found["opens"]) == opens
+
+
+def test_a_control_is_joined_through_the_runs_of_one_method(tmp_path):
+    """Random of btp's runs and of dart's, which cut elsewhere: two lines, each through rows of one method's runs."""
+    for name, site in (("btp", 0), ("dart", 1)):
+        for keep in (0.5, 0.25):
+            share = keep if name == "btp" else (12 * keep - 1) / 11  # the same tokens, averaged over layers
+            stages = [(f"llm.layer.{site}", share)]
+            write_run(tmp_path / f"{name}{keep}", samples=8, overlays=0, name=name, arms=of(name), stages=stages)
+    frame = gathered(tmp_path)[1].frame
+    lines = [frame.iloc[line] for line in joined(frame)]
+    assert sorted(tuple(rows["method"]) for rows in lines) == [
+        *(("btp", "btp"), ("dart", "dart")),
+        *(("random, in the run of btp",) * 2, ("random, in the run of dart",) * 2),
+    ]
+    assert all(rows["budget"].nunique() == 2 for rows in lines)
 
 
 def test_the_notes_say_what_to_mind(tmp_path):

@@ -16,7 +16,7 @@ PLAIN = ("layers.json", "calibration.yaml")  # fewer plots, less time
 
 @pytest.fixture(scope="module", params=SCREENS)
 def tab(request, browser, page):
-    with shown(browser, page, request.param) as tab:
+    with shown(browser, page, request.param, permissions=["clipboard-read", "clipboard-write"]) as tab:
         yield tab
 
 
@@ -53,6 +53,51 @@ def test_a_click_on_a_heading_sorts(tab):
     assert methods(tab) == ["btp", "random", "unpruned"]
 
 
+def test_abilities_give_way_where_there_is_no_room(tab):
+    """Nothing is cut off on a laptop; a press brings them back, and what is cut then fades."""
+    wide = tab.viewport_size["width"] > 500
+    button = tab.locator("#groups button[data-group='Accuracy by ability, %']")
+    box = tab.locator("#table .scroll")
+    if button.get_attribute("aria-pressed") == "true":  # they fit
+        assert wide
+        assert "cut-right" not in (box.get_attribute("class") or "")
+        return
+    assert visible(tab, "#results td[data-group='Accuracy by ability, %']") == 0
+    assert ("cut-right" in box.get_attribute("class")) != wide
+    button.click()
+    assert visible(tab, "#results td[data-group='Accuracy by ability, %']") == 4 * 3
+    button.click()
+
+
+def test_the_bar_of_sections_fades_where_it_is_cut(tab):
+    phone = tab.viewport_size["width"] < 500
+    assert ("cut-right" in (tab.locator("nav").get_attribute("class") or "")) == phone
+
+
+def test_a_sample_says_how_to_explain_it(tab, run_folder):
+    """The command names the sample by its number; a press copies it."""
+    first = tab.locator(".sample").first
+    said = first.locator(".again code").inner_text()
+    assert said == f"python -m btp.explain {run_folder} {int(first.locator('.id').inner_text()[-6:])}"
+    first.locator(".copy").click()
+    tab.wait_for_function("document.querySelector('.sample .copy').textContent === 'copied'")
+    assert tab.evaluate("navigator.clipboard.readText()") == said
+
+
+def test_samples_that_the_method_answers_otherwise_come_first(tab):
+    found = tab.eval_on_selector_all(
+        ".sample", "all => all.map(e => [...e.querySelectorAll('.said')].map(s => s.textContent).slice(0, 2))"
+    )
+    same = [unpruned == method for unpruned, method in found]
+    assert same == sorted(same)
+    assert same[0] is False
+
+
+def test_costs_are_named_in_words(tab):
+    names = tab.locator("#cost tbody th").all_inner_texts()
+    assert names[0].startswith("visual FLOPs flops_visual_pdrop")
+
+
 def test_the_sample_browser_filters(tab, run_folder):
     assert visible(tab, ".sample") == 8
     tab.click("button[data-ability=digit]")
@@ -82,7 +127,8 @@ def test_a_kept_patch_looks_like_the_picture_and_a_dropped_one_does_not(tab, run
     """Reads pixels of what the browser drew."""
     tab.click("button[data-strip=btp]")
     run = read_run(run_folder)
-    sample, picture = next(iter(run.pictures.items()))
+    sample = tab.inner_text(".sample >> nth=0 >> .id")
+    picture = run.pictures[sample]
     cells = kept_cells(stage_views(run, "btp", sample)[0].kept, picture.views[0])
     drawn = Image.open(io.BytesIO(tab.locator(".sample .stage[data-strip=btp] svg").first.screenshot()))
     original = Image.open(picture.path)

@@ -22,6 +22,7 @@ from btp.report.palette import DARK, LIGHT, looks
 from btp.report.plots import PLOTS, to_png
 from btp.report.ranking import ranking
 from btp.report.table import run_table
+from btp.report.tradeoff import tradeoff
 
 OTHERS = ("unpruned", "random", "downsampled", "no image")
 
@@ -78,13 +79,19 @@ def test_the_front_is_drawn_through_its_points(crowd):
     assert (np.diff(front.get_ydata()) >= 0).all()
 
 
-def test_points_side_by_side_keep_their_order():
-    """Two budgets so close that both are spread do not mix: the front never steps back."""
-    x = np.array([32.0] * 6 + [31.6] * 5 + [60.0])
-    at = fronts._apart(x, 66)
-    assert at[6:11].max() < at[:6].min()
-    assert at[11] == 60
-    assert np.ptp(at[:11]) <= 0.06 * 66
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_marks_stand_at_their_tokens(tmp_path, crowd, kind):
+    """None is moved along the axis, however many there are at one place."""
+    with matplotlib.rc_context(LIGHT.style()):
+        if kind == "run":
+            table = run_table(read_run(write_run(tmp_path / "run", samples=16, arms=(*ARMS, SHRUNK), overlays=0)))
+            frame, figure = table.frame, tradeoff(table, LIGHT)
+        else:
+            draw = fronts.PLOTS["accuracy_over_tokens_avg"][2]
+            frame, figure = crowd[crowd["role"] != "baseline"], draw(crowd, fronts.series_looks(crowd), LIGHT)
+    marks = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "None"]
+    drawn = {(round(x, 6), round(y, 6)) for line in marks for x, y in zip(*line.get_data(), strict=True)}
+    assert drawn == {(round(x, 6), round(100 * y, 6)) for x, y in zip(frame["tokens_avg"], frame["macro"], strict=True)}
 
 
 def test_every_method_is_named_where_there_is_room(crowd):

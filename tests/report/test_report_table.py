@@ -86,14 +86,19 @@ def test_latex_escapes_and_balances(tmp_path):
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_screen_table_fits_and_keeps_every_number(wide, width):
+def test_the_screen_table_fits_and_says_what_is_left_out(wide, width):
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(screen_table(wide))
     text = console.export_text()
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     assert "downsampled" in text
     assert "…" not in text
-    for heading in ("macro", "reading", "number", "describe", "agreement", "visual FLOPs", "prefill ×"):
+    for heading in ("macro", "reading", "number", "describe", "agreement", "KL", "FLOPs", "prefill"):
         assert heading in text
     blocks = text.count("downsampled")
     assert blocks == 3 if width == 120 else blocks > 3
+    titles = [line.strip() for line in text.splitlines() if line.startswith("Answers")]
+    left = {60: "; without reading, rest, KL", 80: "; without KL", 120: ""}[width]
+    assert titles == [f"Answers, 95% intervals below{left}"]  # one piece, however narrow
+    answers = text.split("Accuracy by ability")[0]
+    assert [answers.count(word) for word in ("macro", "p,", "random")] == [1, 2, 2]

@@ -2,18 +2,16 @@
 
 import json
 from math import isnan
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from matplotlib.figure import Figure
 from sample_run import ABILITIES, ARMS, of, set_scores, write_run
+from studying import ALL, NONE, SAMPLES, answer, config, write_depths, write_settings
 
 from btp.report.fields import fields
 from btp.report.find import find_runs
-from btp.report.palette import LIGHT
 from btp.report.studies.coverage import cells_of, coverage, shares_kept
 from btp.report.studies.curves import curves
 from btp.report.studies.dots import dots
@@ -21,61 +19,18 @@ from btp.report.studies.grid import grid
 from btp.report.studies.happened import fired, inertness
 from btp.report.studies.knee import depth_sweep, knee
 from btp.report.studies.published import published
-from btp.report.studies.study import Study
 from btp.report.studies.suites import suites
 from btp.report.studies.write import BEGIN, END, KINDS, write_study
-
-SAMPLES = 40
-ALL, NONE = [1.0] * SAMPLES, [0.0] * SAMPLES
-
-
-def study(figure, **options):
-    return Study("mine", "What is it?", figure, options)
-
-
-def answer(kind, root, **options):
-    runs, _ = find_runs([Path(root)])
-    found = kind(fields(runs), study("x", **options))
-    assert isinstance(found.draw(LIGHT), Figure)
-    return found
-
-
-def config(**keys):
-    """Settings of a run beside the usual ones, by dotted key."""
-    out = {"pruner": {"name": "btp"}, "model": {"name": "pocket", "config": {"model_type": "llava"}}}
-    for key, value in keys.items():
-        *groups, last = key.split("__")
-        node = out
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[last] = value
-    return out
 
 
 @pytest.fixture
 def depths(tmp_path):
-    """Everything leaves in front of layer 2, 4, 6, 8 of 12; the answers come back between 4 and 6."""
-    arms = of("withdraw")[:2]
-    for layer, scores in {2: NONE, 4: NONE, 6: [1.0, 0.0] * (SAMPLES // 2), 8: ALL}.items():
-        folder = tmp_path / f"layer-{layer}"
-        more = config(pruner={"name": "withdraw", "layer": layer})
-        write_run(
-            folder, SAMPLES, arms=arms, name="withdraw", overlays=0, config=more, stages=[(f"llm.layer.{layer}", 0)]
-        )
-        set_scores(folder, {"unpruned": ALL, "withdraw": scores})
-    return tmp_path
+    return write_depths(tmp_path)
 
 
 @pytest.fixture
 def settings(tmp_path):
-    """BTP with two settings of two knobs; over=2 answers all, over=1 one half; seed changes nothing."""
-    for over in (1, 2):
-        for seed in (0, 0.25):
-            folder = tmp_path / f"{over}-{seed}"
-            write_run(folder, SAMPLES, overlays=0, config=config(pruner__method={"over": over, "seed": seed}))
-            half = ([1.0] * 4 + [0.0] * 4) * (SAMPLES // 8)  # of every ability
-            set_scores(folder, {"unpruned": ALL, "btp": ALL if over == 2 else half, "random": NONE})
-    return tmp_path
+    return write_settings(tmp_path)
 
 
 def test_the_knee_lies_halfway_between_floor_and_top():
@@ -104,7 +59,6 @@ def test_a_depth_sweep_locates_the_knee_of_every_ability(depths):
     macro = found.loc["macro"]
     assert [macro[f"at_{layer}"] for layer in (2, 4, 6, 8)] == pytest.approx([0, 0, 0.5, 1])
     assert (macro["knee"], macro["knee_share"]) == pytest.approx((6, 0.5))
-    assert macro["free"] == 8
     assert set(ABILITIES) <= set(found.index)
 
 
@@ -124,7 +78,7 @@ def test_settings_are_held_against_their_reference(settings):
     assert rows.loc[("1", "0.25"), "gap_reference"] == pytest.approx(-0.5)
     assert rows.loc[("1", "0"), "p_reference_holm"] < 0.001
     assert isnan(rows.loc[("2", "0"), "gap_reference"])
-    assert any("over=1, pruner.method.seed=0: −50.0 points" in text for text in found.said)
+    assert found.said[1] == "Told from their reference: 2 of 2 settings, 2 below it by 50.0 points (Holm)."
 
 
 def test_a_grid_has_a_cell_per_pair(settings):
@@ -268,7 +222,7 @@ def test_a_study_is_written_into_its_page_and_can_be_written_again(run_folder, t
     (tmp_path / "README.md").write_text("\n".join(["# Mine", *marks, "by hand", ""]))
     for _ in range(2):
         written = write_study(whole, [run_folder], tmp_path, [("pruner=x", "out of reach")], "python run.py -m")
-        assert [path.name for path in written] == ["mine.png", "mine.csv", "mine.md", "README.md"]
+        assert [path.name for path in written.paths] == ["mine.png", "mine.csv", "mine.md", "README.md"]
     page = (tmp_path / "README.md").read_text()
     assert page.endswith(f"{marks[1]}\nby hand\n")
     assert page.count("![Did it happen?](mine.png)") == 1

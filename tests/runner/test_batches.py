@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,14 @@ def test_other_processes_make_the_same_batches_and_stay(pocket, capfd):
     ahead.close()
     assert not pids[0] & {child.pid for child in multiprocessing.active_children()}
     assert not capfd.readouterr().err
+
+
+def test_a_question_that_holds_the_models_mark_is_refused(pocket):
+    """It would be taken for one more picture."""
+    loaded, _, samples = pocket
+    wrong = replace(samples[3], question="what is <image> ?")
+    with pytest.raises(ValueError, match=f"sample {samples[3].id}: its question holds <image>, by which"):
+        Collate(loaded.processor)([wrong])
 
 
 def test_a_pass_that_was_left_does_not_spoil_the_next(pocket):

@@ -108,7 +108,7 @@ def test_a_budget_above_all_is_the_most_there_is():
 
 
 def test_the_free_layer():
-    """VTW's knob is its layer; whoever keeps nothing behind it is compared with lots in front of the model."""
+    """VTW's knob is its layer; whoever keeps nothing behind it is held against random selection before the model."""
     found, lines = arms("pruner=vtw", "budget.share=0.4")
     assert stages(found["vtw"]) == [("llm.layer.3", 0)]
     assert found["vtw"].describe()["budget"] == {"asked": 57.6, "reached": 54}

@@ -17,9 +17,9 @@ from btp.models.load import load
 from btp.models.pocket import build_model, build_processor
 from btp.runner.arms import shared_identity
 from btp.runner.families import YAMLS, yamls_for
+from btp.runner.named import run_identity
 from btp.runner.overrides import find_fault
 from btp.runner.preflight import check_config
-from btp.runner.worker import run_identity
 from btp.tasks.pocketvqa.questions import words
 
 SMALL = {"num_attention_heads": 2, "num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48}
@@ -185,6 +185,9 @@ def test_every_yaml_names_its_family():
     ("word", "message"),
     [
         ("model.path=nowhere", "model.path is nowhere, but there is no such folder"),
+        ("model.path=checkpoints/pockett", "there is no such folder. Did you mean checkpoints/pocket? Set model.path"),
+        ("model.path=pocket/checkpoints/pocket", "no such folder. Did you mean checkpoints/pocket? Set model.path"),
+        ("model.path=cont", "no such folder. Did you mean conf? Set model.path"),
         ("model.path=run.py", "model.path is run.py, which is a file"),
         ("model.path=conf", "model.path is conf, which holds no config.json"),
         ("model.revision=v1", "model.revision is v1, which says what to take from a hub"),

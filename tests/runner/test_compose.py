@@ -8,9 +8,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from btp.core.pruner import Pruner
+from btp.runner.compositions import method_of
 from btp.runner.contents import make_dataset
 from btp.runner.preflight import check_config
-from btp.runner.stages import method_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("model", "pruner", "schedule", "task", "calibration", "trainer", "logger")

@@ -49,7 +49,7 @@ def test_every_study_has_its_result_on_a_page(name):
     """What stands there is what the command wrote, to the letter."""
     (page,) = [p for p in PAGES if BEGIN.format(name=name) in p.read_text()]
     text = page.read_text()
-    assert f"experiment={name}" in text
+    assert text.splitlines().count(f"python run.py -m experiment={name}") == 1
     shown = text.split(BEGIN.format(name=name) + "\n")[1].split(END.format(name=name))[0]
     assert shown == (page.parent / f"{name}.md").read_text()
     assert (page.parent / f"{name}.png").stat().st_size > 5000
@@ -61,6 +61,22 @@ def test_every_study_has_its_result_on_a_page(name):
 def test_links_of_the_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["fired", "inertness"])
+def test_controls_of_everything_are_run_for_every_method(name):
+    """All of conf/pruner: but for compositions, what keeps no selection, and withdrawal, which the depth sweep runs."""
+    here = {file.stem for file in (CONF / "pruner").glob("*.yaml")}
+    swept = experiment_of(CONF, [f"experiment={name}"]).sweeps["pruner"].replace(" ", "").split(",")
+    assert here - set(swept) == {"none", "no_image", "downsampled", "withdraw", "fastervlm_btp"}
+
+
+def test_the_budget_sweep_reaches_the_paper_s_budget_and_an_eighth():
+    table = pd.read_csv(ROOT / "experiments" / "budget_sweep" / "budget_sweep.csv")
+    shares = table[table["pruner.name"].eq("btp")]["tokens_share"].round(2).tolist()
+    assert shares == [0.75, 0.6, 0.45, 0.3, 0.22, 0.14]  # 0.125 is out of its reach behind layer 0 of 8
+    swept = experiment_of(CONF, ["experiment=budget_sweep"]).sweeps["budget.share"]
+    assert swept.endswith("0.3,0.22,0.125")
 
 
 def test_an_experiment_that_sweeps_is_refused_without_m(capsys):
@@ -111,6 +127,13 @@ def test_a_depth_sweep_in_miniature_ends_in_its_figure_and_table(tmp_path):
     printed = run(tmp_path, "experiment=depth_sweep", "pruner.layer=1,7")
     for ending in ("png", "csv", "md"):
         assert f"depth_sweep.{ending}" in printed
+    said = printed.split("How deep does the model still need its picture?\n")[-1]
+    answer, paths = said.split("\n\n", 1)
+    assert [line.startswith("pocket, pocketvqa: the knee of") for line in answer.splitlines()] == [True] * 3
+    assert all(str(tmp_path) in line for line in paths.split("\n\n")[0].split())
+    opened = (tmp_path / "sweep" / "comparison.html").read_text().split("<main>")[1].split('id="summary"')[0]
+    assert "<h2>How deep does the model still need its picture?</h2>" in opened
+    assert all(part in opened for part in ("the knee of macro lies", "data:image/png;base64", "knee, of depth"))
     table = pd.read_csv(tmp_path / "sweep" / "depth_sweep.csv").set_index("score")
     assert table.loc["macro", "samples"] == 9
     assert table.loc["macro", "at_1"] < table.loc["macro", "at_7"]
@@ -120,7 +143,13 @@ def test_a_depth_sweep_in_miniature_ends_in_its_figure_and_table(tmp_path):
     (tmp_path / "page" / "README.md").write_text(marks)
     assert btp.study.main([str(tmp_path / "sweep"), "--out", str(tmp_path / "page")]) == 0
     page = (tmp_path / "page" / "README.md").read_text()
-    assert "python run.py -m experiment=depth_sweep pruner.layer=1,7 limit=9" in page
+    assert (
+        page.split("```")[1]
+        == "\npython run.py -m experiment=depth_sweep pruner.layer=1,7 "
+        + " ".join(word for word in QUICK if not word.startswith("logger"))
+        + "\n"
+    )
+    assert (tmp_path / "sweep" / "depth_sweep.md").read_text() == (tmp_path / "page" / "depth_sweep.md").read_text()
     assert str(tmp_path) not in page
 
 
@@ -130,3 +159,9 @@ def test_coverage_in_miniature_knows_that_the_oracle_keeps_what_is_needed(tmp_pa
     assert table.loc["oracle", "target"] > 0.9
     assert table.loc["diversity", "target"] < 0.9
     assert table.loc["oracle", "needed"] >= 5
+
+
+def test_a_word_for_the_sweeper_takes_the_place_of_an_experiments():
+    """As a key of the config does."""
+    words = ["experiment=fired", "hydra.sweeper.params.pruner='random,dart'"]
+    assert experiment_of(CONF, words).sweeps["pruner"] == "random,dart"

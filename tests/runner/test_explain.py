@@ -79,7 +79,7 @@ def test_a_life_is_the_run_again(run):
     assert [title for title, _, _ in life.others] == ["random", "downsampled", "no image"]
 
 
-@pytest.mark.parametrize(("arm", "rules"), [("random", ["kept"]), ("downsampled", ["kept"]), ("no_image", [])])
+@pytest.mark.parametrize(("arm", "rules"), [("random", ["highest score"]), ("downsampled", ["kept"]), ("no_image", [])])
 def test_controls_have_lives_too(run, arm, rules):
     """Also what is asked with a picture of fewer pixels."""
     sample, kl = moved_most(run, arm)
@@ -149,6 +149,11 @@ def test_no_such_sample(run, capsys):
     assert "test-0-000000" in refused(capsys, run, "?")
 
 
+@pytest.mark.parametrize("number", ["4", "000004"])
+def test_a_sample_goes_by_its_number_too(run, number):
+    assert explain(run, number).sample == SAMPLE
+
+
 def test_no_such_arm(run, capsys):
     assert "--arm is 'btpp', which is no arm of" in refused(capsys, run, SAMPLE, "--arm", "btpp")
     said = refused(capsys, run, SAMPLE, "--arm", "unpruned")
@@ -171,7 +176,8 @@ def test_a_run_without_answers(copy, capsys):
 
 def test_a_checkpoint_that_is_gone(copy, capsys):
     said = refused(capsys, changed(copy, model={"path": "checkpoints/pockett"}), SAMPLE)
-    assert "but there is no such folder. Set model.path to a checkpoint" in said
+    assert "but there is no such folder." in said
+    assert "Set model.path to a checkpoint" in said
 
 
 def test_a_sample_that_is_gone(copy, capsys):
@@ -236,11 +242,25 @@ def test_tokens_of_the_vision_tower_are_the_prompts():
     for stage, before in zip(found, [range(2 * SIDE**2), found[0].kept, found[1].kept], strict=True):
         assert list(stage.alive) == list(before)
         assert set(stage.scores["score"]) == set(before)
-        assert stage.rules == {"kept": stage.kept}
+        assert stage.rules == {"highest score": stage.kept}
     for part in (range(9), range(9, 18)):
         scores = found[0].scores["score"]
         best = sorted(part, key=lambda token: -scores[token])[:6]
         assert sorted(best) == [token for token in found[0].kept if token in part]
+
+
+class Contrary(Longest):
+    """Tells of a score that it does not go by."""
+
+    def explain(self, tokens, signals, stage):
+        return {"score": -self.score(tokens, signals, stage)}
+
+
+def test_a_score_is_a_reason_only_where_it_is_one():
+    """What stays under a score that others beat is kept, and no more is said."""
+    (stage,), _ = lives(Contrary(), ("llm.layer.2", 3))
+    assert stage.rules == {"kept": stage.kept}
+    assert set(stage.scores["score"]) == set(stage.alive)
 
 
 def test_where_tokens_flow():

@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from jobs import ROOT, command, composed, job
 
 from btp.runner.store import Answers
+from btp.runner.worker import handle
 
 ARMS = ["unpruned", "btp", "random", "downsampled", "no_image"]
 
@@ -268,7 +269,39 @@ def test_the_command_line_ends_with_code_1_and_no_traceback(tmp_path):
     assert process.returncode == 1
     assert "error: stages is 9" in out
     assert "Traceback" not in out
-    (log,) = tmp_path.glob("*/error.log")
+    assert not list(tmp_path.glob("[!.]*")), "a run that was refused leaves nothing but what runs share"
+
+
+def test_what_an_earlier_start_left_outlives_a_refusal(tmp_path, monkeypatch):
+    """A finished run that is asked for anew, on a device that has become too small, is still there."""
+    words = ["cost.enabled=false", "overlays=0", "limit=9", "pruner=random"]
+    run = job(tmp_path, *words)
+
+    def full(*arguments):
+        raise ValueError("no room")
+
+    monkeypatch.setattr("btp.runner.worker.load", full)
+    with pytest.raises(ValueError, match="no room"):
+        job(tmp_path, *words, "resume=false")
+    assert (run / "samples.parquet").is_file()
+    with pytest.raises(ValueError, match="no room"):
+        job(tmp_path, *words, "limit=8")
+    assert [path.name for path in tmp_path.glob("pocket-*")] == [run.name]
+
+
+def test_a_run_that_fails_half_way_names_its_log(tmp_path, monkeypatch, capsys):
+    """What was answered is kept, and the traceback is found."""
+
+    def broken(*arguments):
+        raise ValueError("broken half way")
+
+    monkeypatch.setattr("btp.runner.worker.check_inert", broken)
+    request = tmp_path / "request.json"
+    quick = ["experiment=smoke", "trainer=cpu", "logger=none", "cost.enabled=false", "limit=9", "pruner=random"]
+    request.write_text(json.dumps(composed(*quick, f"output={tmp_path / 'out'}")))
+    assert handle(request).code == 1
+    (log,) = (tmp_path / "out").glob("*/error.log")
+    assert f"error: broken half way\n({log} says where)\n" in capsys.readouterr().err
     assert "Traceback" in log.read_text()
     assert json.loads((log.parent / "run.json").read_text())["state"] == "failed"
 
@@ -283,13 +316,15 @@ def test_a_sweep_goes_on_behind_a_failed_cell(tmp_path):
     assert process.returncode == 1
     assert "1 run(s) did not finish" in out
     assert "Traceback" not in out
-    runs = {state["state"]: state for state in map(json.loads, (f.read_text() for f in tmp_path.glob("*/run.json")))}
-    assert set(runs) == {"failed", "finished"}
-    assert runs["failed"]["pid"] == runs["finished"]["pid"]
+    (run,) = tmp_path.glob("pocket-*")
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    (error,) = re.findall(r"error: (stages is 9, .*)", out)
+    assert out.count(error) == 1  # in full where it happened, and only its first sentence below
+    assert error.split(". ")[0] in " ".join(out.split("did not finish")[1].split())
     (page,) = (tmp_path / "multirun").glob("*/*.html")
     assert "stages is 9" in page.read_text()
     assert str(page) in out
-    assert job(tmp_path, *SMOKE[3:], "stages=1").name == runs["finished"]["name"]
+    assert job(tmp_path, *SMOKE[3:], "stages=1") == run
 
 
 def test_a_sweep_whose_budgets_are_out_of_reach_has_not_failed(tmp_path):

@@ -58,8 +58,7 @@ def workers(tmp_path, monkeypatch):
 
 
 def do(workers, tmp_path, what, devices=1):
-    request = tmp_path / "request.json"
-    outcome = workers.run(request, {"do": what, "trainer": {"accelerator": "cpu", "devices": devices}})
+    outcome = workers.run(tmp_path, {"do": what, "trainer": {"accelerator": "cpu", "devices": devices}})
     assert [p.name for p in tmp_path.iterdir()] == ["worker.py"], "requests and outcomes are cleared away"
     return outcome
 
@@ -124,7 +123,7 @@ def test_a_sweep_ends_in_one_comparison(outcomes, code, tmp_path, monkeypatch, c
     """Finished runs and failed ones with their reason go to the report; a budget out of reach is no failure."""
     asked = []
 
-    def compare(folders, failed, out):
+    def compare(folders, failed, out, study):
         asked.append(([str(f) for f in folders], failed, out))
         return "the table", [out / "page.html"]
 
@@ -140,11 +139,23 @@ def test_a_sweep_ends_in_one_comparison(outcomes, code, tmp_path, monkeypatch, c
         assert "page.html" in said.out
     else:
         assert not asked
-    assert all(reason in said.err for _, reason in failed)
+    for i, outcome in enumerate([*outcomes, *outcomes[:1]]):
+        brief = "its budget is out of reach" if outcome.unreachable else outcome.reason
+        assert (f"[{i}] cell={i}: {brief}" in said.err) == bool(outcome.code)
+
+
+def test_the_end_of_a_sweep_is_brief(tmp_path, capsys):
+    """What went wrong was said in full where it happened."""
+    for number, reason in enumerate(("A budget cannot be met: so far. Set another.", "It broke, badly. Mend it.")):
+        ended(tmp_path, number, Outcome(1, reason, unreachable=not number))
+    assert Sweep(tmp_path).end() == 1
+    said = capsys.readouterr().err
+    assert "[0] cell=0: its budget is out of reach\n  [1] cell=1: It broke, badly\n" in said
+    assert "Mend it" not in said
 
 
 def test_a_comparison_that_fails_is_said(tmp_path, monkeypatch, capsys):
-    def compare(folders, failed, out):
+    def compare(folders, failed, out, study):
         raise ValueError("nothing to compare")
 
     monkeypatch.setattr("btp.report.gather.compare", compare)

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from btp.runner.compositions import as_typed, name_lists
-from btp.runner.overrides import find_fault
+from btp.runner.overrides import find_fault, planned_cells
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -25,6 +25,12 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
         (["pruner=[fastervlm"], "cannot read the command line"),
         (["pruner=[fastvlm,btp]"], "pruner=fastvlm is not there. Did you mean pruner=fastervlm?"),
         (["pruner=fastv,[fastervlm,bpt]"], "pruner=bpt is not there. Did you mean pruner=btp?"),
+        (["hydra.foo=1"], "unknown key hydra.foo. "),
+        (["hydra.swep.dir=x"], "unknown key hydra.swep.dir. Did you mean hydra.sweep.dir? `python run.py --cfg hydra`"),
+        (["hydra/launcher=slurm", "hydra.launcher.partion=gpu"], "Did you mean hydra.launcher.partition?"),
+        (["hydra.launcher.n_jobs=2"], "hydra.launcher.n_jobs. It is a key of hydra/launcher=joblib."),
+        (["hydra.sweeper.n_trials=2"], "It is a key of hydra/sweeper=optuna."),
+        (["hydra/sweeper=optuna", "hydra.sweeper.n_trails=2"], "Did you mean hydra.sweeper.n_trials?"),
     ],
 )
 def test_a_wrong_word_is_named_with_the_nearest_right_one(words, message):
@@ -47,6 +53,7 @@ def test_a_wrong_word_is_named_with_the_nearest_right_one(words, message):
         ["pruner=[fastervlm,btp]", "pruner.parts.btp.method.over=2"],
         ["pruner=btp,[fastervlm,btp],[divprune,pdrop]", "budget.share=0.22,0.4"],
         ["pruner=[btp]"],
+        ["pruner=glob(vi*)"],
     ],
 )
 def test_a_right_command_line_passes(words):
@@ -68,6 +75,23 @@ def test_a_list_of_pruners_is_the_yaml_that_composes_them():
 def test_the_command_is_kept_as_it_was_typed(word):
     """A run's command can be given again."""
     assert [as_typed(w) for w in name_lists([word])] == [word]
+
+
+def planned(*words):
+    """The cells of a sweep, but for what its experiment sets."""
+    return planned_cells(CONF, name_lists(["-m", *words]))
+
+
+def test_the_cells_of_a_sweep_are_known_before_it_begins():
+    """In Hydra's order and as they are typed; those of an experiment's own sweep too, and of a search their number."""
+    found = planned("limit=9", "pruner=btp,[fastervlm,btp]", "budget.share=0.3,0.4", "hydra.sweep.dir=x")
+    pairs = [(pruner, share) for pruner in ("btp", "[fastervlm,btp]") for share in (0.3, 0.4)]
+    assert found == [f"limit=9 pruner={pruner} budget.share={share}" for pruner, share in pairs]
+    assert len(planned("stages=range(1,4)", "pruner=glob(vi*)")) == 3
+    everything, some = planned("experiment=budget_sweep"), planned("experiment=budget_sweep", "pruner=dart")
+    assert len({words.split()[0] for words in everything}) * len(some) == len(set(everything)) > len(some)
+    assert all("pruner=dart" in words for words in some)
+    assert planned("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "stages=1,2") == [""] * 3
 
 
 @pytest.mark.parametrize("word", ["pruner=[btp,btp]", "pruner=[]", "pruner=btp,[1,2]"])

@@ -142,9 +142,8 @@ def together(tmp_path, monkeypatch, capfd):
 
     def run(*what):
         (folder / "run.json").write_text(json.dumps({"state": "running"}))
-        request = tmp_path / "request.json"
         trainer = {"accelerator": "cpu", "devices": len(what)}
-        outcome = Workers(serving=True).run(request, {"do": what, "trainer": trainer})
+        outcome = Workers(serving=True).run(tmp_path, {"do": what, "trainer": trainer})
         assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "worker.py"], "what passed between is cleared away"
         return outcome, json.loads((folder / "run.json").read_text()), capfd.readouterr().err
 

@@ -1,9 +1,13 @@
 """Answers survive a kill at any moment, and nothing is written twice."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
+import yaml
 
+from btp.runner.artefact import find_or_make
 from btp.runner.identity import checkpoint, code, digest, method_code
 from btp.runner.store import Answers
 from btp.runner.whole import write_json
@@ -29,6 +33,40 @@ def test_a_torn_last_line_does_not_count_and_does_not_spoil_the_next(tmp_path):
     answers.add([row("2", "no")])
     assert answers.rows()["2"]["prediction"] == "no"
     assert all(json.loads(line) for line in (tmp_path / "a" / "rows-0.jsonl").read_text().splitlines())
+
+
+def test_a_broken_line_does_not_count_and_the_rest_does(tmp_path):
+    """As a full disk or a power cut leaves it: the sample is answered again, the others are not."""
+    answers = Answers(tmp_path / "a")
+    answers.add([row("1"), row("2"), row("3")])
+    file = tmp_path / "a" / "rows-0.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[1][:9], "", lines[2]]) + "\n")
+    assert list(answers.rows()) == ["1", "3"]
+    answers.add([row("2", "no")])
+    assert answers.rows()["2"]["prediction"] == "no"
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", None])
+def test_a_broken_first_distribution_names_its_file(tmp_path, content):
+    answers = Answers(tmp_path / "a")
+    answers.add_logits(["x"], np.zeros((1, 3)))
+    file = tmp_path / "a" / "first" / "x.npy"
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"first/x\.npy .* Set resume=false once"):
+        answers.logits("x")
+
+
+@pytest.mark.parametrize("content", ["", "{", "- a", None])
+def test_a_broken_artefact_in_the_store_is_made_again(tmp_path, content):
+    """And a whole one is not."""
+    path, machine = tmp_path / "found.yaml", SimpleNamespace(leads=True, sync=lambda: None)
+    if content is not None:
+        path.write_text(content)
+    find_or_make(path, lambda: {"made": 1}, "it", machine, resume=True)
+    assert yaml.safe_load(path.read_text()) == {"made": 1}
+    find_or_make(path, lambda: {"made": 2}, "it", machine, resume=True)
+    assert yaml.safe_load(path.read_text()) == {"made": 1}
 
 
 def test_ranks_write_apart_and_read_together(tmp_path):

@@ -2,11 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import nullcontext
 
 import psutil
 import pytest
+from jobs import composed
 from sweeps import cells, start, sweep_command, table, times_computed
+
+from btp.runner.cells import FINISHED, OPEN, Cells
+from btp.runner.launch import Outcome
+from btp.runner.named import is_settled
 
 CELLS = ("pruner=random,diversity", "budget.share=0.4,0.3", "limit=18")
 
@@ -40,7 +48,13 @@ def test_killed_side_by_side_and_resumed(undisturbed, tmp_path):
     before = times_computed(tmp_path / "out")
     assert before, (tmp_path / "printed.txt").read_text()
     assert {cell["state"] for cell in cells(tmp_path / "sweep")} == {"running"}
-    assert "died" in sweep_command("status", tmp_path / "sweep").stdout
+    open_cells = 4 - len(cells(tmp_path / "sweep"))
+    shown = sweep_command("status", tmp_path / "sweep")
+    assert shown.returncode == 1
+    assert f"{4 - open_cells} died, {open_cells} open" in " ".join(shown.stdout.split())
+    compared = sweep_command("table", tmp_path / "sweep")
+    assert compared.returncode == 1
+    assert f"not finished: {open_cells} cell(s) not begun" in compared.stderr
     resumed = sweep_command("resume", tmp_path / "sweep", env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert resumed.returncode == 0, resumed.stderr
     counts = times_computed(tmp_path / "out")
@@ -49,6 +63,33 @@ def test_killed_side_by_side_and_resumed(undisturbed, tmp_path):
     assert table(tmp_path / "sweep").equals(table(undisturbed / "sweep"))
     assert {cell["state"] for cell in cells(tmp_path / "sweep")} == {"finished"}
     assert max(cell["starts"] for cell in cells(tmp_path / "sweep")) == 2
+
+
+def test_finished_cells_are_recognised_without_a_worker(undisturbed, tmp_path):
+    """Where the sweep says that they are finished, and code, checkpoint and files are what they were: no torch."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    before = times_computed(undisturbed / "out")
+    resumed = sweep_command("resume", undisturbed / "sweep", env=env)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert resumed.stdout.count("this run is finished") == 4
+    assert times_computed(undisturbed / "out") == before
+    worker = subprocess.run([sys.executable, "-m", "btp.runner.worker"], env=env, capture_output=True, text=True)
+    assert "torch was imported" in worker.stderr, "the test can fail"
+
+
+def test_what_has_changed_is_left_to_a_worker(undisturbed):
+    """A run is settled where nothing is left to do for it: not where the words, the code or the log are others."""
+    words = [word for word in cells(undisturbed / "sweep")[0]["words"].split() if "controls" not in word]
+    config = composed(*words)
+    run = is_settled(config)
+    assert run is not None
+    assert str(run) == cells(undisturbed / "sweep")[0]["folder"]
+    for change in ({"resume": False}, {"limit": 17}, {"logger": composed("logger=offline")["logger"]}):
+        assert is_settled(config | change) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("btp.runner.named.code", lambda *names: "another")
+        assert is_settled(config) is None
 
 
 def test_a_failing_cell_is_said_and_the_others_go_on(tmp_path):
@@ -65,11 +106,29 @@ def test_a_failing_cell_is_said_and_the_others_go_on(tmp_path):
 
 def test_the_folder_of_another_sweep_is_refused(undisturbed):
     """Cells of the same number would be mixed."""
-    more = f"hydra.sweep.dir={undisturbed / 'sweep'}"
+    before, more = cells(undisturbed / "sweep"), f"hydra.sweep.dir={undisturbed / 'sweep'}"
     process = start(undisturbed, "pruner=random,fastv", "limit=9", more)
     assert process.wait(timeout=60) == 1
     assert "is the folder of another sweep: python run.py -m" in (undisturbed / "printed.txt").read_text()
-    assert [cell["starts"] for cell in cells(undisturbed / "sweep")] == [1] * 4
+    assert cells(undisturbed / "sweep") == before
+
+
+@pytest.mark.parametrize(
+    ("word", "same"),
+    [
+        ("hydra/launcher=joblib", True),
+        ("hydra.launcher.n_jobs=2", True),
+        ("hydra.sweeper.n_trials=9", True),
+        ("hydra.sweeper.params.stages='1,2'", False),
+        ("hydra/sweeper=optuna", False),
+        ("limit=3", False),
+    ],
+)
+def test_which_words_make_another_sweep(tmp_path, word, same):
+    """Where cells run may change, and how many a search proposes; what they are may not."""
+    Cells(tmp_path).open(["-m", "pruner=random,fastv"])
+    with nullcontext() if same else pytest.raises(ValueError, match="is the folder of another sweep"):
+        Cells(tmp_path).open(["-m", "pruner=random,fastv", word])
 
 
 def test_what_is_no_sweep_is_refused(tmp_path):
@@ -77,3 +136,34 @@ def test_what_is_no_sweep_is_refused(tmp_path):
         found = sweep_command(do, tmp_path)
         assert found.returncode == 2
         assert "holds no sweep.json, so it is no sweep's folder" in found.stderr
+
+
+def test_cells_that_have_not_begun_are_open(tmp_path):
+    """Also those that are not proposed yet; a sweep of an older release says nothing of them."""
+    sweep = Cells(tmp_path)
+    sweep.open(["-m", "a=1,2"], planned=["a=1", "a=2", ""])
+    with sweep.running(1, "a=2") as note:
+        note.outcome = Outcome(0, folder="there")
+    assert [(cell.number, cell.words, cell.state) for cell in sweep.read()] == [
+        (0, "a=1", OPEN),
+        (1, "a=2", FINISHED),
+        (2, "", OPEN),
+    ]
+    (tmp_path / "planned.json").unlink()
+    assert [cell.number for cell in sweep.read()] == [1]
+
+
+def test_a_sweep_that_was_refused_leaves_nothing(tmp_path):
+    """Unless a cell has begun, or somebody keeps other things there."""
+    for name, begun in (("empty", False), ("kept", False), ("begun", True)):
+        sweep = Cells(tmp_path / name)
+        sweep.open(["-m", "a=1,2"], planned=["a=1", "a=2"])
+        if begun:
+            with sweep.running(0, "a=1"):
+                pass
+        if name == "kept":
+            (tmp_path / name / "mine.txt").write_text("mine")
+        sweep.withdraw()
+    assert not (tmp_path / "empty").exists()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["mine.txt"]
+    assert Cells(tmp_path / "begun").command() == ["-m", "a=1,2"]

@@ -18,6 +18,8 @@ def pictures(tmp_path):
         folder.mkdir(exist_ok=True)
         Image.new("RGB", (10, 6), (8 * i, 0, 0)).save(folder / f"p{i:02d}.{'PNG' if i == 3 else 'jpg'}")
     (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "._p00.jpg").write_text("what a system keeps beside a picture")
+    (tmp_path / "album.png").mkdir()
     return tmp_path
 
 
@@ -78,6 +80,28 @@ def test_the_draw_is_on_record_and_follows_the_pictures(name, conversations):
     assert changed["drawn"] == found["drawn"]
     assert changed["digest"] != found["digest"]
     assert "content" not in with_contents(config(name, conversations, "model.weights=random"))["calibration"]
+
+
+def cut(path):
+    """A picture whose copy ended early: its head says the size."""
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:-700])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(lambda path: path.write_text("no picture"), "no picture format is known for it"), (cut, "truncated")],
+)
+def test_a_broken_picture_is_named_before_a_model_is_loaded(spoil, reason, pictures):
+    asked = config("folder", pictures, "calibration.samples=30")
+    spoil(pictures / "p20.jpg")
+    with pytest.raises(ValueError, match=rf"sample p20.jpg: the picture \S*/p20.jpg cannot be read: .*{reason}"):
+        with_contents(asked)
+
+
+def test_only_pictures_count(pictures):
+    with pytest.raises(ValueError, match=r"calibration\.samples is 31, but calibration\.path holds 30 samples"):
+        with_contents(config("folder", pictures, "calibration.samples=31"))
 
 
 def test_what_is_missing_is_said(conversations, tmp_path):

@@ -94,6 +94,9 @@ def coverage(fields: Sequence[Field], study: Study) -> Answer:
     """A row per method and budget: shares kept of needed regions, of others and of all; accuracy where most is kept.
 
     Options: line (a config key), controls and controls_of as `study_rows` has them.
+
+    Raises:
+        ValueError: no sample needs a region.
     """
     study.check(OPTIONS)
     line = study.options.get("line", "series")
@@ -101,6 +104,8 @@ def coverage(fields: Sequence[Field], study: Study) -> Answer:
     frame = frame[~frame["role"].eq("baseline")].copy()
     frame["method"] = frame[line].map(written)
     samples = {index: _samples(row["entry"]) for index, row in frame.iterrows()}
+    if all(found.empty for found in samples.values()):
+        raise ValueError("no sample of the runs needs a region of its picture. Raise limit, or take another task.")
     frame = frame.join(pd.DataFrame({i: _summary(found) for i, found in samples.items()}).T)
     frame = frame.sort_values(["budget", "target"], ascending=[True, False], kind="stable")
     return Answer(frame, _columns(), _said(frame), lambda theme: _draw(frame, samples, theme))
@@ -158,7 +163,7 @@ def _said(frame: pd.DataFrame) -> list[str]:
         f"{top['method']} keeps most of what answers need: {100 * top['target']:.0f}% of it, averaged over the layers, "
         f"at {100 * top['tokens_share']:.0f}% of all tokens."
     ]
-    linked = frame[(frame["p_rank"] < 0.05 / max(len(frame), 1))]
+    linked = frame[frame["p_rank"].lt(0.05 / max(len(frame), 1)) & frame["rank"].gt(0)]
     said.append(
         f"In {len(linked)} of {len(frame)} rows keeping more of the needed region goes with a right answer (Spearman "
         f"inside abilities, Bonferroni), with correlations of {frame['rank'].min():.2f} to {frame['rank'].max():.2f}."
@@ -184,10 +189,10 @@ def _draw(frame: pd.DataFrame, samples: dict, theme: Theme) -> Figure:
         means = means[means["n"] >= 5]
         right.plot(100 * means["x"], 100 * means["y"], **style)
     ends = [100 * float(frame["tokens_share"].agg(end)) for end in ("min", "max")]
-    left.plot(ends, ends, color=theme.soft, lw=1, linestyle=(0, (4, 4)), label="as by lot")
-    left.set_xlabel("visual tokens, averaged over the layers, %")
-    left.set_ylabel("of needed regions kept, averaged likewise, %")
-    right.set_xlabel("of the needed region kept, %")
-    right.set_ylabel("accuracy, % (5 samples or more)")
+    left.plot(ends, ends, color=theme.soft, lw=1, linestyle=(0, (4, 4)), label="as at random")
+    left.set_xlabel("visual tokens, % (both averaged over the layers)")
+    left.set_ylabel("needed regions kept, %")
+    right.set_xlabel("needed region kept, % (5 samples or more a point)")
+    right.set_ylabel("accuracy, %")
     legend(figure, left)
     return figure

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from btp.report import columns as c
 from btp.report.fields import Field
 from btp.report.palette import Look, Theme, looks_apart
-from btp.report.studies.study import SHARE, Answer, Study, baseline, column_of, metric, study_rows, written
+from btp.report.studies.study import SHARE, Answer, Study, baseline, column_of, metric, scored, study_rows, written
+from btp.report.studies.words import setting, title
 from btp.report.tradeoff import legend
 
 OPTIONS = ("x", "y", "line", "facet", "controls", "controls_of")
@@ -26,13 +27,13 @@ def curves(fields: Sequence[Field], study: Study) -> Answer:
     """
     study.check(OPTIONS)
     x, line, facet = study.options["x"], study.options.get("line", "series"), study.options.get("facet")
-    scores = list(study.options["y"])
     frame = study_rows(fields, [key for key in (x, line, facet) if key and key != "series"], study)
+    scores = scored(frame, study.options["y"])
     texts = [c.METHOD, *([column_of(facet)] if facet else [])]
     numbers = [metric(key) for key in scores]
     frame = frame.assign(**{key: frame[key].map(written) for key in (facet,) if key})
     order = ([facet] if facet else []) + [x]
-    shown = [*texts, SHARE, c.TOKENS, *numbers, *_gaps(frame)]
+    shown = [*texts, SHARE, c.TOKENS, *numbers, *(_gaps(frame) if "macro" in scores else ())]
     frame = frame.sort_values(order, ascending=[True] * (len(order) - 1) + [False], kind="stable")
     frame = frame.assign(method=[_named(row, line) for _, row in frame.iterrows()])
     return Answer(
@@ -55,22 +56,21 @@ def _gaps(frame: pd.DataFrame) -> list[c.Column]:
 
 
 def _said(frame: pd.DataFrame, score: str, facet: str | None) -> list[str]:
-    """The best method by the first score, and how far methods of one budget lie apart, facet by facet."""
+    """The best row by the first score, controls among them, and how far rows of one budget lie apart, by facet."""
     said = []
-    rows, title = frame[frame["role"].eq("method")], metric(score).title.removesuffix(", %")
+    rows, name = frame[~frame["role"].eq("baseline")], metric(score).title.removesuffix(", %")
     for value, group in [("", rows)] if facet is None else rows.groupby(facet, sort=False):
         best = group.loc[group[score].idxmax()]
         apart = group.groupby("budget")[score].agg(["max", "min", "size"])
+        who = "methods and controls" if group["role"].eq("control").any() else "methods"
         gaps = (apart["max"] - apart["min"])[apart["size"] > 1]
-        where = f"{facet}={value}: " if facet else ""
+        where = f"{setting(facet, value)}: " if facet else ""
         text = (
-            f"{where}highest {title} is {best['method']}'s, {100 * best[score]:.1f}% at {best['tokens_avg']:.1f} tokens"
+            f"{where}highest {name} is {best['method']}'s, {100 * best[score]:.1f}% at {best['tokens_avg']:.1f} tokens"
         )
         if len(gaps):
             low, high = 100 * gaps.min(), 100 * gaps.max()
-            text += (
-                f"; at one budget methods lie {low:.1f} to {high:.1f} points apart (median {100 * gaps.median():.1f})"
-            )
+            text += f"; at one budget {who} lie {low:.1f} to {high:.1f} points apart (median {100 * gaps.median():.1f})"
         said.append(text + ".")
     return said
 
@@ -92,10 +92,10 @@ def _draw(frame: pd.DataFrame, x: str, scores: list[str], line: str, facet: str 
             if base is not None:
                 whole = _scale(score) * base[score]
                 axes.axhline(whole, color=theme.soft, linewidth=1, linestyle=(0, (4, 4)), label="unpruned")
-            title = metric(score).title.removesuffix(", %")
-            axes.set_title(title if facet is None else f"{title}, {facet}={value}")
+            name = metric(score).title.removesuffix(", %")
+            axes.set_title(name if facet is None else f"{name}, {setting(facet, str(value))}")
     for axes in panels[-1]:
-        axes.set_xlabel(SHARE.title if x == "tokens_share" else x)
+        axes.set_xlabel(title(x))
     for row, score in zip(panels, scores if facet else scores[:1], strict=True):
         row[0].set_ylabel("%" if _scale(score) == 100 else metric(score).title)
     legend(figure, panels[0][0])

@@ -10,11 +10,23 @@ from matplotlib.figure import Figure
 
 from btp.report import columns as c
 from btp.report.against import by_ability
-from btp.report.columns import number
 from btp.report.fields import Field, pair
 from btp.report.palette import Theme, looks
 from btp.report.stats import holm, paired_gap, paired_p
-from btp.report.studies.study import SHARE, Answer, Study, baseline, column_of, methods, metric, study_rows, written
+from btp.report.studies.paired import p_of, paired
+from btp.report.studies.study import (
+    SHARE,
+    Answer,
+    Study,
+    baseline,
+    column_of,
+    methods,
+    metric,
+    scored,
+    study_rows,
+    written,
+)
+from btp.report.studies.words import setting
 
 OPTIONS = ("by", "metrics", "against", "stages", "controls", "controls_of")
 NOTABLE = 0.05
@@ -29,10 +41,11 @@ def dots(fields: Sequence[Field], study: Study) -> Answer:
     and controls_of as `study_rows` has them.
     """
     study.check(OPTIONS)
-    by, scores = list(study.options["by"]), list(study.options["metrics"])
+    by = list(study.options["by"])
     frame = study_rows(fields, by, study)
+    scores = scored(frame, study.options["metrics"])
     frame = frame.assign(**{key: frame[key].map(written) for key in by}, stages_kept=frame["entry"].map(_stages))
-    frame = held(frame, by, study.options.get("against") or {})
+    frame = held(frame, by, study.options.get("against") or {}, scores)
     frame.loc[frame["role"].eq("baseline"), by] = "–"
     frame = frame.sort_values([*by], key=lambda s: s.map(_natural), kind="stable")
     kept = [STAGES] if study.options.get("stages") else []
@@ -41,8 +54,11 @@ def dots(fields: Sequence[Field], study: Study) -> Answer:
     return Answer(frame, shown, said(frame, by), lambda theme: _draw(frame, by, scores, theme))
 
 
-def held(frame: pd.DataFrame, by: Sequence[str], against: Mapping[str, Any]) -> pd.DataFrame:
-    """Add gap_reference (macro points, with its interval), p_reference and p_reference_holm to the methods' rows.
+def held(frame: pd.DataFrame, by: Sequence[str], against: Mapping[str, Any], scores: Sequence[str]) -> pd.DataFrame:
+    """Add to the methods' rows how they stand to their reference.
+
+    That is gap_reference (macro points, with its interval), p_reference and p_reference_holm, and of each of `scores`
+    its own test as p_SCORE_holm, nan for what is no score of answers.
 
     Raises:
         ValueError: `against` names a key that is none of `by`, or a value that no row has.
@@ -68,9 +84,13 @@ def held(frame: pd.DataFrame, by: Sequence[str], against: Mapping[str, Any]) -> 
             "gap_reference_low": gap.low,
             "gap_reference_high": gap.high,
             "p_reference": paired_p(a["score"], b["score"]),
+            **{f"p_{score}_holm": p_of(paired(row["entry"], reference["entry"], score)) for score in scores},
         }
-    more = pd.DataFrame.from_dict(found, orient="index", columns=[*(x.key for x in gap_columns(False)), *_ENDS])
-    more["p_reference_holm"] = holm(more["p_reference"].astype(float).tolist())
+    tests = [f"p_{score}_holm" for score in scores]
+    more = pd.DataFrame.from_dict(found, orient="index", columns=[*(x.key for x in gap_columns(False)), *_ENDS, *tests])
+    more["p_reference_holm"] = more["p_reference"]
+    for key in ("p_reference_holm", *tests):
+        more[key] = holm(more[key].astype(float).tolist())
     return frame.join(more)
 
 
@@ -85,22 +105,32 @@ def gap_columns(corrected: bool = True) -> list[c.Column]:
 
 
 def said(frame: pd.DataFrame, by: Sequence[str]) -> list[str]:
-    """Which settings are told from the reference, and how far all lie apart."""
+    """The best setting, how far all lie apart, and how many are told from their reference."""
     own = methods(frame)
     tested = own[own["p_reference_holm"].notna()]
     sure = tested[tested["p_reference_holm"] < NOTABLE]
     best, apart = own.loc[own["macro"].idxmax()], own["macro"].max() - own["macro"].min()
-    out = [f"Best: {_where(best, by)} with {100 * best['macro']:.1f}%; all lie within {100 * apart:.1f} points."]
-    if len(tested) and not len(sure):
-        out.append(f"None of {len(tested)} settings is told from its reference on these samples (Holm).")
-    for _, row in sure.iterrows():
-        gap, p = number(row["gap_reference"], "points"), number(row["p_reference_holm"], "p")
-        out.append(f"{_where(row, by)}: {gap} points to its reference (p {p}).")
-    return out
+    score = f"{100 * best['macro']:.1f}%"
+    out = [f"Best: {named(best, by)} with {score}; all lie within {100 * apart:.1f} points."]
+    if apart == 0:
+        out = [f"All {len(own)} settings score {score}."]
+    if not len(tested):
+        return out
+    if not len(sure):
+        return [*out, f"None of {len(tested)} settings is told from its reference on these samples (Holm)."]
+    parts = []
+    for word, rows in (("above", sure[sure["gap_reference"] > 0]), ("below", sure[sure["gap_reference"] <= 0])):
+        gaps = sorted(100 * rows["gap_reference"].abs())
+        if gaps:
+            ends = dict.fromkeys(f"{gap:.1f}" for gap in (gaps[0], gaps[-1]))
+            parts.append(f"{len(rows)} {word} it by {' to '.join(ends)}")
+    told = f"{len(sure)} of {len(tested)} settings, {', '.join(parts)} points (Holm)"
+    return [*out, f"Told from their reference: {told}."]
 
 
-def _where(row: pd.Series, by: Sequence[str]) -> str:
-    return ", ".join(f"{key}={row[key]}" for key in by)
+def named(row: pd.Series, by: Sequence[str]) -> str:
+    """The settings of a row in words."""
+    return ", ".join(setting(key, row[key]) for key in by)
 
 
 def _stages(entry: Any) -> str:
@@ -120,7 +150,7 @@ def _natural(value: Any) -> tuple:
 
 def _draw(frame: pd.DataFrame, by: Sequence[str], scores: Sequence[str], theme: Theme) -> Figure:
     own, base = frame[~frame["role"].eq("baseline")], baseline(frame)
-    names = [", ".join(f"{_short(key)}={row[key]}" for key in by) for _, row in own.iterrows()]
+    names = [named(row, by) for _, row in own.iterrows()]
     controls = own["role"].eq("control")
     names = [f"{arm} ({n})" if control else n for n, control, arm in zip(names, controls, own["arm"], strict=True)]
     figure = Figure(figsize=(2.6 + 2.1 * len(scores), 0.9 + 0.3 * len(own)), layout="constrained")
@@ -129,7 +159,7 @@ def _draw(frame: pd.DataFrame, by: Sequence[str], scores: Sequence[str], theme: 
     for axes, score in zip(panels, scores, strict=True):
         y = range(len(own))
         axes.hlines(y, 100 * own[f"{score}_low"], 100 * own[f"{score}_high"], color=color, alpha=0.7, lw=1.6)
-        sure = own["p_reference_holm"].lt(NOTABLE).tolist()
+        sure = own[f"p_{score}_holm"].lt(NOTABLE).tolist()
         for at, (value, full) in enumerate(zip(100 * own[score], sure, strict=True)):
             axes.plot(value, at, "o", color=color, ms=6, markerfacecolor=color if full else theme.paper)
         if base is not None and 100 * base[score] <= axes.get_xlim()[1] + 25:
@@ -138,11 +168,5 @@ def _draw(frame: pd.DataFrame, by: Sequence[str], scores: Sequence[str], theme: 
         axes.set_xlabel("accuracy, %")
     panels[0].set_yticks(range(len(own)), names)
     panels[0].set_ylim(len(own) - 0.5, -0.5)
-    figure.supxlabel("filled: differs from its reference (macro, Holm)", fontsize=8.5, color=theme.soft)
+    figure.supxlabel("filled: differs from its reference in that score (Holm)", fontsize=8.5, color=theme.soft)
     return figure
-
-
-def _short(key: str) -> str:
-    """The part of a dotted key that tells it from others."""
-    parts = key.split(".")
-    return parts[0] if parts[-1] in ("kind", "name") else parts[-1]

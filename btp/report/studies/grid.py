@@ -13,7 +13,8 @@ from btp.report import columns as c
 from btp.report.fields import Field
 from btp.report.palette import Theme, looks
 from btp.report.studies.dots import NOTABLE, gap_columns, held, said
-from btp.report.studies.study import SHARE, Answer, Study, column_of, methods, metric, study_rows, written
+from btp.report.studies.study import SHARE, Answer, Study, column_of, methods, metric, scored, study_rows, written
+from btp.report.studies.words import title
 
 OPTIONS = ("x", "y", "metrics", "against")
 
@@ -21,10 +22,11 @@ OPTIONS = ("x", "y", "metrics", "against")
 def grid(fields: Sequence[Field], study: Study) -> Answer:
     """A cell per pair of values. Options: x and y (config keys), metrics (scores), against (the reference's values)."""
     study.check(OPTIONS)
-    by, scores = [study.options["x"], study.options["y"]], list(study.options["metrics"])
+    by = [study.options["x"], study.options["y"]]
     frame = study_rows(fields, by, study)
+    scores = scored(frame, study.options["metrics"])
     frame = frame.assign(**{key: frame[key].map(written) for key in by})
-    frame = held(frame, by, study.options.get("against") or {})
+    frame = held(frame, by, study.options.get("against") or {}, scores)
     frame.loc[frame["role"].eq("baseline"), by] = "–"
     frame = frame.sort_values(by, kind="stable")
     frame = frame.assign(method=frame["series"].where(frame["role"].eq("baseline"), frame["pruner.name"]))
@@ -46,17 +48,17 @@ def _draw(own: pd.DataFrame, by: Sequence[str], scores: Sequence[str], theme: Th
             table, cmap=shades, vmin=low - 0.35 * (high - low or 1), vmax=high + 0.5 * (high - low or 1), aspect="auto"
         )
         for _, cell in own.iterrows():
-            sure = "*" if cell["p_reference_holm"] < NOTABLE else ""
+            sure = "*" if cell[f"p_{score}_holm"] < NOTABLE else ""
             where = columns.index(cell[x]), rows.index(cell[y])
             axes.text(*where, f"{100 * cell[score]:.1f}{sure}", ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
-        axes.set_xlabel(x)
+        axes.set_xlabel(title(x))
         axes.set_title(f"{metric(score).title} accuracy, %")
         axes.grid(False)
         axes.tick_params(length=0)
-    figure.axes[0].set_ylabel(y)
-    figure.supxlabel("*: differs from the reference (macro, Holm)", fontsize=8.5, color=theme.soft)
+    figure.axes[0].set_ylabel(title(y))
+    figure.supxlabel("*: differs from the reference in that score (Holm)", fontsize=8.5, color=theme.soft)
     return figure
 
 

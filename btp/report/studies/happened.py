@@ -124,19 +124,18 @@ def inertness(fields: Sequence[Field], study: Study) -> Answer:
 
 
 def _draw_inert(frame: pd.DataFrame, theme: Theme) -> Figure:
-    """What attaching alone does beside what pruning does, on one axis."""
-    figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(frame)), layout="constrained")
-    axes = figure.subplots()
+    """What attaching alone does beside what pruning does, each on its own axis."""
+    figure = Figure(figsize=(7.2, 1.1 + 0.28 * len(frame)), layout="constrained")
     mine, y = looks([("off", "method"), ("on", "method")]), np.arange(len(frame))
-    axes.plot(
-        frame["kl"], y, "s", color=mine["on"].color(theme.name), ms=5, label="pruning: KL of the first token, nats"
-    )
-    off = mine["off"].color(theme.name)
-    axes.plot(frame["gap"], y, "o", color=off, ms=6, label="attached, keeping all: largest logit difference")
-    axes.set_xscale("symlog", linthresh=1e-8)
-    axes.set_xlim(-2e-9, 60)
-    axes.set_xticks([0, 1e-7, 1e-5, 1e-3, 1e-1, 10])
-    axes.set_yticks(y, frame["method"].tolist())
-    axes.set_ylim(len(frame) - 0.5, -0.5)
-    figure.legend(loc="outside upper left", ncols=1)
+    panels = {
+        "off": ("gap", "attached, keeping everything", "largest difference of a logit"),
+        "on": ("kl", "pruning at the budget", "KL of the first answer token, nats"),
+    }
+    for axes, (name, (key, title, label)) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        axes.plot(frame[key], y, mine[name].marker, color=mine[name].color(theme.name), ms=6)
+        axes.set_xlim(0 - 0.04 * (frame[key].max() or 1), 1.08 * (frame[key].max() or 1))
+        axes.set_title(title)
+        axes.set_xlabel(label)
+    figure.axes[0].set_yticks(y, frame["method"].tolist())
+    figure.axes[0].set_ylim(len(frame) - 0.5, -0.5)
     return figure

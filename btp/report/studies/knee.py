@@ -14,12 +14,17 @@ from matplotlib.ticker import MaxNLocator
 from btp.report import columns as c
 from btp.report.fields import Field
 from btp.report.palette import Theme, looks
-from btp.report.stats import holm, paired_p
+from btp.report.studies.paired import difference, paired
 from btp.report.studies.study import Answer, Study, baseline, methods, study_rows
 from btp.report.tradeoff import legend
 
 OPTIONS = ("x",)
-LEVEL = 0.05  # p below which a loss counts as one
+MARGIN = 0.10  # of the score: a loss below it is a small one
+MARGIN_POINTS = f"{100 * MARGIN:.0f}"
+WITHIN = (
+    f"From here on the 95% interval of the loss to the unpruned model ends below {MARGIN_POINTS} points; a dash where "
+    "no layer shows that on these samples."
+)
 GROUPS = ("macro", "reading", "rest")
 
 
@@ -65,7 +70,7 @@ def knee(layers: Sequence[float], scores: Sequence[float], floor: float, top: fl
 
 
 def depth_sweep(fields: Sequence[Field], study: Study) -> Answer:
-    """A row per score: where its knee lies, its steepest step, and the first layer that costs nothing that shows.
+    """A row per score: where its knee lies, its steepest step, and from which layer on little is lost for sure.
 
     Option: x, the config key of the layer. The floor is what withdrawal in front of the first swept layer leaves.
     """
@@ -92,9 +97,6 @@ def depth_sweep(fields: Sequence[Field], study: Study) -> Answer:
 def _row(name: str, swept: pd.DataFrame, base: pd.Series, key: str, score: str, depth: int) -> dict:
     layers, scores = swept[key].astype(float).tolist(), swept[score].tolist()
     found = knee(layers, scores, scores[0], float(base[score]))
-    p = holm([_p(row, base, score) for _, row in swept.iterrows()])
-    lost = [layer for layer, one, y in zip(layers, p, scores, strict=True) if one < LEVEL and y < base[score]]
-    later = [layer for layer in layers if not lost or layer > max(lost)]
     return {
         "field": name,
         "score": score.removeprefix("accuracy_"),
@@ -105,25 +107,21 @@ def _row(name: str, swept: pd.DataFrame, base: pd.Series, key: str, score: str, 
         "from": found.before,
         "to": found.after,
         "step": found.step,
-        "free": min(later) if later else nan,
+        "within": _within(swept, base, key, score),
         "depth": depth,
         "samples": int(base["samples"]),
     } | {f"at_{layer:g}": value for layer, value in zip(layers, scores, strict=True)}
 
 
-def _p(row: pd.Series, base: pd.Series, score: str) -> float:
-    """Paired test of the samples that a score is of."""
-    entry, reference = row["entry"], base["entry"]
-    abilities = set(entry.run.abilities)
-    if score == "reading":
-        abilities &= set(entry.run.reading)
-    elif score == "rest":
-        abilities -= set(entry.run.reading)
-    elif score.startswith("accuracy_"):
-        abilities = {score.removeprefix("accuracy_")}
-    a, b = (e.rows[e.rows["ability"].isin(abilities)]["score"] for e in (entry, reference))
-    both = a.index.intersection(b.index)
-    return paired_p(a.loc[both], b.loc[both])
+def _within(swept: pd.DataFrame, base: pd.Series, key: str, score: str) -> float:
+    """First layer from which on the interval of the loss stays below MARGIN; nan where none is shown to."""
+    first = nan
+    for _, row in swept.iloc[::-1].iterrows():
+        groups = paired(base["entry"], row["entry"], score)
+        if not groups or not difference(groups).high < MARGIN:
+            break
+        first = float(row[key])
+    return first
 
 
 def _columns(frame: pd.DataFrame) -> list[c.Column]:
@@ -141,7 +139,7 @@ def _columns(frame: pd.DataFrame) -> list[c.Column]:
         column("knee_share", "knee, of depth", "percent", ""),
         column("step", "steepest step a layer, points", "points", ""),
         column("from", "from layer", "count", ""),
-        column("free", "free from layer", "count", "From here on no loss is told from chance (Holm)."),
+        column("within", f"loss below {MARGIN_POINTS} points from layer", "count", WITHIN),
     ]
 
 
@@ -151,9 +149,11 @@ def _said(frame: pd.DataFrame) -> list[str]:
         for _, row in rows[rows["score"].isin(GROUPS)].iterrows():
             where = "nowhere" if np.isnan(row["knee"]) else f"at layer {row['knee']:.1f} of {row['depth']}"
             share = "" if np.isnan(row["knee"]) else f" ({100 * row['knee_share']:.0f}% of the depth)"
+            little = "no layer is" if np.isnan(row["within"]) else f"layers from {row['within']:.0f} on are"
             said.append(
                 f"{name}: the knee of {row['score']} lies {where}{share}; its steepest step, from layer "
-                f"{row['from']:.0f} to {row['to']:.0f}, is worth {100 * row['step']:.0f} points a layer."
+                f"{row['from']:.0f} to {row['to']:.0f}, is worth {100 * row['step']:.0f} points a layer; {little} "
+                f"shown to lose less than {MARGIN_POINTS} points."
             )
     return said
 
@@ -165,7 +165,7 @@ def _draw(parts: list, key: str, knees: pd.DataFrame, theme: Theme) -> Figure:
         layers = swept[key].astype(float)
         for ability in abilities:
             axes.plot([*layers, depth], 100 * np.array([*swept[ability], base[ability]]), color=theme.line, lw=1.2)
-        mine = looks([(group, "method") for group in groups])
+        mine = looks([(group, "method") for group in ("rest", "reading", "macro")])
         for group in groups:
             color = mine[group].color(theme.name)
             low, high = (100 * np.array([*swept[f"{group}_{end}"], base[f"{group}_{end}"]]) for end in ("low", "high"))

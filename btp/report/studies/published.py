@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from btp.report import columns as c
+from btp.report.columns import number
 from btp.report.fields import Field
 from btp.report.palette import Theme, looks
 from btp.report.studies.study import SHARE, Answer, Study, baseline, methods, study_rows
@@ -79,12 +80,27 @@ def _said(frame: pd.DataFrame, study: Study) -> list[str]:
         said.append(f"Paper: {study.options['source']}, mean over {', '.join(study.options['benchmarks'])}.")
         for suite in SUITES:
             if len(rows) > 2 and rows[suite].nunique() > 1 and rows["paper"].nunique() > 1:
-                rank = stats.spearmanr(rows["paper"], rows[suite]).statistic
-                text = (
-                    f"{model}: order of the methods against the paper's, {suite} questions: rank correlation {rank:.2f}"
+                rank, p = _rank(rows["paper"], rows[suite])
+                said.append(
+                    f"{model}: order of the methods against the paper's, {suite} questions: rank correlation "
+                    f"{rank:.2f} over {len(rows)} methods (p = {number(p, 'p')}, permutations)."
                 )
-                said.append(f"{text} over {len(rows)} methods.")
+        low, high = (100 * rows["tokens_share"].agg(end) for end in ("min", "max"))
+        if high - low > 1:
+            said.append(f"{model}: budgets differ by method, as in the paper: {low:.0f}% to {high:.0f}% of the tokens.")
     return said
+
+
+def _rank(x: pd.Series, y: pd.Series) -> tuple[float, float]:
+    """Spearman's correlation, and its p by permutation; exact for few methods."""
+    found = stats.permutation_test(
+        (x.to_numpy(),),
+        lambda z: stats.spearmanr(z, y).statistic,
+        permutation_type="pairings",
+        n_resamples=5040,
+        rng=0,
+    )
+    return float(found.statistic), float(found.pvalue)
 
 
 def _draw(frame: pd.DataFrame, theme: Theme) -> Figure:

@@ -14,6 +14,7 @@ from btp.report.fields import Entry, Field
 from btp.report.load import Arm, RunFolder
 from btp.report.palette import Theme
 from btp.report.ranking import ranking
+from btp.report.studies.words import title
 
 METRICS = {x.key: x for x in (c.MACRO, c.READING, c.REST, *c.ANSWERS)}
 SHARE = c.Column(
@@ -96,6 +97,9 @@ def study_rows(fields: Sequence[Field], keys: Sequence[str], study: Study) -> pd
 
     Returns:
         Those of `ranking`, and: entry, tokens_share, pruner.name (of the arm), and the keys.
+
+    Raises:
+        ValueError: none of the runs is of a method.
     """
     frame = ranking(fields).frame
     entries = {(str(e.run.path), e.arm.arm): e for one in fields for e in one.entries}
@@ -109,10 +113,24 @@ def study_rows(fields: Sequence[Field], keys: Sequence[str], study: Study) -> pd
         stages = {_stages(arm) for run in runs_of(fields) if run.setting("pruner.name") == of for arm in run.arms}
         named &= frame["entry"].map(lambda entry: _stages(entry.arm) in stages)  # one that runs share stands in one
     frame = frame[frame["role"].isin(["baseline", "method"]) | named].copy()
+    if methods(frame).empty:
+        raise ValueError("none of the runs is of a method, so there is nothing to compare. Choose one with pruner=...")
     for key in dict.fromkeys(("pruner.name", *keys)):
         if key not in frame:
             frame[key] = [_setting(entry, key) for entry in frame["entry"]]
     return frame.reset_index(drop=True)
+
+
+def scored(frame: pd.DataFrame, asked: Sequence[str]) -> list[str]:
+    """Those of the scores that the runs have: few samples may hold none of an ability.
+
+    Raises:
+        ValueError: they have none of them.
+    """
+    found = [score for score in asked if score in frame and frame[score].notna().any()]
+    if not found:
+        raise ValueError(f"the runs have no sample that counts for {', '.join(asked)}. Raise limit.")
+    return found
 
 
 def _stages(arm: Arm) -> tuple[str, ...]:
@@ -152,7 +170,7 @@ def written(value: Any) -> str:
 
 def column_of(key: str) -> c.Column:
     """A setting as a column of text."""
-    return c.Column(key, key, "Setting", "text", f"The run's {key}.")
+    return c.Column(key, title(key), "Setting", "text", f"The run's {key}.")
 
 
 def metric(key: str) -> c.Column:

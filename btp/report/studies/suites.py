@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from btp.report import columns as c
-from btp.report.fields import Entry, Field, pair
+from btp.report.fields import Entry, Field
 from btp.report.palette import Theme, looks
-from btp.report.stats import SEED
+from btp.report.studies.paired import Groups, apart, paired
+from btp.report.studies.paired import retained as share_retained
 from btp.report.studies.study import SHARE, Answer, Study, baseline, column_of, methods, study_rows, written
+from btp.report.studies.words import setting
 from btp.report.tradeoff import legend
 
 OPTIONS = ("by", "controls", "controls_of")
 SUITES = ("usual", "reading")
-DRAWS = 4999
+SCORES = {"usual": "rest", "reading": "reading"}
+FEWEST = 20  # samples of a suite for a verdict
+VERDICT = f"By the interval of the difference; none with under {FEWEST} samples of a suite, or scores all alike."
+MORE, LESS, SAME, UNKNOWN = "reading retains more", "reading retains less", "no difference shows", "cannot be told"
 
 
 def suites(fields: Sequence[Field], study: Study) -> Answer:
@@ -51,54 +57,39 @@ def _row(key: tuple, by: Sequence[str], found: list) -> dict:
     return out | retained([(row["entry"], base) for row, base in found])
 
 
-def retained(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, float]:
+def retained(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, Any]:
     """What a method retains of the unpruned score in either suite, over tasks.
 
     Args:
         pairs: of each task, the method's entry and the unpruned one.
 
     Returns:
-        usual, reading and gap (reading minus usual), each with _low and _high: 95% intervals of a paired bootstrap.
+        usual, reading and gap (reading minus usual), each with _low and _high (95%), and verdict: one of MORE, LESS,
+        SAME, or UNKNOWN where a suite has fewer than FEWEST samples, or scores that are all alike.
 
     Raises:
         ValueError: one of the suites has no question.
     """
-    suites: dict[str, list] = {suite: [] for suite in SUITES}
-    for entry, base in pairs:
-        for suite, groups in _scores(entry, base).items():
-            suites[suite] += groups
-    if not all(suites.values()):
-        empty = next(suite for suite in SUITES if not suites[suite])
+    groups = {suite: [g for one, base in pairs for g in paired(one, base, SCORES[suite])] for suite in SUITES}
+    if not all(groups.values()):
+        empty = next(suite for suite in SUITES if not groups[suite])
         raise ValueError(
             f"no question of the {empty} suite: the runs need abilities that task.reading names and others, or "
             "tasks of both kinds, as task=pope,textvqa."
         )
-    drawn = {suite: _drawn(groups) for suite, groups in suites.items()}
-    out = {}
-    for name, values in (*drawn.items(), ("gap", drawn["reading"] - drawn["usual"])):
-        low, high = np.nanquantile(values[1:], [0.025, 0.975])
-        out |= {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+    usual, reading = (share_retained(groups[suite]) for suite in SUITES)
+    gap = apart(reading, usual)
+    out: dict[str, Any] = {}
+    for name, found in (("usual", usual), ("reading", reading), ("gap", gap)):
+        out |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    known = all(_varies(groups[suite]) for suite in SUITES)
+    out["verdict"] = UNKNOWN if not known else MORE if gap.low > 0 else LESS if gap.high < 0 else SAME
     return out
 
 
-def _scores(entry: Entry, base: Entry) -> dict[str, list]:
-    """Per suite, of each ability: scores with and without pruning of the same samples."""
-    a, b = pair(entry.rows, base.rows)
-    out: dict[str, list] = {suite: [] for suite in SUITES}
-    for ability, rows in a.groupby("ability", sort=False):
-        suite = "reading" if ability in entry.run.reading else "usual"
-        out[suite].append((rows["score"].to_numpy(float), b.loc[rows.index, "score"].to_numpy(float)))
-    return out
-
-
-def _drawn(groups: list) -> np.ndarray:
-    """[1 + DRAWS] what is retained (macro score over the unpruned one's): as it is, then of samples drawn anew."""
-    rng, pruned, whole = np.random.default_rng(SEED), np.zeros(1 + DRAWS), np.zeros(1 + DRAWS)
-    for a, b in groups:
-        at = rng.integers(0, len(a), (DRAWS, len(a)))
-        pruned += np.concatenate([[a.mean()], a[at].mean(1)])
-        whole += np.concatenate([[b.mean()], b[at].mean(1)])
-    return np.divide(pruned, whole, out=np.full(1 + DRAWS, np.nan), where=whole > 0)
+def _varies(groups: Groups) -> bool:
+    scores = np.concatenate([pruned for pruned, _ in groups])
+    return len(scores) >= FEWEST and bool(np.ptp(scores) > 0)
 
 
 def _columns(by: Sequence[str]) -> list[c.Column]:
@@ -109,16 +100,19 @@ def _columns(by: Sequence[str]) -> list[c.Column]:
         SHARE,
         c.Column("usual", "usual questions", group, "percent", ""),
         c.Column("reading", "reading", group, "percent", ""),
-        c.Column("gap", "reading minus usual, points", group, "points", "95% interval of a paired bootstrap."),
+        c.Column("gap", "reading minus usual, points", group, "points", "With its 95% interval."),
+        c.Column("verdict", "verdict", group, "text", VERDICT),
     ]
 
 
 def _said(frame: pd.DataFrame, by: Sequence[str]) -> list[str]:
+    """How many settings tell the suites apart, and which."""
     said = []
-    for _, row in frame.iterrows():
-        sure = "" if row["gap_low"] > 0 or row["gap_high"] < 0 else " (no difference that shows)"
-        named = ", ".join(f"{key}={row[key]}" for key in by)
-        said.append(f"{named}: usual {100 * row['usual']:.0f}%, reading {100 * row['reading']:.0f}%{sure}.")
+    for verdict in (MORE, LESS, SAME, UNKNOWN):
+        rows = frame[frame["verdict"].eq(verdict)]
+        if len(rows):
+            where = "; ".join(", ".join(setting(key, row[key]) for key in by) for _, row in rows.iterrows())
+            said.append(f"{verdict[0].upper()}{verdict[1:]} in {len(rows)} of {len(frame)} settings: {where}.")
     return said
 
 
@@ -133,7 +127,7 @@ def _draw(frame: pd.DataFrame, by: Sequence[str], theme: Theme) -> Figure:
         axes.hlines(at, 100 * frame[f"{suite}_low"], 100 * frame[f"{suite}_high"], color=color, alpha=0.7, lw=1.4)
         axes.plot(100 * frame[suite], at, mine[suite].marker, color=color, ms=6, label=f"{suite} questions")
     axes.axvline(100, color=theme.soft, lw=1, linestyle=(0, (4, 4)))
-    shown = [", ".join(f"{key.rsplit('.', 1)[-1]}={row[key]}" for key in by) for _, row in frame.iterrows()]
+    shown = [", ".join(setting(key, row[key]) for key in by) for _, row in frame.iterrows()]
     axes.set_yticks(y, shown)
     axes.set_ylim(len(frame) - 0.5, -0.5)
     axes.set_xlabel("retained, % of the unpruned score (line: 95% interval)")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,13 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from btp.report.browser import data_uri
 from btp.report.export import to_csv, to_markdown
 from btp.report.fields import Field, fields
 from btp.report.find import LeftOut, find_runs, nothing_found
 from btp.report.palette import LIGHT
+from btp.report.parts import cell
+from btp.report.studies.calibration import calibration
 from btp.report.studies.coverage import coverage
 from btp.report.studies.curves import curves
 from btp.report.studies.dots import dots
@@ -27,6 +33,7 @@ from btp.report.studies.suites import suites
 from btp.report.table import Table
 
 KINDS = {
+    "calibration": calibration,
     "curves": curves,
     "coverage": coverage,
     "dots": dots,
@@ -42,13 +49,30 @@ PLACES = ("output=", "hydra.sweep.dir=", "logger=")  # words that say nothing of
 BEGIN, END = "<!-- {name}: written by python -m btp.study -->", "<!-- {name}: end -->"
 
 
+@dataclass(frozen=True)
+class Written:
+    """A study that was answered.
+
+    Attributes:
+        question: of the study.
+        said: the answer in sentences.
+        paths: of what was written, the figure first.
+        shown: what templates/study.html shows of it.
+    """
+
+    question: str
+    said: tuple[str, ...]
+    paths: tuple[Path, ...]
+    shown: Mapping[str, Any]
+
+
 def write_study(
     config: Mapping[str, Any],
     folders: Sequence[Path],
     out: Path,
     failed: Sequence[tuple[str, str]] = (),
     command: str = "",
-) -> list[Path]:
+) -> Written:
     """Answer a study from run folders, and write NAME.png, NAME.csv and NAME.md.
 
     Where `out` holds a README.md with the marks BEGIN and END of this study, what stands between them becomes NAME.md.
@@ -59,9 +83,6 @@ def write_study(
         out: made where it is missing.
         failed: cells that are not among the runs: (words, reason).
         command: that made the runs; empty lists those of the runs.
-
-    Returns:
-        What was written, the figure first.
 
     Raises:
         ValueError: no finished run, no such figure, or runs that cannot answer the study.
@@ -77,14 +98,23 @@ def write_study(
     answer = KINDS[study.figure](found, study)
     out.mkdir(parents=True, exist_ok=True)
     figure, table, page = (out / f"{study.name}.{ending}" for ending in ("png", "csv", "md"))
-    figure.write_bytes(_png(answer))
+    caption = _caption(found)
+    png = _png(answer, caption)
+    figure.write_bytes(png)
     shown = answer.frame.drop(columns=[x for x in ("entry", "folder", "run") if x in answer.frame])
     if "command" in shown:
         shown["command"] = shown["command"].map(plain)
     table.write_text(to_csv(Table(shown, (), study.name)), encoding="utf-8")
     text = _page(study, answer, found, [x for x in left if x.kind != "twice"], command)
     page.write_text(text, encoding="utf-8")
-    return [figure, table, page, *_into_readme(out / "README.md", study.name, text)]
+    paths = (figure, table, page, *_into_readme(out / "README.md", study.name, text))
+    shown = {"question": study.question, "said": answer.said, "caption": caption, "uri": data_uri(png)}
+    return Written(study.question, tuple(answer.said), paths, shown | _cells(answer))
+
+
+def typed(words: Sequence[str]) -> str:
+    """A command as it is typed, without where its results go."""
+    return f"python run.py {shlex.join(word for word in words if not word.startswith(PLACES))}"
 
 
 def plain(command: str) -> str:
@@ -92,12 +122,29 @@ def plain(command: str) -> str:
     return " ".join(word for word in command.split() if not word.startswith(PLACES))
 
 
-def _png(answer: Answer) -> bytes:
+def _caption(found: Sequence[Field]) -> str:
+    """What the numbers are of, so that a figure can be cited alone."""
+    out = []
+    for one in found:
+        counts = sorted({run.samples["sample"].nunique() for run in one.runs})
+        out.append(f"{one.name}, n = {' and '.join(map(str, counts))}")
+    return "; ".join(out)
+
+
+def _cells(answer: Answer) -> dict[str, Any]:
+    columns = [{"title": x.title, "help": x.help, "text": x.kind == "text"} for x in answer.columns]
+    rows = [[cell(row, column) for column in answer.columns] for _, row in answer.frame.iterrows()]
+    return {"columns": columns, "rows": rows}
+
+
+def _png(answer: Answer, caption: str) -> bytes:
     with matplotlib.rc_context(LIGHT.style()):
         figure = answer.draw(LIGHT)
         FigureCanvasAgg(figure)
+        below = textwrap.fill(caption, int(18 * figure.get_figwidth()))
+        figure.text(0.01, -0.01, below, va="top", fontsize=7.5, color=LIGHT.soft)
         buffer = BytesIO()
-        figure.savefig(buffer, dpi=DPI, format="png")
+        figure.savefig(buffer, dpi=DPI, format="png", bbox_inches="tight", pad_inches=0.08)
     return buffer.getvalue()
 
 
@@ -108,16 +155,12 @@ def _page(study: Study, answer: Answer, found: Sequence[Field], left: Sequence[L
     samples = sorted({run.samples["sample"].nunique() for run in runs})
     spread = any(f"{column.key}_low" in answer.frame for column in answer.columns)
     brackets = "; 95% intervals in brackets" if spread else ""
-    lines = [f"![{study.question}]({study.name}.png)", ""]
+    lines = ["```", *commands, "```", "", f"![{study.question}]({study.name}.png)", ""]
     lines += [f"- {text}" for text in answer.said]
     lines += ["", to_markdown(Table(answer.frame, tuple(answer.columns), study.name))]
     lines += [
         f"{len(runs)} runs, {' and '.join(map(str, samples))} samples each, {'; '.join(one.name for one in found)}; "
         f"{'; '.join(machines)}{brackets}. All numbers: [{study.name}.csv]({study.name}.csv).",
-        "",
-        "```",
-        *commands,
-        "```",
     ]
     if left:
         lines += ["", "Left out:", "", *(f"- `{x.what}`: {' '.join(x.why.split())}" for x in left)]

@@ -3,7 +3,7 @@
 const FAR = 1.6; // an unpruned model this much dearer than all others is named at the edge, not drawn to scale
 
 class Chart {
-  // board: {series: Map, light(series), hidden: Set}; options: {small, title}
+  // board: {series: Map, lines: places of rows, light(series), hidden: Set}; options: {small, title}
   constructor(host, board, options = {}) {
     Object.assign(this, { host, board, options, points: [], at: -1 });
     this.tip = html("div", { class: "tip", role: "status", hidden: "" });
@@ -48,15 +48,14 @@ class Chart {
     const up = limits ?? this.#limits(others.length ? others : shown, base, score.key, times);
     const left = (value) => room.left + ((value - across[0]) / (across[1] - across[0])) * (this.width - room.left - room.right);
     const top = (value) => height - room.bottom - ((value - up[0]) / (up[1] - up[0])) * (height - room.top - room.bottom);
-    const places = sideBySide(prices.map(left), 7, small ? 5 : 9, small ? 24 : 60);
-    this.points = shown.map((row, i) => ({
-      row, price, score, x: places[i], y: top(times * row.values[score.key][0]),
+    this.points = shown.map((row) => ({
+      row, price, score, x: left(x(row)), y: top(times * row.values[score.key][0]),
     })).filter(({ row }) => times * row.values[score.key][0] >= up[0] && times * row.values[score.key][0] <= up[1]);
 
     this.#axes(price, score, across, up, left, top, room, height);
     if (!small) this.#front(known, price, score, left, top, times, room);
     this.#baseline(base, price, score, top, times, room, far, up);
-    this.#series(price, score, left, top, times);
+    this.#series(rows, price, score, left, top, times);
     if (!small) this.#names(room);
     this.ring = svg("circle", { class: "ring", r: small ? 7 : 9, visibility: "hidden" });
     this.picture.append(this.ring);
@@ -125,7 +124,9 @@ class Chart {
     }
   }
 
-  #series(price, score, left, top, times) {
+  #series(rows, price, score, left, top, times) {
+    const at = new Map(this.points.map((point) => [point.row, point]));
+    const lines = this.board.lines.map((line) => line.map((i) => at.get(rows[i])).filter(Boolean).sort((a, b) => a.x - b.x));
     for (const series of this.board.series.values()) {
       const mine = this.points.filter((point) => point.row.series === series.name);
       if (!mine.length) continue;
@@ -136,11 +137,9 @@ class Chart {
         const [, cheap, dear] = row.values[price.key];
         if (cheap !== null && dear !== null) group.append(svg("line", { class: "range", x1: left(cheap), x2: left(dear), y1: y, y2: y }));
       }
-      const budgets = new Map(mine.map((point) => [point.row.budget, []]));
-      for (const point of mine) budgets.get(point.row.budget).push(point);
-      const mean = (points, key) => points.reduce((sum, point) => sum + point[key], 0) / points.length;
-      const through = [...budgets.values()].map((points) => [mean(points, "x"), mean(points, "y")]).sort((a, b) => a[0] - b[0]);
-      if (through.length > 1) group.append(svg("polyline", { class: `line ${series.role}`, points: through.map((at) => at.map((v) => v.toFixed(1)).join(",")).join(" ") }));
+      for (const line of lines.filter((points) => points.length > 1 && points[0].row.series === series.name)) {
+        group.append(svg("polyline", { class: `line ${series.role}`, points: line.map(({ x, y }) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ") }));
+      }
       for (const point of mine) group.append(mark(series, point.x, point.y, this.options.small ? 3.2 : 4.6));
       this.picture.append(group);
     }
@@ -199,6 +198,7 @@ class Chart {
     if (at === this.at) return;
     this.at = at;
     const { row, price, score, x, y, front } = this.points[at];
+    const here = this.points.filter((point, i) => i !== at && Math.hypot(point.x - x, point.y - y) < 2).map((point) => point.row.method);
     this.ring.setAttribute("cx", x);
     this.ring.setAttribute("cy", y);
     this.ring.setAttribute("visibility", "visible");
@@ -209,6 +209,7 @@ class Chart {
       html("dl", {}, ...lines.flatMap(([title, text]) => [html("dt", {}, title), html("dd", {}, text)])),
       front ? html("p", {}, "◆ on the Pareto front") : "",
       row.note ? html("p", {}, row.note) : "",
+      here.length ? html("p", {}, `at the same place: ${here.join(", ")}`) : "",
     );
     this.tip.hidden = false;
     const width = this.tip.offsetWidth;

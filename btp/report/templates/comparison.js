@@ -1,7 +1,4 @@
-// The table: rows by their names, columns by their groups.
-const results = document.getElementById("results");
-
-// Lines between budgets mean nothing once the table is sorted otherwise.
+// The table: rows by their names. Lines between budgets mean nothing once the table is sorted otherwise.
 results.tHead.addEventListener("click", () => {
   results.querySelectorAll("tr.first").forEach((row) => row.classList.remove("first"));
 });
@@ -15,15 +12,7 @@ filter.addEventListener("input", () => {
   }
 });
 
-function showGroup(button, shown) {
-  button.setAttribute("aria-pressed", String(shown));
-  results.querySelectorAll(`[data-group="${button.dataset.group}"]`).forEach((cell) => { cell.hidden = !shown; });
-}
-const groups = [...document.querySelectorAll("#groups button")];
-groups.forEach((button) => button.addEventListener("click", () => showGroup(button, button.getAttribute("aria-pressed") !== "true")));
-for (const button of groups.filter((one) => one.dataset.folds)) { // where there is no room, what the plots show too goes first
-  if (results.scrollWidth > results.parentElement.clientWidth + 1) showGroup(button, false);
-}
+
 
 // Settings: all cells, or two side by side with nothing but what differs between these.
 const settings = document.getElementById("differing");

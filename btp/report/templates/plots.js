@@ -5,6 +5,7 @@ function plots(section) {
   const live = section.querySelector(".live");
   const board = {
     series: new Map(data.series.map((series) => [series.name, series])),
+    lines: data.lines,
     hidden: new Set(),
     light(name) {
       for (const element of live.querySelectorAll("[data-series]")) {

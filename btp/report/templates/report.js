@@ -21,6 +21,15 @@ function choose(attribute, then) {
   }
 }
 
+for (const button of navigator.clipboard ? document.querySelectorAll("button.copy") : []) {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(button.previousElementSibling.textContent);
+    button.textContent = "copied";
+    setTimeout(() => { button.textContent = "copy"; }, 1500);
+  });
+}
+
 if (samples.length) {
   choose("ability", (ability) => { state.ability = ability; show(); });
   choose("strip", (arm) => {

@@ -1,4 +1,4 @@
-// Axes: round ticks, how they are written, and points at one place side by side.
+// Axes: round ticks and how they are written; the Pareto front; marks.
 
 function roundTicks(low, high, most) {
   const raw = (high - low) / Math.max(most, 1) || 1;
@@ -17,24 +17,6 @@ function tickText(value, kind) {
     return `${+(value / unit).toPrecision(3)}${prefix && `\u00a0${prefix}`}`;
   }
   return String(+value.toPrecision(4));
-}
-
-// Pixels closer than `near` become `gap` apart around their mean, in their order, no further than `most` in all.
-function sideBySide(places, near = 7, gap = 9, most = 60) {
-  const order = places.map((_, i) => i).sort((a, b) => places[a] - places[b]);
-  const groups = [];
-  for (const i of order) {
-    const last = groups[groups.length - 1];
-    if (last && places[i] - places[last[last.length - 1]] < near) last.push(i);
-    else groups.push([i]);
-  }
-  const out = [...places];
-  for (const group of groups) {
-    const mean = group.reduce((sum, i) => sum + places[i], 0) / group.length;
-    const step = Math.min(gap, most / group.length);
-    group.forEach((i, at) => { out[i] = mean + step * (at - (group.length - 1) / 2); });
-  }
-  return out;
 }
 
 // Which points nothing beats: as good for less, or better for as much.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from btp.tasks.local import Place
-from btp.tasks.pictures import Pictures, file_size
+from btp.tasks.pictures import Pictures
 from btp.tasks.sample import Sample
 
 LETTERS = "ABCD"
@@ -30,10 +30,6 @@ class PictureRow:
     def name(self) -> str:
         """File and place."""
         return f"{self.path}, byte {self.start}"
-
-    def size(self) -> int | None:
-        """Of the table."""
-        return file_size(self.path)
 
     def open(self) -> IO[bytes]:
         """Read that row alone."""

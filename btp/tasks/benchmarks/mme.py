@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from btp.tasks.local import Place
+from btp.tasks.local import Place, read_text
 from btp.tasks.metrics.mme import COGNITION, PERCEPTION
 from btp.tasks.pictures import ENDINGS, PictureFile, Pictures
 from btp.tasks.sample import Sample
@@ -46,7 +46,7 @@ def _category(folder: Path) -> list[Sample]:
     samples = []
     for text in sorted(texts.glob("*.txt")):
         picture = by_stem.get(text.stem, pictures / f"{text.stem}.jpg")
-        for number, line in enumerate(text.read_text(encoding="utf-8").splitlines()):
+        for number, line in enumerate(read_text(text, "task.path").splitlines()):
             if not line.strip():
                 continue
             question, tab, answer = line.rstrip().rpartition("\t")

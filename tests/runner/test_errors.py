@@ -1,0 +1,49 @@
+"""An error names the page that helps."""
+
+import re
+
+import pytest
+from jobs import command
+
+from btp.runner.errors import PAGE, ROOT, page_of, say
+
+EXAMPLES = {
+    "A budget of 3 visual tokens on average cannot be met: 21 is the least.": "docs/concepts.md#budgets",
+    "the checkpoint in /a/b lacks 3 of the model's weights: lm_head": "docs/models.md#messages",
+    "sample 7: its picture /p/7.png is missing. Put it there.": "docs/benchmarks.md",
+    "This model is attached already": "btp/engine/attach.py",
+    "The disk is full": None,
+}
+
+
+@pytest.mark.parametrize(("message", "page"), EXAMPLES.items())
+def test_page_of_a_message(message, page):
+    assert page_of(message) == page
+
+
+def test_every_message_of_the_page_that_has_a_link_finds_a_file():
+    """None of the table is lost on the way, whatever stands in for what differs."""
+    rows = re.findall(r"^\| `([^`]+)` \|.*\]\(", PAGE.read_text(), re.MULTILINE)
+    assert len(rows) >= 30
+    for said in rows:
+        page = page_of(said.replace("…", "x"))
+        assert page is not None, said
+        assert (ROOT / page.partition("#")[0]).is_file(), page
+
+
+def test_say(capsys):
+    say(ValueError("A budget of 3 visual tokens on average cannot be met"), "a file has more")
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "error: A budget of 3 visual tokens on average cannot be met",
+        "  a file has more",
+        "  see docs/concepts.md#budgets",
+    ]
+
+
+def test_of_a_run(tmp_path):
+    """At the command line, from the process that composes."""
+    started = command("budget.tokens=20", "budget.share=0.2", f"output={tmp_path}")
+    printed, _ = started.communicate(timeout=120)
+    assert started.returncode == 1
+    assert "  see docs/concepts.md#budgets" in printed.splitlines()
