@@ -1,6 +1,13 @@
 """Entry point: composes the config and hands it to the runner. `python run.py --help` shows what can be set."""
 
-from btp.runner.cli import main
+import sys
+
+try:
+    from btp.runner.cli import main
+except ModuleNotFoundError as error:
+    if str(error.name).startswith("btp"):
+        raise
+    sys.exit(f"error: {error}. Activate the environment: source .venv/bin/activate (`make setup` makes it).")
 
 if __name__ == "__main__":
     main()

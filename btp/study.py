@@ -41,6 +41,8 @@ def _write(folders: list[Path], name: str | None, out: Path) -> Written:
     runs: list[Path] = []
     failed, commands, study = [], [], None
     for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}. Name the one that `python run.py -m ...` printed.")
         if not (folder / "sweep.json").is_file():
             runs.append(folder)
             continue

@@ -55,7 +55,7 @@ class Arm:
 
     def build(self) -> Pruner | None:
         """Instantiate the method."""
-        return _build(self.name, self.method)
+        return build_method(self.name, self.method)
 
     def identity(self, shared: str) -> str:
         """Names the answers of this arm; `shared` is the identity of model and task."""
@@ -97,9 +97,9 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
     if config["pruner"]["name"] != "none":
         pruner = found.searched(config["pruner"])
         config = {**config, "pruner": pruner}
-        planned = plan(config, facts, lambda one: _build(one["name"], one["method"]), found)
+        planned = plan(config, facts, lambda one: build_method(one["name"], one["method"]), found)
         asked = wanted_tokens(config, planned, facts.total)
-        method, node = _build(pruner["name"], method_of(pruner)), method_of(pruner)
+        method, node = build_method(pruner["name"], method_of(pruner)), method_of(pruner)
         budget = {key: config["budget"][key] for key in ("move", "nearest")}
         met = meet(planned, facts, asked, method, **budget)
         picture = pruner.get("picture", "full")
@@ -145,7 +145,7 @@ def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
         note = f"At llm.input, since {main.name} leaves nothing to choose at its own stage."
     else:
         schedule = main.schedule
-    schedule = for_method(schedule, _build(control["name"], control["method"]))
+    schedule = for_method(schedule, build_method(control["name"], control["method"]))
     free = schedule.has_fit
     met = meet(Planned(schedule), facts, main.reached if free else None, None, move=False, nearest=True)
     asked = main.reached if free or own is None else None
@@ -175,11 +175,16 @@ def _short(tokens: float | None) -> float | None:
     return None if tokens is None else round(tokens, 4)
 
 
-def _build(name: str, method: Mapping[str, Any] | None) -> Pruner | None:
+def build_method(name: str, method: Mapping[str, Any] | None) -> Pruner | None:
+    """Instantiate the method of a pruner's yaml; None where it has none.
+
+    Raises:
+        ValueError: its class is not there, or refuses its settings.
+    """
     if method is None:
         return None
     try:
         return instantiate(dict(method))
     except Exception as error:
-        reason = error.__cause__ or error
+        reason = str(error.__cause__ or error).rstrip(".")
         raise ValueError(f"pruner {name!r} cannot be built from its yaml: {reason}. Correct pruner.method.") from error

@@ -34,10 +34,22 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
     many = any(flag in argv for flag in MANY)
     message = find_fault(conf, experiment.before(words) if many else words)
     if message is None and not many and "--cfg" not in argv and "-c" not in argv:
-        message = experiment.fault(words)
+        message = experiment.fault(words) or _several(conf, words)
     if message:
         say(message)
         sys.exit(1)
+
+
+def _several(conf: Path, words: list[str]) -> str | None:
+    """Why these words are no single run: one of them has several values."""
+    for override in _parsed(conf, words):
+        values = _values(override)
+        if values:
+            return (
+                f"{override.input_line} is a sweep over {len(values)} values, but -m is missing. Write "
+                "`python run.py -m ...`; one value that is a list is written [a,b]."
+            )
+    return None
 
 
 def with_sweep(conf: Path, argv: list[str]) -> list[str]:

@@ -26,9 +26,10 @@ from btp.models.load import Loaded, load
 from btp.models.recognise import check_library
 from btp.report.page import write_report
 from btp.report.screen import screen_table
-from btp.runner.arms import UNPRUNED, Arm, shared_identity
+from btp.runner.arms import UNPRUNED, Arm, build_method, shared_identity
 from btp.runner.batches import Collate, Feed, by_length, visual_tokens
 from btp.runner.budget import pictures_of
+from btp.runner.compositions import method_of
 from btp.runner.contents import make_dataset
 from btp.runner.corpus import corpus_metrics
 from btp.runner.errors import say
@@ -113,6 +114,7 @@ class Run:
         config = self.config
         if self.machine.leads:
             self.folder.begin(config, self.identity, hardware_line(self.machine.device, config["model"]["dtype"]))
+        build_method(config["pruner"]["name"], method_of(config["pruner"]))  # its settings, before any weight is read
         with self.phase("load"):
             self.loaded = self._load()
         if config["model"]["weights"] == "random":

@@ -1,6 +1,8 @@
 """An error names the page that helps."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 from jobs import command
@@ -47,3 +49,20 @@ def test_of_a_run(tmp_path):
     printed, _ = started.communicate(timeout=120)
     assert started.returncode == 1
     assert "  see docs/concepts.md#budgets" in printed.splitlines()
+
+
+def test_a_wrong_setting_of_a_method_is_said_before_weights_are_read(tmp_path):
+    started = command("pruner.method.score=softmax", "logger=none", "trainer=cpu", f"output={tmp_path}")
+    printed, _ = started.communicate(timeout=120)
+    assert started.returncode == 1
+    assert "pruner.method.score is 'softmax'. Choose from: logits, probs. Correct pruner.method.\n" in printed
+    assert "Loading weights" not in printed
+    assert not list(tmp_path.glob("pocket-*"))
+
+
+def test_without_the_environment():
+    """An interpreter that has none of the packages."""
+    bare = [sys.executable, "-E", "-S", "run.py"]
+    ended = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "Activate the environment: source .venv/bin/activate" in ended.stderr

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from btp.runner.compositions import as_typed, name_lists
-from btp.runner.overrides import find_fault, planned_cells
+from btp.runner.overrides import check_overrides, find_fault, planned_cells
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -35,6 +35,16 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 )
 def test_a_wrong_word_is_named_with_the_nearest_right_one(words, message):
     assert message in find_fault(CONF, name_lists(words))
+
+
+@pytest.mark.parametrize("word", ["pruner=btp,fastv", "stages=range(1,3)", "budget.share=0.2,0.4"])
+def test_several_values_need_m(word, capsys):
+    """Hydra's own words for it name a variable of the environment."""
+    with pytest.raises(SystemExit):
+        check_overrides(CONF, [word])
+    assert f"error: {word} is a sweep over 2 values, but -m is missing. Write" in capsys.readouterr().err
+    check_overrides(CONF, ["-m", word])
+    check_overrides(CONF, ["task.dataset.abilities=[digit,number]"])
 
 
 @pytest.mark.parametrize(
