@@ -206,12 +206,12 @@ def test_random_weights_refuse_what_has_no_effect_first(tmp_path):
             check_config(composed("model=llava15", "model.weights=random", word, f"output={tmp_path}"))
 
 
-def test_the_command_line_says_it_in_a_line(tmp_path):
+def test_the_command_line_says_it_in_a_line_and_names_the_page(tmp_path):
     process = command("model.path=checkpoints/pocke", f"output={tmp_path}")
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert said.startswith("error: model.path is checkpoints/pocke, but there is no such folder.")
-    assert len(said.splitlines()) == 1
+    assert said.splitlines()[1:] == ["  see docs/models.md"]
 
 
 def test_the_page_on_models_lists_every_yaml_and_its_commands_compose():

@@ -301,7 +301,7 @@ def test_a_run_that_fails_half_way_names_its_log(tmp_path, monkeypatch, capsys):
     request.write_text(json.dumps(composed(*quick, f"output={tmp_path / 'out'}")))
     assert handle(request).code == 1
     (log,) = (tmp_path / "out").glob("*/error.log")
-    assert f"error: broken half way\n({log} says where)\n" in capsys.readouterr().err
+    assert f"error: broken half way\n  ({log} says where)\n" in capsys.readouterr().err
     assert "Traceback" in log.read_text()
     assert json.loads((log.parent / "run.json").read_text())["state"] == "failed"
 
