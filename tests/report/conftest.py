@@ -17,8 +17,9 @@ def page(run_folder):
     return write_report(run_folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Closed with its module: a process that later tests fork would keep its pipe open, and it would never end."""
     path = find_browser()
     if path is None:
         pytest.skip("no chromium or google-chrome on this machine")

@@ -48,8 +48,9 @@ def answers(pocket, folder, pruner, **trainer):
     knobs = {"balance": 0.6} if pruner == "btp" else {}
     stages = [stage | (knobs if stage["keep"] else {}) for stage in STAGES]
     arm = Arm(pruner, "method", config["pruner"]["method"], Schedule.from_config(stages))
-    feed, order = machine.feed(samples, loaded.processor), by_length(samples, loaded.processor)
-    return answer(loaded, arm, task, samples, feed, order, folder / pruner, None, None, machine), machine
+    order = by_length(samples, loaded.processor)
+    with machine.feed(samples, loaded.processor) as feed:
+        return answer(loaded, arm, task, samples, feed, order, folder / pruner, None, None, machine), machine
 
 
 @pytest.mark.parametrize("pruner", ["btp", "fastv", "random"])
@@ -102,10 +103,10 @@ def test_a_question_that_holds_the_models_mark_is_refused(pocket):
 def test_a_pass_that_was_left_does_not_spoil_the_next(pocket):
     """Batches that nobody took are not handed to who comes later."""
     loaded, _, samples = pocket
-    feed = Feed(samples, loaded.processor, workers=1)
-    for _ in feed.batches(range(12), 2):
-        break
-    assert [batch.indices for batch in feed.batches([17, 3, 5], 2)] == [[17, 3], [5]]
+    with Feed(samples, loaded.processor, workers=1) as feed:
+        for _ in feed.batches(range(12), 2):
+            break
+        assert [batch.indices for batch in feed.batches([17, 3, 5], 2)] == [[17, 3], [5]]
 
 
 def test_a_size_that_changes_counts_for_what_comes_later(pocket):
