@@ -33,7 +33,7 @@ class Sweep:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.cells, self.cells_study = Cells(folder).read(), Cells(folder).study()
+        self.cells = Cells(folder).read()
 
     def end(self) -> int:
         """Print and write one comparison of all cells, those that did not finish with their reason.
@@ -84,7 +84,7 @@ class Sweep:
 
     def study(self, finished: list[Path], left: list[tuple[str, str]]) -> tuple[Written | None, int]:
         """Write figure and table of the study that the sweep makes, if any; returns it and the exit code."""
-        asked = self.cells_study
+        asked = Cells(self.folder).study()
         if asked is None:
             return None, 0
         from btp.report.studies.write import typed, write_study  # late: it draws

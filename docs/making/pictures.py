@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="folder of a sweep")
     given = parser.parse_args()
     pages = {"report": given.run / "report.html", "comparison": given.sweep / "comparison.html"}
-    browser = next(path for name in ("chromium", "google-chrome") if (path := shutil.which(name)))
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        parser.error("neither chromium nor google-chrome is installed")
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
         tab = opened.new_page(viewport={"width": WIDTH, "height": 900})
