@@ -21,6 +21,7 @@ from btp.ops.nearest import distances_in_turn
 from btp.ops.pick import marked, top_k
 from btp.ops.rebalance import rebalanced_top
 from btp.ops.spatial import DISTANCES, spatial_seeds
+from btp.ops.union import joined
 
 SPLITS = ("half", "keep")
 
@@ -33,8 +34,13 @@ class BTP(Pruner):
     rest are the farthest points of the hidden states from all chosen so far. One stage hands its tokens to
     the next, so the kept sets are nested.
 
-    Settings of a stage: `balance` in [0, 1] (the paper's lambda), needed wherever something stays; `over`, in
-    place of the method's; `seed`, in place of the method's, on the first stage only.
+    Settings of a stage:
+        balance: in [0, 1], the paper's lambda; needed wherever something stays.
+        over, seed: in place of the method's; `seed` on the first stage only.
+        scratch: in [0, 1], 0 where it is not set. floor(scratch * k) tokens more are kept, the farthest points of the
+            hidden states that a search from no token at all finds.
+        surplus: 1 or more, 1 where it is not set. Attention chooses floor(surplus * floor(balance * k)) tokens.
+    Together scratch and balance * surplus are at most 1.
 
     Args:
         score: logits | probs, which form of the attention ranks. The published numbers come from logits.
@@ -46,11 +52,13 @@ class BTP(Pruner):
         distance: manhattan | euclidean, between places of the grid.
 
     Source: Li et al. 2025, arXiv:2505.22038, and its released code. Layers count from 1 there: a stage at the
-    paper's layer 4 is `llm.layer.3` here. The paper gives no share for the seed; its code takes 144 of 576,
-    and precedes it by a round of farthest points from scratch, which the paper does not have.
+    paper's layer 4 is `llm.layer.3` here. The paper gives no share for the seed; its code takes 144 of 576. The code
+    has rounds of farthest points from scratch, which the paper has not (`scratch`), and for Qwen2.5-VL keeps all
+    candidates of the first stage without re-balancing them (`surplus`, with `over` 1). It keeps a token twice that two
+    rules choose at stage 2, and more than k where its parts exceed k; here tokens are distinct, and k of them.
     """
 
-    stage_settings = frozenset({"balance", "over", "seed"})
+    stage_settings = frozenset({"balance", "over", "scratch", "seed", "surplus"})
 
     def __init__(self, *, score: str, source: str, over: float, split: str, seed: float, distance: str) -> None:
         self.attention = TextAttention(score, source)
@@ -80,6 +88,19 @@ class BTP(Pruner):
             balance = _number(f"schedule.{i}.balance", stage.settings["balance"], 0, 1)
             _number(f"schedule.{i}.over", stage.settings.get("over", 1), 1, None)
             _number(f"schedule.{i}.seed", stage.settings.get("seed", 0), 0, 1)
+            scratch = _number(f"schedule.{i}.scratch", stage.settings.get("scratch", 0), 0, 1)
+            surplus = _number(f"schedule.{i}.surplus", stage.settings.get("surplus", 1), 1, None)
+            if scratch + balance * surplus > 1 + 1e-6:
+                raise ValueError(
+                    f"schedule.{i}.scratch is {scratch:g} and attention chooses {balance * surplus:g} of what stays "
+                    f"(balance {balance:g} times surplus {surplus:g}), together more than all of it. Lower "
+                    f"schedule.{i}.scratch or schedule.{i}.balance."
+                )
+            if surplus > 1 and not balance:
+                raise ValueError(
+                    f"schedule.{i}.surplus is {surplus:g}, but balance is 0, so that attention chooses nothing. Remove "
+                    "it."
+                )
             if stage.site.tower != "llm" or stage.site.kind == "cache":
                 raise ValueError(
                     f"schedule.{i}.site is {stage.site}, but pruner 'btp' works between decoder layers. "
@@ -98,14 +119,14 @@ class BTP(Pruner):
         return self.attention.needs(stage) if stage.settings.get("balance", 0) > 0 else ()
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
-        """Attention, then the grid, then diversity."""
+        """Attention, then farthest points from scratch, then the grid, then the farthest from all of these."""
         first = self._first(tokens, signals, stage)
         if tuple(first.sure) == first.counts:  # nothing is left for diversity
             return Selection(_ascending(first.chosen, tokens.valid.shape[1], first.counts))
         return Selection(farthest_points(tokens.hidden, first.chosen, first.counts, tokens.valid, first.sure))
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
-        """Which of the four rules chose each token, and what each goes by.
+        """Which of the five rules chose each token, and what each goes by.
 
         Rebalancing is why a token stays that attention alone, as a plain top-k, would have left out. The parts of the
         score: the attention; the place in the line of candidates, 1 for the first; the cosine distance to the nearest
@@ -119,9 +140,10 @@ class BTP(Pruner):
             top = marked(top_k(first.scores, first.by_attention, tokens.valid), N)
             said |= {"attention score": first.scores, "candidates": _places(line, first.candidates, N)}
             said |= {"attention": attended & top, "rebalancing": attended & ~top}
-        chosen = marked(first.chosen, N)
-        if (chosen & ~attended).any():
-            said["spatial seed"] = chosen & ~attended
+        chosen, alone = marked(first.chosen, N), marked(first.scratch, N) & ~attended
+        for name, mine in (("farthest from scratch", alone), ("spatial seed", chosen & ~attended & ~alone)):
+            if mine.any():
+                said[name] = mine
         if tuple(first.sure) != first.counts:
             order = farthest_points(tokens.hidden, first.chosen, first.counts, tokens.valid, first.sure, ordered=True)
             said["distance"] = distances_in_turn(tokens.hidden, order, tokens.valid).masked_fill(chosen, -torch.inf)
@@ -132,9 +154,10 @@ class BTP(Pruner):
         """What is chosen before diversity fills up."""
         counts = tokens.keep_counts(stage)
         alive = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
-        by_attention = tuple(keep_count(float(stage.settings["balance"]), k) for k in counts)
+        by_attention = tuple(_by_attention(stage, k) for k in counts)
         scores, candidates, limits = None, [0] * len(counts), None
-        attended = torch.empty(len(counts), 0, dtype=torch.long, device=tokens.hidden.device)
+        nothing = torch.empty(len(counts), 0, dtype=torch.long, device=tokens.hidden.device)
+        attended = scratch = nothing
         if any(by_attention):
             scores = self.attention.of(tokens, signals, stage)
             over = float(stage.settings.get("over", self.over))
@@ -144,10 +167,14 @@ class BTP(Pruner):
             limits = candidates, split, tokens.valid if ragged else None
             attended = rebalanced_top(scores, by_attention, *limits)
         chosen, sure = attended, list(by_attention)
+        apart = [keep_count(float(stage.settings.get("scratch", 0)), k) for k in counts]
+        if any(apart):
+            scratch = farthest_points(tokens.hidden, nothing, apart, tokens.valid)
+            chosen, sure = joined(chosen, scratch, counts, sure, apart)
         seeds = self._seeds(tokens, stage, counts, alive)
         if any(seeds):
-            chosen, sure = _join(attended, seeds, counts, by_attention)
-        return _First(counts, by_attention, scores, candidates, limits, attended, chosen, sure)
+            chosen, sure = joined(chosen, _padded(seeds, chosen.device), counts, sure, [len(row) for row in seeds])
+        return _First(counts, by_attention, scores, candidates, limits, attended, scratch, chosen, sure)
 
     def _seeds(
         self, tokens: Tokens, stage: Stage, counts: Sequence[int], alive: Sequence[int]
@@ -177,7 +204,8 @@ class _First:
         candidates: for attention, per row.
         limits: candidates, split and valid, as `rebalanced_top` takes them; None likewise.
         attended: [B, M] those that attention chose.
-        chosen: [B, M'] these and the seeds behind them.
+        scratch: [B, M'] the farthest points from scratch.
+        chosen: [B, M''] both and the seeds behind them, each once.
         sure: distinct ones that each row has for certain.
     """
 
@@ -187,6 +215,7 @@ class _First:
     candidates: list[int]
     limits: Any
     attended: Tensor
+    scratch: Tensor
     chosen: Tensor
     sure: list[int]
 
@@ -207,25 +236,15 @@ def _ascending(chosen: Tensor, n: int, counts: Sequence[int]) -> Tensor:
     return found.masked_fill(found == n, -1)
 
 
-def _join(
-    chosen: Tensor, seeds: Sequence[tuple[int, ...]], counts: Sequence[int], by_attention: Sequence[int]
-) -> tuple[Tensor, list[int]]:
-    """`chosen` [B, M] and behind it the seeds as far as a row's count goes, -1 for what is too many; and how many
-    distinct ones each row has for certain.
-    """
-    if chosen.device.type == "cpu":  # where reading is free
-        pairs = zip(chosen.tolist(), seeds, counts, strict=True)
-        rows = [[i for i in dict.fromkeys([*mine, *more]) if i >= 0][:k] for mine, more, k in pairs]
-        width = max(map(len, rows))
-        padded = [[*row, *[-1] * (width - len(row))] for row in rows]
-        return torch.tensor(padded, dtype=torch.long).view(len(rows), width), [len(row) for row in rows]
-    width, device = max(map(len, seeds)), chosen.device
-    extra = torch.tensor([[*s, *[-1] * (width - len(s))] for s in seeds], device=device)  # [B, S]
-    new = (extra >= 0) & ~(extra[:, :, None] == chosen[:, None]).any(2)
-    room = torch.tensor(tuple(counts), device=device) - (chosen >= 0).sum(1)
-    fits = new & (new.cumsum(1) <= room[:, None])
-    sure = [min(k, max(n, len(s))) for k, n, s in zip(counts, by_attention, seeds, strict=True)]
-    return torch.cat([chosen, extra.masked_fill(~fits, -1)], dim=1), sure
+def _by_attention(stage: Stage, k: int) -> int:
+    """How many of k tokens attention chooses: a share of k, and a multiple of that, each rounded down."""
+    return int(keep_count(float(stage.settings["balance"]), k) * float(stage.settings.get("surplus", 1)) + 1e-6)
+
+
+def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    """[B, longest] the rows, padded with -1 at the end."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], device=device).view(len(rows), width)
 
 
 def _number(key: str, value: object, low: float, high: float | None) -> float:

@@ -16,6 +16,7 @@ HIGHEST = "highest score"  # the rule of those that rank by one score and say no
 MEANING = {  # of names whose words do not say it
     "candidates": "the line in which attention's choice stands, bright the first; who is not in it cannot be chosen",
     "rebalancing": "in the line where attention alone would have left it out",
+    "farthest from scratch": "found as if nothing had been chosen before",
     "spatial seed": "a place of the grid, spread evenly",
     "distance": "to the nearest token chosen before, by cosine; diversity takes the farthest",
 }

@@ -90,6 +90,56 @@ def test_seed_fills_what_attention_leaves():
     assert pruner.select(seen, values, at).keep.tolist() == [sorted(attended + seeds[:3])]
 
 
+def test_a_round_from_scratch():
+    """floor(scratch k) farthest points as if nothing had been chosen, united with attention's, then the rest."""
+    pruner, seen = btp(seed=0.0, over=1.0), tokens(16, 11)
+    at, counts = stage(keep=0.5, balance=0.4, scratch=0.3), (8, 5)
+    values = signals(pruner, seen, at)
+    scores = values[Signal("attention", "llm.layer.1", "last", "logits")].mean((1, 2))
+    attended = top_k(scores, (3, 2), seen.valid)
+    alone = farthest_points(seen.hidden, nothing(2), (2, 1), seen.valid)
+    keep = pruner.select(seen, values, at).keep
+    expected = farthest_points(seen.hidden, torch.cat([attended, alone], dim=1), counts, seen.valid)
+    assert torch.equal(keep, expected)
+    without = pruner.select(seen, values, stage(keep=0.5, balance=0.4)).keep
+    assert torch.equal(pruner.select(seen, values, stage(keep=0.5, balance=0.4, scratch=0.0)).keep, without)
+    assert not torch.equal(keep, without)
+
+
+def test_a_token_that_two_rules_choose_is_kept_once():
+    """Attention and the round from scratch choose the same token; another takes its place."""
+    pruner, seen = btp(seed=0.0, over=1.0), tokens(12)
+    at = stage(keep=4, balance=0.5, scratch=0.25)
+    (first,) = farthest_points(seen.hidden, nothing(1), 1)[0].tolist()
+    scores = torch.zeros(12).index_fill(0, torch.tensor([first, (first + 1) % 12]), 1.0)
+    values = Signals({Signal("attention", "llm.layer.1", "last", "logits"): scores.view(1, 1, 1, 12)})
+    keep = pruner.select(seen, values, at).keep
+    check_selection(pruner.select(seen, values, at), (4,), (12,), "btp", at.site)
+    chosen = torch.tensor([[first, (first + 1) % 12]])
+    assert torch.equal(keep, farthest_points(seen.hidden, chosen, 4))
+
+
+def test_seeds_give_way_to_attention_and_scratch():
+    """Where the parts are more than k together, the last seeds are left out."""
+    pruner, seen = btp(seed=0.75, over=1.0), tokens(16)
+    at = stage(keep=8, balance=0.25, scratch=0.25)
+    values = signals(pruner, seen, at)
+    scores = values[Signal("attention", "llm.layer.1", "last", "logits")].mean((1, 2))[0]
+    first = {*scores.topk(2).indices.tolist(), *farthest_points(seen.hidden, nothing(1), 2)[0].tolist()}
+    seeds = [i for i in spatial_seeds(seen.coord, seen.image, [12], "manhattan")[0] if i not in first]
+    assert pruner.select(seen, values, at).keep[0].tolist() == sorted([*first, *seeds[: 8 - len(first)]])
+
+
+@pytest.mark.parametrize("k", [48, 58, 140, 216, 400])
+def test_a_surplus_is_rounded_down_twice(k):
+    """int(int(0.1 k) 1.2): of 48 these are 4, where 12% are 5."""
+    pruner, seen = btp(seed=0.0, over=1.0), tokens(2 * k)
+    at = stage(keep=k, balance=0.1, surplus=1.2)
+    rules = pruner.explain(seen, signals(pruner, seen, at), at)
+    assert int(rules["attention"].sum()) == int(int(0.1 * k) * 1.2)
+    assert not rules["rebalancing"].any()
+
+
 def test_seed_only_while_the_grid_is_whole():
     """Rows that lost tokens are not seeded; in one batch, each row by itself."""
     at = stage(keep=0.25, balance=0.0)
@@ -163,6 +213,17 @@ def test_signals():
             r"schedule.0.over is 0.5. .* 1 or more",
         ),
         ([{"site": "llm.layer.2", "keep": 0.5, "balance": 1, "seed": -1}], r"schedule.0.seed is -1"),
+        ([{"site": "llm.layer.2", "keep": 0.5, "balance": 0.1, "scratch": 1.5}], r"schedule.0.scratch is 1.5"),
+        ([{"site": "llm.layer.2", "keep": 0.5, "balance": 0.1, "surplus": 0.5}], r"schedule.0.surplus is 0.5"),
+        (
+            [{"site": "llm.layer.2", "keep": 0.5, "balance": 0.6, "surplus": 1.5, "scratch": 0.2}],
+            r"schedule.0.scratch is 0.2 and attention chooses 0.9 of what stays .* Lower schedule.0.scratch",
+        ),
+        (
+            [{"site": "llm.layer.2", "keep": 0.5, "balance": 0, "surplus": 1.2}],
+            r"schedule.0.surplus is 1.2, but balance is 0",
+        ),
+        ([{"site": "llm.layer.2", "keep": 0, "scratch": 0.3}], r"schedule.0.scratch has no effect: keep is 0"),
         ([{"site": "llm.layer.2", "keep": 0.5, "lambda": 1}], r"schedule.0.lambda is set, but pruner 'btp'"),
         ([{"site": "llm.layer.2", "keep": 0, "balance": 1}], r"schedule.0.balance has no effect: keep is 0"),
         (
@@ -193,7 +254,8 @@ def test_accepted_schedules():
         Schedule.from_config(
             [
                 {"site": "llm.input", "keep": 0.5, "balance": 0, "seed": 0.1, "over": 2},
-                {"site": "llm.layer.1", "keep": 0.2, "balance": 1.0},
+                {"site": "llm.layer.1", "keep": 0.2, "balance": 0.9, "scratch": 0.1},
+                {"site": "llm.layer.2", "keep": 0.1, "balance": 1.0, "scratch": 0},
                 {"site": "llm.layer.3", "keep": 0},
             ]
         )

@@ -16,7 +16,7 @@ from btp.pruners.chain import Chain
 from btp.pruners.diversity import Diversity
 from btp.runner.explain_witness import Witness
 
-RULES = ["attention", "rebalancing", "spatial seed", "diversity"]
+RULES = ["attention", "rebalancing", "farthest from scratch", "spatial seed", "diversity"]
 SETTINGS = {"score": "logits", "source": "last", "over": 1.5, "split": "half", "seed": 0.25, "distance": "manhattan"}
 
 
@@ -30,13 +30,17 @@ def told(pruner, seen, at):
 
 
 @pytest.mark.parametrize(
-    ("balance", "over", "split", "seed", "keep"),
-    list(product((0.0, 0.4, 1.0), (1.0, 2.5), ("half", "keep"), (0.0, 0.25, 1.0), (0.5, 3, 1.0))),
+    ("balance", "over", "split", "seed", "keep", "scratch"),
+    [
+        case
+        for case in product((0.0, 0.4, 1.0), (1.0, 2.5), ("half", "keep"), (0.0, 0.25, 1.0), (0.5, 3, 1.0), (0, 0.6))
+        if case[0] + case[-1] <= 1
+    ],
 )
-def test_the_rules_of_btp_add_up(balance, over, split, seed, keep):
+def test_the_rules_of_btp_add_up(balance, over, split, seed, keep, scratch):
     """Every kept token has one rule, no other has any; also in rows of which some tokens are gone."""
     pruner = BTP(**SETTINGS | {"over": over, "split": split, "seed": seed})
-    seen, at = tokens(24, 15, 9, total=(24, 20, 9)), stage(keep=keep, balance=balance)
+    seen, at = tokens(24, 15, 9, total=(24, 20, 9)), stage(keep=keep, balance=balance, scratch=scratch)
     rules, _, kept = told(pruner, seen, at)
     assert set(rules) <= set(RULES)
     summed = torch.stack(list(rules.values())).sum(0)
