@@ -12,7 +12,7 @@ from torch import Tensor
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
-from btp.ops.pick import top_k
+from btp.ops.pick import top_k, unscored
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class ScorePruner(Pruner):
 
     @abstractmethod
     def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
-        """[B, N] scores, higher = keep; padded tokens may hold anything."""
+        """[B, N] scores, finite, higher = keep; padded tokens may hold anything."""
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Keep the highest scores of each row.
@@ -144,8 +144,8 @@ class ScorePruner(Pruner):
                 f"{self.name}.score returned a tensor of shape {list(scores.shape)} at {stage.site}, but the visual "
                 f"tokens there are [B, N] = {list(tokens.valid.shape)}. Return one score for each of them."
             )
-        return Selection(top_k(scores, tokens.keep_counts(stage), tokens.valid))
+        return Selection(top_k(scores, tokens.keep_counts(stage), tokens.valid), scores=scores)
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
-        """The score."""
-        return {"score": self.score(tokens, signals, stage).float()}
+        """The score; -inf of a token that has none."""
+        return {"score": unscored(self.score(tokens, signals, stage).float())}

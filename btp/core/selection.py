@@ -41,6 +41,8 @@ class Selection:
         ordered: the tokens stand in the order of `keep` behind the stage: the j-th takes the j-th smallest of the
             kept tokens' places. Needs positions: renumber.
         revive: [B, R] original visual indices of parked tokens that return, padded with -1 at the end.
+        scores: [B, N] what the tokens were ranked by, where they were; anything where padded. The engine refuses NaN
+            and inf among them. None says nothing of it.
     """
 
     keep: Tensor
@@ -49,6 +51,7 @@ class Selection:
     counts: tuple[int, ...] | None = None
     ordered: bool = False
     revive: Tensor | None = None
+    scores: Tensor | None = None
 
 
 def check_shape(selection: object, counts: Sequence[int], method: str, site: object) -> None:

@@ -41,7 +41,7 @@ def attach(model: Host, pruner: Pruner | None = None, schedule: Schedule | None 
     Raises:
         TypeError: model is not a Host.
         ValueError: the plan asks for what cannot be, or for what has no effect; raised before anything runs.
-            While running: inputs or caches that cannot be followed, selections that break the contract, NaN.
+            While running: inputs or caches that cannot be followed, selections that break the contract, NaN and inf.
         RuntimeError: the model is attached already, or the host broke a fact the engine relies on.
     """
     schedule = schedule if schedule is not None else Schedule()

@@ -13,6 +13,7 @@ from btp.core.schedule import Stage
 from btp.core.selection import MergePlan, Selection, check_shape, is_sound, unsound_message
 from btp.core.signals import Signal, Signals
 from btp.engine.doubts import Doubts
+from btp.engine.finite import Finite
 from btp.ops.merge import merge_sizes, merge_states
 
 COMBINES = ("mean", "sum")
@@ -52,7 +53,7 @@ class Decider:
     """
 
     def __init__(self, pruner: Pruner | None, doubts: Doubts) -> None:
-        self.pruner, self._doubts = pruner, doubts
+        self.pruner, self._doubts, self._finite = pruner, doubts, Finite(doubts)
 
     @property
     def proportional_attention(self) -> bool:
@@ -88,19 +89,20 @@ class Decider:
             counts: tokens the schedule keeps per row.
 
         Raises:
-            TypeError, ValueError: the answer breaks the contract, or something it was shown is NaN.
+            TypeError, ValueError: the answer breaks the contract, or something it was shown or made of it is not
+                finite; on a device, what only its content tells is said when doubts are settled.
         """
         pruner = self.pruner
         assert pruner is not None  # held by make_plan
-        for signal, value in seen.items():
-            self._expect_numbers(value, str(signal), pruner.name)
-        self._expect_numbers(tokens.hidden, f"hidden at {stage.site}", pruner.name)
+        self._finite.shown(pruner.name, stage.site, tokens, seen, rows_valid)
         selection = pruner.select(tokens, Signals(seen, rows_valid), stage)
         if isinstance(selection, Selection) and selection.counts is not None:
             own = _own_counts(pruner, selection.counts, tokens, stage)
             selection, counts = _withdrawn(selection, own, counts)
         check_shape(selection, counts, pruner.name, stage.site)
         _check_rest(selection, tokens, stage, pruner.name)
+        if selection.scores is not None:
+            self._finite.scores(pruner.name, stage.site, selection.scores, tokens.valid)
         alive = tokens.valid.sum(1)
         keep = selection.keep.to(alive.device, torch.int64)
         sound = is_sound(keep, torch.tensor(counts, device=alive.device), alive, selection.ordered)
@@ -113,14 +115,9 @@ class Decider:
             merge = replace(selection.merge, target=target.clamp(max=tokens.hidden.shape[1] - 1))
             sizes = merge_sizes(tokens.size, keep, merge)
             states = merge_states(tokens.hidden, keep, merge) if states is None else states
+        if states is not None:
+            self._finite.states(pruner.name, stage.site, states, keep)
         return Decision(keep, counts, states, sizes, selection.ordered, merge)
-
-    def _expect_numbers(self, x: Tensor, what: str, method: str) -> None:
-        self._doubts.expect(
-            ~x.isnan().any(),
-            f"{what} holds NaN, which pruner {method!r} would rank at random. "
-            "The model overflowed before the cut: try another dtype, or look at the input.",
-        )
 
 
 def _own_counts(pruner: Pruner, counts: tuple[int, ...], tokens: Tokens, stage: Stage) -> tuple[int, ...]:
@@ -188,7 +185,7 @@ def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str)
     if selection.merge is not None and selection.merge.target.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"pruner {method!r} returned merge.target of {selection.merge.target.dtype}. Return int64.")
     B, N, D = tokens.hidden.shape
-    shapes = {"states": (selection.states, (*selection.keep.shape, D))}
+    shapes = {"states": (selection.states, (*selection.keep.shape, D)), "scores": (selection.scores, (B, N))}
     if selection.merge is not None:
         shapes |= {f"merge.{k}": (getattr(selection.merge, k), (B, N)) for k in ("target", "weight")}
     for name, (given, wanted) in shapes.items():

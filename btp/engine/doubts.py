@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 
 class Doubts:
-    """Collects device flags and reads them later, in one sync; on the CPU they are read at once."""
+    """Collects device flags and reads them later, in one sync; on the CPU they are read at once.
 
-    def __init__(self) -> None:
-        self._open: list[tuple[Tensor, str]] = []
+    Args:
+        wait: read those on the CPU later too, as if they lay on a device.
+    """
+
+    def __init__(self, wait: bool = False) -> None:
+        self._wait = wait
+        self._open: list[tuple[Tensor, Callable[[list[int]], ValueError]]] = []
 
     def expect(self, ok: Tensor, message: str) -> None:
         """Note that `ok`, a bool scalar, must be true.
@@ -18,11 +25,20 @@ class Doubts:
         Raises:
             ValueError: it lies on the CPU and is false.
         """
-        if ok.device.type == "cpu":
-            if not bool(ok):
-                raise ValueError(message)
-        else:
-            self._open.append((ok, message))
+        self.refuse(~ok.reshape(1), lambda found: ValueError(message))
+
+    def refuse(self, found: Tensor, error: Callable[[list[int]], ValueError]) -> None:
+        """Note that `found`, [B] whole numbers or bool, must be 0 throughout.
+
+        Args:
+            error: what to raise for the numbers found.
+
+        Raises:
+            ValueError: it lies on the CPU and is not.
+        """
+        self._open.append((found, error))
+        if found.device.type == "cpu" and not self._wait:
+            self.settle()
 
     def settle(self) -> None:
         """Read what is open; called where the device has caught up anyway.
@@ -31,8 +47,11 @@ class Doubts:
             ValueError: something expected was false; the message says what.
         """
         noted, self._open = self._open, []
-        if noted:
-            flags = torch.stack([ok.to(noted[0][0].device) for ok, _ in noted]).tolist()
-            for fine, (_, message) in zip(flags, noted, strict=True):
-                if not fine:
-                    raise ValueError(message)
+        if not noted:
+            return
+        device = noted[0][0].device
+        numbers = torch.cat([found.to(device, torch.int64) for found, _ in noted]).tolist()
+        for found, error in noted:
+            mine, numbers = numbers[: len(found)], numbers[len(found) :]
+            if any(mine):
+                raise error(mine)

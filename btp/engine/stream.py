@@ -119,6 +119,8 @@ class Stream:
                     "This past_key_values was filled outside the present attach, or by another prompt since. "
                     "Start the prompt with an empty cache inside the attach."
                 )
+            if run.in_prefill:
+                self._doubts.settle()  # the first token was read from this prefill: the device has caught up
             run.in_prefill = False
             run.memo.clear()
             run.cache = cache

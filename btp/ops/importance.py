@@ -13,6 +13,7 @@ from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signal, Signals
 from btp.core.site import Site
+from btp.ops.pick import lowest
 
 SCORES = ("logits", "probs")
 SOURCES = ("last", "mean", "similar")
@@ -45,14 +46,14 @@ class TextAttention:
         return (*signals, self._text(stage)) if self.source == "similar" else signals
 
     def of(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
-        """[B, N] scores in float32; -inf for a token that no row may look at."""
+        """[B, N] scores in float32; the lowest finite number for a token that no row may look at."""
         attention = signals[self._attention(stage)]
         if self.source == "last":
-            return attention.float().mean((1, 2))
+            return lowest(attention.float().mean((1, 2)))
         rows = signals.rows_valid(self._attention(stage))
         if self.source == "similar":
             rows = nearest_text(tokens.hidden, tokens.valid, signals[self._text(stage)], rows)
-        return mean_over(attention, rows)
+        return lowest(mean_over(attention, rows))
 
     def check(self, i: int, stage: Stage, name: str, instead: str = "") -> None:
         """Refuse a stage that has no decoder layer before it.

@@ -42,6 +42,16 @@ def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None) -> Tens
     return order.masked_fill(order == n, -1)
 
 
+def lowest(scores: Tensor) -> Tensor:
+    """Scores in which a token that has none (-inf) gets the lowest finite number: it goes first, and is ranked."""
+    return scores.clamp(min=torch.finfo(scores.dtype).min)
+
+
+def unscored(scores: Tensor) -> Tensor:
+    """The way back, for who looks at scores: -inf for the lowest finite number."""
+    return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)
+
+
 def marked(index: Tensor, n: int) -> Tensor:
     """[B, n] bool, true at each row's `index` [B, K]; -1 marks nothing."""
     found = torch.zeros(len(index), n + 1, dtype=torch.bool, device=index.device)

@@ -14,7 +14,7 @@ from btp.core.signals import Signal, Signals
 from btp.core.site import Site
 from btp.ops.apart import frames_apart, shared_out
 from btp.ops.bipartite import merge_to
-from btp.ops.pick import top_k
+from btp.ops.pick import lowest, top_k
 from btp.ops.walk import walk_scores
 
 ORDERS = ("raster", "official")
@@ -99,7 +99,8 @@ class AIM(Pruner):
         """Merge, or keep what the walk stands at."""
         counts = tokens.keep_counts(stage)
         if not _merges(stage):
-            return Selection(top_k(self._walk(tokens, signals, stage), counts, tokens.valid))
+            walk = self._walk(tokens, signals, stage)
+            return Selection(top_k(walk, counts, tokens.valid), scores=walk)
         alive = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
         if stage.site.kind == "input":
             return self._merge_frames(tokens, counts, alive)
@@ -156,7 +157,7 @@ class AIM(Pruner):
             damping=self.damping,
             rows=signals.rows_valid(queries),
         )
-        return scores.gather(1, tokens.row.clamp(min=0))
+        return lowest(scores).gather(1, tokens.row.clamp(min=0))
 
 
 def _merges(stage: Stage) -> bool:

@@ -18,7 +18,7 @@ from btp.core.signals import Signal, Signals
 from btp.ops.diversity import farthest_points
 from btp.ops.importance import TextAttention
 from btp.ops.nearest import distances_in_turn
-from btp.ops.pick import marked, top_k
+from btp.ops.pick import marked, top_k, unscored
 from btp.ops.rebalance import rebalanced_top
 from btp.ops.spatial import DISTANCES, spatial_seeds
 from btp.ops.union import joined
@@ -122,8 +122,10 @@ class BTP(Pruner):
         """Attention, then farthest points from scratch, then the grid, then the farthest from all of these."""
         first = self._first(tokens, signals, stage)
         if tuple(first.sure) == first.counts:  # nothing is left for diversity
-            return Selection(_ascending(first.chosen, tokens.valid.shape[1], first.counts))
-        return Selection(farthest_points(tokens.hidden, first.chosen, first.counts, tokens.valid, first.sure))
+            keep = _ascending(first.chosen, tokens.valid.shape[1], first.counts)
+        else:
+            keep = farthest_points(tokens.hidden, first.chosen, first.counts, tokens.valid, first.sure)
+        return Selection(keep, scores=first.scores)
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
         """Which of the five rules chose each token, and what each goes by.
@@ -138,7 +140,7 @@ class BTP(Pruner):
         if first.scores is not None:
             line = rebalanced_top(first.scores, first.candidates, *first.limits)
             top = marked(top_k(first.scores, first.by_attention, tokens.valid), N)
-            said |= {"attention score": first.scores, "candidates": _places(line, first.candidates, N)}
+            said |= {"attention score": unscored(first.scores), "candidates": _places(line, first.candidates, N)}
             said |= {"attention": attended & top, "rebalancing": attended & ~top}
         chosen, alone = marked(first.chosen, N), marked(first.scratch, N) & ~attended
         for name, mine in (("farthest from scratch", alone), ("spatial seed", chosen & ~attended & ~alone)):

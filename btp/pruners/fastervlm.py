@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from btp.core.pruner import ScorePruner, Tokens
@@ -59,4 +60,5 @@ class FasterVLM(ScorePruner):
         assert tokens.picture is not None  # the engine fills them in wherever a vision signal is asked for
         assert tokens.slot is not None
         patch = (tokens.picture >= 0) & (tokens.slot >= 0)
-        return scores[tokens.picture.clamp(min=0), tokens.slot.clamp(min=0)].masked_fill(~patch, float("-inf"))
+        scores = scores[tokens.picture.clamp(min=0), tokens.slot.clamp(min=0)]
+        return scores.masked_fill(~patch, torch.finfo(scores.dtype).min)

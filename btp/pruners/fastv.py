@@ -7,6 +7,7 @@ from torch import Tensor
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
+from btp.ops.pick import lowest
 from btp.pruners.random import Random
 
 SCORES = ("probs", "logits")
@@ -60,4 +61,4 @@ class FastV(ScorePruner):
     def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] mean attention over heads, or random numbers."""
         asked = self.needs(stage)
-        return signals[asked[0]].mean((1, 2)) if asked else self.random.score(tokens, signals, stage)
+        return lowest(signals[asked[0]].mean((1, 2))) if asked else self.random.score(tokens, signals, stage)

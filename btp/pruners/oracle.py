@@ -98,10 +98,12 @@ class Oracle(Pruner):
             keep.append(mine if fits else [])
             pools.append([i for i in alive if index[row][i] not in forced[row]] if fits else mine)
         rest = tuple(count - len(mine) for count, mine in zip(counts, keep, strict=True))
+        scores = None
         if any(rest):
-            for row, chosen in enumerate(self._ask(tokens, signals, stage, pools, rest)):
+            picks, scores = self._ask(tokens, signals, stage, pools, rest)
+            for row, chosen in enumerate(picks):
                 keep[row] = sorted(keep[row] + chosen)
-        return Selection(_padded(keep, tokens.index.device))
+        return Selection(_padded(keep, tokens.index.device), scores=scores)
 
     def _forced(self, tokens: Tokens, index: list[list[int]], valid: list[list[bool]]) -> list[set[int]]:
         """Per row the original indices of its targets; found while all tokens are there."""
@@ -128,8 +130,8 @@ class Oracle(Pruner):
 
     def _ask(
         self, tokens: Tokens, signals: Signals, stage: Stage, pools: list[list[int]], counts: tuple[int, ...]
-    ) -> list[list[int]]:
-        """Let the other method choose `counts` tokens of each row's pool; indices into the full N."""
+    ) -> tuple[list[list[int]], Tensor | None]:
+        """Let the other method choose `counts` tokens of each row's pool: indices into the full N, and its scores."""
         pool = _padded(pools, tokens.index.device)  # [B, P]
         every = {f.name: getattr(tokens, f.name) for f in fields(Tokens)}
         every |= {name: _narrow(every[name], pool, 0, 1) for name in _TOKENS if every[name] is not None}
@@ -137,8 +139,14 @@ class Oracle(Pruner):
         mine = {s for s in signals if _over_tokens(s) and s.site.tower == stage.site.tower}
         seen = {s: _narrow(v, pool, *_AXES[s.kind]) if s in mine else v for s, v in signals.items()}
         rows_valid = {s: signals.rows_valid(s) for s in signals if s.rows == "text"}
-        chosen = self.inner.select(_Pool(**every, counts=counts), Signals(seen, rows_valid), stage).keep
-        return [[pools[row][i] for i in picks if i >= 0] for row, picks in enumerate(chosen.tolist())]
+        chosen = self.inner.select(_Pool(**every, counts=counts), Signals(seen, rows_valid), stage)
+        scores = chosen.scores
+        if scores is not None:
+            n = tokens.valid.shape[1]
+            whole = scores.new_zeros(len(pool), n + 1)
+            scores = whole.scatter(1, pool.masked_fill(pool < 0, n), scores)[:, :n]
+        picks = [[pools[row][i] for i in found if i >= 0] for row, found in enumerate(chosen.keep.tolist())]
+        return picks, scores
 
 
 @dataclass(frozen=True)

@@ -126,9 +126,9 @@ class SparseVLM(Pruner):
         counts = totals if self.adaptive else None
         means = [total - k for total, k in zip(totals, direct, strict=True)]
         if not any(means):
-            return Selection(top_k(relation, totals, tokens.valid), counts=counts)
+            return Selection(top_k(relation, totals, tokens.valid), counts=counts, scores=relation)
         keep, merge = self._recycled(tokens, relation, direct, means, alive)
-        return Selection(keep, merge, counts=counts, ordered=True)
+        return Selection(keep, merge, counts=counts, ordered=True, scores=relation)
 
     def _block(self, tokens: Tokens, signals: Signals, stage: Stage) -> tuple[Tensor, Tensor]:
         """[B, T, N] what each text token gives each visual one, 0 but for raters; and [B, T] who is one."""

@@ -105,14 +105,13 @@ class VFlowOpt(Pruner):
         score = worth.masked_fill(tokens.coord[..., 1] < 0, torch.inf)
         counts = tokens.keep_counts(stage)
         if stage.site.kind != "input":
-            return Selection(top_k(score, counts, tokens.valid))
+            return Selection(top_k(score, counts, tokens.valid), scores=worth)
         alive = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
         stays, plan = self._first_stage(tokens, score, worth, counts, alive)
         found = tuple(stays.sum(1).tolist()) if self.adaptive else counts
         keep = marked(stays, max(found, default=0))
-        return Selection(
-            keep, plan if self.recycle and found != alive else None, counts=found if self.adaptive else None
-        )
+        merge, counts = plan if self.recycle and found != alive else None, found if self.adaptive else None
+        return Selection(keep, merge, counts=counts, scores=worth)
 
     def importance(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] what each token is worth; 1 off the grid, arbitrary where padded."""

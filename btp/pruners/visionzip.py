@@ -104,7 +104,8 @@ class VisionZip(Pruner):
         dominant, contextual, class_tokens = (tuple(column) for column in zip(*split, strict=True))
         attention, keys, *state = (signals[signal] for signal in self.needs(stage))
 
-        chosen = top_k(attention.float().sum((1, 2)), dominant, tokens.valid)
+        scores = attention.float().sum((1, 2))
+        chosen = top_k(scores, dominant, tokens.valid)
         chosen = _marked(chosen, tokens.valid.shape[1])  # [B, N]
         rest = tokens.valid & ~chosen
         gathers = _evenly(rest, contextual, [n - d for n, d in zip(alive, dominant, strict=True)])
@@ -122,7 +123,8 @@ class VisionZip(Pruner):
             stands = carries.gather(1, keep.clamp(min=0)) & (keep >= 0)
             states = torch.where(stands[..., None], state[0].to(states.dtype), states)
             plan = MergePlan(torch.where(carries, index, target), plan.weight, "sum")
-        return Selection(keep, plan if counts != alive else None, states, ordered=self.order == "official")
+        merge, ordered = plan if counts != alive else None, self.order == "official"
+        return Selection(keep, merge, states, ordered=ordered, scores=scores)
 
     def _split(self, k: int, n: int, asked: int | float) -> tuple[int, int, int]:
         """Dominant patches, contextual tokens and class tokens among k kept of n."""

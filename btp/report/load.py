@@ -123,12 +123,15 @@ class RunFolder:
     regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(REGIONS)))
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """A value of the config by its dotted key."""
+        """A value of the config by its dotted key; a number in it counts the entries of a list."""
         value: Any = self.config
         for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
+            if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+                value = value[int(part)]
+            elif isinstance(value, Mapping) and part in value:
+                value = value[part]
+            else:
                 return default
-            value = value[part]
         return value
 
     @property

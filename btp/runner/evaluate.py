@@ -13,6 +13,7 @@ from torch import Tensor
 from btp.core.pruner import Pruner
 from btp.core.trace import Call, Trace
 from btp.engine.attach import attach
+from btp.engine.finite import NotFinite
 from btp.models.features import PictureFeatures, Shelf
 from btp.models.load import Loaded
 from btp.models.lvlm import LVLM
@@ -69,7 +70,11 @@ class Evaluate(Pass):
         inputs = batch.to(self.host.device, self.host.dtype, non_blocking=True).inputs
         if self.features is not None:
             inputs = self.features.instead(inputs, batch.pictures)
-        said, first = self.say(inputs, batch)
+        try:
+            said, first = self.say(inputs, batch)
+        except NotFinite as error:
+            names = ", ".join(samples[row].id for row in error.rows if row < len(samples))
+            raise ValueError(f"{error} It is sample {names}." if names else str(error)) from error
         first = first.cpu()
         names = [s.id for s in samples]
         if self.reference is None:

@@ -1,5 +1,6 @@
 """Every method that has a yaml: what it keeps is sound, and the same in a batch as alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ from omegaconf import OmegaConf
 import btp
 from btp.core.keep import is_fit
 from btp.core.place import place_stages
+from btp.core.pruner import ScorePruner
 from btp.core.schedule import Schedule
 from btp.core.selection import check_selection
+from btp.core.signals import COUNTED, Signals
+from btp.engine.decide import Decider
+from btp.engine.doubts import Doubts
 from btp.runner.published import with_published
 
 CONF = Path(btp.__file__).parents[1] / "conf"
@@ -90,6 +95,61 @@ def test_keeping_everything(name):
         pruner.set_targets([[1], []])
     keep = pruner.select(seen, signals(pruner, seen, at), at).keep
     assert keep.tolist() == [list(range(9)), [*range(6), -1, -1, -1]]
+
+
+def decide(pruner, seen, values, at):
+    """A decision as the engine asks for it."""
+    valid = {s: values.rows_valid(s) for s in values if s.rows in COUNTED and s.site.tower == "llm"}
+    if hasattr(pruner, "set_targets"):
+        pruner.set_targets([[]] * len(seen.valid))
+    return Decider(pruner, Doubts()).ask(at, seen, values, valid, seen.keep_counts(at))
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["in part", "whole"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_finite_is_refused(name, value, whole):
+    """In the states or any signal, named with the pruner, the stage and the row: the method is not even asked."""
+    pruner = build(name)
+    if pruner is None:
+        return
+    for at in kept_stages(name):
+        seen = tokens(16, 11, 4)
+        values = signals(pruner, seen, at)
+        decide(pruner, seen, values, at)
+        spoilt = torch.zeros_like(seen.hidden)
+        spoilt[(1, slice(None), slice(None)) if whole else (1, 2, 3)] = value
+        cases = {f"hidden at {at.site}": (replace(seen, hidden=seen.hidden + spoilt), values)}
+        for signal, x in values.items():
+            x = x.clone()
+            mine = x[:, 1] if signal.kind in ("update", "change", "rotary") else x[1]
+            mine[... if whole else (0,) * mine.dim()] = value
+            valid = {s: values.rows_valid(s) for s in values if s.rows in COUNTED and s.site.tower == "llm"}
+            cases[str(signal)] = (seen, Signals({**values, signal: x}, valid))
+        for what, (shown, its) in cases.items():
+            with pytest.raises(ValueError) as error:
+                decide(pruner, shown, its, at)
+            word = "NaN" if value != value else "inf"
+            where = f"{'picture' if at.site.tower == 'vision' else 'row'} 1 of the batch"
+            assert f"{what} holds {word}, which pruner {pruner.name!r} would rank" in str(error.value)
+            assert f" at {at.site}, in {where}" in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_are_shown_to_the_engine(name):
+    """What a method ranks by is finite for every token, and NaN in it would be seen."""
+    pruner = build(name)
+    if pruner is None:
+        return
+    for at in kept_stages(name):
+        seen = tokens(16, 11, 4)
+        if hasattr(pruner, "set_targets"):
+            pruner.set_targets([[], [], []])
+        selection = pruner.select(seen, signals(pruner, seen, at), at)
+        assert selection.scores is not None or not isinstance(pruner, ScorePruner)
+        if selection.scores is not None:
+            assert selection.scores.shape == seen.valid.shape
+            assert selection.scores[seen.valid].isfinite().all()
 
 
 def test_schedules_load():

@@ -235,3 +235,17 @@ def test_a_study_is_written_into_its_page_and_can_be_written_again(run_folder, t
         assert said in page
     assert len(pd.read_csv(tmp_path / "mine.csv")) == 3
     assert ARMS[1]["arm"] in pd.read_csv(tmp_path / "mine.csv")["arm"].tolist()
+
+
+def test_settings_of_a_stage_are_found_in_its_list(tmp_path):
+    """A number in a key counts the stages of a schedule."""
+    for scratch, scores in ((0, NONE), (0.3, ALL)):
+        stages = [{"site": "llm.layer.2", "scratch": scratch}, {"site": "llm.layer.4", "scratch": 0}]
+        folder = tmp_path / f"{scratch}"
+        write_run(folder, SAMPLES, overlays=0, config=config(pruner__schedule=stages))
+        set_scores(folder, {"unpruned": ALL, "btp": scores})
+    key = "pruner.schedule.0.scratch"
+    frame = answer(dots, tmp_path, by=[key], metrics=["macro"], against={key: 0}).frame
+    found = frame[frame["role"].eq("method")].set_index(key)
+    assert found.loc["0.3", "gap_reference"] == pytest.approx(1)
+    assert found["macro"].to_dict() == {"0": 0, "0.3": 1}

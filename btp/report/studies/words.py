@@ -14,6 +14,8 @@ TITLES = {
     "pruner.method.seed": "spatial seed",
     "pruner.method.source": "attention of",
     "pruner.name": "method",
+    "pruner.schedule.0.balance": "lambda of the first stage",
+    "pruner.schedule.0.scratch": "from scratch at the first stage",
     "schedule.balance.first": "lambda of the first stage",
     "schedule.balance.last": "lambda of the last stage",
     "schedule.kind": "schedule",

@@ -1,0 +1,31 @@
+"""A method whose scores are not finite ends its run, and the message says at which sample."""
+
+import re
+
+import pandas as pd
+import pytest
+import torch
+from jobs import job
+
+from btp.pruners.attention import Attention
+
+
+def test_the_sample_is_named(tmp_path, monkeypatch):
+    """The last row of a batch, in a run of four samples a batch."""
+    score = Attention.score
+
+    def overflown(self, tokens, signals, stage):
+        last = torch.arange(len(tokens.valid))[:, None] == len(tokens.valid) - 1
+        return score(self, tokens, signals, stage).masked_fill(last, torch.nan)
+
+    monkeypatch.setattr(Attention, "score", overflown)
+    words = ["pruner=attention", "limit=8", "trainer.batch=4", "cost.enabled=false", "overlays=0"]
+    message = (
+        r"pruner 'attention' scored tokens with NaN at llm\.layer\.\d, in row 3 of the batch, .* It is sample \S+\.$"
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        job(tmp_path, *words)
+    sample = re.search(r"sample (\S+)\.$", str(error.value))[1]
+    monkeypatch.undo()
+    run = job(tmp_path, *words)
+    assert sample in pd.read_parquet(run / "samples.parquet").reset_index()["sample"].tolist()
