@@ -29,7 +29,7 @@ def _inside(model: nn.Module) -> nn.Module | None:
     if getattr(kind, "is_prompt_learning", False):
         raise ValueError(
             f"{type(model).__name__} holds an adapter of kind {type(kind).__name__}, which puts learned tokens into "
-            "every prompt, where nothing says which tokens are the picture's. Use one that changes weights, such as LoRA, "
-            "or the model without it."
+            "every prompt, where nothing says which tokens are the picture's. Use one that changes weights, such as "
+            "LoRA, or the model without it."
         )
     return parts.get("base_model", parts.get("model"))

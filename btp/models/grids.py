@@ -66,14 +66,14 @@ def check_whole(counts: Sequence[int], each: int, model: str, pictures: Sequence
     odd = next((b for b, n in enumerate(counts) if n % each), None)
     if odd is not None:
         raise ValueError(
-            f"Row {odd} has {counts[odd]} placeholders, but a view of {model} has {each} tokens by its config. "
+            f"Row {odd} has {counts[odd]} placeholders, but a view of {model} has {each} tokens. "
             f"{_REMEDY}"
         )
     alone = [] if pictures is None or isinstance(pictures, int) else [n for n in pictures if n != each]
     total = pictures if isinstance(pictures, int) else None
     if alone or (total is not None and total * each != sum(counts)):
         found = f"{alone[0]} tokens of a picture" if alone else f"{sum(counts)} placeholders for {total} picture(s)"
-        raise ValueError(f"{model} makes {found}, but a view has {each} tokens by its config. {_REMEDY}")
+        raise ValueError(f"{model} makes {found}, but a view has {each} tokens. {_REMEDY}")
 
 
 def check_lengths(counts: Sequence[int], sizes: Sequence[int], model: str, kind: str) -> None:
@@ -97,8 +97,8 @@ def check_lengths(counts: Sequence[int], sizes: Sequence[int], model: str, kind:
 
 
 _REMEDY = (
-    "Make the prompt with the processor of this checkpoint; where it was, this family packs its pictures in a way of "
-    "its own: use its adapter in btp.models, or subclass LVLM and override layout (docs/new_model.md)."
+    "Make the prompt with the processor of this checkpoint, and pass it whole (no chunked prefill, prefill_chunk_size); "
+    "where it was, this family packs its pictures in a way of its own: use its adapter in btp.models, or subclass LVLM and override layout (docs/new_model.md)."
 )
 
 

@@ -43,8 +43,8 @@ def base_of(folder: Path) -> Path:
     name = about.get("base_model_name_or_path")
     merge = (
         "Or merge it once: model = AutoModelForImageTextToText.from_pretrained(base), then PeftModel.from_pretrained("
-        f"model, {str(folder)!r}).merge_and_unload().save_pretrained(new), and the processor with it; set model.path to "
-        "new."
+        f"model, {str(folder)!r}).merge_and_unload().save_pretrained(new), and the processor with it; set model.path "
+        "to new."
     )
     if not name:
         raise ValueError(f"{folder / CONFIG} names no base_model_name_or_path, so its model is not known. {merge}")
