@@ -66,8 +66,7 @@ def check_whole(counts: Sequence[int], each: int, model: str, pictures: Sequence
     odd = next((b for b, n in enumerate(counts) if n % each), None)
     if odd is not None:
         raise ValueError(
-            f"Row {odd} has {counts[odd]} placeholders, but a view of {model} has {each} tokens. "
-            f"{_REMEDY}"
+            f"Row {odd} has {counts[odd]} placeholders, but a view of {model} has {each} tokens. {_REMEDY}"
         )
     alone = [] if pictures is None or isinstance(pictures, int) else [n for n in pictures if n != each]
     total = pictures if isinstance(pictures, int) else None
@@ -97,8 +96,9 @@ def check_lengths(counts: Sequence[int], sizes: Sequence[int], model: str, kind:
 
 
 _REMEDY = (
-    "Make the prompt with the processor of this checkpoint, and pass it whole (no chunked prefill, prefill_chunk_size); "
-    "where it was, this family packs its pictures in a way of its own: use its adapter in btp.models, or subclass LVLM and override layout (docs/new_model.md)."
+    "Make the prompt with the processor of this checkpoint, and pass it whole (no chunked prefill, prefill_chunk_size). "
+    "If it was, this family packs its pictures in a way of its own: use its adapter in btp.models, or subclass LVLM and "
+    "override layout (docs/new_model.md)."
 )
 
 
