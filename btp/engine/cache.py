@@ -49,7 +49,7 @@ def given(inputs: Mapping[str, Any]) -> Any:
 
 def returned(output: Any) -> Any:
     """The cache that a forward hands back, in whatever form its output has; None without one."""
-    if isinstance(output, tuple) and not hasattr(output, "keys"):
+    if isinstance(output, tuple):
         return next((part for part in output if isinstance(part, Cache)), None)
     return next((found for name in NAMES if (found := getattr(output, name, None)) is not None), None)
 

@@ -60,8 +60,10 @@ def _fresh():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("warm", [True, False], ids=["called before", "first called inside"])
-@pytest.mark.parametrize("way", WAYS)
+CASES = [*((way, True) for way in WAYS), ("model.compile", False), ("layer.compile", False)]
+
+
+@pytest.mark.parametrize(("way", "warm"), CASES, ids=[f"{way}{' called before' * warm}" for way, warm in CASES])
 def test_every_way(way, warm):
     """The same logits and answers as uncompiled, pruned inside and unpruned outside, before and behind."""
     plain = tiny.llava()
