@@ -23,7 +23,7 @@ def _inside(model: nn.Module) -> nn.Module | None:
         return parts["_orig_mod"]
     if isinstance(model, DataParallel | DistributedDataParallel):
         return model.module
-    if type(model).__module__.partition(".")[0] != "peft":
+    if type(model).__module__.partition(".")[0] != "peft" and not hasattr(type(model), "get_base_model"):
         return None
     kind = getattr(model, "active_peft_config", None)
     if getattr(kind, "is_prompt_learning", False):
@@ -32,4 +32,4 @@ def _inside(model: nn.Module) -> nn.Module | None:
             "every prompt, where nothing says which tokens are the picture's. Use one that changes weights, such as "
             "LoRA, or the model without it."
         )
-    return parts.get("base_model", parts.get("model"))
+    return parts.get("base_model", parts.get("model"))  # peft's wrapper, and its tuner inside

@@ -197,7 +197,8 @@ class Stream:
             if run is None:
                 raise RuntimeError(
                     f"A decoder layer ran outside {type(self._host.model).__name__}.forward, where the "
-                    "engine cannot know the prompt. Call the model itself."
+                    "engine cannot know the prompt. Call the model itself; if that is a wrapper around another model "
+                    "that was called, give the one inside: LVLM(wrapper.model)."
                 )
             run.entered.append(at)
             arguments = binding.read(args, kwargs)

@@ -44,7 +44,7 @@ class LVLM:
 
     Raises:
         ValueError: a path does not exist, or the decoder or its layers were not found; the message names the
-            key.
+            key. Or it is no model of transformers, or a wrapper that cannot be taken off.
     """
 
     families: ClassVar[tuple[str, ...]] = ()
@@ -53,7 +53,8 @@ class LVLM:
     def __new__(cls, model: Any = None, **paths: Any) -> Self:
         """An object of the family's own class, where the general one is asked for."""
         if cls is LVLM and model is not None:
-            cls = adapter_for(getattr(unwrapped(model).config, "model_type", None)) or LVLM
+            config = getattr(unwrapped(model), "config", None)
+            cls = adapter_for(getattr(config, "model_type", None)) or LVLM
         return super().__new__(cls)
 
     def __init__(
@@ -67,6 +68,11 @@ class LVLM:
     ) -> None:
         self._outside = model
         self.model = model = unwrapped(model)
+        if not hasattr(model, "config") or not (decoder or hasattr(model, "get_decoder")):
+            raise ValueError(
+                f"{type(model).__name__} is no model of transformers: it has no config, or no get_decoder. If it is a "
+                "wrapper of your own, give the model inside of it: LVLM(wrapper.model)."
+            )
         self.config = model.config
         base = getattr(model, "model", model)
         self.vision = _given("vision", model, vision) if vision else _search(base, _VISION)
@@ -83,7 +89,7 @@ class LVLM:
         self.decoder = unwrapped(self.decoder)
         blocks = _search(self.vision, _BLOCKS) if self.vision is not None else None
         if isinstance(blocks, nn.ModuleList):
-            packed = hasattr(self.config.vision_config, "spatial_merge_size")
+            packed = hasattr(getattr(self.config, "vision_config", None), "spatial_merge_size")
             self.towers["vision"] = Tower(
                 "vision",
                 blocks,
@@ -100,7 +106,7 @@ class LVLM:
         """The vision layer that the projector reads; None where it reads several, or class tokens too."""
         asked = getattr(self.config, "vision_feature_layer", None)
         wanted = "default" if _class_tokens(self.vision) else "full"
-        if not isinstance(asked, int) or self.config.vision_feature_select_strategy != wanted:
+        if not isinstance(asked, int) or getattr(self.config, "vision_feature_select_strategy", None) != wanted:
             return None
         layer = asked % (depth + 1) - 1  # hidden state 0 is what enters the first layer
         return layer if layer >= 0 else None

@@ -1,6 +1,7 @@
 """A model that btp has no adapter for: each visual token lies where it lies, or the family is refused by name."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -127,5 +128,5 @@ def test_grids_of_the_inputs_must_fit_the_rows():
     ids = inputs["input_ids"].clone()
     ids[0, -1] = lvlm.config.video_token_id
     refused(lvlm, "some placeholders belong to no grid", inputs | {"input_ids": ids})
-    lvlm.config.vision_config.spatial_merge_size = None
+    lvlm.config = SimpleNamespace(image_token_id=tiny.IMAGE, vision_config=SimpleNamespace())
     refused(lvlm, "its config names no vision_config.spatial_merge_size", inputs)

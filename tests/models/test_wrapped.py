@@ -84,6 +84,29 @@ def test_data_parallel():
     assert LVLM(torch.nn.DataParallel(model)).model is model
 
 
+def test_a_wrapper_of_ones_own():
+    """Nothing says what it does: the model inside is asked for, when the host is made or when it runs past it."""
+
+    class Own(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+    class Forwards(Wrapper):
+        pass
+
+    Forwards.__module__ = "somebody"
+    with pytest.raises(ValueError, match=r"Own is no model of transformers.*LVLM\(wrapper\.model\)"):
+        LVLM(Own(tiny.llava().model))
+    lvlm = LVLM(Forwards(Tuner(tiny.llava().model)))
+    inputs = tiny.prompts(tiny.shared("llava"), [[2, "i", 5]])
+    with (
+        attach(lvlm, Content(), STAGE),
+        pytest.raises(RuntimeError, match=r"ran outside Forwards\.forward.*the one inside"),
+    ):
+        lvlm.generate(**inputs, max_new_tokens=2)
+
+
 def test_learned_prompts_are_refused():
     """By the adapter's kind, where the host is made."""
     with pytest.raises(ValueError, match="Wrapper holds an adapter of kind Learned, which puts learned tokens into"):
