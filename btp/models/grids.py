@@ -97,8 +97,8 @@ def check_lengths(counts: Sequence[int], sizes: Sequence[int], model: str, kind:
 
 _REMEDY = (
     "Make the prompt with the processor of this checkpoint, and pass it whole (no chunked prefill by "
-    "prefill_chunk_size). If it was, this family packs its pictures in a way of its own: use its adapter in btp.models, "
-    "or subclass LVLM and override layout (docs/new_model.md)."
+    "prefill_chunk_size). If it was, this family packs its pictures in a way of its own: use its adapter in "
+    "btp.models, or subclass LVLM and override layout (docs/new_model.md)."
 )
 
 
