@@ -28,7 +28,7 @@ def uncompiled(root: nn.Module) -> Iterator[None]:
         warnings.warn(
             f"{part} is compiled. Compiled code does not run hooks that came after it, so everything runs uncompiled "
             "inside attach and observe: results are the same, times are not those of the compiled model.",
-            stacklevel=6,
+            stacklevel=7,  # of who enters attach
         )
     with _LOCK:
         if not _ROOTS:
