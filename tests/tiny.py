@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import torch
 from transformers import (
@@ -21,6 +22,7 @@ from transformers import (
 from btp.models.lvlm import LVLM
 
 VOCAB, PAD, IMAGE, VISION_START, VISION_END = 90, 0, 80, 81, 82
+CACHE = "cache" if "cache" in inspect.signature(LlavaForConditionalGeneration.forward).parameters else "past_key_values"
 SIDE = 3  # tokens per side of a LLaVA picture
 TEXT = {
     "vocab_size": VOCAB,

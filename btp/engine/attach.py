@@ -12,6 +12,7 @@ from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule
 from btp.core.tower import Host
 from btp.core.trace import Trace
+from btp.engine.eager import uncompiled
 from btp.engine.plan import make_plan
 from btp.engine.stream import Stream
 
@@ -71,6 +72,7 @@ def occupy(model: Host) -> Iterator[None]:
         raise RuntimeError("This model is attached already. Leave the first attach or observe before the second.")
     _ATTACHED.add(model.model)
     try:
-        yield
+        with uncompiled(model.model):
+            yield
     finally:
         _ATTACHED.discard(model.model)

@@ -13,7 +13,8 @@ class Binding:
     """The parameter names of one module's `forward`; hosts pass the same argument by position or by name."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._names = list(inspect.signature(module.forward).parameters)
+        written: Any = getattr(module, "_orig_mod", module)  # torch.compile hides the signature
+        self._names = list(inspect.signature(written.forward).parameters)
 
     def __contains__(self, name: str) -> bool:
         return name in self._names

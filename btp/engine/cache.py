@@ -1,12 +1,63 @@
-"""The host's K/V cache: which kinds can be followed, and what lies in it."""
+"""The host's K/V cache: what it is called, which kinds can be followed, what lies in it, and who may add to it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from btp.engine.binding import Binding
+
+NAMES = ("cache", "past_key_values")  # from transformers 5.24 on, and before
 _GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+class CutCache(DynamicCache):
+    """A cache that lacks tokens: where the next one stands and what it sees is known to the engine that cut it alone.
+
+    Attributes:
+        followed: such a forward is under way.
+    """
+
+    followed = False
+
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """As any cache.
+
+        Raises:
+            ValueError: nobody follows, and the layer holds tokens.
+        """
+        if not self.followed and self.get_seq_length(layer_idx) > 0:
+            raise ValueError(
+                "This cache was pruned inside an attach and is continued outside of it, where nobody knows which "
+                "tokens its layers lack: positions and masks would be wrong. Decode inside the same `with attach(...)` "
+                "block, or run the whole prompt again with a new cache."
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def argument(binding: Binding) -> str | None:
+    """What a module's forward calls its cache; None where it takes none by name."""
+    return next((name for name in NAMES if name in binding), None)
+
+
+def given(inputs: Mapping[str, Any]) -> Any:
+    """The cache among a forward's arguments; None without one. Old names still reach a new host."""
+    return next((inputs[name] for name in NAMES if inputs.get(name) is not None), None)
+
+
+def returned(output: Any) -> Any:
+    """The cache that a forward hands back, in whatever form its output has; None without one."""
+    if isinstance(output, tuple):
+        return next((part for part in output if isinstance(part, Cache)), None)
+    return next((found for name in NAMES if (found := getattr(output, name, None)) is not None), None)
+
+
+def lock(cache: Any) -> None:
+    """Let only forwards that the engine follows add to a cache of unequal layers."""
+    if type(cache) is DynamicCache:
+        cache.__class__ = CutCache
 
 
 def check_cache(cache: Any) -> None:
@@ -22,7 +73,7 @@ def check_cache(cache: Any) -> None:
         "",
     )
     rolling = any(getattr(layer, "record_past", False) for layer in getattr(cache, "layers", ()))
-    if type(cache) is not DynamicCache or odd or rolling or getattr(cache, "offloading", False):
+    if type(cache) not in (DynamicCache, CutCache) or odd or rolling or getattr(cache, "offloading", False):
         found = f"{type(cache).__name__}" + (f" with {odd}" if odd else "")
         raise ValueError(
             f"Pruning needs a DynamicCache, whose layers may differ in length; this run uses {found}. "

@@ -131,9 +131,10 @@ def check_merged(host: Host, signal: Signal, asks: str) -> Tower:
     return tower
 
 
-def unseen_message(method: str, signal: Signal) -> str:
+def unseen_message(who: str, signal: Signal) -> str:
     """What to say where a declared signal never came."""
-    return (
-        f"pruner {method!r} asks for {signal}, but the layer's attention did not pass through the attention registry "
-        "of transformers. This family needs an adapter in btp.models."
-    )
+    if signal.kind in (*IN_ATTENTION, "preview"):
+        why = "the layer's attention did not pass through the attention registry of transformers"
+    else:
+        why = "the layer ran without the hook that looks"
+    return f"{who} asks for {signal}, but {why}. This family needs an adapter in btp.models."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from btp.core.tower import Encoding, Host
+from btp.engine.turn import Turn
 
 KINDS = ("image", "video")
 OnEncoding = Callable[[str, Mapping[str, Any]], None]
@@ -31,16 +33,17 @@ class _Pass:
     entries: tuple[Tensor, ...]
 
 
-class Encoders:
-    """The image and video encoder of a model, and the latest call of each.
+class Encoders(threading.local):
+    """The image and video encoder of a model, and the latest call of each in this thread.
 
     Args:
         host: the model.
+        turn: taken while an encoder runs.
         on_encoding: called as `on_encoding(kind, arguments)` before an encoder runs.
     """
 
-    def __init__(self, host: Host, on_encoding: OnEncoding | None = None) -> None:
-        self._host, self._on_encoding = host, on_encoding
+    def __init__(self, host: Host, turn: Turn, on_encoding: OnEncoding | None = None) -> None:
+        self._host, self._turn, self._on_encoding = host, turn, on_encoding
         self._latest: dict[str, _Pass] = {}
         self._inside = False  # of an encoder, which may call the other one
 
@@ -76,13 +79,14 @@ class Encoders:
                 return method(*args, **kwargs)
             given = dict(zip(names, args, strict=False)) | kwargs
             arguments = {name: _shape_alone(value) for name, value in given.items()}
-            if self._on_encoding is not None:
-                self._on_encoding(kind, arguments)
-            self._inside = True
-            try:
-                output = method(*args, **kwargs)
-            finally:
-                self._inside = False
+            with self._turn.shared():
+                if self._on_encoding is not None:
+                    self._on_encoding(kind, arguments)
+                self._inside = True
+                try:
+                    output = method(*args, **kwargs)
+                finally:
+                    self._inside = False
             entries = getattr(output, "pooler_output", None)
             if entries is not None:
                 self._latest[kind] = _Pass(arguments, output, tuple(entries))

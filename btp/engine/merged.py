@@ -8,6 +8,7 @@ picture, and keys are averaged. Hidden states at vision.output are what the merg
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -27,8 +28,8 @@ from btp.engine.run import Run
 GRID = "grid_thw"
 
 
-class MergedTower:
-    """The same to a stream as a `VisionStream` without stages.
+class MergedTower(threading.local):
+    """The same to a stream as a `VisionStream` without stages, and to each thread its own.
 
     Args:
         host: the model; its `tower_order` says where the tower puts each group of patches.

@@ -12,12 +12,13 @@ from btp.core.signals import Signal, Signals
 from btp.core.tower import Host
 from btp.engine import cache as kv
 from btp.engine.attach import occupy
-from btp.engine.binding import Binding
-from btp.engine.check import check_signal
+from btp.engine.check import check_signal, unseen_message
 from btp.engine.encoders import Encoders
+from btp.engine.forward import stand_around
 from btp.engine.plan import check_host
 from btp.engine.probe import Probe, Sight
 from btp.engine.run import Run, open_run
+from btp.engine.turn import Turn
 
 
 @dataclass
@@ -70,15 +71,18 @@ def observe(model: Host, signals: Iterable[Signal], on_signal: OnSignal | None =
     current: list[Run] = []
     rows_valid: dict[Signal, Tensor] = {}  # of the latest prefill
 
+    seen: set[Signal] = set()  # in the prefill under way
+
     def sink(run: Run, sight: Sight) -> None:
         look = looks[-1]
+        seen.add(sight.signal)
         if on_signal is not None:
             on_signal(sight.signal, sight.value, look)
             return
-        seen = {**look.signals, sight.signal: sight.value}
+        kept = {**look.signals, sight.signal: sight.value}
         if sight.rows_valid is not None:
             rows_valid[sight.signal] = sight.rows_valid
-        look.signals = Signals(seen, {signal: valid for signal, valid in rows_valid.items() if signal in seen})
+        look.signals = Signals(kept, {signal: valid for signal, valid in rows_valid.items() if signal in kept})
 
     with occupy(model):
         check_host(model)
@@ -89,21 +93,35 @@ def observe(model: Host, signals: Iterable[Signal], on_signal: OnSignal | None =
                     f"observe was asked for {signal}, which only a stage can see. Ask for attention in place of a "
                     "preview, and for signals of the language model."
                 )
-        binding, encoders = Binding(model.model), Encoders(model)
+        turn = Turn()
+        encoders = Encoders(model, turn)
 
-        def enter(module, args, kwargs):
-            inputs = binding.read(args, kwargs)
-            current.clear()
-            if not kv.is_filled(inputs.get("past_key_values")):
-                run = open_run(model, encoders.told(inputs), None)
-                view = run.ledger.now
-                _, coord, image = run.coord(view)
-                current.append(run)
-                text_valid = run.ledger.text_rows(view) >= 0
-                looks.append(Look(run.ledger.total, view.visual_valid, coord, image, text_valid))
+        def follow(inputs, proceed):
+            if kv.is_filled(kv.given(inputs)):
+                return proceed()
+            run = open_run(model, encoders.told(inputs))
+            view = run.ledger.now
+            _, coord, image = run.coord(view)
+            text_valid = run.ledger.text_rows(view) >= 0
+            looks.append(Look(run.ledger.total, view.visual_valid, coord, image, text_valid))
+            current.append(run)
+            seen.clear()
+            try:
+                output = proceed()
+            finally:
+                current.clear()
+            if max(run.ledger.total):
+                _check_seen(wanted, seen)
+            return output
 
         with ExitStack() as undo:
-            undo.callback(model.model.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stand_around(model.model, turn, follow, undo)
             encoders.open(undo)
-            undo.enter_context(Probe(model, wanted, lambda: current[0] if current else None, sink))
+            undo.enter_context(Probe(model, wanted, lambda: current[0] if turn.mine and current else None, sink))
             yield looks
+
+
+def _check_seen(wanted: Iterable[Signal], seen: set[Signal]) -> None:
+    for signal in wanted:
+        if signal not in seen:
+            raise RuntimeError(unseen_message("observe", signal))

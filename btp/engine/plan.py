@@ -9,6 +9,7 @@ from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
 from btp.core.tower import Host
+from btp.core.wrapped import unwrapped
 from btp.engine.binding import Binding
 from btp.engine.check import attention_name, check_signal, vision_tower
 from btp.engine.windows import layer_kinds
@@ -64,13 +65,17 @@ def check_host(host: Host) -> None:
     """Refuse models whose tokens cannot be moved or seen faithfully.
 
     Raises:
-        ValueError: training mode, a compiled module, an attention implementation, a kind of layers or a
+        ValueError: training mode, a wrapper around the model, an attention implementation, a kind of layers or a
             family that is not supported; the message names it.
     """
     if host.model.training:
         raise ValueError("The model is in training mode. Call model.eval(); pruning is built for inference only.")
-    if hasattr(host.model, "_orig_mod") or hasattr(host.decoder, "_orig_mod"):
-        raise ValueError("The model is compiled. Attach to the module that was given to torch.compile instead.")
+    inside = unwrapped(host.model)
+    if inside is not host.model:
+        raise ValueError(
+            f"{type(host).__name__}.model is a {type(host.model).__name__} around {type(inside).__name__}, which calls "
+            "it past the engine. Make the host anew from it: LVLM(model) takes wrappers off."
+        )
     if attention_name(host) not in _ATTENTION:
         raise ValueError(
             f"The decoder runs attention implementation {attention_name(host)!r}; masks of unequal layers "

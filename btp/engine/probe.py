@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from btp.core.ledger import View
 from btp.core.signals import Signal
 from btp.core.tower import Host
+from btp.engine import cache as kv
 from btp.engine.binding import Binding
 from btp.engine.registry import watch_attention
 from btp.engine.rows import attention_rows, gather_rows, last_row, mean_rows
@@ -109,9 +110,12 @@ class Probe(AbstractContextManager):
         layer = self._tower.layers[at]
         norm = getattr(layer, str(self._tower.attention_norm))
         self._preview = (run, view, signals)
+        block = self._block(layer, "attention")
+        name = kv.argument(Binding(block))
+        nothing = {} if name is None else {name: None}
         try:
             with torch.no_grad():
-                self._block(layer, "attention")(hidden_states=norm(hidden), past_key_values=None, **companions)
+                block(hidden_states=norm(hidden), **nothing, **companions)
         except _SeenError:
             return
         finally:

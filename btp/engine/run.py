@@ -22,9 +22,10 @@ class Run:
         ledger: who is alive where; exchanged at each cut.
         layout: where the visual tokens lay in the prompt.
         call: the record that goes into the trace.
-        cache: the host's cache object, None without one.
+        cache: the host's cache object while a forward is under way, None without one.
         in_prefill: False from the first decode step on.
         step_mask: [B, S + t] 2D mask of the current decode step, as the caller passed it.
+        entered: decoder layers that the engine saw in the current forward, from the first stage on.
         memo: what was computed for a view in the current forward, by view and device.
         per_picture: tokens of a picture in the vision tower, where its signals or stages are followed.
     """
@@ -32,9 +33,10 @@ class Run:
     ledger: TokenLedger
     layout: Layout
     call: Call
-    cache: Any
+    cache: Any = None
     in_prefill: bool = True
     step_mask: Tensor | None = None
+    entered: list[int] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
     per_picture: int | None = None
 
@@ -89,7 +91,7 @@ class Run:
         return (source // each).masked_fill(gone, -1), (source % each).masked_fill(gone, -1)
 
 
-def open_run(host: Host, inputs: Mapping[str, Any], cache: Any) -> Run:
+def open_run(host: Host, inputs: Mapping[str, Any], cache: Any = None) -> Run:
     """Start a prefill from the root module's inputs. One host sync.
 
     Raises:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -22,11 +23,14 @@ from btp.engine.decide import Decider, Decision
 from btp.engine.deepstack import Deepstack
 from btp.engine.doubts import Doubts
 from btp.engine.encoders import Encoders
+from btp.engine.followed import check_followed
+from btp.engine.forward import stand_around
 from btp.engine.merged import MergedTower
 from btp.engine.plan import PlannedStage
 from btp.engine.probe import Probe, Sight
 from btp.engine.rows import gather_rows, last_row
 from btp.engine.run import Run, open_run
+from btp.engine.turn import Turn
 from btp.engine.vision import VisionStream
 from btp.engine.vision import rows_valid as tower_rows_valid
 from btp.engine.windows import layer_kinds
@@ -49,14 +53,16 @@ class Stream:
         self._host, self._plan, self._trace = host, plan, trace
         self._doubts = Doubts()
         self._decider = Decider(pruner, self._doubts)
-        self._run: Run | None = None
+        self._turn = Turn()
+        self._run: Run | None = None  # whose forward is under way
+        self._runs: WeakKeyDictionary[Any, Run] = WeakKeyDictionary()  # by the cache that goes on with them
         self._sights: dict[Signal, Sight] = {}
         self._attention = attention_name(host)  # before a probe renames it
         self._kinds = layer_kinds(host) if plan else ()
         signals = [signal for planned in plan for signal in planned.needs]
         merges = hasattr(host, "tower_order")
         self._vision = MergedTower(host, signals) if merges else VisionStream(host, self._decider, plan, signals)
-        self._encoders = Encoders(host, self._vision.encoding if self._vision.needed else None)
+        self._encoders = Encoders(host, self._turn, self._vision.encoding if self._vision.needed else None)
         self._probe = Probe(host, signals, self._prefilling, self._note)
         self._first = min((planned.stage.site.first_layer for planned in plan), default=host.num_layers)
         self._deepstack = Deepstack(host, self._doubts, self._first, self._prefilling)
@@ -64,13 +70,8 @@ class Stream:
     def open(self) -> ExitStack:
         """Register every hook; closing the stack removes them."""
         with ExitStack() as undo:
-            root, layers = Binding(self._host.model), self._host.towers["llm"].layers
-            hooks = [
-                self._host.model.register_forward_pre_hook(self._before_root(root), with_kwargs=True),
-                self._host.model.register_forward_hook(self._behind_root(root), with_kwargs=True),
-            ]
-            for hook in hooks:
-                undo.callback(hook.remove)
+            layers = self._host.towers["llm"].layers
+            stand_around(self._host.model, self._turn, self._follow, undo)
             self._encoders.open(undo)
             if self._vision.needed:
                 self._vision.open(undo)
@@ -85,50 +86,71 @@ class Stream:
 
     def settle(self) -> None:
         """Read what was left open on the device: doubts and the last call's indices."""
-        self._run = None
-        self._sights.clear()
         for call in self._trace.calls[-1:]:
             call.settle()
         self._doubts.settle()
 
+    def _current(self) -> Run | None:
+        return self._run if self._turn.mine else None
+
     def _prefilling(self) -> Run | None:
-        return self._run if self._run is not None and self._run.in_prefill else None
+        run = self._current()
+        return run if run is not None and run.in_prefill else None
 
     def _note(self, run: Run, sight: Sight) -> None:
         self._sights[sight.signal] = sight
 
-    def _before_root(self, binding: Binding) -> Callable:
-        def enter(module, args, kwargs):
-            inputs = binding.read(args, kwargs)
-            cache = inputs.get("past_key_values")
+    def _follow(self, inputs: Mapping[str, Any], proceed: Callable[[], Any]) -> Any:
+        """One forward of the root module."""
+        cache = kv.given(inputs)
+        if self._plan:
+            _check_inputs(self._host, inputs)
+            kv.check_cache(cache)
+        try:
+            run = self._step(inputs, cache) if kv.is_filled(cache) else self._prefill(inputs)
+            output = proceed()
             if self._plan:
-                _check_inputs(self._host, inputs)
-                kv.check_cache(cache)
-            if not kv.is_filled(cache):
-                self.settle()
-                inputs = self._encoders.told(inputs)
-                self._run = open_run(self._host, inputs, cache)
-                self._trace.calls.append(self._run.call)
-                self._vision.begin(inputs)
-                if self._plan:
-                    self._expect_text_last(self._run)
-                return
-            run = self._run
-            if run is None or (run.cache is not None and run.cache is not cache):
-                raise ValueError(
-                    "This past_key_values was filled outside the present attach, or by another prompt since. "
-                    "Start the prompt with an empty cache inside the attach."
-                )
+                check_followed(run, self._host, self._plan, self._first)
             if run.in_prefill:
-                self._doubts.settle()  # the first token was read from this prefill: the device has caught up
-            run.in_prefill = False
-            run.memo.clear()
-            run.cache = cache
-            run.call.decode_steps += 1
-            if self._plan:
-                check_step(run, inputs)
+                self._filled(run, kv.returned(output) if cache is None else cache)
+            return output
+        finally:
+            if isinstance(cache, kv.CutCache):
+                cache.followed = False
+            if self._run is not None:
+                self._run.cache = None  # which keeps the run, and not the other way round
+                self._run.memo.clear()
+            self._run = None
+            self._sights.clear()
 
-        return enter
+    def _prefill(self, inputs: Mapping[str, Any]) -> Run:
+        self.settle()
+        inputs = self._encoders.told(inputs)
+        self._run = run = open_run(self._host, inputs)
+        self._trace.calls.append(run.call)
+        self._vision.begin(inputs)
+        if self._plan:
+            self._expect_text_last(run)
+        return run
+
+    def _step(self, inputs: Mapping[str, Any], cache: Any) -> Run:
+        run = self._runs.get(cache)
+        if run is None:
+            raise ValueError(
+                "This cache (past_key_values) was filled outside the present attach, or is a copy. Start the prompt "
+                "with an empty cache inside the attach, and go on with that one."
+            )
+        self._run = run
+        if run.in_prefill:
+            self._doubts.settle()  # the first token was read from this prefill: the device has caught up
+        run.in_prefill, run.cache = False, cache
+        run.entered.clear()
+        run.call.decode_steps += 1
+        if self._plan:
+            check_step(run, inputs)
+        if isinstance(cache, kv.CutCache):
+            cache.followed = True
+        return run
 
     def _expect_text_last(self, run: Run) -> None:
         """The last token's logits are read: it must not be one that a stage may withdraw."""
@@ -139,24 +161,18 @@ class Stream:
             "Put text behind the last picture, and use no chunked prefill (prefill_chunk_size).",
         )
 
-    def _behind_root(self, binding: Binding) -> Callable:
-        def leave(module, args, kwargs, output):
-            run = self._run
-            if run is None or not run.in_prefill:
-                return
-            run.cache = binding.read(args, kwargs).get("past_key_values")
-            if run.cache is None:
-                run.cache = getattr(output, "past_key_values", None)
-            if self._plan:
-                kv.check_cache(run.cache)
-            call, views = run.call, [run.ledger.at(at) for at in range(self._host.num_layers)]
-            call.visual = [view.visual_counts for view in views]
-            call.tokens = [tuple(map(sum, zip(call.text, counts, strict=True))) for counts in call.visual]
-            call.slots, call.cache_bytes = kv.slots(run.cache), kv.size_bytes(run.cache)
-            run.memo.clear()
-            self._sights.clear()
-
-        return leave
+    def _filled(self, run: Run, cache: Any) -> None:
+        """Record a prefill, and remember whose cache it filled."""
+        if self._plan:
+            kv.check_cache(cache)
+        call, views = run.call, [run.ledger.at(at) for at in range(self._host.num_layers)]
+        call.visual = [view.visual_counts for view in views]
+        call.tokens = [tuple(map(sum, zip(call.text, counts, strict=True))) for counts in call.visual]
+        call.slots, call.cache_bytes = kv.slots(cache), kv.size_bytes(cache)
+        if cache is not None:
+            self._runs[cache] = run
+            if len(run.ledger.views) > 1:
+                kv.lock(cache)
 
     def _enter(self, binding: Binding) -> Callable:
         """Withdraw from the prompt what left in the vision tower."""
@@ -179,12 +195,14 @@ class Stream:
         stages = [p for p in self._plan if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
 
         def enter(module, args, kwargs):
-            run = self._run
+            run = self._current()
             if run is None:
                 raise RuntimeError(
                     f"A decoder layer ran outside {type(self._host.model).__name__}.forward, where the "
-                    "engine cannot know the prompt. Call the model itself."
+                    "engine cannot know the prompt. Call the model itself; if that is a wrapper around another model "
+                    "that was called, give the one inside: LVLM(wrapper.model)."
                 )
+            run.entered.append(at)
             arguments = binding.read(args, kwargs)
             hidden = moved = arguments[binding.first]
             if run.in_prefill:
@@ -249,7 +267,7 @@ class Stream:
                 continue
             sight = self._sights.get(signal)
             if sight is None:
-                raise RuntimeError(unseen_message(self._decider.pruner.name, signal))  # type: ignore[union-attr]
+                raise RuntimeError(unseen_message(f"pruner {self._decider.pruner.name!r}", signal))  # type: ignore[union-attr]
             seen[signal] = _restrict(sight, run)
             if sight.rows_valid is not None:
                 rows_valid[signal] = sight.rows_valid

@@ -11,6 +11,7 @@ are added: the sum that a layer without the other tokens would have made.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -36,8 +37,8 @@ from btp.ops.bipartite import size_bias
 _AXIS = {"attention": 3, "queries": 2, "keys": 2, "values": 2, "hidden": 1}
 
 
-class VisionStream:
-    """The hooks of one attach in the vision tower.
+class VisionStream(threading.local):
+    """The hooks of one attach in the vision tower. What passed it belongs to the thread: its prompt comes later.
 
     Args:
         host: the model.
@@ -340,7 +341,7 @@ class VisionStream:
 
     def _sight(self, pictures: Pictures, signal: Signal) -> Tensor:
         if signal not in pictures.seen:
-            raise RuntimeError(unseen_message(self._decider.pruner.name, signal))  # type: ignore[union-attr]
+            raise RuntimeError(unseen_message(f"pruner {self._decider.pruner.name!r}", signal))  # type: ignore[union-attr]
         return pictures.seen[signal]
 
     def _now(self, pictures: Pictures, signal: Signal) -> Tensor:

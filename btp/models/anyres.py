@@ -25,6 +25,8 @@ class AnyRes(PackedLVLM):
     features.
     """
 
+    families = ("llava_next",)
+
     @property
     def side(self) -> int:
         """Rows and columns of a tile."""

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from btp.models.peft_folder import adapter_file, base_of, is_adapter
+
 EMBEDDED = Path(__file__).resolve().parent
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
@@ -64,6 +66,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not JSON, or names no model_type.
     """
+    folder = model_folder(folder)
     found = _read_json(folder / "config.json", "Download it again, or restore it from the original model.")
     if "model_type" not in found:
         raise ValueError(
@@ -73,12 +76,28 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
+def model_folder(folder: Path) -> Path:
+    """Where a checkpoint's config and weights lie: in its folder, or in that of the model an adapter of peft is for.
+
+    Raises:
+        ValueError: the adapter cannot be used; says what to do.
+    """
+    return base_of(folder) if is_adapter(folder) else folder
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """All folders whose files make the model."""
+    return list(dict.fromkeys([model_folder(folder), folder]))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files with weights that a checkpoint needs, by its index where it has one; empty without weights.
 
     Raises:
         ValueError: the index is corrupt, or names a file that is not there.
     """
+    if is_adapter(folder):
+        return [*weight_files(base_of(folder)), adapter_file(folder)]
     for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         index = folder / name
         if index.is_file() and not (folder / name.removesuffix(".index.json")).is_file():
@@ -96,6 +115,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _complete(folder: Path, config: Mapping[str, Any], what: str) -> Path:
+    if is_adapter(folder):
+        adapter_file(folder)
+        base = base_of(folder)
+        _complete(base, config, f"{what} holds an adapter of peft: its model in {base}")
+        return folder
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{what} holds no config.json, so it is not a checkpoint. "

@@ -20,12 +20,19 @@ class Gemma3(LVLM):
     those behind it. Layers with a window are followed whatever the length of the prompt.
     """
 
+    families = ("gemma3",)
+
     pooled = "average pooling"
 
     def layout(self, inputs: Mapping[str, Any]) -> Layout:
-        """Where the visual tokens lie; no token is one of the vision tower's. No host sync."""
+        """Where the visual tokens lie; no token is one of the vision tower's. One host sync.
+
+        Raises:
+            ValueError: a row whose placeholders are no whole number of pictures.
+        """
         visual = self.visual_mask(inputs)
         side = self._side()
+        grids.check_whole(visual.sum(1).tolist(), side**2, type(self.model).__name__)
         coord, first = grids.square(visual, side, side)
         image = grids.number(visual, first)
         return Layout(visual, coord, image, torch.full_like(image, -1))

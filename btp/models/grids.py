@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -48,6 +49,57 @@ def packed(visual: Tensor, grids: Sequence[Sequence[int]], merge: int) -> tuple[
     coord = coord.masked_scatter(visual[..., None], torch.cat(coords).to(visual.device))
     first = torch.zeros_like(visual).masked_scatter(visual, torch.cat(firsts).to(visual.device))
     return coord, first
+
+
+def check_whole(counts: Sequence[int], each: int, model: str, pictures: Sequence[int] | int | None = None) -> None:
+    """Refuse placeholders that are not whole pictures of `each` tokens.
+
+    Args:
+        counts: placeholders of each row.
+        each: tokens of a picture, as the grid assumed has them.
+        model: its class, for the message.
+        pictures: tokens of each, or how many there are; None where nothing says so.
+
+    Raises:
+        ValueError: a row has a part of a picture, or there are more or fewer.
+    """
+    odd = next((b for b, n in enumerate(counts) if n % each), None)
+    if odd is not None:
+        raise ValueError(
+            f"Row {odd} has {counts[odd]} placeholders, but a view of {model} has {each} tokens. {_REMEDY}"
+        )
+    alone = [] if pictures is None or isinstance(pictures, int) else [n for n in pictures if n != each]
+    total = pictures if isinstance(pictures, int) else None
+    if alone or (total is not None and total * each != sum(counts)):
+        found = f"{alone[0]} tokens of a picture" if alone else f"{sum(counts)} placeholders for {total} picture(s)"
+        raise ValueError(f"{model} makes {found}, but a view has {each} tokens. {_REMEDY}")
+
+
+def check_lengths(counts: Sequence[int], sizes: Sequence[int], model: str, kind: str) -> None:
+    """Refuse placeholders that do not end where a picture ends.
+
+    Args:
+        counts: placeholders of each row.
+        sizes: tokens of each picture of the batch, in order.
+        model: its class, for the message.
+        kind: "image" or "video".
+
+    Raises:
+        ValueError: a row has a part of a picture, or there are more or fewer.
+    """
+    ends, rows = [0, *accumulate(sizes)], [0, *accumulate(counts)]
+    if ends[-1] != rows[-1] or not set(rows) <= set(ends):
+        raise ValueError(
+            f"The rows of the prompt have {list(counts)} placeholders of kind {kind}, but by {kind}_grid_thw the "
+            f"pictures have {list(sizes)} tokens in {model}. {_REMEDY}"
+        )
+
+
+_REMEDY = (
+    "Make the prompt with the processor of this checkpoint, and pass it whole (no chunked prefill by "
+    "prefill_chunk_size). If it was, this family packs its pictures in a way of its own: use its adapter in "
+    "btp.models, or subclass LVLM and override layout (docs/new_model.md)."
+)
 
 
 def number(visual: Tensor, first: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from btp.core.tower import Layout
+from btp.models import grids
 from btp.models.lvlm import LVLM
 
 _MOST_TILES = 4  # along the longer side, in the processors that the checkpoints bring
@@ -26,6 +27,8 @@ class Idefics3(LVLM):
     prompt writes it.
     """
 
+    families = ("idefics3", "smolvlm")
+
     pooled = "a pixel shuffle"
 
     def layout(self, inputs: Mapping[str, Any]) -> Layout:
@@ -38,14 +41,10 @@ class Idefics3(LVLM):
         side = self._side()
         ids, found = inputs["input_ids"].cpu(), visual.cpu()
         coord, image = torch.full((*ids.shape, 3), -1), torch.full_like(ids, -1)
+        grids.check_whole(found.sum(1).tolist(), side**2, type(self.model).__name__)
         grid = torch.cartesian_prod(torch.arange(1), torch.arange(side), torch.arange(side))  # [n, 3]
         for b, row in enumerate(found):
             places = row.nonzero().flatten()
-            if len(places) % side**2:
-                raise ValueError(
-                    f"Row {b} has {len(places)} placeholders, but a view of {type(self.model).__name__} has {side**2} "
-                    "tokens. Make the prompt with the processor of this checkpoint."
-                )
             views = places.view(-1, side**2)
             front = ids[b, (views[:, 0] - 1).clamp(min=0)].tolist()
             behind = ids[b, (views[:, -1] + 1).clamp(max=ids.shape[1] - 1)].tolist()

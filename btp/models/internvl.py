@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from btp.core.tower import Layout
-from btp.models import tiles
+from btp.models import grids, tiles
 from btp.models.lvlm import LVLM
 
 _MOST_TILES = 12  # of the processors that the checkpoints bring
@@ -25,12 +25,19 @@ class InternVL(LVLM):
     picture of its own, as the prompt writes it.
     """
 
+    families = ("internvl",)
+
     pooled = "a pixel shuffle"
 
     def layout(self, inputs: Mapping[str, Any]) -> Layout:
-        """Where the visual tokens lie; no token is one of the vision tower's."""
+        """Where the visual tokens lie; no token is one of the vision tower's. One host sync.
+
+        Raises:
+            ValueError: a row whose placeholders are no whole number of tiles.
+        """
         visual = self.visual_mask(inputs)
         rows, columns = self._sides(inputs.get("pixel_values"))
+        grids.check_whole(visual.sum(1).tolist(), rows * columns, type(self.model).__name__)
         coord, image = tiles.stacked(visual, rows, columns)
         return Layout(visual, coord, image, torch.full_like(image, -1))
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from btp.models.find import check_keys, find_checkpoint, first_line, read_config
+from btp.models.find import check_keys, find_checkpoint, first_line, model_folder, read_config
 from btp.models.lvlm import LVLM
 from btp.models.memory import check_memory, stored_bytes
+from btp.models.peft_folder import is_adapter
 from btp.models.processor import load_processor
 from btp.models.quantize import quantization
 from btp.models.random_weights import build, describe
@@ -69,7 +70,9 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
         if folder is None:
             architecture = describe(config["config"])
         else:
-            architecture = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+            architecture = AutoConfig.from_pretrained(
+                model_folder(folder), local_files_only=True, trust_remote_code=trusted
+            )
         processor = None if folder is None else load_processor(folder, config["processor"], trusted)
         model = build(architecture, device, dtype, config["attention"])
     else:
@@ -110,7 +113,7 @@ def _pretrained(config: Mapping[str, Any], folder: Path, device: torch.device, d
     asked = {"quantization_config": quantized} if quantized else {}
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            folder,
+            model_folder(folder),
             dtype=dtype,
             attn_implementation=config["attention"],
             device_map=spread or {"": device},
@@ -132,7 +135,22 @@ def _pretrained(config: Mapping[str, Any], folder: Path, device: torch.device, d
             f"Set model.path to a complete checkpoint.{saved_with(read_config(folder))}"
         ) from error
     _check_whole(info, folder)
-    return model
+    return _merged(model, folder) if is_adapter(folder) else model
+
+
+def _merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """A model with an adapter of peft added to its weights, so that nothing of peft is left in it."""
+    from peft import PeftModel  # pyright: ignore[reportMissingImports]
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")  # parts would stay as they were
+            return PeftModel.from_pretrained(model, folder).merge_and_unload()
+    except Exception as error:
+        raise ValueError(
+            f"the adapter in {folder} cannot be merged into its model: {first_line(error)} Look at "
+            f"{folder / 'adapter_config.json'}, and at the version of peft that is installed."
+        ) from error
 
 
 def _places(spread: Any, device: torch.device) -> tuple[torch.device, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from btp.core.tower import Layout, Packed, Tower
-from btp.models import grids
+from btp.core.wrapped import unwrapped
+from btp.models import given, grids
+from btp.models.adapters import adapter_for
 
 _VISION = ("vision_tower", "visual", "vision_model")
 _PROJECTOR = ("multi_modal_projector", "mm_projector", "connector", "visual.merger")
@@ -25,10 +27,12 @@ _BLOCKS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "bl
 class LVLM:
     """A thin view of a transformers model with the standard decoder loop; it changes nothing in it.
 
-    Module paths are found by the standard names, or given where a family differs. A family whose visual
-    tokens are packed in its own way subclasses `layout`.
+    `LVLM(model)` is the family's own subclass where btp has one. Module paths are found by the standard names, or
+    given where a family differs. A family whose visual tokens are packed in its own way subclasses `layout`. What
+    torch.compile, peft and data parallelism put around a model is taken off for the engine; calls still go through it.
 
     Attributes:
+        families: transformers' names (model_type) of the families that a subclass is for.
         pooled: what joins several tokens of the vision tower into one visual token; empty where nothing does.
 
     Args:
@@ -40,10 +44,18 @@ class LVLM:
 
     Raises:
         ValueError: a path does not exist, or the decoder or its layers were not found; the message names the
-            key.
+            key. Or it is no model of transformers, or a wrapper that cannot be taken off.
     """
 
+    families: ClassVar[tuple[str, ...]] = ()
     pooled = ""
+
+    def __new__(cls, model: Any = None, **paths: Any) -> Self:
+        """An object of the family's own class, where the general one is asked for."""
+        if cls is LVLM and model is not None:
+            config = getattr(unwrapped(model), "config", None)
+            cls = adapter_for(getattr(config, "model_type", None)) or LVLM
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -54,7 +66,13 @@ class LVLM:
         decoder: str | None = None,
         layers: str | None = None,
     ) -> None:
-        self.model = model
+        self._outside = model
+        self.model = model = unwrapped(model)
+        if not hasattr(model, "config") or not (decoder or hasattr(model, "get_decoder")):
+            raise ValueError(
+                f"{type(model).__name__} is no model of transformers: it has no config, or no get_decoder. If it is a "
+                "wrapper of your own, give the model inside of it: LVLM(wrapper.model)."
+            )
         self.config = model.config
         base = getattr(model, "model", model)
         self.vision = _given("vision", model, vision) if vision else _search(base, _VISION)
@@ -68,9 +86,10 @@ class LVLM:
                 "Set model.layers to its path."
             )
         self.towers = {"llm": Tower("llm", stack, **_parts(stack))}
+        self.decoder = unwrapped(self.decoder)
         blocks = _search(self.vision, _BLOCKS) if self.vision is not None else None
         if isinstance(blocks, nn.ModuleList):
-            packed = hasattr(self.config.vision_config, "spatial_merge_size")
+            packed = hasattr(getattr(self.config, "vision_config", None), "spatial_merge_size")
             self.towers["vision"] = Tower(
                 "vision",
                 blocks,
@@ -87,7 +106,7 @@ class LVLM:
         """The vision layer that the projector reads; None where it reads several, or class tokens too."""
         asked = getattr(self.config, "vision_feature_layer", None)
         wanted = "default" if _class_tokens(self.vision) else "full"
-        if not isinstance(asked, int) or self.config.vision_feature_select_strategy != wanted:
+        if not isinstance(asked, int) or getattr(self.config, "vision_feature_select_strategy", None) != wanted:
             return None
         layer = asked % (depth + 1) - 1  # hidden state 0 is what enters the first layer
         return layer if layer >= 0 else None
@@ -132,11 +151,11 @@ class LVLM:
 
     def generate(self, **inputs: Any) -> Any:
         """The model's own generate."""
-        return self.model.generate(**inputs)
+        return getattr(self._outside, "generate", self.model.generate)(**inputs)
 
     def __call__(self, **inputs: Any) -> Any:
         """The model's own forward."""
-        return self.model(**inputs)
+        return self._outside(**inputs)
 
     def visual_mask(self, inputs: Mapping[str, Any]) -> Tensor:
         """[B, S] bool: image and video placeholders of the prompt.
@@ -173,27 +192,22 @@ class LVLM:
     def layout(self, inputs: Mapping[str, Any]) -> Layout:
         """Where the visual tokens of a forward's inputs lie, and where each lies in its picture.
 
+        A family that btp does not know is held to what it hands over: the placeholders of each row must be whole
+        pictures of the grid assumed, as many as there are. One host sync.
+
         Raises:
             ValueError: this family packs its visual tokens in a way the general rules do not know.
         """
         visual = self.visual_mask(inputs)
-        if inputs.get("image_grid_thw") is not None or inputs.get("video_grid_thw") is not None:
+        if any(inputs.get(f"{kind}_grid_thw") is not None for kind in ("image", "video")):
             coord, first = self._packed(inputs, visual)
-        elif self._is_square(inputs):
-            rows, columns = self._square_sides(inputs)
-            whole = self.config.vision_feature_select_strategy == "full"
-            extra = _class_tokens(self.vision) if whole else 0
-            coord, first = grids.square(visual, rows, columns, extra)
-        elif inputs.get("pixel_values") is None and inputs.get("pixel_values_videos") is None:
+        elif max(counts := visual.sum(1).tolist()) == 0:
             coord, first = torch.full((*visual.shape, 3), -1, device=visual.device), torch.zeros_like(visual)
         else:
-            raise ValueError(
-                f"{type(self.model).__name__} packs its visual tokens in a way that LVLM.layout does not "
-                "know "
-                "(neither one square grid per image nor image_grid_thw). Use this family's adapter in "
-                "btp.models, "
-                "or subclass LVLM and override layout."
-            )
+            rows, columns, extra = self._square(inputs)
+            pictures = given.lengths(inputs, "image")
+            grids.check_whole(counts, rows * columns + extra, type(self.model).__name__, pictures)
+            coord, first = grids.square(visual, rows, columns, extra)
         return Layout(visual, coord, grids.number(visual, first))
 
     def example(self, batch: int, words: int, height: int, width: int, frames: int | None = None) -> dict[str, Tensor]:
@@ -253,35 +267,60 @@ class LVLM:
 
     def picture_grid(self, pixels: Tensor) -> tuple[int, int]:
         """(rows, columns) of the vision tower's tokens for pictures [P, 3, height, width]."""
-        patch = self.config.vision_config.patch_size
-        return pixels.shape[-2] // patch, pixels.shape[-1] // patch
+        high, wide = _pair(self.config.vision_config.patch_size)
+        return pixels.shape[-2] // high, pixels.shape[-1] // wide
 
     def _packed(self, inputs: Mapping[str, Any], visual: Tensor) -> tuple[Tensor, Tensor]:
-        merge = self.config.vision_config.spatial_merge_size
+        merge = getattr(getattr(self.config, "vision_config", None), "spatial_merge_size", None)
+        if not isinstance(merge, int):
+            raise ValueError(self._unknown("its config names no vision_config.spatial_merge_size"))
         coord = torch.full((*visual.shape, 3), -1, device=visual.device)
-        first = torch.zeros_like(visual)
+        first, placed = torch.zeros_like(visual), torch.zeros_like(visual)
         for kind in ("image", "video"):
             grid = inputs.get(f"{kind}_grid_thw")
             if grid is not None:
                 mine = inputs["input_ids"] == self._token(kind)
-                its_coord, its_first = grids.packed(mine, grid.tolist(), merge)
+                entries = grid.tolist()
+                sizes = [t * (h // merge) * (w // merge) for t, h, w in entries]
+                grids.check_lengths(mine.sum(1).tolist(), sizes, type(self.model).__name__, kind)
+                its_coord, its_first = grids.packed(mine, entries, merge)
                 coord, first = torch.where(mine[..., None], its_coord, coord), first | its_first
+                placed = placed | mine
+        if bool((visual & ~placed).any()):
+            raise ValueError(self._unknown("some placeholders belong to no grid of the inputs"))
         return coord, first
 
-    def _is_square(self, inputs: Mapping[str, Any]) -> bool:
-        return hasattr(self.config, "vision_feature_select_strategy") and inputs.get("image_sizes") is None
+    def _square(self, inputs: Mapping[str, Any]) -> tuple[int, int, int]:
+        """(rows, columns) of every picture, and tokens in front of each that lie on no grid."""
+        vision = getattr(self.config, "vision_config", None)
+        strategy = getattr(self.config, "vision_feature_select_strategy", None)
+        if strategy is None or inputs.get("image_sizes") is not None:
+            raise ValueError(self._unknown("neither one square grid per image nor image_grid_thw"))
+        if given.has(inputs, "video"):
+            raise ValueError(self._unknown("it brings a video, and only pictures are one square grid"))
+        pixels = given.pixels(inputs)
+        if getattr(vision, "patch_size", None) is None or (pixels is None and not hasattr(vision, "image_size")):
+            raise ValueError(self._unknown("its config names no vision_config.patch_size and image_size"))
+        if pixels is None:
+            pixels = torch.empty(1, 3, *_pair(vision.image_size), device="meta")
+        return *self.picture_grid(pixels), _class_tokens(self.vision) if strategy == "full" else 0
 
-    def _square_sides(self, inputs: Mapping[str, Any]) -> tuple[int, int]:
-        vision, pixels = self.config.vision_config, inputs.get("pixel_values")
-        if pixels is not None:
-            return self.picture_grid(pixels)
-        return vision.image_size // vision.patch_size, vision.image_size // vision.patch_size
+    def _unknown(self, why: str) -> str:
+        return (
+            f"{type(self.model).__name__} packs its visual tokens in a way that LVLM.layout does not know ({why}). Use "
+            "this family's adapter in btp.models, or subclass LVLM and override layout."
+        )
 
     def _token(self, kind: str) -> int | None:
         for name in (f"{kind}_token_id", f"{kind}_token_index"):
             if getattr(self.config, name, None) is not None:
                 return getattr(self.config, name)
         return None
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    """(high, wide) of a size that a config gives as one number or as two."""
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _given(key: str, root: nn.Module, path: str) -> nn.Module:

@@ -11,6 +11,8 @@ from btp.models.pooled import PooledVideos
 class LlavaNextVideo(PooledVideos):
     """As AnyRes; a video's tokens are means of spatial_pool_stride x spatial_pool_stride patches, without newlines."""
 
+    families = ("llava_next_video",)
+
     blends = "the frames of a video are pooled in front of the projector. Pictures are not"
 
     def video_coord(self, frames: int, pixels: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class LlavaOneVision(PooledVideos):
     one newline ends it.
     """
 
+    families = ("llava_onevision",)
+
     blends = (
         "mosaics of more tiles than the config's vision_aspect_ratio has room for are resized, and the frames of a "
         "video pooled. Smaller pictures, or several in one prompt, are not resized"

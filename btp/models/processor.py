@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from btp.models.find import first_line
+from btp.models.find import first_line, model_folder
 from btp.models.recognise import refuse_code
 from btp.models.videoless import processor_class
 
@@ -24,6 +24,7 @@ def load_processor(folder: Path, arguments: Mapping[str, Any], trusted: bool = F
     Raises:
         ValueError: there is none, it has no chat template, or it does not know an argument.
     """
+    folder = _folder(folder)
     try:
         reader = processor_class(folder, trusted)
         processor = reader.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted, **arguments)
@@ -62,6 +63,12 @@ _RESTORE = (
     "Copy the small files of the original model (processor_config.json or preprocessor_config.json, the tokenizer's, "
     "chat_template.jinja) into it."
 )
+
+
+def _folder(folder: Path) -> Path:
+    """Where a checkpoint's processor lies; an adapter may have one of its own."""
+    own = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    return folder if own else model_folder(folder)
 
 
 def _knows(processor: Any, name: str) -> bool:

@@ -19,6 +19,8 @@ from btp.models.lvlm import LVLM
 class QwenVL(LVLM):
     """Qwen2-VL and Qwen2.5-VL, whose videos are one run of placeholders."""
 
+    families = ("qwen2_vl", "qwen2_5_vl")
+
     pooled = "the merger"
     timestamp = 0  # text tokens in front of each frame of a video, with its own begin and end
 
@@ -63,5 +65,7 @@ class QwenVL(LVLM):
 
 class Qwen3VL(QwenVL):
     """Qwen3-VL, whose videos are frames with a timestamp between."""
+
+    families = ("qwen3_vl",)
 
     timestamp = 6  # as in "<12.5 seconds>"

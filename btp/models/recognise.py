@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,26 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from btp.models.find import read_config
 
 OLDEST, NEWEST = "5.20", "6"
+TESTED = ("5.23", "5.24")  # all tests of the engine and of the families ran on these
 
 
 def check_library() -> None:
-    """Refuse a transformers whose decoder loop the engine does not know.
+    """Refuse a transformers whose decoder loop the engine does not know; tell of one that was never tried.
 
     Raises:
         ValueError: outside the supported versions.
     """
-    found = Version(transformers.__version__)
+    found, tried = Version(transformers.__version__), " and ".join(TESTED)
     if not Version(OLDEST) <= found < Version(NEWEST):
         raise ValueError(
-            f"transformers {found} is installed, but btp supports {OLDEST} up to, not including, {NEWEST}. "
-            "Install the version that requirements.txt names."
+            f"transformers {found} is installed, but btp supports {OLDEST} up to, not including, {NEWEST}, and was "
+            f"tested with {tried}. Install the version that requirements.txt names."
+        )
+    if f"{found.major}.{found.minor}" not in TESTED:
+        warnings.warn(
+            f"transformers {found} is installed, but btp was tested with {tried} alone. Its models may call things by "
+            "other names: where something fails, install the version that requirements.txt names.",
+            stacklevel=2,
         )
 
 

@@ -19,6 +19,8 @@ class VideoLlava(PackedLVLM):
     Stages and signals are those of the language model: of two towers, the engine would have to follow both.
     """
 
+    families = ("video_llava",)
+
     unfollowed = "two vision towers, one for images and one for videos, which are not followed"
 
     def packing(self, kind: str, arguments: Mapping[str, Any]) -> Sequence[Packed] | None:

@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from btp.models.find import checkpoint_folders
+
 PACKAGE = Path(__file__).resolve().parents[1]
 MODEL = ("weights", "adapter", "config", "processor", "dtype", "attention", "quantize", "trust_remote_code")
 
@@ -66,7 +68,9 @@ def checkpoint(folder: Path | None, extra: Iterable[Any] = ()) -> str:
     if folder is None:
         return digest(*extra)
     parts: list[Any] = list(extra)
-    for file in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix != ".md"):
+    for file in (p for part in checkpoint_folders(folder) for p in sorted(part.iterdir())):
+        if not file.is_file() or file.suffix == ".md":
+            continue
         size = file.stat().st_size
         with file.open("rb") as f:
             head = f.read(1 << 20)

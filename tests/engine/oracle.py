@@ -37,7 +37,7 @@ def hiding(lvlm, inputs, gone, renumber=False):
                     closed = hidden_here.clone()
 
         def hook(module, args, kwargs):
-            hidden, cache = args[0], kwargs.get("past_key_values")
+            hidden, cache = args[0], kwargs.get(tiny.CACHE)
             past = cache.get_seq_length(layer) if cache is not None else 0
             new = hidden.shape[1]
             seen = torch.zeros(B, past + new, dtype=torch.bool)

@@ -210,7 +210,7 @@ def test_slots():
     with torch.no_grad(), attach(lvlm, Scatter(), plan(("llm.layer.1", 1))) as trace:
         out = lvlm.generate(**prompts(lvlm, [[1, "i", 1]]), max_new_tokens=3, return_dict_in_generate=True)
     assert trace.last.slots == [6, 5, 5, 5]  # of 13, then 5 alive
-    assert [layer.keys.shape[-2] for layer in out.past_key_values.layers] == [6, 7, 6, 6]
+    assert [layer.keys.shape[-2] for layer in out[tiny.CACHE].layers] == [6, 7, 6, 6]
 
 
 class Broken(Watch):

@@ -27,7 +27,7 @@ def test_layers_get_hidden_first_and_companions_by_name(family):
     lvlm = tiny.shared(family)
     args, kwargs = watch(lvlm, tiny.prompts(lvlm, [[2, "i", 3], [1, "i"]]))[0]
     assert len(args) == 1
-    assert {"attention_mask", "position_embeddings", "position_ids", "past_key_values"} <= set(kwargs)
+    assert {"attention_mask", "position_embeddings", "position_ids", tiny.CACHE} <= set(kwargs)
     assert kwargs["attention_mask"].dtype == torch.bool
     assert kwargs["position_embeddings"][0].dim() == 3
     assert "cache_position" not in kwargs

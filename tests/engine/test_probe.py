@@ -130,9 +130,9 @@ def test_keys_and_values(family):
     with torch.no_grad(), observe(lvlm, [*signals, text]) as looks:
         lvlm(**inputs)
     for signal in signals:
-        held = getattr(out.past_key_values.layers[signal.site.layer], signal.kind)  # [B, Hkv, S, d]
+        held = getattr(out[tiny.CACHE].layers[signal.site.layer], signal.kind)  # [B, Hkv, S, d]
         assert torch.allclose(looks[0].signals[signal].transpose(1, 2), picked(held.transpose(1, 2), visual), atol=1e-5)
-    held = out.past_key_values.layers[3].keys
+    held = out[tiny.CACHE].layers[3].keys
     for b, places in enumerate(text_places(inputs, visual)):
         assert torch.allclose(looks[0].signals[text][b, :, : len(places)], held[b][:, places], atol=1e-5)
 
@@ -188,7 +188,7 @@ def test_signals_of_a_stage_cover_its_tokens():
         assert torch.allclose(signals[asked[0]][b, :, 0, :n], out.attentions[0][b, :, -1, places], atol=1e-6)
         assert torch.allclose(signals[asked[1]][b, :n], out.hidden_states[0][b, places], atol=1e-5)
         assert torch.allclose(signals[asked[2]][1, b, :n], out.hidden_states[1][b, places], atol=1e-5)
-        held = out.past_key_values.layers[0].keys[b][:, places]
+        held = out[tiny.CACHE].layers[0].keys[b][:, places]
         assert torch.allclose(signals[asked[3]][b, :, :n], held, atol=1e-5)
     assert tokens.text is not None
     assert torch.equal(tokens.text, signals[asked[4]])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+import tiny
 import torch
 from families import gemma3
 from oracle import additive, hidden_from, hooked
@@ -82,7 +83,7 @@ def hiding(lvlm, inputs, gone, windows, renumber=False):
         hidden_here = hidden_from(layer, gone, (B, S))
 
         def hook(module, args, kwargs):
-            hidden, cache = args[0], kwargs.get("past_key_values")
+            hidden, cache = args[0], kwargs.get(tiny.CACHE)
             past = cache.get_seq_length(layer) if cache is not None else 0
             new = hidden.shape[1]
             total = past + new
