@@ -17,6 +17,7 @@ from btp.runner.compositions import method_of
 from btp.runner.identity import code, code_of, digest, model_identity
 from btp.runner.lmms.settings import shared_part
 from btp.runner.published import with_published
+from btp.runner.sources import modules_of
 from btp.runner.stages import Sources, for_method, plan
 
 UNPRUNED = "unpruned"
@@ -120,7 +121,8 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
 def shared_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names what all arms share: model, task, seed and the code that runs them."""
     model = model_identity(config["model"])
-    sources = code("core", "engine", "models", "tasks", "runner/evaluate.py", "runner/batches.py")
+    named = modules_of(config["task"], {"_target_": config["model"]["adapter"]})
+    sources = code("btp.runner.evaluate", *named)
     return digest(model, checkpoint, shared_part(config["task"]), config["seed"], sources)
 
 

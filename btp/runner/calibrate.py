@@ -26,6 +26,7 @@ from btp.runner.contents import make_dataset
 from btp.runner.identity import code, digest, model_identity
 from btp.runner.machine import Machine
 from btp.runner.memory import BatchSize, Pass
+from btp.runner.sources import modules_of
 
 REQUIRED = ("identity", "model", "curves", "stages")
 
@@ -87,7 +88,7 @@ def curves_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names the curves: whatever changes them, and nothing that only changes the choice made from them."""
     calibration = {k: v for k, v in config["calibration"].items() if k not in ("artefact", "batch")}
     model = model_identity(config["model"])
-    sources = code("core", "engine", "models", "tasks", "runner/calibrate.py", "runner/artefact.py")
+    sources = code(__name__, *modules_of(calibration, {"_target_": config["model"]["adapter"]}))
     return digest(model, checkpoint, calibration, config["schedule"]["tau"], sources)
 
 
