@@ -37,7 +37,8 @@ def names():
     shared = shared_identity(config, "abc")
     arms = {name: Arm(name, "control", node["method"], Schedule()).identity(shared)
             for name, node in {"btp": config["pruner"], "random": config["controls"]["random"]}.items()}
-    return {"calibration": curves_identity(config, "abc"), "answers": shared, **arms, "run": run_identity(config, "abc"),
+    return {"calibration": curves_identity(config, "abc"), "answers": shared, **arms,
+            "run": run_identity(config, "abc"),
             "search": identity.digest(search_identity("btp.runner.search", config, "abc", flow, flow["search"]))}
 
 before, found = names(), {}
@@ -131,7 +132,7 @@ def test_imports_are_followed(tmp_path, monkeypatch):
     (package / "deep").mkdir(parents=True)
     for name, text in {
         "__init__.py": "",
-        "method.py": "import torch, mine.plain as p\nfrom . import beside\nfrom .deep.far import (\n    x,  # why\n    y,\n)\n",
+        "method.py": "import torch, mine.plain as p\nfrom . import beside\nfrom .deep.far import (\n    x,  # why\n)\n",
         "plain.py": "def later():\n    from mine import lazy\n",
         "beside.py": "from btp.pruners.dart import Dart\nfrom btp.report.load import read_run\n",
         "lazy.py": "",
