@@ -263,7 +263,7 @@ def test_a_budget_below_what_stages_reach_is_refused_by_the_mean():
     found, _ = arms(*words, "budget.nearest=true", facts=unequal())
     assert found["pdrop"].describe()["budget"]["missed"]
     moved, _ = arms("pruner=pdrop", "budget.tokens=33", facts=unequal())
-    assert moved["pdrop"].moved == 1
+    assert moved["pdrop"].moved == 2  # one whole layer of 300 tokens is already 37.5 on average
 
 
 def test_a_budget_in_tokens_inside_the_tower_is_one_share_of_every_picture():
