@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 
 class OutOfReach(ValueError):
@@ -102,7 +104,8 @@ def fit_counts(
         middle = (below + above) / 2
         below, above = (middle, above) if mean(fill(middle)) < budget else (below, middle)
     rounded = [round(value) for value in fill(above)]
-    values = _polish(rounded, free, whole, lambda found: abs(mean(found) - budget))
+    least_error = _least_error(knobs, spans, total, num_layers, budget)
+    values = _polish(rounded, free, whole, lambda found: abs(mean(found) - budget), least_error)
     rows = zip(knobs, values, [total, *values[:-1]], strict=True)
     return [count if knob.times is None or count < alive else None for knob, count, alive in rows]
 
@@ -158,25 +161,43 @@ def _bounds(knobs: Sequence[Knob], total: int) -> tuple[list[int], list[int]]:
     return low, high
 
 
+def _least_error(knobs: Sequence[Knob], spans: Sequence[int], total: int, num_layers: int, budget: float) -> float:
+    """What no whole counts can go below; 0 where that is not known at once."""
+    if any(knob.times is not None for knob in knobs):
+        return 0.0
+    step = math.gcd(*(span for knob, span in zip(knobs, spans, strict=True) if knob.plain)) or 1
+    fixed = total * knobs[0].first + sum(s * (k.count or 0) for s, k in zip(spans, knobs, strict=True))
+    over = (budget * num_layers - fixed) % step
+    return min(over, step - over) / num_layers
+
+
+@cache
+def _moves(stages: int) -> list[tuple[int, ...]]:
+    """Steps of that many counts, the smallest moves first."""
+    steps = sorted(range(-3, 4) if stages <= 3 else range(-1, 2), key=abs)
+    return sorted(itertools.product(steps, repeat=min(stages, 6)), key=lambda move: sum(map(abs, move)))
+
+
 def _polish(
     counts: Sequence[int],
     free: Sequence[int],
     whole: Callable[[Sequence[float]], list[int]],
     error: Callable[[list[int]], float],
+    least_error: float,
 ) -> list[int]:
     """Move free counts by a few tokens to the least error; of equals the smallest move wins."""
     best = whole(counts)
-    steps = sorted(range(-3, 4) if len(free) <= 3 else range(-1, 2), key=abs)
     while True:
-        tried = []
-        for move in itertools.product(steps, repeat=min(len(free), 6)):
+        winner, least = best, float("inf")
+        for move in _moves(len(free)):
             values = list(best)
             for i, step in zip(free[-6:], move, strict=True):
                 values[i] += step
             found = whole(values)
-            if all(found[i] == values[i] for i in free):
-                tried.append((round(error(found), 9), sum(map(abs, move)), found))
-        winner = min(tried, key=lambda entry: entry[:2])[2]
+            if all(found[i] == values[i] for i in free) and (off := round(error(found), 9)) < least:
+                winner, least = found, off
+                if least <= least_error + 1e-9:
+                    return winner
         if winner == best:
             return best
         best = winner

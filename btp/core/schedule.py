@@ -11,6 +11,7 @@ from typing import Any, overload
 from torch import Tensor
 
 from btp.core.keep import Keep, check_keep, fit_times, is_fit, keep_count
+from btp.core.per_sample import Budget, PerSample
 from btp.core.site import Site
 from btp.core.solve import PART, solve_counts
 
@@ -32,6 +33,7 @@ class Stage:
         positions: "original" leaves every token its position id, "renumber" closes the gaps behind the cut.
         phase: "prefill", "decode" or "both".
         settings: the method's own knobs at this stage, such as BTP's balance.
+        solver: where keep is "fit", what solves it for each sample's own number of tokens; None leaves it unsolved.
     """
 
     site: Site
@@ -39,6 +41,7 @@ class Stage:
     positions: str = "original"
     phase: str = "prefill"
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    solver: PerSample | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", Site.parse(self.site))
@@ -52,8 +55,18 @@ class Stage:
     @overload
     def count(self, total: Tensor) -> Tensor: ...
     def count(self, total: int | Tensor) -> int | Tensor:
-        """Tokens that stay of `total` original visual tokens, rounded as `keep_count` says."""
-        return keep_count(self.keep, total)
+        """Tokens that stay of `total` original visual tokens, as `solver` or else `keep_count` says."""
+        if self.solver is None or not is_fit(self.keep):
+            return keep_count(self.keep, total)
+        if isinstance(total, Tensor):
+            counts = [self.solver.count(self.site, n) for n in total.flatten().tolist()]
+            return total.new_tensor(counts).view_as(total)
+        return self.solver.count(self.site, total)
+
+    @property
+    def is_free(self) -> bool:
+        """True where a budget still has to say how many stay."""
+        return is_fit(self.keep) and self.solver is None
 
     @property
     def withdraws_all(self) -> bool:
@@ -155,7 +168,7 @@ class Schedule(Sequence[Stage]):
         """
         self.check_sites(num_layers, num_vision_layers)
         for i, stage in enumerate(self.stages):
-            if is_fit(stage.keep):
+            if stage.is_free:
                 raise ValueError(
                     f"schedule.{i}.keep is still {stage.keep}. Solve it from a budget (Schedule.solve_fit) or write a "
                     "number."
@@ -173,17 +186,29 @@ class Schedule(Sequence[Stage]):
                 )
 
     def tokens_avg(self, total: int, num_layers: int) -> float:
-        """Planned visual tokens, averaged over the decoder layers, for a sample with `total` of them."""
+        """Planned visual tokens, averaged over the decoder layers, for a sample with `total` of them.
+
+        Raises:
+            ValueError: a site lies outside the model, a `fit` was left unsolved, or a stage keeps more than are alive.
+        """
         self.check(num_layers)
         self._check_nested(total)
-        return sum(self._layers(stage_counts=[s.count(total) for s in self.stages], total=total, L=num_layers)) / (
-            num_layers
-        )
+        return self.reached(total, num_layers)
+
+    def reached(self, total: int, num_layers: int) -> float:
+        """As `tokens_avg`, unchecked: a stage that would keep more than are alive changes nothing, as in the engine."""
+        alive = [total] * num_layers
+        count = total
+        for stage in self.stages:
+            if stage.moves_prefill:
+                count, first = min(count, stage.count(total)), stage.site.first_layer
+                alive[first:] = [count] * (num_layers - first)
+        return sum(alive) / num_layers
 
     @property
     def has_fit(self) -> bool:
         """True where a budget has something to solve."""
-        return any(is_fit(stage.keep) for stage in self.stages)
+        return any(stage.is_free for stage in self.stages)
 
     def solve_fit(self, total: int, num_layers: int, budget_tokens: float, nearest: bool = False) -> Schedule:
         """Fill every `keep: fit` and `fit*X`, so that `tokens_avg` comes as near to the budget as whole tokens allow.
@@ -223,30 +248,18 @@ class Schedule(Sequence[Stage]):
         """The stages that are not left out, with their index."""
         return [(i, stage) for i, stage in enumerate(self.stages) if counts.get(i, 0) is not None]
 
-    def solve_fit_share(self, num_layers: int, share: float) -> Schedule:
-        """As `solve_fit`, for samples of different size: fills `fit` with shares of each sample's own tokens.
+    def fit_each(self, budget: Budget) -> Schedule:
+        """Leave every `keep: fit` and `fit*X` to each sample: solved as by `solve_fit` for its own number of tokens.
 
-        Args:
-            num_layers: decoder layers.
-            share: wanted layer-averaged share of the original visual tokens, in (0, 1].
+        A sample that cannot meet its budget takes the nearest. One that has no more tokens than it is asked for keeps
+        all, and in one that has few more, multiples give way. Where whole tokens at every stage have no room, shares
+        are rounded.
+
+        Returns:
+            The same stages, whose `count(total)` depends on nothing but `total`.
         """
-        grain = 1_000_000
-        for i, stage in enumerate(self.stages):
-            if isinstance(stage.keep, int) and stage.keep > 0:
-                raise ValueError(
-                    f"schedule.{i}.keep is {stage.keep} tokens, but the budget is a share. "
-                    "Write it as a float, or give the budget in tokens."
-                )
-        solved = self.solve_fit(grain, num_layers, share * grain)
-        fits = {stage.site for stage in self.stages if is_fit(stage.keep)}
-        return Schedule(tuple(replace(s, keep=s.count(grain) / grain) if s.site in fits else s for s in solved))
-
-    def _layers(self, stage_counts: Sequence[int], total: int, L: int) -> list[int]:
-        alive = [total] * L
-        for stage, count in zip(self.stages, stage_counts, strict=True):
-            if stage.moves_prefill:
-                alive[stage.site.first_layer :] = [count] * (L - stage.site.first_layer)
-        return alive
+        solver = PerSample(self.stages, budget)
+        return Schedule(tuple(replace(stage, solver=solver) if stage.is_free else stage for stage in self.stages))
 
     def _check_times(self) -> None:
         """Refuse a `fit*X` that could only keep more than the fit before it."""
@@ -254,7 +267,7 @@ class Schedule(Sequence[Stage]):
         plain = set()
         for i, stage in enumerate(self.stages):
             part, times = stage.settings.get(PART), fit_times(stage.keep)
-            if not is_fit(stage.keep) or (times is None and part in plain):
+            if not stage.is_free or (times is None and part in plain):
                 continue
             if times is None:
                 plain.add(part)

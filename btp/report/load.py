@@ -8,8 +8,9 @@ one would show.
 - `run.json`: {state: finished | running | failed, identity, name, command, versions: {library: version},
   hardware, started: ISO time, seconds, phases: {name: seconds},
   arms: [{arm, title, role: baseline | method | control, pruner, note, schedule?: [{site, keep}, ...],
-  budget?: {asked, reached: layer-averaged visual tokens, missed?: out of reach}, moved?: layers by which the budget
-  moved its stages towards the input}],
+  solver?: what solves them for each sample's own total, keeps being means then,
+  budget?: {asked, reached: layer-averaged visual tokens, missed?: they differ by more than 2%},
+  moved?: layers by which the budget moved its stages towards the input}],
   inert: {checked, identical, max_logit_difference}, chance?: {ability: score of the best answer that ignores
   the picture}, metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the task's own
   scales, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the

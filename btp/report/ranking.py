@@ -105,7 +105,7 @@ def _budget(entry: Entry, total: float) -> dict[str, Any]:
     if layers:
         notes.append(f"stages moved by {moved(layers)}")
     if said.get("missed"):
-        notes.append("budget out of reach, this is the nearest")
+        notes.append(f"not at the {asked:.4g} visual tokens asked for")
     reached = _number(said.get("reached"))
     return {"budget_asked": asked, "budget_reached": reached, "budget_moved": layers, "budget_note": "; ".join(notes)}
 

@@ -143,7 +143,22 @@ def _fired(run: RunFolder) -> list[Remark]:
 
 
 def _budgets(run: RunFolder, table: Table) -> list[Remark]:
-    """Controls meant to match the method that do not; the unpruned model and none at all are not meant to."""
+    """Methods that are not at their budget, and controls meant to match the method that are not at its tokens."""
+    return [*_missed(run), *_unmatched(run, table)]
+
+
+def _missed(run: RunFolder) -> list[Remark]:
+    found = []
+    for arm in run.methods:
+        asked, reached = arm.budget.get("asked"), arm.budget.get("reached")
+        if arm.budget.get("missed") and asked and reached is not None:
+            text = f"{arm.title} reaches {reached:.2f} of the {asked:.2f} layer-averaged visual tokens asked for"
+            found.append(Remark("note", f"{text}: {100 * (reached / asked - 1):+.0f}%."))
+    return found
+
+
+def _unmatched(run: RunFolder, table: Table) -> list[Remark]:
+    """The unpruned model and none at all are not meant to match."""
     if len(run.methods) != 1:
         return []
     tokens = dict(zip(table.frame["arm"], table.frame["tokens_avg"], strict=True))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.utils import instantiate
 
 from btp.core.keep import FIT
+from btp.core.per_sample import Budget
 from btp.core.place import place_stages
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
-from btp.runner.budget import Facts, Met, Planned, meet, wanted_tokens
+from btp.core.site import Site
+from btp.runner.budget import Facts, Met, Planned, meet, wanted_budget
 from btp.runner.compositions import method_of
 from btp.runner.identity import code, code_of, digest, model_identity
 from btp.runner.lmms.settings import shared_part
 from btp.runner.published import with_published
+from btp.runner.solved import budget_entry, described, off_budget
+from btp.runner.sources import modules_of
 from btp.runner.stages import Sources, for_method, plan
 
 UNPRUNED = "unpruned"
@@ -36,6 +40,8 @@ class Arm:
         reached: what its schedule comes to; None where that is not known yet.
         moved: layers by which its stages were moved towards the input to meet the budget.
         note: what a reader should know about it.
+        budget: what each sample is asked; None as `asked`.
+        shares: of the original tokens that a stage keeps on average, by site, where each sample is solved alone.
     """
 
     name: str
@@ -47,9 +53,11 @@ class Arm:
     reached: float | None = None
     moved: int = 0
     note: str = ""
+    budget: Budget | None = None
+    shares: Mapping[Site, float] = field(default_factory=dict)
 
     @classmethod
-    def unpruned(cls, total: int | None = None) -> Arm:
+    def unpruned(cls, total: float | None = None) -> Arm:
         """The model as it is: the same path with nothing scheduled."""
         return cls(UNPRUNED, "baseline", None, Schedule(), reached=total)
 
@@ -59,19 +67,22 @@ class Arm:
 
     def identity(self, shared: str) -> str:
         """Names the answers of this arm; `shared` is the identity of model and task."""
-        own = digest(self.method, self.schedule.to_config(), self.picture, code_of(self.method))
+        own = digest(self.method, described(self.schedule), self.picture, code_of(self.method))
         return digest(shared, own)
 
     def describe(self) -> dict[str, Any]:
         """The arm as run.json lists it."""
+        solved = described(self.schedule)
+        for stage, entry in zip(self.schedule, solved["schedule"], strict=True):
+            entry["keep"] = round(self.shares.get(stage.site, 0.0), 6) if stage.solver is not None else stage.keep
         return {
             "arm": self.name,
             "title": self.name.replace("_", " "),
             "role": self.role,
             "pruner": self.method["_target_"].rsplit(".", 1)[1].lower() if self.method else "none",
             "picture": self.picture,
-            "schedule": self.schedule.to_config(),
-            "budget": {"asked": _short(self.asked), "reached": _short(self.reached)},
+            **solved,
+            "budget": budget_entry(self.asked, self.reached),
             "moved": self.moved,
             "note": self.note,
         }
@@ -92,18 +103,19 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         ValueError: a budget that cannot be met or has no effect, a layer the model does not have, a setting the
             method does not know.
     """
-    arms = [Arm.unpruned(facts.total)]
+    arms = [Arm.unpruned(facts.mean())]
     config, lines = with_published(config), []
     if config["pruner"]["name"] != "none":
         pruner = found.searched(config["pruner"])
         config = {**config, "pruner": pruner}
         planned = plan(config, facts, lambda one: build_method(one["name"], one["method"]), found)
-        asked = wanted_tokens(config, planned, facts.total)
+        asked = wanted_budget(config, planned, facts.layers)
         method, node = build_method(pruner["name"], method_of(pruner)), method_of(pruner)
         budget = {key: config["budget"][key] for key in ("move", "nearest")}
         met = meet(planned, facts, asked, method, **budget)
         picture = pruner.get("picture", "full")
-        main = Arm(pruner["name"], "method", node, met.schedule, picture, met.asked, met.reached, met.moved)
+        name = pruner["name"]
+        main = Arm(name, "method", node, met.schedule, picture, met.asked, met.reached, met.moved, budget=met.budget)
         arms.append(main)
         lines = _say(main, met, planned)
         for name, control in (config["controls"] or {}).items():
@@ -114,13 +126,14 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         method = arm.build()
         if method is not None:
             method.check(arm.schedule)
-    return arms, lines
+    return [replace(arm, shares=_shares(arm.schedule, facts)) for arm in arms], lines
 
 
 def shared_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names what all arms share: model, task, seed and the code that runs them."""
     model = model_identity(config["model"])
-    sources = code("core", "engine", "models", "tasks", "runner/evaluate.py", "runner/batches.py")
+    named = modules_of(config["task"], {"_target_": config["model"]["adapter"]})
+    sources = code("btp.runner.evaluate", *named)
     return digest(model, checkpoint, shared_part(config["task"]), config["seed"], sources)
 
 
@@ -147,10 +160,17 @@ def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
         schedule = main.schedule
     schedule = for_method(schedule, build_method(control["name"], control["method"]))
     free = schedule.has_fit
-    met = meet(Planned(schedule), facts, main.reached if free else None, None, move=False, nearest=True)
-    asked = main.reached if free or own is None else None
-    picture = control.get("picture", "full")
-    return Arm(control["name"], "control", control["method"], met.schedule, picture, asked, met.reached, 0, note)
+    level = Budget(facts.layers, like=main.schedule)
+    met = meet(Planned(schedule), facts, level if free else None, None, move=False, nearest=True)
+    picture, level = control.get("picture", "full"), level if free or own is None else None
+    arm = Arm(control["name"], "control", control["method"], met.schedule, picture, None, met.reached, 0, note)
+    return replace(arm, asked=main.reached, budget=level) if level is not None else arm
+
+
+def _shares(schedule: Schedule, facts: Facts) -> dict[Site, float]:
+    """What the stages that each sample is solved for keep on average, as shares."""
+    solved = [stage for stage in schedule if stage.solver is not None]
+    return {stage.site: facts.mean(stage.count) / facts.mean() for stage in solved}
 
 
 def _say(arm: Arm, met: Met, planned: Planned) -> list[str]:
@@ -168,11 +188,12 @@ def _say(arm: Arm, met: Met, planned: Planned) -> list[str]:
             f"budget: {met.asked:.2f} visual tokens on average were asked; the nearest that {arm.name} reaches is "
             f"{met.reached:.2f} (budget.nearest=true takes it)"
         )
+    elif arm.budget is not None and arm.budget.tokens is not None and off_budget(met.asked, met.reached):
+        lines.append(
+            f"budget: {met.asked:.2f} visual tokens on average were asked; {arm.name} reaches {met.reached:.2f}, since "
+            "some samples have fewer before any pruning, or more than its stages can take away"
+        )
     return lines
-
-
-def _short(tokens: float | None) -> float | None:
-    return None if tokens is None else round(tokens, 4)
 
 
 def build_method(name: str, method: Mapping[str, Any] | None) -> Pruner | None:

@@ -26,6 +26,7 @@ from btp.runner.contents import make_dataset
 from btp.runner.identity import code, digest, model_identity
 from btp.runner.machine import Machine
 from btp.runner.memory import BatchSize, Pass
+from btp.runner.sources import modules_of
 
 REQUIRED = ("identity", "model", "curves", "stages")
 
@@ -87,7 +88,7 @@ def curves_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names the curves: whatever changes them, and nothing that only changes the choice made from them."""
     calibration = {k: v for k, v in config["calibration"].items() if k not in ("artefact", "batch")}
     model = model_identity(config["model"])
-    sources = code("core", "engine", "models", "tasks", "runner/calibrate.py", "runner/artefact.py")
+    sources = code(__name__, *modules_of(calibration, {"_target_": config["model"]["adapter"]}))
     return digest(model, checkpoint, calibration, config["schedule"]["tau"], sources)
 
 
@@ -99,6 +100,7 @@ def calibrate(
     run: Path,
     machine: Machine,
     total: int,
+    tokens: float,
 ) -> list[dict[str, Any]]:
     """Find or make the curves, choose the stages, and leave the artefact in the run folder.
 
@@ -106,7 +108,8 @@ def calibrate(
         checkpoint: identity of the model.
         store: where curves that runs share lie.
         run: the run folder; `calibration.yaml` is written there.
-        total: visual tokens per sample, which the budget refers to.
+        total: visual tokens per sample.
+        tokens: the budget: as many of them, averaged over the decoder layers.
 
     Returns:
         Stages as a schedule's config, every keep still `fit`.
@@ -114,8 +117,7 @@ def calibrate(
     Raises:
         ValueError: the named artefact is corrupt or was made for another model; no stages meet the budget.
     """
-    asked, budget, schedule = config["calibration"]["artefact"], config["budget"], config["schedule"]
-    tokens = budget["tokens"] if budget["tokens"] is not None else (budget["share"] or 1.0) * total
+    asked, schedule = config["calibration"]["artefact"], config["schedule"]
     if asked is not None:
         artefact = read_artefact(Path(asked), checkpoint, loaded.host.num_layers)
         named = [{k: v for k, v in stage.items() if k != "layer"} for stage in artefact["stages"]]

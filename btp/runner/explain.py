@@ -34,6 +34,7 @@ from btp.runner.identity import checkpoint
 from btp.runner.machine import Machine
 from btp.runner.named import run_identity
 from btp.runner.published import with_published
+from btp.runner.solved import restored
 from btp.runner.targets import aim
 from btp.runner.views import describe_views
 from btp.runner.ways import OwnWay, draw
@@ -174,7 +175,7 @@ def _chosen(run: RunFolder, arm: str | None) -> Arm:
         what = "has no stage, so there is nothing to explain" if name in listed else f"is no arm of {run.path}"
         raise ValueError(f"--arm is {name!r}, which {what}. Choose from: {', '.join(staged)}.")
     entry = listed[name]
-    node, schedule = method_config(run, name, entry["role"]), Schedule.from_config(entry["schedule"])
+    node, schedule = method_config(run, name, entry["role"]), restored(entry)
     return Arm(name, entry["role"], node, schedule, entry.get("picture", "full"))
 
 

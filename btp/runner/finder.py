@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from btp.core.fit import OutOfReach
+from btp.core.per_sample import Budget
 from btp.models.load import Loaded
 from btp.runner.artefact import write_artefact
-from btp.runner.budget import Facts
+from btp.runner.budget import Facts, budget_of
 from btp.runner.calibrate import calibrate
 from btp.runner.machine import Machine
 from btp.runner.search import search_vflowopt, with_strategy
@@ -49,12 +50,14 @@ class Finder:
         """
         self._expect_weights("A calibrated schedule", "Choose schedule=uniform or schedule=paper.")
         where = (self.loaded, self.checkpoint, self.store, self.run, self.machine, self.facts.total)
+        budget = budget_of(self.config, self.facts.layers)
+        tokens = self.facts.total if budget is None else self._tokens(budget)
         try:
-            return calibrate(self.config, *where)
+            return calibrate(self.config, *where, tokens)
         except OutOfReach as error:
             if not (self.config["budget"]["nearest"] or self.config["pruner"].get("parts")):
                 raise  # the other parts of a composition may reach what these stages cannot alone
-            return calibrate({**self.config, "budget": {"tokens": error.nearest, "share": None}}, *where)
+            return calibrate(self.config, *where, error.nearest)
 
     def searched(self, pruner: Mapping[str, Any]) -> Mapping[str, Any]:
         """A pruner's config with what a search found, where it asks for one.
@@ -92,10 +95,16 @@ class Finder:
         return self.searched(part)
 
     def _budget(self) -> float:
-        tokens, share = self.config["budget"]["tokens"], self.config["budget"]["share"]
-        if tokens is None and share is None:
+        budget = budget_of(self.config, self.facts.layers)
+        if budget is None:
             raise ValueError("pruner.strategy is search, but no budget is set. Set budget.share or budget.tokens.")
-        return tokens if tokens is not None else share * self.facts.total
+        return self._tokens(budget)
+
+    def _tokens(self, budget: Budget) -> float:
+        """The budget of a sample with `facts.total` visual tokens; of samples that differ, what they can be asked."""
+        if not self.facts.unequal:
+            return budget.asked(self.facts.total)
+        return self.facts.mean(budget.wanted) / self.facts.mean() * self.facts.total
 
     def _keep(self, artefact: Mapping[str, Any]) -> None:
         if self.machine.leads:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from btp.models.find import checkpoint_folders
+from btp.runner.sources import ROOT, files_behind, modules_of, named_files
 
-PACKAGE = Path(__file__).resolve().parents[1]
 MODEL = ("weights", "adapter", "config", "processor", "dtype", "attention", "quantize", "trust_remote_code")
 
 
@@ -20,16 +20,27 @@ def digest(*parts: Any) -> str:
 
 
 @cache
-def code(*names: str) -> str:
-    """A hash of the sources of btp's packages or modules `names`, such as "core" or "pruners/btp.py".
+def code(*modules: str) -> str:
+    """A hash of the sources that make a result: `modules`, all that they import, and the packages named in configs.
 
     Results must not outlive the code that made them: who edits a method and runs again gets new answers.
     """
-    files: list[Path] = []
-    for name in names:
-        path = PACKAGE / name
-        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return digest([(f.relative_to(PACKAGE).as_posix(), f.read_text()) for f in files])
+    return _hash(frozenset({*named_files(), *files_behind(modules)}))
+
+
+@cache
+def _hash(files: frozenset[Path]) -> str:
+    return digest([(_name(file), _content(file)) for file in sorted(files)])
+
+
+@cache
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _name(file: Path) -> str:
+    """Of a file: where it lies in the project, so that another clone finds the same results."""
+    return file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
 
 
 def model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,30 +48,19 @@ def model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
     return {key: model[key] for key in MODEL}
 
 
-def method_code(target: str | None) -> str:
-    """The hash of the file that defines the class `target` (a dotted path) and of the ops it may use."""
-    if target is None:
-        return ""
-    import importlib.util
-
-    spec = importlib.util.find_spec(target.rsplit(".", 1)[0])
-    if spec is None or spec.origin is None:
-        raise ValueError(f"pruner.method._target_ is {target}, but no such module is found. Correct the path.")
-    return digest(Path(spec.origin).read_text(), code("ops"))
-
-
 def code_of(method: Mapping[str, Any] | None) -> str:
-    """As `method_code`, for a method's config: of its class and of every class that its settings name."""
-    found: list[str] = []
+    """The hash of a method's sources: of its class, of every class that its settings name, and what these import.
 
-    def walk(node: Any) -> None:
-        if isinstance(node, Mapping):
-            found.extend([node["_target_"]] if "_target_" in node else [])
-            for value in node.values():
-                walk(value)
-
-    walk(method)
-    return digest([method_code(target) for target in found]) if found else ""
+    Raises:
+        ValueError: a class is in no module that can be found.
+    """
+    modules = modules_of(method)
+    for module in modules:
+        if not files_behind([module]):
+            raise ValueError(
+                f"pruner.method._target_ is in module {module!r}, but no such module is found. Correct the path."
+            )
+    return _hash(frozenset(files_behind(modules))) if modules else ""
 
 
 def checkpoint(folder: Path | None, extra: Iterable[Any] = ()) -> str:

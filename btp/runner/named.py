@@ -14,7 +14,9 @@ from btp.runner.contents import with_contents
 from btp.runner.families import check_family
 from btp.runner.identity import checkpoint, code, code_of, digest, model_identity
 from btp.runner.lmms.settings import shared_part
+from btp.runner.sources import modules_of
 
+WORKER = "btp.runner.worker"  # computes runs
 FREE = ("output", "resume", "debug", "cache", "cache_gib", "logger", "trainer", "command", "overlays", "study")
 ANSWERED = ("config.yaml", "samples.parquet", "trace.parquet", "layers.json", "report.html")  # what a run leaves behind
 COSTED = ("config.yaml", "cost.json")  # without weights
@@ -61,9 +63,11 @@ def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     what = {k: v for k, v in config.items() if k not in FREE}
     what["model"] = {"name": config["model"]["name"], "example": config["model"]["example"]}
     what["model"] |= model_identity(config["model"])
-    sources = code("core", "engine", "models", "tasks", "measure", "runner")
+    methods = [config["pruner"], *(config["controls"] or {}).values()]
+    of_methods = [code_of(method_of(pruner)) for pruner in methods]
+    named = modules_of(config["task"], config["calibration"], {"_target_": config["model"]["adapter"]})
     of_task = shared_part(config["task"])  # and of files of another harness's tasks
-    return digest(what, checkpoint, sources, of_task, code_of(method_of(config["pruner"])))
+    return digest(what, checkpoint, code(WORKER, *named), of_task, of_methods)
 
 
 def is_finished(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def plan_arms(
     store: Path,
     folder: Path,
     machine: Machine,
-    total: int,
+    totals: Sequence[int],
     pictures: int = 1,
     unequal: bool = False,
 ) -> list[Arm]:
@@ -32,20 +32,21 @@ def plan_arms(
         config: resolved.
         checkpoint: identity of the model.
         store: where artefacts that runs share lie; `folder` gets a copy.
-        total: visual tokens of the first sample that has any, from its `pictures`.
-        unequal: other samples have other numbers, so that a budget.share is one of each sample's own.
+        totals: visual tokens of each sample, in any order, 0 where it has none.
+        pictures: of a sample, the most.
+        unequal: solve each sample for its own total also where these are equal, since others are to come.
 
     Raises:
         ValueError: nothing to prune, a budget that cannot be met, a schedule that the model or the engine refuses.
     """
-    if total < 1 and config["pruner"]["name"] != "none":
+    pictured = [total for total in totals if total]
+    if not pictured and config["pruner"]["name"] != "none":
         raise ValueError(
             "No sample shows a picture, so there is no visual token to prune. Correct the pictures of the task, raise "
             "limit, or set pruner=none."
         )
     host = loaded.host
-    unequal = unequal and config["budget"]["tokens"] is None
-    facts = facts_of(host, total, pictures, unequal)
+    facts = facts_of(host, pictured or [0], pictures, unequal)
     finder = Finder(config, loaded, checkpoint, store, folder, machine, facts)
     arms, lines = build_arms(config, facts, Sources(finder.calibrated, finder.searched))
     for arm in arms:

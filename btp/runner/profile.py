@@ -49,7 +49,7 @@ class Costs:
 
     def path(self, arm: Arm, *what: Any) -> Path:
         """Where the costs of an arm lie, by whatever else changes them: machine, inputs, settings, code."""
-        return self.folder / f"{digest(arm.identity(self.shared), code('measure'), *what)}.json"
+        return self.folder / f"{digest(arm.identity(self.shared), code(__name__), *what)}.json"
 
     def find(self, path: Path) -> dict[str, Any] | None:
         """What was measured before."""

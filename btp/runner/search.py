@@ -113,7 +113,7 @@ def search_vflowopt(
 
     identity = digest(
         "vflowopt",
-        search_identity(config, checkpoint, pruner, settings),
+        search_identity(__name__, config, checkpoint, pruner, settings),
         stages,
         round(share, 9),
         facts.total,

@@ -9,8 +9,8 @@ from typing import Any
 from btp.runner.artefact import find_or_make, read_artefact
 from btp.runner.identity import code, code_of, model_identity
 from btp.runner.machine import Machine
+from btp.runner.sources import modules_of
 
-SOURCES = ("artefact", "batches", "search", "search_reference", "search_trials", "search_withdrawal")
 NAME = "pruner.search.artefact"
 ADVICE = "Set pruner.search.artefact=null to search anew, or name the search.yaml of another run."
 
@@ -57,11 +57,11 @@ def home(store: Path, identity: str) -> Path:
 
 
 def search_identity(
-    config: Mapping[str, Any], checkpoint: str, pruner: Mapping[str, Any], settings: Mapping[str, Any]
+    module: str, config: Mapping[str, Any], checkpoint: str, pruner: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[Any]:
-    """What changes the outcome of any search, to be digested with what changes the one at hand."""
+    """What changes the outcome of any search, to be digested with what changes the one at hand, made by `module`."""
     model = model_identity(config["model"])
     data = {k: v for k, v in config["calibration"].items() if k not in ("artefact", "batch")}
     asked = {k: v for k, v in settings.items() if k != "artefact"}
-    sources = code("core", "engine", "models", "tasks", *(f"runner/{name}.py" for name in SOURCES))
+    sources = code(module, *modules_of(data, {"_target_": config["model"]["adapter"]}))
     return [model, checkpoint, data, asked, pruner["method"], code_of(pruner["method"]), sources]

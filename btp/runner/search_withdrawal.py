@@ -73,7 +73,7 @@ def search_vtw(
             **made(),
         }
 
-    identity = digest("vtw", search_identity(config, checkpoint, pruner, curve_settings), positions, layers)
+    identity = digest("vtw", search_identity(__name__, config, checkpoint, pruner, curve_settings), positions, layers)
     artefact = find_search("vtw", settings, identity, ("curve",), config, checkpoint, store, machine, make)
     return artefact | {"search": dict(settings)} | _chosen(artefact["curve"], settings["eta"], layers)
 

@@ -43,7 +43,9 @@ from btp.runner.named import Named
 from btp.runner.planning import plan_arms
 from btp.runner.profile import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.ranks import LOST
+from btp.runner.solved import missed_lines, what_happened
 from btp.runner.store import Answers, held
+from btp.runner.totals import visual_totals
 from btp.runner.tracker import track
 from btp.runner.tracker_run import check_login
 from btp.runner.views import describe_views
@@ -142,11 +144,9 @@ class Run:
             pictured = visual_tokens(samples, self.loaded.processor)
             order = by_length(samples, self.loaded.processor, pictured)
             collate = task.collate if isinstance(task, OwnWay) else Collate
-            shown = next((i for i, tokens in enumerate(pictured) if tokens), 0)
-            first = collate(self.loaded.processor)([samples[shown]]).inputs
+            totals, pictures = visual_totals(samples, pictured, self.loaded.host, collate(self.loaded.processor))
         with self.phase("calibrate"):
-            unequal = len(set(pictured)) > 1
-            arms = self._arms(first, unequal)
+            arms = self._arms(totals, pictures)
         rows = {}
         with self.machine.feed(samples, self.loaded.processor, collate) as feed:
             for arm in arms:
@@ -157,7 +157,8 @@ class Run:
             return
         self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
         method = next((a for a in arms if a.role == "method"), None)
-        listing = _listed(arms, rows, unequal and config["budget"]["tokens"] is None)
+        listing, missed = _listed(arms, rows)
+        print(*missed, sep="\n", end="\n" if missed else "", flush=True)
         self.folder.update(arms=listing, budget=_of_method(listing), chance=task.chance(samples))
         if method is not None and method.schedule:
             with self.phase("inert"):
@@ -178,7 +179,7 @@ class Run:
         if self.config["pruner"]["name"] == "none":
             raise ValueError("model.weights=random measures the cost of a pruner. Choose one with pruner=...")
         inputs = synthetic_inputs(self.loaded, self.config["cost"]["batch"], self.config["model"]["example"])
-        arms = self._arms(inputs)
+        arms = self._arms([int(self.loaded.host.visual_mask(inputs)[0].sum())], pictures_of(inputs))
         if not self.machine.leads:
             return
         listing = [arm.describe() for arm in arms]
@@ -186,10 +187,9 @@ class Run:
         self._cost(arms, inputs)
         self._finish()
 
-    def _arms(self, inputs: Mapping[str, Any], unequal: bool = False) -> list[Arm]:
+    def _arms(self, totals: Sequence[int], pictures: int) -> list[Arm]:
         place = (self.checkpoint, self.store, self.folder.path, self.machine)
-        total = int(self.loaded.host.visual_mask(inputs)[0].sum())
-        return plan_arms(self.config, self.loaded, *place, total, pictures_of(inputs), unequal)
+        return plan_arms(self.config, self.loaded, *place, totals, pictures)
 
     def _answer(
         self, arm: Arm, task: Task, samples: list[Sample], feed: Feed, order: list[int]
@@ -231,17 +231,16 @@ class Run:
         console.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
 
 
-def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]], shares: bool) -> list[dict[str, Any]]:
-    """The arms as run.json lists them, with budgets as means over what was answered; `shares` as in Facts."""
-    planned = arms[0].reached
+def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The arms as run.json lists them, with budgets as means over what was answered, and lines on those missed."""
     totals = [row["total"] for row in rows[UNPRUNED].values()]
-    listing = [arm.describe() for arm in arms]
-    for entry in listing:
-        happened = [sum(row["visual"]) / len(row["visual"]) for row in rows[entry["arm"]].values()]
-        entry["budget"]["reached"] = round(sum(happened) / len(happened), 4)
-        if shares and planned and entry["budget"]["asked"] is not None:  # of each sample's own tokens
-            entry["budget"]["asked"] = round(entry["budget"]["asked"] * sum(totals) / len(totals) / planned, 4)
-    return listing
+    listing, lines = [], []
+    for arm in arms:
+        reached = [sum(row["visual"]) / len(row["visual"]) for row in rows[arm.name].values()]
+        budget = what_happened(arm.budget, arm.asked, sum(reached) / len(reached), totals)
+        listing.append(arm.describe() | {"budget": budget})
+        lines += missed_lines(arm.name, budget, totals, arm.budget)
+    return listing, lines
 
 
 def _of_method(listing: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import pytest
 
 from btp.core.fit import OutOfReach
 from btp.core.ladder import ladder, shortest
+from btp.core.per_sample import Budget
 from btp.core.schedule import Schedule, Stage
 
 
@@ -80,8 +81,9 @@ def test_a_stage_in_front_of_the_first_fit_may_keep_more():
 
 def test_shares_of_multiples():
     """Samples of any size keep the same relation."""
-    solved = schedule(*PDROP).solve_fit_share(32, 0.46875)
-    assert [stage.keep for stage in solved] == pytest.approx([0.5, 0.25, 0.125], abs=1e-6)
+    solved = schedule(*PDROP).fit_each(Budget(32, share=0.46875))
+    for total in (576, 1000, 8, 80):
+        assert [stage.count(total) for stage in solved] == [total // 2, total // 4, total // 8]
 
 
 def test_parts_have_their_own_first_fit():

@@ -176,12 +176,6 @@ def test_fit_of_few_tokens():
     assert [s.keep for s in plan.solve_fit(4, 4, 2.5)] == [3, 2, 1]
 
 
-def test_fit_share():
-    """A share is met for every size."""
-    solved = schedule(("llm.layer.8", "fit"), ("llm.layer.16", "fit")).solve_fit_share(32, 0.5)
-    assert abs(solved.tokens_avg(10_000, 32) - 5000) < 1
-
-
 def test_fit_messages():
     """Budgets out of reach say by how much; a budget without a fit, and a fit without room, are refused."""
     with pytest.raises(ValueError, match=r"cannot be met.*36\.94 to 575\.06. The nearest is 36\.94, off by 26\.94"):
@@ -192,5 +186,3 @@ def test_fit_messages():
         schedule(("llm.layer.1", 3), ("llm.layer.2", "fit"), ("llm.layer.3", 2)).solve_fit(4, 4, 2)
     with pytest.raises(ValueError, match="does not change the layer-averaged tokens"):
         schedule(("llm.cache.1", "fit")).solve_fit(4, 4, 2)
-    with pytest.raises(ValueError, match="the budget is a share"):
-        schedule(("llm.layer.1", 3), ("llm.layer.2", "fit")).solve_fit_share(4, 0.5)

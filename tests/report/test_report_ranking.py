@@ -160,7 +160,7 @@ def test_every_price_has_its_front(three):
     [
         ({"asked": 60.0, "reached": 63.0}, NONE, 60.0, ""),
         ({"asked": 60.0, "reached": 63.0, "moved": 2}, NONE, 60.0, "stages moved by 2 layers"),
-        ({"asked": 60.0, "missed": True}, NONE, 60.0, "budget out of reach, this is the nearest"),
+        ({"asked": 60.0, "missed": True}, NONE, 60.0, "not at the 60 visual tokens asked for"),
         (None, {"budget": {"tokens": 40, "share": None}}, 40.0, ""),
         (None, {"budget": {"tokens": None, "share": 0.5}}, 72.0, ""),
         (None, NONE, nan, ""),

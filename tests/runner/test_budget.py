@@ -1,13 +1,16 @@
 """Budgets on schedules from yamls: placed, moved, missed by the nearest, composed. No model runs here."""
 
+import json
 from dataclasses import replace
 
 import pytest
 from jobs import composed
 
 from btp.core.fit import OutOfReach
+from btp.core.per_sample import Budget
 from btp.runner.arms import build_arms
 from btp.runner.budget import Facts
+from btp.runner.solved import missed_lines, restored, what_happened
 from btp.runner.stages import Sources
 
 FACTS = Facts(layers=8, total=144, vision_layers=2)
@@ -65,7 +68,7 @@ def test_no_farther_than_the_method_looks():
         arms("pruner=fastv", "budget.share=0.1")
     found, (line,) = arms("pruner=fastv", "budget.share=0.1", "budget.nearest=true")
     assert stages(found["fastv"]) == [("llm.layer.1", 1)]
-    assert found["fastv"].describe()["budget"] == {"asked": 14.4, "reached": 18.875}
+    assert found["fastv"].describe()["budget"] == {"asked": 14.4, "reached": 18.875, "missed": True}
     assert "14.40 visual tokens on average were asked; the nearest that fastv reaches is 18.88" in line
     assert found["downsampled"].reached == 19
 
@@ -111,7 +114,7 @@ def test_the_free_layer():
     """VTW's knob is its layer; whoever keeps nothing behind it is held against random selection before the model."""
     found, lines = arms("pruner=vtw", "budget.share=0.4")
     assert stages(found["vtw"]) == [("llm.layer.3", 0)]
-    assert found["vtw"].describe()["budget"] == {"asked": 57.6, "reached": 54}
+    assert found["vtw"].describe()["budget"] == {"asked": 57.6, "reached": 54, "missed": True}
     assert stages(found["random"]) == [("llm.input", 54)]
     assert "vtw leaves nothing to choose" in found["random"].describe()["note"]
     assert lines == []
@@ -200,15 +203,105 @@ def test_stages_in_the_tower_count_tokens_of_a_picture():
     assert found["downsampled"].schedule[0].keep == 72
 
 
-def test_a_share_of_unequal_samples_is_one_of_each():
-    """What was solved for one sample is written as shares, for its controls too; a budget in tokens stays a number."""
-    found, _ = arms("stages=2", "budget.share=0.25", facts=replace(FACTS, shares=True))
+UNEQUAL = (144, 36, 300, 36, 144, 4)
+
+
+def unequal(totals=UNEQUAL):
+    return replace(FACTS, total=round(sum(totals) / len(totals)), totals=tuple(totals), unequal=True)
+
+
+@pytest.mark.parametrize("budget", ["budget.share=0.25", "budget.tokens=33"])
+@pytest.mark.parametrize("pruner", ["btp", "fastv", "pdrop", "divprune", "sparsevlm", "random"])
+def test_unequal_samples_meet_the_budget_each(pruner, budget):
+    """By their own totals, for controls too; the order of samples changes nothing."""
+    found, _ = arms(f"pruner={pruner}", "stages=2", budget, "budget.nearest=true", facts=unequal())
+    turned, _ = arms(f"pruner={pruner}", "stages=2", budget, "budget.nearest=true", facts=unequal(UNEQUAL[::-1]))
+    for name in (pruner, "random", "downsampled"):
+        assert found[name].schedule == turned[name].schedule
+        assert found[name].describe() == turned[name].describe()
+        assert found[name].identity("x") == turned[name].identity("x")
+        for total in (36, 144, 300):
+            asked = 0.25 * total if budget == "budget.share=0.25" else 33
+            assert found[name].schedule.tokens_avg(total, 8) == pytest.approx(asked, abs=5.5 if total == 300 else 0.75)
+    main = found[pruner]
+    mean = sum(main.schedule.tokens_avg(total, 8) for total in UNEQUAL) / len(UNEQUAL)
+    assert main.reached == pytest.approx(mean)
+    assert main.asked == pytest.approx(0.25 * sum(UNEQUAL) / len(UNEQUAL) if budget == "budget.share=0.25" else 33)
+    assert all(0 < stage["keep"] < 1 for stage in main.describe()["schedule"])
+
+
+def test_more_samples_leave_the_others_as_they_are():
+    """Counts are a function of a sample's own total, so that a larger limit finds the same answers."""
+    few, _ = arms("stages=2", "budget.share=0.25", facts=unequal((36, 144)))
+    many, _ = arms("stages=2", "budget.share=0.25", facts=unequal())
+    assert few["btp"].identity("x") == many["btp"].identity("x")
     equal, _ = arms("stages=2", "budget.share=0.25")
-    assert found["btp"].reached == equal["btp"].reached == pytest.approx(36, abs=0.5)
-    for name in ("btp", "random", "downsampled"):
-        pairs = list(zip(found[name].schedule, equal[name].schedule, strict=True))
-        assert all(a.count(144) == b.keep for a, b in pairs)
-        assert all(a.count(1440) == pytest.approx(10 * b.keep, abs=1) for a, b in pairs)
+    for one, other in zip(few["btp"].schedule, equal["btp"].schedule, strict=True):
+        assert one.count(144) == other.keep
+
+
+def test_a_budget_in_tokens_above_some_samples():
+    """These keep all, which the screen says; above all of them it is refused."""
+    found, (line,) = arms("stages=2", "budget.tokens=60", "pruner=fastv", facts=unequal())
+    main = found["fastv"]
+    assert [main.schedule.tokens_avg(total, 8) for total in (4, 36)] == [4, 36]
+    assert [main.schedule.tokens_avg(total, 8) for total in (144, 300)] == pytest.approx([60, 60], abs=0.5)
+    assert main.describe()["budget"] == {"asked": 60, "reached": pytest.approx(42.75, abs=0.2), "missed": True}
+    assert "60.00 visual tokens on average were asked; fastv reaches 42." in line
+    assert "some samples have fewer before any pruning" in line
+    with pytest.raises(
+        OutOfReach, match=r"4 to 300 tokens a sample the schedule would keep all .* Lower budget\.share"
+    ):
+        arms("stages=2", "budget.tokens=300", "pruner=fastv", facts=unequal())
+
+
+def test_a_budget_below_what_stages_reach_is_refused_by_the_mean():
+    """With the nearest, and which way to go."""
+    words = ["pruner=pdrop", "budget.tokens=15", "budget.move=false"]
+    with pytest.raises(OutOfReach, match=r"first cut at layer 2 of 8 and 4 to 300 .* Raise budget\.share"):
+        arms(*words, facts=unequal())
+    found, _ = arms(*words, "budget.nearest=true", facts=unequal())
+    assert found["pdrop"].describe()["budget"]["missed"]
+    moved, _ = arms("pruner=pdrop", "budget.tokens=33", facts=unequal())
+    assert moved["pdrop"].moved == 2  # one whole layer of 300 tokens is already 37.5 on average
+
+
+def test_a_budget_in_tokens_inside_the_tower_is_one_share_of_every_picture():
+    """A picture does not know its prompt; the mean over the samples is met."""
+    tiles = replace(unequal((144, 288, 720)), pictures=5)
+    found, _ = arms("pruner=tome", "budget.tokens=96", facts=tiles)
+    assert found["tome"].reached == pytest.approx(96, abs=0.5)
+    assert [stage.count(144) for stage in found["tome"].schedule][-1] == 36
+    assert found["downsampled"].reached == pytest.approx(96, abs=0.5)
+
+
+@pytest.mark.parametrize("words", [["pruner=btp"], ["pruner=pdrop"], ["pruner=fastervlm_btp"], ["pruner=vtw"]])
+def test_a_schedule_comes_back_from_run_json(words):
+    """Whatever solves it: a share, tokens, the method's schedule."""
+    found, _ = arms(*words, "budget.tokens=50", "budget.share=null", facts=unequal())
+    for arm in found.values():
+        entry = json.loads(json.dumps(arm.describe()))
+        assert [restored(entry).tokens_avg(total, 8) for total in UNEQUAL] == [
+            arm.schedule.tokens_avg(total, 8) for total in UNEQUAL
+        ]
+        assert restored(entry) == arm.schedule
+
+
+def test_what_happened_is_held_against_what_was_asked():
+    """Over all samples, of which those without a picture were asked nothing; beyond 2% it is said, with the reason."""
+    totals = [40, 100, 0, 100]
+    tokens = Budget(8, tokens=60)
+    entry = what_happened(tokens, 60.0, 40.0, totals)
+    assert entry == {"asked": 45, "reached": 40, "missed": True}
+    (line,) = missed_lines("fastv", entry, totals, tokens)
+    assert line.startswith("budget: 45.00 visual tokens on average were asked of fastv, 40.00 were reached; ")
+    assert line.endswith("1 of 4 samples have fewer than 60 before any pruning")
+    share = Budget(8, share=0.5)
+    assert what_happened(share, 40.0, 30.5, totals) == {"asked": 30, "reached": 30.5}
+    assert missed_lines("fastv", what_happened(share, 40.0, 30.7, totals), totals, share)[0].endswith(
+        "30.70 were reached"
+    )
+    assert what_happened(None, None, 12.0, totals) == {"asked": None, "reached": 12}
 
 
 def test_what_a_search_found_is_used():

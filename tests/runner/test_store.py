@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from btp.runner.artefact import find_or_make
-from btp.runner.identity import checkpoint, code, digest, method_code
+from btp.runner.identity import checkpoint, digest
 from btp.runner.store import Answers
 from btp.runner.whole import write_json
 
@@ -86,12 +86,6 @@ def test_first_distributions_come_back(tmp_path):
 def test_identity_ignores_key_order_and_sees_every_value():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
-
-
-def test_identity_sees_the_code_of_a_method_but_not_of_another():
-    assert method_code("btp.pruners.random.Random") != method_code("btp.pruners.btp.BTP")
-    assert method_code(None) == ""
-    assert code("core") != code("engine")
 
 
 def test_a_checkpoint_is_its_content_and_not_its_place(tmp_path):

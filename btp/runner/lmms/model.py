@@ -21,7 +21,6 @@ from btp.models.load import load
 from btp.models.recognise import check_library
 from btp.runner.arms import Arm
 from btp.runner.batches import by_length, visual_tokens
-from btp.runner.budget import pictures_of
 from btp.runner.families import check_family
 from btp.runner.identity import checkpoint
 from btp.runner.lmms.arguments import composed
@@ -30,6 +29,7 @@ from btp.runner.lmms.judge import wrapped
 from btp.runner.lmms.respond import Prompts, respond
 from btp.runner.machine import Machine
 from btp.runner.planning import plan_arms
+from btp.runner.totals import visual_totals
 
 
 class Pruned(lmms):
@@ -123,17 +123,16 @@ class Pruned(lmms):
         return found
 
     def _planned(self, documents: Sequence[Document], pictured: Sequence[int]) -> Arm:
-        """The method's arm, solved for the first document with a picture; the unpruned one where there is no method."""
+        """The method's arm, solved for each document alone; the unpruned one where there is no method."""
         if self._arm is None:
-            first = next((i for i, tokens in enumerate(pictured) if tokens), 0)
-            inputs = Prompts(self._loaded.processor)([documents[first]]).inputs
-            total = int(self._loaded.host.visual_mask(inputs).sum())
+            host = self._loaded.host
+            totals, pictures = visual_totals(documents, pictured, host, Prompts(self._loaded.processor))
             place = (self._checkpoint, *self._place, self._machine)
-            unequal = len(set(pictured)) > 1
-            arms = plan_arms(self.config, self._loaded, *place, total, pictures_of(inputs), unequal)
+            arms = plan_arms(self.config, self._loaded, *place, totals, pictures, unequal=True)
             self._arm = next((arm for arm in arms if arm.role == "method"), arms[0])
-            stages = ", ".join(f"{stage.site} keeps {stage.keep}" for stage in self._arm.schedule)
-            print(f"btp: {self._arm.name}, {self._arm.reached:.2f} of {total} visual tokens: {stages or 'no stage'}")
+            stages = ", ".join(f"{s['site']} keeps {s['keep']}" for s in self._arm.describe()["schedule"])
+            total = max(1, sum(totals)) / max(1, sum(map(bool, totals)))
+            print(f"btp: {self._arm.name}, {self._arm.reached:.2f} of {total:g} visual tokens: {stages or 'no stage'}")
         return self._arm
 
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from btp.runner.identity import code, digest
+from btp.runner.identity import digest
 
 NAME, LIBRARY = "lmms_eval", "lmms-eval"
 LARGEST = 64 << 20  # bytes of a file up to which all of it is read to see whether it changed
@@ -90,7 +90,7 @@ def shared_part(task: Mapping[str, Any]) -> Any:
         found = version(LIBRARY)
     except PackageNotFoundError:
         found = None
-    return [node, found, _files(task["dataset"]["include_path"]), code("runner/lmms")]
+    return [node, found, _files(task["dataset"]["include_path"])]
 
 
 def _files(folder: str | None) -> str:
