@@ -29,7 +29,7 @@ def write_table(table: Table, folder: Path, stem: str) -> list[Path]:
     written = []
     for ending, text in (("csv", to_csv(table)), ("md", to_markdown(table)), ("tex", to_latex(table))):
         path = folder / f"{stem}.{ending}"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         written.append(path)
     return written
 
