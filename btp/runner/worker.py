@@ -41,6 +41,7 @@ from btp.runner.launch import FAILED, STOPPED, Outcome
 from btp.runner.machine import Lost, Machine, place
 from btp.runner.named import Named
 from btp.runner.planning import plan_arms
+from btp.runner.processing import try_unusual
 from btp.runner.profile import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.ranks import LOST
 from btp.runner.store import Answers, held
@@ -144,6 +145,7 @@ class Run:
             collate = task.collate if isinstance(task, OwnWay) else Collate
             shown = next((i for i, tokens in enumerate(pictured) if tokens), 0)
             first = collate(self.loaded.processor)([samples[shown]]).inputs
+            try_unusual(samples, collate(self.loaded.processor))
         with self.phase("calibrate"):
             unequal = len(set(pictured)) > 1
             arms = self._arms(first, unequal)
