@@ -8,6 +8,7 @@ from btp.tasks import metric
 from btp.tasks.choice import chosen
 from btp.tasks.metric import mean
 from btp.tasks.sample import Sample
+from btp.tasks.shown import short
 
 
 class Metric(metric.Metric):
@@ -25,8 +26,8 @@ class Metric(metric.Metric):
             )
         if len(sample.reference) != 1 or sample.reference not in letters:
             raise ValueError(
-                f"sample {sample.id}: its answer {sample.reference!r} is neither one of its choices nor a letter from "
-                f"A to {letters[-1]}. Correct `answer`."
+                f"sample {sample.id}: its answer {short(repr(sample.reference))} is neither one of its choices nor a "
+                f"letter from A to {letters[-1]}. Correct `answer`."
             )
 
     def score(self, sample: Sample, prediction: str) -> float:

@@ -9,6 +9,7 @@ from btp.tasks import metric
 from btp.tasks.metric import mean
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import bare
+from btp.tasks.shown import short
 
 _SAID = re.compile(r"\b(?:answer|response)\s*(?:(?:is|would be|must be)\b\s*:?|:)\s*\W?(yes|no)\b")
 _REPLY = re.compile(r"(?:so|thus|hence|therefore|and)?\W*(yes|no)(?:\W*$|\s*,)")
@@ -51,8 +52,8 @@ class Metric(metric.Metric):
         """References are yes or no."""
         if sample.reference.strip().lower() not in ("yes", "no"):
             raise ValueError(
-                f"sample {sample.id}: its answer is {sample.reference!r}, but metric yes_no or mme needs yes or no. "
-                "Correct it, or set task.dataset.metric."
+                f"sample {sample.id}: its answer is {short(repr(sample.reference))}, but metric yes_no or mme needs yes "
+                "or no. Correct it, or set task.dataset.metric."
             )
 
     def score(self, sample: Sample, prediction: str) -> float:
