@@ -1,5 +1,6 @@
 """The table as CSV, Markdown and LaTeX."""
 
+import re
 from collections.abc import Collection, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +18,7 @@ _LATEX = {
     "–": "--",
     "−": "$-$",
     "…": r"\ldots{}",
+    "[": "{[}",  # behind a line's end it would say how far to skip
     "<": r"$<$",
     ">": r"$>$",
     "²": r"$^2$",
@@ -92,8 +94,8 @@ def _with_interval(row: Mapping[str, Any], column: Column, form: str) -> str:
 
 
 def _escape_pipe(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
+    return re.sub(r"<(?=[A-Za-z/!])", "&lt;", text.replace("|", r"\|")).replace("\n", " ")
 
 
 def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in text)
+    return "".join(_LATEX.get(char, char) for char in text.replace("\n", " "))

@@ -150,10 +150,9 @@ def _named(samples: Sequence[Sample]) -> list[Sample]:
 
 def _check_text(sample: Sample) -> None:
     """Refuse what neither a tokenizer nor a file takes."""
+    texts = (sample.question, sample.ability, sample.group, *sample.answers, *sample.choices, *sample.labels)
     try:
-        "".join(
-            (sample.question, sample.ability, sample.group, *sample.answers, *sample.choices, *sample.labels)
-        ).encode()
+        "".join(texts).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"sample {sample.id}: a text of it holds {error.object[error.start]!r}, which is half of a character (a "
@@ -165,9 +164,8 @@ def _of_abilities(samples: Sequence[Sample], wanted: Sequence[str] | None) -> li
     known = list(dict.fromkeys(s.ability for s in samples))
     unknown = [a for a in wanted or () if a not in known]
     if unknown:
-        raise ValueError(
-            f"task.dataset.abilities holds {unknown}. Choose from: {', '.join(short(a, 40) for a in known)}."
-        )
+        names = ", ".join(short(a, 40) for a in known)
+        raise ValueError(f"task.dataset.abilities holds {unknown}. Choose from: {names}.")
     return [s for s in samples if not wanted or s.ability in wanted]
 
 

@@ -52,8 +52,8 @@ class Metric(metric.Metric):
         """References are yes or no."""
         if sample.reference.strip().lower() not in ("yes", "no"):
             raise ValueError(
-                f"sample {sample.id}: its answer is {short(repr(sample.reference))}, but metric yes_no or mme needs yes "
-                "or no. Correct it, or set task.dataset.metric."
+                f"sample {sample.id}: its answer is {short(repr(sample.reference))}, but metric yes_no or mme needs "
+                "yes or no. Correct it, or set task.dataset.metric."
             )
 
     def score(self, sample: Sample, prediction: str) -> float:
