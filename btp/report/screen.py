@@ -16,6 +16,7 @@ from btp.report.table import Table, run_table
 from btp.report.terminal import literal
 
 _GAP = 2
+_LONGEST = 40  # characters of a heading
 _NAME = 28  # widest column of names before it wraps
 _DISPENSABLE = ("kl", "rest", "reading", "agreement")  # of the answers, the first to go first
 _STYLE = {"baseline": "dim", "method": "bold", "control": ""}
@@ -118,11 +119,10 @@ def _blocks(columns: Iterable[Column]) -> list[list[Column]]:
 
 
 def _heading(column: Column) -> list[str]:
+    title = column.title if len(column.title) <= _LONGEST else f"{column.title[: _LONGEST - 1]}…"
     if column.group == "Accuracy, %":
-        return [column.title, "%"]
-    return (
-        (column.title if ", " in column.title else column.title.replace(" ", "\n", 1)).replace(", ", ",\n").split("\n")
-    )
+        return [title, "%"]
+    return (title if ", " in title else title.replace(" ", "\n", 1)).replace(", ", ",\n").split("\n")
 
 
 def _cell(row: Mapping[str, Any], column: Column) -> str:
