@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from btp.report.terminal import settle_output
 from btp.runner.dashboard import abilities, default_entity, publish, spec, workspace
 from btp.runner.errors import say
 from btp.runner.tracker_run import logged_in, silence
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit code: 0 where the workspace is published or written, 2 where it could not be laid out.
     """
+    settle_output()
     parser = argparse.ArgumentParser(prog="python -m btp.dashboard", description=__doc__.split("\n\n")[0])
     parser.add_argument("project", metavar="PROJECT", help="in W&B, as logger.project")
     parser.add_argument("--entity", default="", help="user or team that the project belongs to")

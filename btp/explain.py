@@ -9,10 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from btp.report.explain_page import write_life
 from btp.report.explain_screen import ScreenLife
+from btp.report.terminal import console, settle_output
 from btp.runner.errors import say
 
 
@@ -22,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit code: 0 where the run kept the same tokens, 1 where it kept others, 2 where there is nothing to explain.
     """
+    settle_output()
     parser = argparse.ArgumentParser(prog="python -m btp.explain", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, as run.py printed it")
     parser.add_argument(
@@ -41,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyError as error:
         say(f"{given.run} lacks {error}, so it is of an older release or broken. Run its command again.")
         return 2
-    console = Console()
-    console.print(ScreenLife(life))
+    screen = console()
+    screen.print(ScreenLife(life))
     if page is not None:
-        console.print(f"page: {page}", soft_wrap=True, highlight=False)
+        screen.print(f"page: {page}", soft_wrap=True, highlight=False)
     return int(not all(stage.same for stage in life.stages))
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from btp.report.studies.write import Written, typed, write_study
+from btp.report.terminal import settle_output
 from btp.runner.cells import FINISHED, Cells
 from btp.runner.cli import CONF
 from btp.runner.errors import say
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit code: 0 where figure and table are written, 2 where the runs cannot make them.
     """
+    settle_output()
     parser = argparse.ArgumentParser(prog="python -m btp.study", description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a sweep; with --name, of any runs")
     parser.add_argument("--name", help="the experiment whose study is made; by default the sweep's own")

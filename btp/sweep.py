@@ -9,8 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
+from btp.report.terminal import console, settle_output
 from btp.runner.cells import FINISHED, Cells
 from btp.runner.errors import say
 from btp.runner.sweep import Sweep
@@ -22,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit code: 0 where all is well, 1 where a cell is not finished, 2 where the folder is no sweep's.
     """
+    settle_output()
     doing = ("status", "resume", "table")
     parser = argparse.ArgumentParser(prog="python -m btp.sweep", description=__doc__.split("\n\n")[0])
     parser.add_argument("do", choices=doing, metavar="|".join(doing), help="show the cells, run what is open, compare")
@@ -40,9 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     sweep = Sweep(given.folder)
     if given.do == "table":
         return sweep.end()
-    console = Console()
-    console.print(sweep.status())
-    console.print(f"python run.py {' '.join(command)}", soft_wrap=True, highlight=False)
+    screen = console()
+    screen.print(sweep.status())
+    screen.print(f"python run.py {' '.join(command)}", soft_wrap=True, highlight=False)
     return int(any(cell.state != FINISHED for cell in sweep.cells))
 
 

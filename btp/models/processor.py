@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
+
+from transformers.image_utils import ChannelDimension
 
 from btp.models.find import first_line, model_folder
 from btp.models.recognise import refuse_code
@@ -56,7 +60,14 @@ def load_processor(folder: Path, arguments: Mapping[str, Any], trusted: bool = F
                 "effect. Remove it, or correct its name."
             )
     processor.tokenizer.padding_side = "left"
+    _colours_last(processor.image_processor)
     return processor
+
+
+def _colours_last(image_processor: Any) -> None:
+    """Tell an older image processor that the last axis is colour: it takes the first for it where that is 1 or 3."""
+    if "input_data_format" in signature(image_processor.preprocess).parameters:
+        image_processor.preprocess = partial(image_processor.preprocess, input_data_format=ChannelDimension.LAST)
 
 
 _RESTORE = (

@@ -4,15 +4,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from btp.report.gather import compare
 from btp.report.page import write_report
 from btp.report.screen import screen_table
+from btp.report.terminal import console, settle_output
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code, 2 where there is no run to show."""
+    settle_output()
     parser = argparse.ArgumentParser(prog="python -m btp.report", description=__doc__)
     parser.add_argument(
         "folders",
@@ -27,16 +29,16 @@ def main(arguments: list[str] | None = None) -> int:
         help="where comparison.html and its tables go; by default into `comparison` in the folder, of several: here",
     )
     given = parser.parse_args(arguments)
-    console = Console()
+    screen = console()
     try:
         shown, written = _write(given.folders, given.out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    console.print(shown)
-    console.print()
+    screen.print(shown)
+    screen.print()
     for path in written:
-        console.print(str(path), soft_wrap=True, highlight=False)
+        screen.print(str(path), soft_wrap=True, highlight=False)
     return 0
 
 

@@ -14,14 +14,18 @@ from PIL import Image
 from btp.report.explained import numbered
 from btp.report.load import Picture, RunFolder, View
 from btp.report.overlays import StageView, kept_cells, on_grid, stage_views
+from btp.report.spared import Spared
 
 LARGEST = 640  # pixels of the longer side of a picture inside the page
 _SMALL = 200  # below, pixels are shown as squares instead of a blur
 
 
-def cards(run: RunFolder) -> list[dict[str, Any]]:
+def cards(run: RunFolder, spared: Spared) -> list[dict[str, Any]]:
     """One entry per sample with a picture, in the order of the run; first those that a method answers otherwise than
     the unpruned model, then those that a control does.
+
+    Args:
+        spared: of a sample that cannot be shown.
 
     Returns:
         Per sample: id, number, ability, question, reference, picture (as `picture_view` says), answers (per arm:
@@ -33,7 +37,10 @@ def cards(run: RunFolder) -> list[dict[str, Any]]:
     order = [s for s in dict.fromkeys(run.samples["sample"]) if s in run.pictures]
     rows = {arm.arm: run.rows(arm.arm) for arm in run.arms}
     methods = {arm.arm for arm in run.methods}
-    found = [_card(run, rows, number, sample) for number, sample in enumerate(order)]
+    found = []
+    for number, sample in enumerate(order):
+        with spared.part(f"sample {sample} in the browser"):
+            found.append(_card(run, rows, number, sample))
     explain, numbers = _explain(run), {sample: number for number, sample in numbered(run.samples["sample"]).items()}
     for card in found:
         card["explain"] = f"{explain} {shlex.quote(numbers.get(card['id'], card['id']))}" if explain else ""

@@ -201,7 +201,7 @@ def _provenance(run: RunFolder) -> str:
     if budgets:
         said["budgets"] = budgets
     for path in sorted(run.path.glob("search*.yaml")):
-        said[path.name] = path.read_text()
+        said[path.name] = path.read_text(encoding="utf-8")
     if run.calibration:
         said["calibration.yaml"] = {k: v for k, v in run.calibration.items() if k != "curves"}
     return yaml.safe_dump(said, sort_keys=False, allow_unicode=True).strip() if said else ""

@@ -14,8 +14,9 @@ from rich.text import Text
 from btp.report.explained import HIGHEST, KEPT, Life, Said, StageLife, places, short_site
 from btp.report.load import View
 from btp.report.palette import looks
+from btp.report.terminal import literal
 
-_MARK = {"right": "[green]✓[/]", "wrong": "[red]✗[/]", "partly": "[yellow]~[/]"}
+_MARK = {"right": ("✓", "green"), "wrong": ("✗", "red"), "partly": ("~", "yellow")}
 _GONE, _DROPPED = " ", "·"
 _LIKELY = 0.005  # of a first token, below which it is not worth its place
 
@@ -65,9 +66,11 @@ class ScreenLife:
             table.add_column(title)
         full, cut = str(life.total), f"{life.average:.1f} a layer"
         for title, tokens, said in (("without pruning", full, life.unpruned), (f"with {life.arm}", cut, life.pruned)):
-            table.add_row(title, Text(tokens, style="dim"), _MARK[said.mark], Text(_quoted(said.text)), _first(said))
+            table.add_row(
+                literal(title), Text(tokens, "dim"), Text(*_MARK[said.mark]), literal(_quoted(said.text)), _first(said)
+            )
             if not said.same:
-                table.add_row("", "", "", Text(f"in the run: {_quoted(said.recorded)}", style="yellow"), "")
+                table.add_row("", "", "", literal(f"in the run: {_quoted(said.recorded)}", "yellow"), "")
         return table
 
     def _panels(self, colored: bool, view: View) -> Iterator[tuple[str, Text]]:
@@ -116,7 +119,9 @@ class ScreenLife:
         table.add_column("plan")
         for stage in self.life.stages:
             counts = [str(len(stage.rules.get(name, ())) or "") for name in self.life.rules]
-            table.add_row(short_site(stage.site), f"{len(stage.alive)} → {len(stage.kept)}", *counts, stage.plan)
+            table.add_row(
+                short_site(stage.site), f"{len(stage.alive)} → {len(stage.kept)}", *counts, literal(stage.plan)
+            )
         return table
 
     def _spans(self) -> Iterator[Text]:

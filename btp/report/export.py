@@ -1,5 +1,6 @@
 """The table as CSV, Markdown and LaTeX."""
 
+import re
 from collections.abc import Collection, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +18,7 @@ _LATEX = {
     "–": "--",
     "−": "$-$",
     "…": r"\ldots{}",
+    "[": "{[}",  # behind a line's end it would say how far to skip
     "<": r"$<$",
     ">": r"$>$",
     "²": r"$^2$",
@@ -29,7 +31,7 @@ def write_table(table: Table, folder: Path, stem: str) -> list[Path]:
     written = []
     for ending, text in (("csv", to_csv(table)), ("md", to_markdown(table)), ("tex", to_latex(table))):
         path = folder / f"{stem}.{ending}"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         written.append(path)
     return written
 
@@ -92,8 +94,8 @@ def _with_interval(row: Mapping[str, Any], column: Column, form: str) -> str:
 
 
 def _escape_pipe(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
+    return re.sub(r"<(?=[A-Za-z/!])", "&lt;", text.replace("|", r"\|")).replace("\n", " ")
 
 
 def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in text)
+    return "".join(_LATEX.get(char, char) for char in text.replace("\n", " "))

@@ -98,7 +98,8 @@ def by_ability(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme) -> F
         for key in frame
         if key.startswith("accuracy_") and not key.endswith(("_low", "_high", "_p")) and frame[key].notna().any()
     ]
-    named = {key: key.removeprefix("accuracy_") for key in keys}
+    names = shortened([key.removeprefix("accuracy_") for key in keys])
+    named = {key: names[key.removeprefix("accuracy_")] for key in keys}
     return _panels(frame, named, mine, theme, height=_PANEL) if named else None
 
 

@@ -18,6 +18,7 @@ from btp.report.palette import LIGHT, Look
 from btp.report.plots import to_png
 from btp.report.ranking import ranking
 from btp.report.screen import ScreenTable
+from btp.report.spared import Spared
 from btp.report.table import Table
 
 _STEM = "comparison"
@@ -56,7 +57,9 @@ def compare(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     looks = series_looks(table.frame)
-    figures = [_figures(number, field, table, looks, out) for number, field in enumerate(found)]
+    spared = Spared()
+    figures = [_figures(number, field, table, looks, out, spared) for number, field in enumerate(found)]
+    left += [LeftOut(*said.split(" is missing: ", 1)) for said in spared.said]
     page = out / f"{_STEM}.html"
     page.write_text(render(found, table, left, looks, figures, out, study), encoding="utf-8")
     texts = {"csv": to_csv(table), "md": _markdown(table, left), "tex": _latex(table)}
@@ -67,7 +70,9 @@ def compare(
     return _screen(table, left), [*written, *(path for paths in figures for path in paths["paths"])]
 
 
-def _figures(number: int, field: Field, table: Table, looks: Mapping[str, Look], out: Path) -> dict[str, list]:
+def _figures(
+    number: int, field: Field, table: Table, looks: Mapping[str, Look], out: Path, spared: Spared
+) -> dict[str, list]:
     """Draw a field's plots.
 
     Returns:
@@ -79,12 +84,14 @@ def _figures(number: int, field: Field, table: Table, looks: Mapping[str, Look],
     slug = re.sub(r"[^\w.]+", "-", field.name).strip("-")
     shown, paths = [], []
     for name, (title, caption, draw) in PLOTS.items():
-        light = to_png(draw, rows, looks, LIGHT)
-        if light is None:
-            continue
-        paths.append(folder / f"{slug}-{name}.png")
-        paths[-1].write_bytes(light)
-        shown.append({"name": name, "title": title, "caption": caption, "uri": data_uri(light)})
+        with spared.part(f"the figure {slug}-{name}"):
+            light = to_png(draw, rows, looks, LIGHT)
+            if light is None:
+                continue
+            path = folder / f"{slug}-{name}.png"
+            path.write_bytes(light)
+            paths.append(path)
+            shown.append({"name": name, "title": title, "caption": caption, "uri": data_uri(light)})
     return {"shown": shown, "paths": paths}
 
 

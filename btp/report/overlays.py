@@ -17,6 +17,7 @@ _MARGIN, _LINE, _NAME = 12, 20, 110
 _PAPER, _INK, _SOFT = "#ffffff", "#1d2430", "#59616d"
 _TINT = (255, 0, 200)
 _PER_ROW = 4
+_THIN = 12  # pixels, and one a patch, that a panel has at least: thin pictures are drawn thicker
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def overlay_png(picture: Image.Image, views: Sequence[View], rows: Sequence[tupl
         Bytes of a PNG.
     """
     scale = SIDE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    high, wide = (max([_THIN, *(view.grid[axis] for view in views)]) for axis in (0, 1))
+    size = (max(wide, round(picture.width * scale)), max(high, round(picture.height * scale)))
     base = picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     per_row = max(1, _PER_ROW // len(views))
     lines = [
@@ -136,9 +138,9 @@ def panel(picture: Image.Image, cells: np.ndarray, merged: np.ndarray | None = N
     out = np.where(grown(cells), clear, 0.24 * (0.75 * grey + 0.25 * clear) + 10)
     if merged is not None:
         out = np.where(grown(merged), 0.5 * clear + 0.5 * np.float32(_TINT), out)
-    for row in edges[0][1:-1]:
+    for row in (edge for edge in edges[0][1:-1] if edge < len(out)):
         out[row] = 0.82 * out[row] + 0.18 * 255
-    for column in edges[1][1:-1]:
+    for column in (edge for edge in edges[1][1:-1] if edge < out.shape[1]):
         out[:, column] = 0.82 * out[:, column] + 0.18 * 255
     return Image.fromarray(out.clip(0, 255).astype(np.uint8))
 

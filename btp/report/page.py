@@ -18,7 +18,8 @@ from btp.report.overlays import on_grid, overlay_png, stage_views
 from btp.report.palette import DARK, LIGHT, looks
 from btp.report.parts import cell, duration, environment, grouped, keep_text
 from btp.report.plots import PLOTS, to_png
-from btp.report.summary import headline, remarks
+from btp.report.spared import Spared
+from btp.report.summary import Remark, headline, remarks
 from btp.report.table import Table, run_table
 
 _PLOT_TEXTS = {
@@ -41,6 +42,8 @@ _PLOT_TEXTS = {
 def write_report(folder: Path) -> Path:
     """Write report.html, table.csv, .md and .tex, figures/ and overlays/ into a run folder.
 
+    A figure or an overlay that cannot be drawn is left out; a warning and the page say so.
+
     Returns:
         Path of report.html.
 
@@ -50,45 +53,48 @@ def write_report(folder: Path) -> Path:
     run = read_run(folder)
     table = run_table(run)
     write_table(table, run.path, "table")
-    figures = _write_figures(run, table)
-    _write_overlays(run)
+    spared = Spared()
+    figures = _write_figures(run, table, spared)
+    _write_overlays(run, spared)
     page = run.path / "report.html"
-    page.write_text(_render(run, table, figures), encoding="utf-8")
+    page.write_text(_render(run, table, figures, spared), encoding="utf-8")
     return page
 
 
-def _write_figures(run: RunFolder, table: Table) -> dict[str, dict[str, str]]:
+def _write_figures(run: RunFolder, table: Table, spared: Spared) -> dict[str, dict[str, str]]:
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
     figures = {}
     for name, draw in PLOTS.items():
-        png = to_png(draw, run, table, LIGHT)
-        if png is None:
-            continue
-        (folder / f"{name}.png").write_bytes(png)
-        dark = to_png(draw, run, table, DARK)
-        title, caption = _PLOT_TEXTS[name]
-        uris = {"light": browser.data_uri(png), "dark": browser.data_uri(dark)}
-        figures[name] = {"title": title, "caption": caption, **uris}
+        with spared.part(f"the figure {name}"):
+            png = to_png(draw, run, table, LIGHT)
+            if png is None:
+                continue
+            (folder / f"{name}.png").write_bytes(png)
+            dark = to_png(draw, run, table, DARK)
+            title, caption = _PLOT_TEXTS[name]
+            uris = {"light": browser.data_uri(png), "dark": browser.data_uri(dark)}
+            figures[name] = {"title": title, "caption": caption, **uris}
     return figures
 
 
-def _write_overlays(run: RunFolder) -> None:
+def _write_overlays(run: RunFolder, spared: Spared) -> None:
     if not run.pictures:
         return
     folder = run.path / "overlays"
     folder.mkdir(exist_ok=True)
     for sample, picture in run.pictures.items():
-        arms = [arm for arm in run.arms if on_grid(run, arm.arm, sample)]
-        rows = [(arm.title, stage_views(run, arm.arm, sample)) for arm in arms]
-        with Image.open(picture.path) as image:
-            png = overlay_png(image, picture.views, [row for row in rows if row[1]])
-        (folder / f"{sample}.png").write_bytes(png)
+        with spared.part(f"the overlay of sample {sample}"):
+            arms = [arm for arm in run.arms if on_grid(run, arm.arm, sample)]
+            rows = [(arm.title, stage_views(run, arm.arm, sample)) for arm in arms]
+            with Image.open(picture.path) as image:
+                png = overlay_png(image, picture.views, [row for row in rows if row[1]])
+            (folder / f"{sample}.png").write_bytes(png)
 
 
-def _render(run: RunFolder, table: Table, figures: Mapping[str, Any]) -> str:
+def _render(run: RunFolder, table: Table, figures: Mapping[str, Any], spared: Spared) -> str:
     look = looks([(arm.arm, arm.role) for arm in run.arms])
-    samples = browser.cards(run)
+    samples = browser.cards(run, spared)
     strips = list(dict.fromkeys((s["arm"], s["title"]) for card in samples for s in card["strips"]))
     method = run.methods[0].arm if run.methods else ""
     return (
@@ -99,7 +105,7 @@ def _render(run: RunFolder, table: Table, figures: Mapping[str, Any]) -> str:
             head=_head(run),
             headline=headline(run, table),
             tiles=_tiles(run, table),
-            remarks=remarks(run, table),
+            remarks=[*(Remark("bad", text) for text in spared.said), *remarks(run, table)],
             arms=[{"arm": a.arm, "title": a.title, "role": a.role, "note": a.note} for a in run.arms],
             looks=look,
             table=_table(replace(table, columns=tuple(c for c in table.columns if c.group != METRICS))),

@@ -52,6 +52,7 @@ class Theme:
     def style(self) -> dict[str, Any]:
         """matplotlib settings of this theme."""
         return {
+            "text.parse_math": False,  # names of data hold dollar signs
             "font.size": 10,
             "font.family": "sans-serif",
             "font.sans-serif": ["DejaVu Sans"],

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from btp.report.fronts import shortened
 from btp.report.load import RunFolder
 from btp.report.palette import Look, Theme, looks
 from btp.report.table import Table
@@ -144,7 +145,8 @@ def _looks(run: RunFolder) -> dict[str, Look]:
 
 def _named(run: RunFolder, abilities: list[str]) -> list[str]:
     counts: Mapping = run.rows(run.arms[0].arm)["ability"].value_counts()
-    return [f"{a} ({counts.get(a, 0)})" for a in abilities]
+    names = shortened(abilities)
+    return [f"{names[a]} ({counts.get(a, 0)})" for a in abilities]
 
 
 def _draw_chance(run: RunFolder, axes: Axes, theme: Theme) -> str:

@@ -13,8 +13,10 @@ from rich.text import Text
 from btp.report.columns import ABILITY, METRICS, Column, number, spread
 from btp.report.load import read_run
 from btp.report.table import Table, run_table
+from btp.report.terminal import literal
 
 _GAP = 2
+_LONGEST = 40  # characters of a heading
 _NAME = 28  # widest column of names before it wraps
 _DISPENSABLE = ("kl", "rest", "reading", "agreement")  # of the answers, the first to go first
 _STYLE = {"baseline": "dim", "method": "bold", "control": ""}
@@ -41,7 +43,7 @@ class ScreenTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         names = [column for column in self.table.columns if column.kind == "text"]
-        yield Text(self.table.title, style="bold")
+        yield literal(self.table.title, "bold")
         for title, columns in _topics(self.table.columns):
             room = options.max_width - sum(min(self._width(c), _NAME) + _GAP for c in names)
             chosen = self._chosen(columns, room)
@@ -73,23 +75,22 @@ class ScreenTable:
 
     def _width(self, column: Column) -> int:
         cells = [_cell(row, column) for _, row in self.table.frame.iterrows()]
-        return max(len(line) for text in (*_heading(column), *cells) for line in text.split("\n"))
+        return max(literal(line).cell_len for text in (*_heading(column), *cells) for line in text.split("\n"))
 
     def _rich(self, title: str, names: list[Column], columns: list[Column]) -> RichTable:
         table = RichTable(
-            title=f"\n{title}",
+            title=literal(f"\n{title}", "dim"),
             title_justify="left",
-            title_style="dim",
             box=box.SIMPLE_HEAD,
             padding=(0, _GAP - 1, 0, 0),  # and one blank that the box draws
             show_edge=False,
         )
         for column in names:
-            table.add_column(column.title, min_width=min(self._width(column), _NAME), max_width=_NAME)
+            table.add_column(literal(column.title), min_width=min(self._width(column), _NAME), max_width=_NAME)
         for column in columns:
-            table.add_column("\n".join(_heading(column)), justify="right", no_wrap=True)
+            table.add_column(literal("\n".join(_heading(column))), justify="right", no_wrap=True)
         for _, row in self.table.frame.iterrows():
-            cells = [Text(str(row[c.key])) for c in names]
+            cells = [literal(row[c.key]) for c in names]
             for column in columns:
                 first, _, second = _cell(row, column).partition("\n")
                 cells.append(Text.assemble(first, *([("\n" + second, "dim")] if second else [])))
@@ -118,11 +119,10 @@ def _blocks(columns: Iterable[Column]) -> list[list[Column]]:
 
 
 def _heading(column: Column) -> list[str]:
+    title = column.title if len(column.title) <= _LONGEST else f"{column.title[: _LONGEST - 1]}…"
     if column.group == "Accuracy, %":
-        return [column.title, "%"]
-    return (
-        (column.title if ", " in column.title else column.title.replace(" ", "\n", 1)).replace(", ", ",\n").split("\n")
-    )
+        return [title, "%"]
+    return (title if ", " in title else title.replace(" ", "\n", 1)).replace(", ", ",\n").split("\n")
 
 
 def _cell(row: Mapping[str, Any], column: Column) -> str:

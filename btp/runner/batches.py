@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from btp.runner.processing import processed
 from btp.tasks.pictures import picture_sizes
 from btp.tasks.sample import Sample, Task
 
@@ -99,10 +100,13 @@ class Collate:
         """
         pictures = shrunk([s.images for s in samples], shares)
         texts = [prompt(self.processor, s) for s in samples]
-        images = pictures if any(pictures) else None
-        inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt")
+        inputs = processed(self.inputs, samples, texts, pictures)
         names = [f"{s.id}-{i}" for s in samples for i in range(len(s.images))]
         return Batch(inputs, [replace(s, images=()) for s in samples], names, indices)
+
+    def inputs(self, texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Mapping[str, Tensor]:
+        """What the processor makes of prompts and the pictures of each."""
+        return self.processor(images=pictures if any(pictures) else None, text=texts, padding=True, return_tensors="pt")
 
 
 class Feed:
@@ -127,11 +131,11 @@ class Feed:
         self.samples, self.processor, self.collate = samples, processor, collate
         self._plan = _Plan()
         ahead = {"persistent_workers": True, "multiprocessing_context": "fork"} if workers else {}
-        make = _Make(processor, collate)
-        reader = _Read(samples)
-        self._here = DataLoader(reader, batch_sampler=self._plan, collate_fn=make)
+        make = _Make(samples, processor, collate)
+        items = _Items()
+        self._here = DataLoader(items, batch_sampler=self._plan, collate_fn=make)
         self._ahead = DataLoader(
-            reader, batch_sampler=self._plan, collate_fn=make, num_workers=workers, pin_memory=pin, **ahead
+            items, batch_sampler=self._plan, collate_fn=make, num_workers=workers, pin_memory=pin, **ahead
         )
 
     def batches(self, indices: Sequence[int], size: int, shares: Mapping[int, float] | None = None) -> Batches:
@@ -177,7 +181,10 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         self.feed._plan.batches = self
         alone = self.total <= self.size  # other processes would take longer to start
-        return iter(self.feed._here if alone else self.feed._ahead)
+        for batch in self.feed._here if alone else self.feed._ahead:
+            if isinstance(batch, _Failed):
+                raise batch.error
+            yield batch
 
     def again(self, indices: Sequence[int]) -> Batch:
         """A batch of some of the samples."""
@@ -200,26 +207,32 @@ class _Plan(Sampler):
             at += size
 
 
-class _Read(Dataset):
-    """Samples by index; what a batch needs to know of all its samples goes along with each."""
+class _Items(Dataset):
+    """Places of samples, each with what a batch needs to know of it."""
 
-    def __init__(self, samples: Samples):
-        self.samples = samples
+    def __getitem__(self, item: tuple[int, float]) -> tuple[int, float]:
+        return item
 
-    def __getitem__(self, item: tuple[int, float]) -> tuple[Sample, int, float]:
-        index, share = item
-        return self.samples[index], index, share
+
+@dataclass(frozen=True)
+class _Failed:
+    """An error on its way from another process, which the loader would put a traceback into."""
+
+    error: ValueError | OSError
 
 
 class _Make:
-    """Turns what was read into a batch."""
+    """Reads samples and turns them into a batch."""
 
-    def __init__(self, processor: Any, collate: type[Collate]):
-        self.processor, self.collate = processor, collate
+    def __init__(self, samples: Samples, processor: Any, collate: type[Collate]):
+        self.samples, self.processor, self.collate = samples, processor, collate
 
-    def __call__(self, items: Sequence[tuple[Sample, int, float]]) -> Batch:
-        samples, indices, shares = zip(*items, strict=True)
-        return self.collate(self.processor)(samples, indices, shares)
+    def __call__(self, items: Sequence[tuple[int, float]]) -> Batch | _Failed:
+        indices, shares = zip(*items, strict=True)
+        try:
+            return self.collate(self.processor)([self.samples[i] for i in indices], indices, shares)
+        except (ValueError, OSError) as error:
+            return _Failed(error)
 
 
 def workers_for(asked: int | None, world: int) -> int:

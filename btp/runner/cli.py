@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from btp.report.terminal import settle_output
 from btp.runner.cell import end_workers, run_cell
 from btp.runner.cells import Cells
 from btp.runner.compositions import name_lists
@@ -38,6 +39,7 @@ def app(config: DictConfig) -> None:
 
 def main() -> None:
     """Run `run.py`'s command line; exit code 1 where a run failed, unless only its budget was out of reach."""
+    settle_output()
     try:
         words = name_lists(sys.argv[1:])
     except ValueError as error:

@@ -65,7 +65,7 @@ class RunFolder:
             self.update(state="failed", error=message)
         log = self.path / f"error{f'-{rank}' if rank else ''}.log"
         with suppress(FileNotFoundError):  # the leading process has withdrawn the run meanwhile
-            log.write_text(details)
+            log.write_text(details, encoding="utf-8")
         return log
 
     def withdraw(self) -> None:

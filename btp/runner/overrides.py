@@ -1,6 +1,7 @@
 """Turns Hydra's complaints about the command line into ours, with the nearest known key or option."""
 
 import difflib
+import shlex
 import sys
 from collections.abc import Set
 from pathlib import Path
@@ -16,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from btp.runner.compositions import GROUP, JOIN, as_typed
 from btp.runner.errors import say
 from btp.runner.experiments import Experiment
+from btp.runner.keys import fault_of_keys, fault_of_option
+from btp.tasks.shown import short
 
 MANY = ("-m", "--multirun")
 SWEEPS = ("experiment=", "hydra.sweeper.params.")  # words that say what an experiment sweeps over
@@ -46,10 +49,15 @@ def _several(conf: Path, words: list[str]) -> str | None:
         values = _values(override)
         if values:
             return (
-                f"{override.input_line} is a sweep over {len(values)} values, but -m is missing. Write "
-                "`python run.py -m ...`; one value that is a list is written [a,b]."
+                f"{short(override.input_line)} is a sweep over {len(values)} values, but -m is missing. Write "
+                f"`python run.py -m ...`; one value that is a list is written [a,b]{_or_quoted(conf, override)}."
             )
     return None
+
+
+def _or_quoted(conf: Path, override: Override) -> str:
+    quoted = _quoted(conf, str(override.input_line))
+    return f", and one with a comma in it is quoted: {shlex.quote(quoted)}" if quoted else ""
 
 
 def with_sweep(conf: Path, argv: list[str]) -> list[str]:
@@ -115,7 +123,7 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
     try:
         parsed = _parsed(conf, words)
     except HydraException as error:
-        return f"cannot read the command line: {str(error).splitlines()[0]}"
+        return _unread(conf, words) or f"cannot read the command line: {str(error).splitlines()[0]}"
     first = []
     groups = {p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()}
     for override in parsed:
@@ -123,16 +131,45 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
         values = _values(override)
         if group in groups and not override.is_delete():
             for choice in values or [override.value()]:
-                fault = _missing_option(conf, group, choice)
+                fault = _missing_option(conf, group, choice) or fault_of_option(conf, group, str(choice))
                 if fault:
                     return fault
         first.append(_first(override))
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            compose("config", overrides=first)
+            return fault_of_keys(conf, compose("config", overrides=first, return_hydra_config=True))
     except Exception as error:
         return _explain(conf, first, error)
+
+
+def _unread(conf: Path, words: list[str]) -> str | None:
+    """Which word Hydra cannot read, and how its value is quoted; None where it is not one word alone."""
+    for word in words:
+        try:
+            _parsed(conf, [word])
+        except HydraException as error:
+            reason = str(error).splitlines()[0].strip()
+            if quoted := _quoted(conf, word):
+                return (
+                    f"cannot read {short(word)}: a value with =, commas, quotes or brackets in it is quoted, for Hydra "
+                    f"and for the shell: {shlex.quote(quoted)}"
+                )
+            return f"cannot read the command line: {short(word)}: {short(reason)}"
     return None
+
+
+def _quoted(conf: Path, word: str) -> str:
+    """A word with its value in Hydra's quotes; "" where it is no path or text that these would help."""
+    key, _, value = word.partition("=")
+    quote = "'" if '"' in value else '"'
+    quoted = f"{key}={quote}{value}{quote}"
+    if not set("/=") & set(value):
+        return ""
+    try:
+        _parsed(conf, [quoted])
+    except HydraException:
+        return ""
+    return quoted
 
 
 def _values(override: Override) -> list[str] | None:

@@ -23,6 +23,7 @@ from btp.measure.machine import hardware
 from btp.measure.segments import Segments, packed, square
 from btp.measure.selection import TimedPruner
 from btp.models.load import Loaded
+from btp.report.terminal import literal
 from btp.runner.arms import UNPRUNED, Arm
 from btp.runner.batches import Collate
 from btp.runner.budget import passing
@@ -201,7 +202,8 @@ def cost_table(folder: Path) -> Table:
     """Costs of a run that has nothing else to show, for the screen."""
     costs = json.loads((folder / "cost.json").read_text())
     arms = [arm for arm in costs if arm != "hardware"]
-    table = Table("per sample", *[arm.replace("_", " ") for arm in arms], title=costs["hardware"], title_style="")
+    named = [literal(arm.replace("_", " ")) for arm in arms]
+    table = Table("per sample", *named, title=literal(costs["hardware"]), title_style="")
     for key in costs[arms[-1]]:
         row = [_shown(costs[arm].get(key)) for arm in arms]
         if any(row):

@@ -7,6 +7,7 @@ import signal
 import sys
 from typing import Any
 
+from btp.report.terminal import settle_output
 from btp.runner.launch import STOPPED
 
 
@@ -17,6 +18,7 @@ def _leave(number: int, frame: Any) -> None:
 def main() -> int:
     """As `btp.runner.worker.main`, whose imports take seconds."""
     signal.signal(signal.SIGINT, _leave)
+    settle_output()
     from btp.runner.worker import main as work
 
     signal.signal(signal.SIGINT, signal.default_int_handler)

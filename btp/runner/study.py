@@ -19,9 +19,9 @@ from hydra.plugins.launcher import Launcher
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
+from btp.report.terminal import console, literal
 from btp.runner.cells import FINISHED, Cells
 from btp.runner.outcomes import COST, Prospect, outcomes
 
@@ -217,9 +217,9 @@ def _show(study: optuna.Study, settings: Settings) -> None:
     """The trials that no other beats in every objective."""
     table = Table(title="not beaten in every objective by any other", title_justify="left", box=SIMPLE)
     for name in ("cell", *settings.objectives):
-        table.add_column(name, justify="right")
+        table.add_column(literal(name), justify="right")
     table.add_column("knobs", overflow="fold")
     for trial in sorted(study.best_trials, key=lambda t: t.values[-1]):
         chosen = " ".join(f"{key}={value}" for key, value in trial.params.items())
-        table.add_row(str(trial.number), *(f"{value:.4g}" for value in trial.values), chosen)
-    Console().print(table)
+        table.add_row(str(trial.number), *(f"{value:.4g}" for value in trial.values), literal(chosen))
+    console().print(table)

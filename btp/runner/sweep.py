@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from btp.report.terminal import console, literal
 from btp.runner.cells import BEYOND, DIED, FAILED, FINISHED, OPEN, RUNNING, Cell, Cells
 from btp.runner.errors import say
 from btp.runner.grouped import logger_of
@@ -66,14 +65,14 @@ class Sweep:
         """How far each cell is."""
         counts = Counter(cell.state for cell in self.cells)
         said = ", ".join(f"{n} {state}" for state, n in counts.items()) or "none has begun"
-        table = Table(title=f"{self.folder}: {said}", title_justify="left", box=SIMPLE)
+        table = Table(title=literal(f"{self.folder}: {said}", "italic"), title_justify="left", box=SIMPLE)
         for name in ("cell", "state", "starts", "where", "cell's own words", "run folder, or why not"):
             table.add_column(name, overflow="fold")
         for cell in self.cells:
             where = f"{cell.host} {cell.pid}" + (f", job {cell.job}" if cell.job else "") if cell.starts else ""
             told = Path(cell.folder).name if cell.state == FINISHED and cell.folder else _why(cell)
-            state = f"[{LOOKS[cell.state]}]{cell.state}[/]"
-            table.add_row(str(cell.number), state, str(cell.starts), where, escape(self._own(cell)), escape(told))
+            state = Text(cell.state, LOOKS[cell.state])
+            table.add_row(str(cell.number), state, str(cell.starts), *map(literal, (where, self._own(cell), told)))
         return table
 
     def _own(self, cell: Cell) -> str:
@@ -111,14 +110,14 @@ class Sweep:
         except (ValueError, OSError) as error:
             say(f"the runs cannot be compared: {error}")
             return FAILED_CODE
-        console = Console()
-        console.print()
-        console.print(table)
+        screen = console()
+        screen.print()
+        screen.print(table)
         if study:
             said = (Text(study.question, style="bold"), *map(Text, study.said), Text(""))
-            console.print(*said, sep="\n", soft_wrap=True, highlight=False)
+            screen.print(*said, sep="\n", soft_wrap=True, highlight=False)
         for path in (*paths, *(study.paths if study else ())):
-            console.print(str(path), soft_wrap=True, highlight=False)
+            screen.print(str(path), soft_wrap=True, highlight=False)
         return 0
 
 

@@ -47,7 +47,7 @@ def attempt(log: Callable[[], None], folder: Path, what: str, debug: bool = Fals
     except Exception as error:
         if debug:
             raise
-        (folder / "wandb-error.log").write_text(traceback.format_exc())
+        (folder / "wandb-error.log").write_text(traceback.format_exc(), encoding="utf-8")
         reason = " ".join(str(error).split()) or type(error).__name__
         print(
             f"W&B: {what} could not be logged: {reason}. Its results are complete; {folder / 'wandb-error.log'} has "
@@ -92,7 +92,7 @@ def _log(config: Mapping[str, Any], run: Path) -> None:
         if figures:
             tracked.log(figures)
         if (run / "report.html").exists():
-            tracked.log({"report": wandb.Html((run / "report.html").read_text(), inject=False)})
+            tracked.log({"report": wandb.Html((run / "report.html").read_text(encoding="utf-8"), inject=False)})
         for source in found:
             settle(tracked, source)
         log_result(tracked, run, state)

@@ -37,7 +37,7 @@ def track_sweep(folder: Path, cells: Sequence[Cell]) -> None:
     if logger is None or mode(logger) == NONE:
         return
     table = [_row(cell) for cell in cells]
-    compared = (folder / TABLE).read_text() if (folder / TABLE).exists() else ""
+    compared = (folder / TABLE).read_text(encoding="utf-8") if (folder / TABLE).exists() else ""
     content = digest(table, compared)
     if _noted(folder).get("content") != content:
         attempt(lambda: _log(logger, folder, table, content), folder, "the sweep")
@@ -59,7 +59,7 @@ def _log(logger: Mapping[str, Any], folder: Path, table: list[list[Any]], conten
         if (folder / TABLE).exists():
             frame = pd.read_csv(folder / TABLE).astype(object)
             tracked.log({"comparison": wandb.Table(dataframe=frame.where(frame.notna(), None))})
-            page = (folder / "comparison.html").read_text()
+            page = (folder / "comparison.html").read_text(encoding="utf-8")
             tracked.log({"comparison_page": wandb.Html(page, inject=False)})
         plots = {f"plots/{p.stem}": wandb.Image(str(p)) for p in sorted((folder / "figures").glob("*.png"))}
         if plots:

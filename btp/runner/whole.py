@@ -12,7 +12,7 @@ from uuid import uuid4
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     part = path.with_name(f".{path.name}.{uuid4().hex}")  # hosts and process numbers repeat, between containers
-    with part.open("w") as f:
+    with part.open("w", encoding="utf-8") as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())

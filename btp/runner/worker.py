@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from btp.core.fit import OutOfReach
 from btp.models.features import Shelf
@@ -26,6 +25,7 @@ from btp.models.load import Loaded, load
 from btp.models.recognise import check_library
 from btp.report.page import write_report
 from btp.report.screen import screen_table
+from btp.report.terminal import console
 from btp.runner.arms import UNPRUNED, Arm, build_method, shared_identity
 from btp.runner.batches import Collate, Feed, by_length, visual_tokens
 from btp.runner.budget import pictures_of
@@ -41,6 +41,7 @@ from btp.runner.launch import FAILED, STOPPED, Outcome
 from btp.runner.machine import Lost, Machine, place
 from btp.runner.named import Named
 from btp.runner.planning import plan_arms
+from btp.runner.processing import try_unusual
 from btp.runner.profile import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.ranks import LOST
 from btp.runner.solved import missed_lines, what_happened
@@ -145,6 +146,7 @@ class Run:
             order = by_length(samples, self.loaded.processor, pictured)
             collate = task.collate if isinstance(task, OwnWay) else Collate
             totals, pictures = visual_totals(samples, pictured, self.loaded.host, collate(self.loaded.processor))
+            try_unusual(samples, collate(self.loaded.processor))
         with self.phase("calibrate"):
             arms = self._arms(totals, pictures)
         rows = {}
@@ -224,11 +226,11 @@ class Run:
         return describe_views(self.loaded.host, layout, sample.images[0])
 
     def _show(self, table: bool) -> None:
-        console, path = Console(), self.folder.path
+        screen, path = console(), self.folder.path
         random = self.config["model"]["weights"] == "random"
         if table:
-            console.print(cost_table(path) if random else screen_table(path))
-        console.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
+            screen.print(cost_table(path) if random else screen_table(path))
+        screen.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
 
 
 def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:

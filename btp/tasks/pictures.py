@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from btp.tasks.pixels import as_seen, size_seen
+from btp.tasks.shown import PATH, short
 
 EDGE = 1 << 16  # bytes at each end of a file that tell it from others of its size
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -49,7 +50,7 @@ def file_mark(path: Path) -> tuple[int, str] | None:
     try:
         found = path.stat()
         return (found.st_size, _ends(path, found.st_size, found.st_mtime_ns)) if stat.S_ISREG(found.st_mode) else None
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
 
 
@@ -142,14 +143,14 @@ class Pictures(Sequence[Image.Image]):
             with source.open() as file, Image.open(file) as picture:
                 return take(picture)
         except BROKEN as error:
-            reason = "no picture format is known for it" if isinstance(error, UnidentifiedImageError) else str(error)
+            reason = "no picture format is known for it" if isinstance(error, UnidentifiedImageError) else short(error)
             raise ValueError(
-                f"sample {self.sample}: the picture {source.name} cannot be read: {reason}. Replace the file, or drop "
-                "the sample."
+                f"sample {self.sample}: the picture {short(source.name, PATH)} cannot be read: {reason}. Replace the "
+                "file, or drop the sample."
             ) from None
         except Image.DecompressionBombError:
             raise ValueError(
-                f"sample {self.sample}: the picture {source.name} is too large: it has more than "
+                f"sample {self.sample}: the picture {short(source.name, PATH)} is too large: it has more than "
                 f"{2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels. Save it smaller, or drop the sample."
             ) from None
 
@@ -169,7 +170,8 @@ class Pictures(Sequence[Image.Image]):
     def _check(self, source: Source) -> None:
         if not isfile(source.path):
             raise ValueError(
-                f"sample {self.sample}: its picture {source.name} is missing. Put it there, or correct {self.key}."
+                f"sample {self.sample}: its picture {short(source.name, PATH)} is missing. Put it there, or "
+                f"correct {self.key}."
             )
 
 

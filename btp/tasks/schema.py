@@ -11,8 +11,10 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from btp.tasks.local import commonest
-from btp.tasks.pictures import PictureCell, PictureFile, Pictures, Source
+from btp.tasks.picture_cells import source_of
+from btp.tasks.pictures import Pictures, Source
 from btp.tasks.sample import Sample
+from btp.tasks.shown import short
 from btp.tasks.tables import FORMATS, Row, read_rows
 from btp.tasks.values import absent, boxes_of, given, text_of, texts_of
 
@@ -59,15 +61,15 @@ class VQAFolder:
         if lacking:
             raise ValueError(
                 f"task.dataset.reader.columns names {', '.join(lacking)}, but {table} has no such column. It has: "
-                f"{', '.join(dict.fromkeys(name for row in rows[:100] for name in row))}."
+                f"{', '.join(short(name, 40) for name in dict.fromkeys(name for row in rows[:100] for name in row))}."
             )
         self._warn_of_names(table, rows)
         samples = [self._sample(table, folder, number, row) for number, row in enumerate(rows)]
         blind = [sample.id for sample in samples if not len(sample.images)]
         if 0 < len(blind) < len(samples):
             warnings.warn(
-                f"{table}: {len(blind)} of {len(samples)} samples show no picture, the first of them {blind[0]}. They "
-                "are asked without one.",
+                f"{table}: {len(blind)} of {len(samples)} samples show no picture, the first of them "
+                f"{short(blind[0], 60)}. They are asked without one.",
                 stacklevel=2,
             )
         return samples
@@ -81,8 +83,8 @@ class VQAFolder:
                 continue
             if any(not absent(row.get(name)) and given(row, *either) is None for row in rows):
                 warnings.warn(
-                    f"{table} has a column `{name}`, which is not read. If it is the samples' `{meant}`, set "
-                    f"task.dataset.reader.columns={{{meant}: {name}}}.",
+                    f"{table} has a column `{short(name, 40)}`, which is not read. If it is the samples' "
+                    f"`{meant}`, set task.dataset.reader.columns={{{meant}: {short(name, 40)}}}.",
                     stacklevel=3,
                 )
 
@@ -104,14 +106,14 @@ class VQAFolder:
     def _sample(self, table: Path, folder: Path, number: int, row: Row) -> Sample:
         row = row | {ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}
         name = _text(row, "id") or f"{number:06d}"
-        where = f"{table}, sample {name}"
-        images = _sources(row, folder, where)
+        where = f"{table}, sample {short(name, 60)}"
+        images = _sources(row, table, folder, where)
         choices = texts_of(given(row, "choices"), "choices", where)
         options = tuple(choices.values())
         answers = _answers(row, choices, where)
         return Sample(
             id=name,
-            images=Pictures(name, images),
+            images=Pictures(short(name, 60), images),
             question=_question(row, len(images), options, where),
             reference=commonest(answers),
             ability=_text(row, "ability", "category") or "all",
@@ -172,19 +174,7 @@ def _letter(answer: str, choices: Mapping[str, str], keyed: bool) -> str:
     return ascii_uppercase[place] if 0 <= place < len(ascii_uppercase) else answer
 
 
-def _sources(row: Row, folder: Path, where: str) -> list[Source]:
+def _sources(row: Row, table: Path, folder: Path, where: str) -> list[Source]:
     found = given(row, "images", "image")
-    sources: list[Source] = []
-    for picture in found if isinstance(found, list | tuple) else [found]:
-        if absent(picture):
-            continue
-        if isinstance(picture, PictureCell):
-            sources.append(picture)
-        elif isinstance(picture, str):
-            sources.append(PictureFile(folder / picture))
-        else:
-            raise ValueError(
-                f"{where}: its picture is {str(picture)[:60]!r}, but a picture is a path, or bytes in a parquet file. "
-                "Correct `image`."
-            )
-    return sources
+    listed = found if isinstance(found, list | tuple) else [found]
+    return [source_of(picture, table, folder, where) for picture in listed if not absent(picture)]

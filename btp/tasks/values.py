@@ -10,6 +10,7 @@ from typing import Any
 
 from btp.tasks.pictures import PictureCell
 from btp.tasks.sample import Box
+from btp.tasks.shown import short
 
 
 def absent(value: Any) -> bool:
@@ -84,4 +85,4 @@ def boxes_of(value: Any, where: str) -> tuple[Box, ...]:
 
 
 def _short(value: Any) -> str:
-    return repr(value)[:60]
+    return short(repr(value), 60)

@@ -16,6 +16,7 @@ from btp.tasks.metric import make_metric, mean
 from btp.tasks.pictures import Pictures
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import normalise
+from btp.tasks.shown import short
 
 GUESSES = 10  # constant answers that chance tries per ability
 
@@ -53,6 +54,7 @@ class VQA:
             raise ValueError("task.path holds no question. Name a file or a split that holds some.")
         samples = _of_abilities(samples, abilities)
         for sample in samples:
+            _check_text(sample)
             if not sample.reference.strip():
                 raise ValueError(
                     f"sample {sample.id} has no answer, and nothing can be scored without. Give it one, or set "
@@ -146,11 +148,24 @@ def _named(samples: Sequence[Sample]) -> list[Sample]:
     return named
 
 
+def _check_text(sample: Sample) -> None:
+    """Refuse what neither a tokenizer nor a file takes."""
+    texts = (sample.question, sample.ability, sample.group, *sample.answers, *sample.choices, *sample.labels)
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"sample {sample.id}: a text of it holds {error.object[error.start]!r}, which is half of a character (a "
+            "lone surrogate). Correct it in the table."
+        ) from None
+
+
 def _of_abilities(samples: Sequence[Sample], wanted: Sequence[str] | None) -> list[Sample]:
     known = list(dict.fromkeys(s.ability for s in samples))
     unknown = [a for a in wanted or () if a not in known]
     if unknown:
-        raise ValueError(f"task.dataset.abilities holds {unknown}. Choose from: {', '.join(known)}.")
+        names = ", ".join(short(a, 40) for a in known)
+        raise ValueError(f"task.dataset.abilities holds {unknown}. Choose from: {names}.")
     return [s for s in samples if not wanted or s.ability in wanted]
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from btp.measure.architecture import COMPUTED
 from btp.report.browser import cards
 from btp.report.load import read_run
+from btp.report.spared import Spared
 from btp.runner.batches import Collate
 from btp.runner.budget import passing, pictures_of
 from btp.runner.contents import make_dataset
@@ -104,7 +105,7 @@ def check_pictures(name, folder, asked):
         drawn = [view.drawn for view in views]
         assert sorted(token for tokens in drawn for token in tokens) == first.nonzero().flatten().tolist()
         assert all(len(tokens) == view.grid[0] * view.grid[1] for tokens, view in zip(drawn, views, strict=True))
-    for card in cards(run):
+    for card in cards(run, Spared()):
         assert card["drawable"]
         shown = [stage for strip in card["strips"] if strip["arm"] == "downsampled" for stage in strip["stages"]]
         assert len(shown) == len(card["picture"]["views"])

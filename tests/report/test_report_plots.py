@@ -21,6 +21,7 @@ from btp.report.overlays import StageView, kept_cells, on_grid, overlay_png, pan
 from btp.report.palette import DARK, LIGHT, looks
 from btp.report.plots import PLOTS, to_png
 from btp.report.ranking import ranking
+from btp.report.spared import Spared
 from btp.report.table import run_table
 from btp.report.tradeoff import tradeoff
 
@@ -215,7 +216,7 @@ def test_tokens_that_are_not_patches_are_not_drawn_on_the_picture(tmp_path):
     (folder / "pictures/index.json").write_text(json.dumps(index))
     run = read_run(folder)
     assert [on_grid(run, "btp", sample) for sample in run.pictures] == [False, True]
-    one, other = cards(run)
+    one, other = cards(run, Spared())
     assert (one["drawable"], one["strips"]) == (False, [])
     assert (other["drawable"], len(other["strips"])) == (True, 2)
 

@@ -1,5 +1,6 @@
 """What the command line gets wrong is said in one message, with the nearest right word."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,23 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 )
 def test_a_wrong_word_is_named_with_the_nearest_right_one(words, message):
     assert message in find_fault(CONF, name_lists(words))
+
+
+@pytest.mark.parametrize("path", ["/data/a=b/q.json", "/data/a(1)/q.json", "/data/{x}/q.json", "/data/it's/q.json"])
+def test_a_path_that_must_be_quoted_is_named_with_its_quotes(path):
+    """As it is typed in a shell; what it proposes passes."""
+    said = find_fault(CONF, ["task=vqa_folder", "limit=3", f"task.path={path}"])
+    assert said.startswith(f"cannot read task.path={path}: a value with =, commas, quotes or brackets in it is quoted")
+    (typed,) = shlex.split(said.rpartition("for the shell: ")[2])
+    assert find_fault(CONF, ["task=vqa_folder", typed]) is None
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("config", overrides=["task=vqa_folder", typed]).task.path == path
+
+
+def test_a_path_with_a_comma_is_quoted_too(capsys):
+    with pytest.raises(SystemExit):
+        check_overrides(CONF, ["task=vqa_folder", "task.path=/data/a,b.json"])
+    assert """one with a comma in it is quoted: 'task.path="/data/a,b.json"'""" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["pruner=btp,fastv", "stages=range(1,3)", "budget.share=0.2,0.4"])

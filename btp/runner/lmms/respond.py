@@ -13,6 +13,7 @@ from btp.models.lvlm import LVLM
 from btp.runner.batches import Batch, Collate, shrunk
 from btp.runner.evaluate import Evaluate, first_logits
 from btp.runner.lmms.document import Document
+from btp.runner.processing import processed
 
 Score = tuple[float, bool]
 
@@ -53,8 +54,7 @@ class Prompts(Collate):
         shown = [sample.show() for sample in samples]  # type: ignore[misc]
         pictures = shrunk([one.images for one in shown], shares)
         texts = [self._text(one.turns) for one in shown]
-        images = pictures if any(pictures) else None
-        inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt")
+        inputs = processed(self.inputs, samples, texts, pictures)
         names = [f"{s.id}-{i}" for s, one in zip(samples, shown, strict=True) for i in range(len(one.images))]
         targets = [[self._behind(text, c) for c in s.continuations] for text, s in zip(texts, samples, strict=True)]
         bare = [replace(s, images=(), show=None) for s in samples]  # what can go from one process to another

@@ -4,6 +4,7 @@ from rapidfuzz.distance import Levenshtein
 
 from btp.tasks import metric
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import plain_answer
 
 LEAST = 0.5
 
@@ -11,7 +12,8 @@ LEAST = 0.5
 class Metric(metric.Metric):
     """1 - edit distance / length of the longer text, best of the references; 0 where that is not above one half.
 
-    Source: Biten et al. 2019, arXiv:1905.13648, with the threshold 0.5. Case and blanks do not count.
+    Source: Biten et al. 2019, arXiv:1905.13648, with the threshold 0.5. Case, blanks and
+    markup do not count.
     """
 
     name = "anls"
@@ -23,4 +25,4 @@ class Metric(metric.Metric):
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+    return " ".join(plain_answer(text).lower().split())

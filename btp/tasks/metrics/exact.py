@@ -2,14 +2,15 @@
 
 from btp.tasks import metric
 from btp.tasks.sample import Sample
-from btp.tasks.scoring import exact_match
+from btp.tasks.scoring import exact_match, plain_answer
 
 
 class Metric(metric.Metric):
-    """1 where the answer is one of the references, but for case, blanks and a full stop."""
+    """1 where the answer is one of the references, but for case, blanks, a full stop and markup."""
 
     name = "exact_match"
 
     def score(self, sample: Sample, prediction: str) -> float:
         """0 or 1."""
-        return max(exact_match(prediction, answer) for answer in sample.answers)
+        said = plain_answer(prediction)
+        return max(exact_match(said, plain_answer(answer)) for answer in sample.answers)

@@ -1,43 +1,14 @@
-"""Multiple choice: finds the letter or the option's text in the answer."""
+"""Multiple choice: the letter or the option's text that an answer names."""
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from string import ascii_uppercase
 
 from btp.tasks import metric
+from btp.tasks.choice import chosen
 from btp.tasks.metric import mean
 from btp.tasks.sample import Sample
-from btp.tasks.scoring import normalise
-
-
-def chosen(prediction: str, choices: Sequence[str]) -> str | None:
-    """The letter of the option that an answer names, None where it names none or several.
-
-    In this order: a letter that opens the answer and is no word of it (`B`, `(b)`, `B. a dog`, `B: a dog`), a letter
-    behind `answer is` or `answer:`, one letter in brackets, an option's text that is the answer, the longest option
-    whose text stands in the answer.
-    """
-    letters = ascii_uppercase[: len(choices)]
-    text = prediction.strip()
-    bracketed = set(re.findall(rf"\(([{letters}])\)", text))
-    if len(bracketed) > 1:
-        return None
-    for pattern in (
-        rf"\(?([{letters}{letters.lower()}])\)?[.:,)]?$",
-        rf"\(?([{letters}])(?:\)|[.:,](?!\w))",
-        rf".*\b(?i:answer(?:\s+is)?\s*:?)\s+\(?([{letters}])(?![\w'])",
-    ):
-        if found := re.match(pattern, text, re.DOTALL):
-            return found[1].upper()
-    if bracketed:
-        return bracketed.pop()
-    plain = [normalise(choice) for choice in choices]
-    if plain.count(normalise(text)) == 1:
-        return letters[plain.index(normalise(text))]
-    inside = [c for c in plain if c and re.search(rf"(?<!\w){re.escape(c)}(?!\w)", normalise(text))]
-    longest = [c for c in inside if not any(c != other and c in other for other in inside)]
-    return letters[plain.index(longest[0])] if len(longest) == 1 and plain.count(longest[0]) == 1 else None
+from btp.tasks.shown import short
 
 
 class Metric(metric.Metric):
@@ -55,8 +26,8 @@ class Metric(metric.Metric):
             )
         if len(sample.reference) != 1 or sample.reference not in letters:
             raise ValueError(
-                f"sample {sample.id}: its answer {sample.reference!r} is neither one of its choices nor a letter from "
-                f"A to {letters[-1]}. Correct `answer`."
+                f"sample {sample.id}: its answer {short(repr(sample.reference))} is neither one of its choices nor a "
+                f"letter from A to {letters[-1]}. Correct `answer`."
             )
 
     def score(self, sample: Sample, prediction: str) -> float:

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from btp.tasks import metric
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import plain_answer
 
 LEAST = 4  # references; with fewer no answer could get 1
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -54,7 +55,7 @@ class Metric(metric.Metric):
 @lru_cache(maxsize=100_000)
 def plain(text: str) -> str:
     """An answer as the VQA evaluation compares it."""
-    text = " ".join(text.lower().split())
+    text = " ".join(plain_answer(text).lower().split())
     thousands = re.search(r"\d,\d", text) is not None
     for mark in _MARKS:
         if mark in text:

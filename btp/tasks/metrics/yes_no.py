@@ -8,20 +8,39 @@ from sklearn.metrics import precision_recall_fscore_support
 from btp.tasks import metric
 from btp.tasks.metric import mean
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import bare
+from btp.tasks.shown import short
+
+_SAID = re.compile(r"\b(?:answer|response)\s*(?:(?:is|would be|must be)\b\s*:?|:)\s*\W?(yes|no)\b")
+_REPLY = re.compile(r"(?:so|thus|hence|therefore|and)?\W*(yes|no)(?:\W*$|\s*,)")
+_NEGATION = re.compile(r"\b(?:no|not|cannot|none|neither)\b|n['’]t\b")
 
 
 def said(prediction: str) -> str | None:
-    """What the first sentence of an answer comes to: "yes", "no", or None where it says neither.
+    """What an answer comes to behind its markup: "yes", "no", or None where it says neither.
 
-    Its first word decides where it is yes or no; else `no` or `not` anywhere in it, else `yes`. The script of POPE
-    takes every answer without a no for a yes; here such an answer is wrong, and `unclear` counts it.
+    `y`, `n` and `the answer is no` are taken at their word. Otherwise the first sentence decides: by its first word
+    where that is yes or no, else by a negation (no, not, none, n't) anywhere in it, else by a yes, else by `there is`.
+    A later sentence counts where it is a reply by itself (`Yes, it is.`). The script of POPE takes every answer
+    without a no for a yes; here one that says neither is wrong, and `unclear` counts it.
     """
-    words = re.findall(r"[a-z']+", prediction.strip().lower().split(".")[0])
-    if words and words[0] in ("yes", "no"):
-        return words[0]
-    if {"no", "not"} & set(words):
+    text = bare(prediction).lower()
+    if text.strip(" .!") in ("y", "n"):
+        return {"y": "yes", "n": "no"}[text.strip(" .!")]
+    if found := _SAID.findall(text):
+        return found[-1]
+    sentences = [part for part in re.split(r"[.!?;\n]", text) if re.search(r"[a-z]{2}", part)]
+    first = sentences[0].strip() if sentences else ""
+    if opening := re.match(r"\W*(yes|no)\b", first):
+        return opening[1]
+    if _NEGATION.search(first):
         return "no"
-    return "yes" if "yes" in words else None
+    if re.search(r"\byes\b", first):
+        return "yes"
+    replies = [reply[1] for part in sentences[1:] if (reply := _REPLY.match(part.strip()))]
+    if replies:
+        return replies[0]
+    return "yes" if re.match(r"there\s*(?:is|are|'s)\b", first) else None
 
 
 class Metric(metric.Metric):
@@ -33,8 +52,8 @@ class Metric(metric.Metric):
         """References are yes or no."""
         if sample.reference.strip().lower() not in ("yes", "no"):
             raise ValueError(
-                f"sample {sample.id}: its answer is {sample.reference!r}, but metric yes_no or mme needs yes or no. "
-                "Correct it, or set task.dataset.metric."
+                f"sample {sample.id}: its answer is {short(repr(sample.reference))}, but metric yes_no or mme needs "
+                "yes or no. Correct it, or set task.dataset.metric."
             )
 
     def score(self, sample: Sample, prediction: str) -> float:
