@@ -174,11 +174,13 @@ class Schedule(Sequence[Stage]):
 
     def tokens_avg(self, total: int, num_layers: int) -> float:
         """Planned visual tokens, averaged over the decoder layers, for a sample with `total` of them."""
+        return sum(self.tokens_per_layer(total, num_layers)) / num_layers
+
+    def tokens_per_layer(self, total: int, num_layers: int) -> list[int]:
+        """Planned visual tokens that enter each decoder layer, for a sample with `total` of them."""
         self.check(num_layers)
         self._check_nested(total)
-        return sum(self._layers(stage_counts=[s.count(total) for s in self.stages], total=total, L=num_layers)) / (
-            num_layers
-        )
+        return self._layers([s.count(total) for s in self.stages], total, num_layers)
 
     @property
     def has_fit(self) -> bool:
