@@ -51,7 +51,15 @@ def _timed(work: Callable[[], object], sync: Callable[[], None], now: Clock) -> 
 
 
 def times(
-    speed: Device, sizes: Architecture, visual: Sequence[float], text: int, batch: int, output: int, tower: float
+    speed: Device,
+    sizes: Architecture,
+    visual: Sequence[float],
+    text: int,
+    *,
+    batch: int,
+    output: int,
+    tower: float,
+    itemsize: int,
 ) -> Times:
     """Seconds of one batch; launches, norms and selection cost nothing here.
 
@@ -61,8 +69,9 @@ def times(
         batch: prompts at a time.
         output: tokens to be generated.
         tower: operations of vision tower and projector for one prompt.
+        itemsize: bytes of a number.
     """
-    found = roofline(speed, sizes, visual, text, batch=batch, output=output)
+    found = roofline(speed, sizes, visual, text, batch=batch, output=output, itemsize=itemsize)
     return Times(speed.seconds(batch * tower, 0), 0.0, found.prefill, found.per_token)
 
 

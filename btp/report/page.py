@@ -162,7 +162,8 @@ def _tiles(run: RunFolder, table: Table) -> list[dict[str, str]]:
         elif ends := spread(row, columns[key]):
             against = f"{'95% interval' if key == 'agreement' else 'range'} {ends}"
         if key == "prefill_ratio" and not told_from_one(row, key):
-            text, against = spread(row, columns[key]) or "not told", "not told from unpruned"
+            ends = spread(row, columns[key])
+            text, against = ends or "open", "spans 1: not told from unpruned" if ends else "too few rounds to tell"
         percent = "%" if columns[key].kind == "percent" else ""
         tiles.append({"title": titles[key], "value": text + percent, "against": against})
     return tiles

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from btp.core.schedule import Schedule
 from btp.measure.architecture import Architecture, architecture
+from btp.measure.breakeven import Times
 from btp.measure.effort import seconds_of_rounds, times, try_speed
 from btp.measure.planned import planned_costs
 from btp.models.lvlm import LVLM
@@ -127,9 +128,11 @@ def forecast(
     speed = try_speed(device, sketch.dtype, sizes.decoder)
     tower = _tower_flops(sketch, inputs) / batch
 
-    def of(schedule: Schedule) -> Any:
-        return times(speed, sizes, schedule.tokens_per_layer(total, layers), text, batch, output_tokens, tower)
+    def of(schedule: Schedule) -> Times:
+        visual = schedule.tokens_per_layer(total, layers)
+        return times(speed, sizes, visual, text, tower=tower, **shape)
 
+    shape = {"batch": batch, "output": output_tokens, "itemsize": sketch.dtype.itemsize}
     rounds = {"repeats": repeats, "warmup": warmup, "output": output_tokens}
     plain = of(Schedule())
     seconds = sum(seconds_of_rounds(plain, of(arm.schedule), **rounds) for arm in arms if arm.schedule)

@@ -24,7 +24,7 @@ from btp.core.fit import OutOfReach
 from btp.models.features import Shelf
 from btp.models.load import Loaded, load, sketch
 from btp.models.recognise import check_library
-from btp.report.floor import nothing_right
+from btp.report.floor import example, nothing_right
 from btp.report.page import write_report
 from btp.report.screen import screen_table
 from btp.runner.arms import UNPRUNED, Arm, build_method, shared_identity
@@ -162,7 +162,7 @@ class Run:
                 with self.phase(f"answer {arm.name}"):
                     rows[arm.name] = self._answer(arm, task, samples, feed, order)
                 if arm.name == UNPRUNED and self.machine.leads and not isinstance(task, OwnWay):
-                    self._say_floor(scores_of(task, samples, rows[UNPRUNED]))  # before more time goes into it
+                    self._say_floor(task, samples, rows[UNPRUNED], shown)  # before more time goes into it
         sizes = self.machine.gather(self.machine.batch.used)
         if not self.machine.leads:
             return
@@ -214,10 +214,12 @@ class Run:
             if not found["own"]:
                 print(f"calibration: {found['said']}", flush=True)
 
-    def _say_floor(self, scores: Sequence[float]) -> None:
-        said = nothing_right(scores)
+    def _say_floor(self, task: Task, samples: list[Sample], rows: Mapping[str, Any], shown: int) -> None:
+        """Warn of a model that answers nothing right, with the sample whose prompt is on record."""
+        said, sample = nothing_right(scores_of(task, samples, rows)), samples[shown]
         if said:
-            print(f"warning: {said} The report shows an example.", flush=True)
+            prompt, prediction = self.folder.state["prompt"]["text"], rows[sample.id]["prediction"]
+            print(f"warning: {said} {example(sample.id, prompt, prediction, sample.reference)}", flush=True)
 
     def _arms(self, inputs: Mapping[str, Any], unequal: bool = False) -> list[Arm]:
         place = (self.checkpoint, self.store, self.folder.path, self.machine)

@@ -21,11 +21,12 @@ function stackRows() {
     sizes[sizes.length - 1] += 1;
   });
   const starts = new Set(), opens = new Set();
-  let at = 0, used = 0, lines = 1;
+  let at = 0, used = 0, lines = 1, widest = 1;
   for (const size of sizes) {
     opens.add(shown[at].cellIndex);
     if (used && used + size > most) { starts.add(shown[at].cellIndex); used = 0; lines += 1; }
     used += size;
+    widest = Math.max(widest, Math.min(used, most));
     while (used > most) { used -= most; lines += 1; }
     at += size;
   }
@@ -33,7 +34,7 @@ function stackRows() {
     for (const column of starts) row.cells[column].style.gridColumnStart = first;
     for (const column of opens) row.cells[column].classList.add("opens");
   }
-  results.style.setProperty("--most", Math.min(most, shown.length));
+  results.style.setProperty("--most", widest);
   results.style.setProperty("--name", `${name}px`);
   results.style.setProperty("--lines", lines);
   results.classList.add("stacked");
