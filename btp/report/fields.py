@@ -11,6 +11,7 @@ from btp.report.load import Arm, RunFolder
 from btp.report.summary import SAME_BUDGET, Remark, listed
 from btp.report.variants import depths, variants
 
+_MOST = 3  # methods that a name lists
 SAME_MODEL = 0.95  # share of unpruned answers that two runs must share to count as runs of one model
 
 
@@ -218,7 +219,9 @@ def _at(entry: Entry, counts: bool) -> str:
 
 def _whose(entry: Entry) -> str:
     """The methods whose stages random selection copies."""
-    return f" as {listed(_others(entry))}" if _others(entry) else ""
+    names = _others(entry)
+    few = [*names[:_MOST], f"{len(names) - _MOST} more"] if len(names) > _MOST + 1 else names
+    return f" as {listed(few)}" if few else ""
 
 
 def _others(entry: Entry) -> list[str]:
