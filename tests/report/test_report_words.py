@@ -1,5 +1,6 @@
 """The headline, the remarks and the table of stages say what the data says."""
 
+import html
 import io
 import json
 import re
@@ -174,7 +175,7 @@ def test_pictures_of_another_set_are_said(tmp_path):
     text = "Stages were calibrated on 64 samples of pocketvqa, not on mine's own pictures."
     edit(folder, calibration={"name": "pocketvqa", "samples": 64, "own": False, "said": text})
     assert said(folder)[1][text] == "note"
-    assert text in write_report(folder).read_text()
+    assert text in html.unescape(write_report(folder).read_text())
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(screen_table(folder))
     assert text in console.export_text()

@@ -62,7 +62,7 @@ def test_without_an_artefact_nothing_is_said(tmp_path, made):
 
 def test_a_prompt_is_shown_with_its_pictures_counted():
     """Runs of one token once, with their length; all else as the tokenizer writes it."""
-    tokenizer = build_processor(words()).tokenizer
+    tokenizer = build_processor(words(), side=48, patch=8).tokenizer
     picture = tokenizer.convert_tokens_to_ids("<image>")
     text = tokenizer("is there a red circle ?", add_special_tokens=False)["input_ids"]
     assert shown_prompt(tokenizer, [picture] * 144 + text) == "<image> x 144 is there a red circle ?"
