@@ -191,19 +191,26 @@ class Schedule(Sequence[Stage]):
         Raises:
             ValueError: a site lies outside the model, a `fit` was left unsolved, or a stage keeps more than are alive.
         """
+        return sum(self.tokens_per_layer(total, num_layers)) / num_layers
+
+    def tokens_per_layer(self, total: int, num_layers: int) -> list[int]:
+        """Planned visual tokens that enter each decoder layer, checked as `tokens_avg` is."""
         self.check(num_layers)
         self._check_nested(total)
-        return self.reached(total, num_layers)
+        return self._alive(total, num_layers)
 
     def reached(self, total: int, num_layers: int) -> float:
         """As `tokens_avg`, unchecked: a stage that would keep more than are alive changes nothing, as in the engine."""
+        return sum(self._alive(total, num_layers)) / num_layers
+
+    def _alive(self, total: int, num_layers: int) -> list[int]:
         alive = [total] * num_layers
         count = total
         for stage in self.stages:
             if stage.moves_prefill:
                 count, first = min(count, stage.count(total)), stage.site.first_layer
                 alive[first:] = [count] * (num_layers - first)
-        return sum(alive) / num_layers
+        return alive
 
     @property
     def has_fit(self) -> bool:

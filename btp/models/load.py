@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from btp.models.find import check_keys, find_checkpoint, first_line, model_folder, read_config
 from btp.models.lvlm import LVLM
@@ -18,10 +18,10 @@ from btp.models.memory import check_memory, stored_bytes
 from btp.models.peft_folder import is_adapter
 from btp.models.processor import load_processor
 from btp.models.quantize import quantization
-from btp.models.random_weights import build, describe
+from btp.models.random_weights import build, describe, empty
 from btp.models.recognise import check_kind, refuse_code, saved_with
 
-__all__ = ["Loaded", "find_adapter", "find_checkpoint", "load"]
+__all__ = ["Loaded", "find_adapter", "find_checkpoint", "load", "sketch"]
 
 DEFAULTS = {  # for callers in Python, who may leave these out
     "adapter": "btp.models.lvlm.LVLM",
@@ -67,12 +67,7 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
     if folder is not None:
         check_kind(folder, trusted)
     if config["weights"] == "random":
-        if folder is None:
-            architecture = describe(config["config"])
-        else:
-            architecture = AutoConfig.from_pretrained(
-                model_folder(folder), local_files_only=True, trust_remote_code=trusted
-            )
+        architecture = _architecture(config, folder)
         processor = None if folder is None else load_processor(folder, config["processor"], trusted)
         model = build(architecture, device, dtype, config["attention"])
     else:
@@ -80,6 +75,35 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
         processor = load_processor(folder, config["processor"], trusted)
         model = _pretrained(config, folder, device, dtype)
     return Loaded(adapter(model.eval()), processor)
+
+
+def sketch(config: Mapping[str, Any], folder: Path | None) -> LVLM:
+    """The architecture without memory for its weights: modules on the meta device, example inputs on the CPU.
+
+    Args:
+        config: the model group's keys.
+        folder: what `find_checkpoint` returned; None takes model.config.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    config = DEFAULTS | dict(config)
+    check_keys(config)
+    adapter = find_adapter(config["adapter"])
+    seen = type(adapter.__name__, (adapter,), {"device": torch.device("cpu")})  # where its example inputs lie
+    model = empty(
+        _architecture(config, folder), torch.device("meta"), getattr(torch, config["dtype"]), config["attention"]
+    )
+    return seen(model.eval())
+
+
+def _architecture(config: Mapping[str, Any], folder: Path | None) -> PreTrainedConfig:
+    """Of a folder's config.json, or of model.config."""
+    if folder is None:
+        return describe(config["config"])
+    check_kind(folder, config["trust_remote_code"])
+    trusted = config["trust_remote_code"]
+    return AutoConfig.from_pretrained(model_folder(folder), local_files_only=True, trust_remote_code=trusted)
 
 
 def find_adapter(path: str) -> type[LVLM]:

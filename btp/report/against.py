@@ -1,4 +1,4 @@
-"""Holds every row of a field against the unpruned model, random selection and BTP, on the same samples."""
+"""Holds every row of a field against the unpruned model, random selection, the down-sampled picture and BTP."""
 
 from collections.abc import Mapping, Sequence
 from math import isnan, nan
@@ -11,7 +11,7 @@ from btp.report.load import RunFolder
 from btp.report.stats import Interval, holm, paired_gap, paired_p
 from btp.report.summary import SAME_BUDGET
 
-REFERENCES = ("unpruned", "random", "btp")
+REFERENCES = ("unpruned", "random", "downsampled", "btp")
 
 
 def against(field: Field) -> list[dict[str, Any]]:
@@ -42,9 +42,17 @@ def is_random(entry: Entry) -> bool:
     return "random" in (entry.arm.arm, entry.arm.pruner) and entry.role == "control"
 
 
+def is_downsampled(entry: Entry) -> bool:
+    """A shrunk picture of as many pixels as its visual tokens cover, as a control or as a run's method."""
+    return entry.arm.is_downsampled
+
+
 def is_btp(entry: Entry) -> bool:
     """BTP as a run's method, in any variant."""
     return entry.role == "method" and entry.arm.pruner == "btp"
+
+
+_WANTED = {"random": is_random, "downsampled": is_downsampled, "btp": is_btp}
 
 
 def _reference(field: Field, entry: Entry, name: str) -> Entry | None:
@@ -52,8 +60,10 @@ def _reference(field: Field, entry: Entry, name: str) -> Entry | None:
         return None
     if name == "unpruned":
         return field.baseline
-    wanted = is_random if name == "random" else is_btp
-    if wanted(entry) or (name == "btp" and is_random(entry)):  # BTP against random is that test already
+    wanted = _WANTED[name]
+    mirrored = name == "btp" and (is_random(entry) or is_downsampled(entry))  # the row of BTP has that test already
+    mirrored |= name == "downsampled" and is_random(entry)  # and that of the down-sampled picture this one
+    if wanted(entry) or mirrored:
         return None
     mine = tokens_avg(entry)
     near = [e for e in field.entries if wanted(e) and abs(tokens_avg(e) - mine) <= SAME_BUDGET * max(mine, 1)]

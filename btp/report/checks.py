@@ -1,13 +1,16 @@
 """What a reader of a comparison has to know of each run before believing it."""
 
 from btp.report.fired import fired
+from btp.report.floor import floor
 from btp.report.load import RunFolder
-from btp.report.summary import Remark
+from btp.report.summary import Remark, foreign_set
 
 
 def checks(run: RunFolder) -> list[Remark]:
-    """Inertness, stages that withdrew nothing, and stages that the budget moved; worst first."""
-    found = [*_inert(run), *_idle(run), *_moved(run)]
+    """A model that answers nothing, pictures of another set, inertness, stages that withdrew nothing or that the budget
+    moved; worst first.
+    """
+    found = [*_floor(run), *_calibrated(run), *_inert(run), *_idle(run), *_moved(run)]
     rank = {"bad": 0, "note": 1, "good": 2}
     return sorted(found, key=lambda remark: rank[remark.kind])
 
@@ -15,6 +18,15 @@ def checks(run: RunFolder) -> list[Remark]:
 def moved(layers: int) -> str:
     """By how many layers stages went towards the input, in words."""
     return f"{layers} layer{'' if layers == 1 else 's'}"
+
+
+def _floor(run: RunFolder) -> list[Remark]:
+    return [Remark("bad", "the unpruned model answers nothing: look at prompt and processor")] if floor(run) else []
+
+
+def _calibrated(run: RunFolder) -> list[Remark]:
+    name = (run.run.get("calibration") or {}).get("name")
+    return [Remark("note", f"calibrated on {name}, not on the task's own pictures")] if foreign_set(run) else []
 
 
 def _inert(run: RunFolder) -> list[Remark]:

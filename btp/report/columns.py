@@ -80,9 +80,16 @@ ANSWERS = (
     Column(
         "p_random",
         "p, random",
-        "Against unpruned",
+        "Against controls",
         "p",
         "Paired test of the scores against the random control's on the same samples.",
+    ),
+    Column(
+        "p_downsampled",
+        "p, down-sampled",
+        "Against controls",
+        "p",
+        "Paired test of the scores against the down-sampled picture's on the same samples.",
     ),
 )
 COST = (
@@ -138,7 +145,8 @@ COST = (
         "prefill ×",
         "Cost",
         "times",
-        "Prefill time over the unpruned model's, timed in alternation; median and its range.",
+        "Prefill time over the unpruned model's, timed in alternation; median and its range. Grey: the range spans 1, "
+        "or none is known, so that neither side is told to be faster.",
         less=True,
     ),
     Column(
@@ -207,13 +215,26 @@ def number(value: Any, kind: str) -> str:
 
 def spread(row: Mapping[str, Any], column: Column) -> str:
     """The interval of a quantity in a row as text, "" where it has none."""
-    low, high = row.get(f"{column.key}_low"), row.get(f"{column.key}_high")
+    return spread_of(row, column.key, column.kind)
+
+
+def spread_of(row: Mapping[str, Any], key: str, kind: str) -> str:
+    """As `spread`, of a quantity that is no column."""
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
     if low is None or high is None or isnan(low) or isnan(high):
         return ""
-    if column.kind == "percent":
+    if kind == "percent":
         return f"{100 * low:.0f}–{100 * high:.0f}"
-    between = " to " if column.kind == "points" else "–"
-    return f"{number(low, column.kind)}{between}{number(high, column.kind)}"
+    between = " to " if kind == "points" else "–"
+    return f"{number(low, kind)}{between}{number(high, kind)}"
+
+
+def told_from_one(row: Mapping[str, Any], key: str) -> bool:
+    """Whether the interval of a ratio lies on one side of 1; without an interval nobody can tell."""
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    if low is None or high is None or isnan(low) or isnan(high):
+        return False
+    return high < 1 or low > 1
 
 
 def _scaled(value: float) -> str:

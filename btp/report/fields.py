@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from btp.report.load import Arm, RunFolder
-from btp.report.summary import SAME_BUDGET, Remark
+from btp.report.summary import SAME_BUDGET, Remark, listed
 from btp.report.variants import depths, variants
 
+_MOST = 3  # methods that a name lists
 SAME_MODEL = 0.95  # share of unpruned answers that two runs must share to count as runs of one model
 
 
@@ -176,7 +177,7 @@ def _same(one: Entry, other: Entry) -> bool:
 
 
 def _noted(entries: Sequence[Entry]) -> list[Entry]:
-    """Tell rows of one series at one budget apart by the run they come from; methods show their tokens."""
+    """Tell rows of one series at one budget apart; methods show their tokens."""
     at: dict[tuple[str, Any], list[int]] = {}
     tokens = [tokens_avg(entry) for entry in entries]
     for i, (entry, group) in enumerate(zip(entries, budget_groups(tokens), strict=True)):
@@ -186,17 +187,46 @@ def _noted(entries: Sequence[Entry]) -> list[Entry]:
     for alike in at.values():
         if len(alike) < 2:
             continue
-        for i in alike:
-            mine = out[i]
-            main = next((a for a in mine.run.methods if a.arm != mine.arm.arm), None)
-            own = f"in the run of {main.title}" if main else f"run {mine.run.path.name}"
-            out[i] = replace(mine, note=own)
-        if len({out[i].note for i in alike}) < len(alike):
-            for i in alike:
-                out[i] = replace(out[i], note=f"run {out[i].run.path.name}")
-        for i in alike:
-            out[i] = replace(out[i], note=", ".join(n for n in (entries[i].note, out[i].note) if n))
+        for i, note in zip(alike, _apart([entries[i] for i in alike]), strict=True):
+            out[i] = replace(entries[i], note=", ".join(n for n in (entries[i].note, note) if n))
     return out
+
+
+def _apart(alike: Sequence[Entry]) -> list[str]:
+    """What tells rows of one series apart: random selection by the stages that it copies, others by their runs."""
+    if alike[0].arm.pruner == "random":
+        ways = [[_at(e, counts) + _whose(e) for e in alike] for counts in (False, True)]
+    else:
+        ways = [[f"in the run of {listed(_others(e))}" if _others(e) else "" for e in alike]]
+    for notes in ways:
+        if len(set(notes)) == len(notes) and all(notes):
+            return notes
+    if alike[0].role == "method":
+        return [f"run {e.run.path.name}" for e in alike]
+    return [f"{note} ({n})".lstrip() for n, note in enumerate(ways[-1], start=1)]
+
+
+def _at(entry: Entry, counts: bool) -> str:
+    """The sites of an arm's stages, as "at llm.layer.2, 5", and how many tokens each keeps; "" where nothing says."""
+    said, before = [], ""
+    for site, keep in entry.stages:
+        head, _, last = site.rpartition(".")
+        name = last if head == before and last.isdigit() else site
+        said.append(f"{name} (keeps {keep})" if counts else name)
+        before = head
+    return f"at {', '.join(said)}" if said else ""
+
+
+def _whose(entry: Entry) -> str:
+    """The methods whose stages random selection copies."""
+    names = _others(entry)
+    few = [*names[:_MOST], f"{len(names) - _MOST} more"] if len(names) > _MOST + 1 else names
+    return f" as {listed(few)}" if few else ""
+
+
+def _others(entry: Entry) -> list[str]:
+    """The methods in whose runs an arm stood beside them."""
+    return [owner for owner in entry.owners if owner not in (entry.series, entry.run.path.name)]
 
 
 def tokens_avg(entry: Entry) -> float:

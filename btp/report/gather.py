@@ -17,9 +17,11 @@ from btp.report.fronts import PLOTS, series_looks
 from btp.report.palette import LIGHT, Look
 from btp.report.plots import to_png
 from btp.report.ranking import ranking
-from btp.report.screen import ScreenTable
+from btp.report.screen import ScreenTable, minded
 from btp.report.spared import Spared
+from btp.report.summary import Remark
 from btp.report.table import Table
+from btp.report.verdict import notes
 
 _STEM = "comparison"
 _ABILITY = "Accuracy by ability, %"
@@ -67,7 +69,10 @@ def compare(
     for ending, text in texts.items():
         written.append(out / f"{_STEM}.{ending}")
         written[-1].write_text(text, encoding="utf-8")
-    return _screen(table, left), [*written, *(path for paths in figures for path in paths["paths"])]
+    return _screen(table, left, notes(found, table.frame, left)), [
+        *written,
+        *(path for paths in figures for path in paths["paths"]),
+    ]
 
 
 def _figures(
@@ -113,7 +118,7 @@ def _latex(table: Table) -> str:
     """Two tabulars: the results that a page has room for, and accuracy by ability; a line between budgets."""
     budgets = list(zip(table.frame["field"], table.frame["budget"], strict=True))
     breaks = [i for i in range(1, len(budgets)) if budgets[i] != budgets[i - 1]]
-    tests = ("gap_random", "p_random_holm", "gap_btp", "p_btp_holm")
+    tests = ("gap_random", "p_random_holm", "p_downsampled_holm", "gap_btp", "p_btp_holm")
     results = [c for c in table.columns if c.key in (*_IN_PRINT, *tests)]
     names = [c for c in table.columns if c.kind == "text" or c.key == "tokens_avg"]
     abilities = [c for c in table.columns if c.group == _ABILITY]
@@ -123,12 +128,12 @@ def _latex(table: Table) -> str:
     return "\n".join(to_latex(part, breaks) for part in parts)
 
 
-def _screen(table: Table, left: Sequence[LeftOut]) -> RenderableType:
-    """All but the abilities; every row carries its budget, since a narrow screen splits the table."""
+def _screen(table: Table, left: Sequence[LeftOut], found: Sequence[Remark]) -> RenderableType:
+    """All but the abilities, and what to mind; every row carries its budget, since a narrow screen splits the table."""
     frame = table.frame
     named = [f"{m} @ {t:.1f}" for m, t in zip(frame["method"], frame["tokens_avg"], strict=True)]
     columns = tuple(c for c in table.columns if c.group != _ABILITY and c.key != "tokens_avg")
-    said: list[RenderableType] = [ScreenTable(Table(frame.assign(method=named), columns, table.title))]
+    said: list[RenderableType] = [ScreenTable(Table(frame.assign(method=named), columns, table.title)), *minded(found)]
     if left:
         said.append(Text("\nLeft out", style="bold"))
         said += [Text(f"  {x.what}: {x.why}", style="" if x.kind in ("twice", "nothing") else "red") for x in left]

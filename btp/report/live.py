@@ -12,7 +12,8 @@ from btp.report.palette import Look
 from btp.report.ranking import price
 
 _KINDS = {"tokens_avg": "tokens", "prefill_ratio": "times"}
-_SAID = ("gap_random", "p_random_holm", "gap_btp", "p_btp_holm", "agreement")
+_REFERENCES = ("random", "downsampled", "btp")
+_SAID = (*(f"{of}_{name}{end}" for name in _REFERENCES for of, end in (("gap", ""), ("p", "_holm"))), "agreement")
 
 
 def plot_data(

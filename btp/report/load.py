@@ -7,13 +7,14 @@ one would show.
   task.reading (abilities that read text in the picture), budget, seed, limit.
 - `run.json`: {state: finished | running | failed, identity, name, command, versions: {library: version},
   hardware, started: ISO time, seconds, phases: {name: seconds},
-  arms: [{arm, title, role: baseline | method | control, pruner, note, schedule?: [{site, keep}, ...],
-  solver?: what solves them for each sample's own total, keeps being means then,
+  arms: [{arm, title, role: baseline | method | control, pruner, picture?: full | shrunk, note,
+  schedule?: [{site, keep}, ...], solver?: what solves them for each sample's own total, keeps being means then,
   budget?: {asked, reached: layer-averaged visual tokens, missed?: they differ by more than 2%},
   moved?: layers by which the budget moved its stages towards the input}],
   inert: {checked, identical, max_logit_difference}, chance?: {ability: score of the best answer that ignores
-  the picture}, metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the task's own
-  scales, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
+  the picture}, calibration?: {name, samples, own: the set is the task's own, said: in a sentence},
+  prompt?: {sample, text}, metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the
+  task's own scales, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
   arm, so that a stage that never ran is seen.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
   score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same), kl (nats, first
@@ -64,6 +65,7 @@ class Arm:
         note: what a reader should know about it.
         schedule: planned stages, each with site and keep; None where the run does not say.
         budget: asked and reached layer-averaged visual tokens, and what it took; empty where the run does not say.
+        picture: "full", or "shrunk" to as many pixels as its visual tokens cover.
     """
 
     arm: str
@@ -73,6 +75,12 @@ class Arm:
     note: str = ""
     schedule: tuple[Mapping[str, Any], ...] | None = None
     budget: Mapping[str, Any] = field(default_factory=dict)
+    picture: str = "full"
+
+    @property
+    def is_downsampled(self) -> bool:
+        """True where it sees a shrunk picture."""
+        return self.role != "baseline" and (self.picture == "shrunk" or "downsampled" in (self.arm, self.pruner))
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,16 @@ class RunFolder:
     def random(self) -> Arm | None:
         """The control that keeps random visual tokens."""
         return next((a for a in self.arms if a.role == "control" and "random" in (a.arm, a.pruner)), None)
+
+    @property
+    def downsampled(self) -> Arm | None:
+        """The control that sees a picture of as many pixels as the method's visual tokens cover."""
+        return next((a for a in self.arms if a.role == "control" and a.is_downsampled), None)
+
+    @property
+    def controls(self) -> list[Arm]:
+        """The arms that the methods are held against."""
+        return [a for a in self.arms if a.role == "control"]
 
     @property
     def methods(self) -> list[Arm]:
@@ -311,6 +329,7 @@ def _arms(run: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> list
                 note=entry.get("note") or "",
                 schedule=None if schedule is None else tuple(schedule),
                 budget=_budget(entry),
+                picture=entry.get("picture") or "full",
             )
         )
     return arms

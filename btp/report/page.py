@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from btp.report import browser
-from btp.report.columns import ABILITY, COST, DASH, METRICS, number, spread
+from btp.report.columns import ABILITY, COST, DASH, METRICS, number, spread, told_from_one
 from btp.report.export import write_table
 from btp.report.fired import fired
 from btp.report.load import RunFolder, read_run
@@ -167,6 +167,9 @@ def _tiles(run: RunFolder, table: Table) -> list[dict[str, str]]:
             against = f"unpruned {number(base.get(key), columns[key].kind)}"
         elif ends := spread(row, columns[key]):
             against = f"{'95% interval' if key == 'agreement' else 'range'} {ends}"
+        if key == "prefill_ratio" and not told_from_one(row, key):
+            ends = spread(row, columns[key])
+            text, against = ends or "open", "spans 1: not told from unpruned" if ends else "too few rounds to tell"
         percent = "%" if columns[key].kind == "percent" else ""
         tiles.append({"title": titles[key], "value": text + percent, "against": against})
     return tiles

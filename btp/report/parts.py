@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from btp.report.columns import DASH, Column, number, spread
+from btp.report.columns import DASH, Column, number, spread, told_from_one
 from btp.report.summary import NOTABLE
 
 
@@ -43,6 +43,7 @@ def cell(row: Mapping[str, Any], column: Column, base: Mapping[str, Any] | None 
         "spread": spread(row, column),
         "sort": str(value) if column.kind == "text" else "" if value is None or value != value else f"{value:.9g}",
         "mark": mark,
+        "unsure": column.kind == "times" and not told_from_one(row, column.key),
     }
 
 

@@ -16,7 +16,7 @@ from btp.report.summary import SAME_BUDGET
 from btp.report.table import Table, arm_row, metric_columns, with_numbers
 
 PRICES = ("tokens_avg", "flops_visual_pdrop", "flops_prefill", "prefill_ratio")
-_NAMES = {"unpruned": "unpruned", "random": "random", "btp": "BTP"}
+_NAMES = {"unpruned": "unpruned", "random": "random", "downsampled": "down-sampled", "btp": "BTP"}
 _ASKED = c.Column(
     "budget_asked",
     "asked",

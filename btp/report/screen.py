@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from btp.report.columns import ABILITY, METRICS, Column, number, spread
 from btp.report.load import read_run
+from btp.report.summary import Remark, remarks
 from btp.report.table import Table, run_table
 from btp.report.terminal import literal
 
@@ -23,12 +24,21 @@ _STYLE = {"baseline": "dim", "method": "bold", "control": ""}
 
 
 def screen_table(folder: Path) -> RenderableType:
-    """A run's table, to print with rich.
+    """A run's table and what to mind of it, to print with rich.
 
     Raises:
         ValueError: the folder is no run folder, or a file in it is missing or broken.
     """
-    return ScreenTable(run_table(read_run(folder)))
+    run = read_run(folder)
+    table = run_table(run)
+    return Group(ScreenTable(table), *minded(remarks(run, table)))
+
+
+def minded(found: Iterable[Remark]) -> list[Text]:
+    """What is to be minded, as lines below a table; nothing of checks that passed."""
+    style = {"bad": "red", "note": ""}
+    lines = [Text(f"{remark.text}", style=style[remark.kind]) for remark in found if remark.kind in style]
+    return [Text("\nTo mind", style="bold"), *lines] if lines else []
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,8 @@ def _heading(column: Column) -> list[str]:
     title = column.title if len(column.title) <= _LONGEST else f"{column.title[: _LONGEST - 1]}…"
     if column.group == "Accuracy, %":
         return [title, "%"]
+    if column.kind == "p":
+        return title.replace(", ", ",\n").replace("-", "-\n").split("\n")
     return (title if ", " in title else title.replace(" ", "\n", 1)).replace(", ", ",\n").split("\n")
 
 

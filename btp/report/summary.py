@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-from btp.report.columns import number
+from btp.report.columns import number, spread_of, told_from_one
 from btp.report.fired import fired
+from btp.report.floor import floor
 from btp.report.load import Arm, RunFolder
-from btp.report.table import Table, ability_drops
+from btp.report.table import Table, ability_drops, paired
 
 NOTABLE = 0.05  # p below which a difference is called one
 SAME_BUDGET = 0.05  # share by which layer-averaged tokens may differ and still count as equal
@@ -48,24 +49,22 @@ def _method(
         f"averaged over the decoder layers ({100 * share:.0f}%), and answers {percent(row['macro'])} right"
         + (f"; the unpruned model {percent(base['macro'])}." if base is not None else ".")
     ]
-    if base is not None:
-        said.append(_against_unpruned(row, base))
-        said.append(_reading(row, base) or _worst(run, arm, row, base))
-    random = rows.get(run.random.arm) if run.random else None
-    if random is not None and not isnan(row["p_random"]):
-        said.append(_against_random(row, random))
+    if base is not None and floor(run):
+        said.append("Where the unpruned model answers nothing, no difference tells anything of pruning.")
+    else:
+        if base is not None:
+            said.append(_against_unpruned(row, base))
+            said.append(_reading(row, base) or _worst(run, arm, row, base))
+        said.append(_against_controls(run, arm, row, rows))
     said.append(_cost(row, base))
     return " ".join(s for s in said if s)
 
 
 def _against_unpruned(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    gap = points(row["macro"] - base["macro"])
+    said = f"That is {compared(row['macro'] - base['macro'], 'unpruned')}"
     if row["p_unpruned"] >= NOTABLE:
-        return (
-            f"That is {gap} than unpruned, which {row['samples']} samples cannot tell from chance "
-            f"({p_text(row['p_unpruned'])})."
-        )
-    return f"That is {gap} than unpruned ({p_text(row['p_unpruned'])})."
+        return f"{said}, which {row['samples']} samples cannot tell from chance ({p_text(row['p_unpruned'])})."
+    return f"{said} ({p_text(row['p_unpruned'])})."
 
 
 def _reading(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
@@ -84,11 +83,26 @@ def _worst(run: RunFolder, arm: Arm, row: Mapping[str, Any], base: Mapping[str, 
     return f"It loses most in {ability}: {_moved(drops[ability])}" + ("." if sure else ", which may be chance.")
 
 
-def _against_random(row: Mapping[str, Any], random: Mapping[str, Any]) -> str:
-    gap = points(row["macro"] - random["macro"])
-    if row["p_random"] >= NOTABLE:
-        return f"It is not told apart from random selection ({gap}, {p_text(row['p_random'])})."
-    return f"Random selection gets {percent(random['macro'])}: the method is {gap} ({p_text(row['p_random'])})."
+def _against_controls(run: RunFolder, arm: Arm, row: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
+    """Random selection, and whichever control scores highest: the one that hurts most."""
+    most = (1 + SAME_BUDGET) * max(row["tokens_avg"], 1)
+    near = [c for c in run.controls if rows[c.arm]["tokens_avg"] <= most and not isnan(rows[c.arm]["macro"])]
+    hardest = max(near, key=lambda c: rows[c.arm]["macro"], default=None)
+    said = []
+    for control in [run.random] if hardest == run.random else [run.random, hardest]:
+        p = paired(run, arm, control)
+        if control is not None and not isnan(p):
+            name = "random selection" if control == run.random else control.title
+            said.append(_against(name, control == hardest and len(near) > 1, row, rows[control.arm], p))
+    return " ".join(said)
+
+
+def _against(name: str, hardest: bool, row: Mapping[str, Any], control: Mapping[str, Any], p: float) -> str:
+    which = f"The control that hurts most, {name}," if hardest else _first_up(name)
+    gap = f"the method is {compared(row['macro'] - control['macro'])}"
+    if p >= NOTABLE:
+        gap = f"not told apart from the method, which is {compared(row['macro'] - control['macro'])}"
+    return f"{which} gets {percent(control['macro'])}: {gap} ({p_text(p)})."
 
 
 def _cost(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
@@ -97,14 +111,20 @@ def _cost(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
         said.append(f"{100 * row['flops_prefill'] / base['flops_prefill']:.0f}% of the prefill FLOPs")
     if base is not None and base.get("kv_mib") and not isnan(row["kv_mib"]):
         said.append(f"{100 * row['kv_mib'] / base['kv_mib']:.0f}% of the KV cache")
-    if not isnan(row["prefill_ratio"]):
-        said.append(f"{row['prefill_ratio']:.2f} times the prefill time")
-    return f"It takes {listed(said)} of the unpruned model." if said else ""
+    ratio, open_ = row["prefill_ratio"], not told_from_one(row, "prefill_ratio")
+    if not isnan(ratio) and not open_:
+        said.append(f"{ratio:.2f} times the prefill time")
+    text = f"It takes {listed(said)} of the unpruned model." if said else ""
+    if isnan(ratio) or not open_:
+        return text
+    ends = spread_of(row, "prefill_ratio", "times")
+    why = f"the ratio lies in {ends}" if ends else "too few rounds were timed for an interval"
+    return f"{text} Its prefill time is not told from the unpruned model's: {why}.".lstrip()
 
 
 def remarks(run: RunFolder, table: Table) -> list[Remark]:
     """Checks of the run, worst first."""
-    found = [*_state(run), *_inert(run), *_fired(run), *_budgets(run, table)]
+    found = [*_state(run), *_floor(run), *_calibrated(run), *_inert(run), *_fired(run), *_budgets(run, table)]
     rank = {"bad": 0, "note": 1, "good": 2}
     return sorted(found, key=lambda remark: rank[remark.kind])
 
@@ -116,6 +136,23 @@ def _state(run: RunFolder) -> list[Remark]:
     why = f" ({run.run['error']})" if run.run.get("error") else ""
     text = f"This run is {state}, not finished{why}: its numbers cover what was answered until now."
     return [Remark("bad", text)]
+
+
+def _floor(run: RunFolder) -> list[Remark]:
+    said = floor(run)
+    return [Remark("bad", said)] if said else []
+
+
+def _calibrated(run: RunFolder) -> list[Remark]:
+    """A calibration set that is not the task's own."""
+    said = foreign_set(run)
+    return [Remark("note", said)] if said else []
+
+
+def foreign_set(run: RunFolder) -> str:
+    """Which pictures the stages come from, where they are not the task's; "" where they are, or nothing says so."""
+    found = run.run.get("calibration")
+    return found["said"] if isinstance(found, Mapping) and not found.get("own", True) else ""
 
 
 def _inert(run: RunFolder) -> list[Remark]:
@@ -184,9 +221,12 @@ def p_text(p: float) -> str:
     return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
 
 
-def points(gap: float) -> str:
-    """A difference of shares in points."""
-    return f"{abs(100 * gap):.1f} points {'lower' if gap < 0 else 'higher'}"
+def compared(gap: float, name: str = "") -> str:
+    """A difference of shares in points, as in "3.2 points lower than random"; what rounds to nothing is level."""
+    if f"{abs(100 * gap):.1f}" == "0.0":
+        return f"level with {name}" if name else "level with it"
+    said = f"{abs(100 * gap):.1f} points {'lower' if gap < 0 else 'higher'}"
+    return f"{said} than {name}" if name else said
 
 
 def _moved(gap: float) -> str:

@@ -56,7 +56,7 @@ def ability_drops(run: RunFolder, arm: Arm) -> dict[str, float]:
     base = run.baseline
     if base is None or base.arm == arm.arm:
         return {}
-    p = [_paired(run, arm, base, ability) for ability in run.abilities]
+    p = [paired(run, arm, base, ability) for ability in run.abilities]
     return dict(zip(run.abilities, holm(p), strict=True))
 
 
@@ -87,8 +87,9 @@ def arm_row(run: RunFolder, arm: Arm) -> dict[str, Any]:
         row |= _spread(f"accuracy_{ability}", part) | {f"accuracy_{ability}_p": drops.get(ability, nan)}
     row |= _spread("agreement", mean_interval(rows["agreement"].astype(float)))
     row["kl"] = float(rows["kl"].mean())
-    row["p_unpruned"] = _paired(run, arm, run.baseline)
-    row["p_random"] = nan if arm.role == "baseline" else _paired(run, arm, run.random)
+    row["p_unpruned"] = paired(run, arm, run.baseline)
+    row["p_random"] = nan if arm.role == "baseline" else paired(run, arm, run.random)
+    row["p_downsampled"] = nan if arm.role == "baseline" else paired(run, arm, run.downsampled)
     row |= {c.metric_column(name).key: float(value) for name, value in run.metrics(arm.arm).items()}
     return row | cost_of(run, arm.arm)
 
@@ -108,16 +109,8 @@ def cost_of(run: RunFolder, arm: str) -> dict[str, float]:
     return out
 
 
-def _float(value: Any) -> float:
-    return nan if value is None else float(value)
-
-
-def _spread(key: str, found: Interval) -> dict[str, float]:
-    return {key: found.mean, f"{key}_low": found.low, f"{key}_high": found.high}
-
-
-def _paired(run: RunFolder, arm: Arm, other: Arm | None, ability: str | None = None) -> float:
-    """p over the samples that both arms answered; nan against itself or against nothing."""
+def paired(run: RunFolder, arm: Arm, other: Arm | None, ability: str | None = None) -> float:
+    """p over the samples that both arms answered, of one ability or of all; nan against itself or against nothing."""
     if other is None or other.arm == arm.arm:
         return nan
     pair = []
@@ -126,6 +119,14 @@ def _paired(run: RunFolder, arm: Arm, other: Arm | None, ability: str | None = N
         pair.append(rows["score"] if ability is None else rows.loc[rows["ability"] == ability, "score"])
     both = pair[0].index.intersection(pair[1].index)
     return paired_p(pair[0].loc[both], pair[1].loc[both])
+
+
+def _float(value: Any) -> float:
+    return nan if value is None else float(value)
+
+
+def _spread(key: str, found: Interval) -> dict[str, float]:
+    return {key: found.mean, f"{key}_low": found.low, f"{key}_high": found.high}
 
 
 def with_numbers(frame: pd.DataFrame, columns: Sequence[c.Column]) -> tuple[c.Column, ...]:

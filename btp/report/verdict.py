@@ -10,9 +10,11 @@ from btp.report.columns import number
 from btp.report.fields import Field
 from btp.report.find import LeftOut
 from btp.report.fired import fired
+from btp.report.floor import floor
 from btp.report.ranking import same_budget
-from btp.report.summary import NOTABLE, Remark, listed, p_text, percent, points
+from btp.report.summary import NOTABLE, SAME_BUDGET, Remark, compared, foreign_set, listed, p_text, percent
 
+_REFERENCES = (("random", "random selection"), ("downsampled", "the down-sampled picture"), ("btp", "BTP"))
 _MOST = 8  # things that one sentence lists
 _MOST_BUDGETS = 4  # that get a sentence each
 _REPEATED = r", (run|in the run of) .*$"  # of a row's name: which of several runs of one setting it is
@@ -23,9 +25,11 @@ def verdict(field: Field, rows: pd.DataFrame) -> list[str]:
     methods = rows[rows["role"].eq("method")]
     answered = methods[methods["macro"].notna()]
     said = [_what(field, rows, methods)]
+    if field.baseline is not None and floor(field.baseline.run):
+        return [*said, "Where the unpruned model answers nothing, no difference tells anything of pruning."]
     if answered["budget"].nunique() <= _MOST_BUDGETS:
-        for budget, group in answered.groupby("budget"):
-            said.append(_at_budget(group, rows[rows["budget"].eq(budget)]))
+        for _, group in answered.groupby("budget"):
+            said.append(_at_budget(group, rows))
     else:
         said += [_through_budgets(family, group) for family, group in answered.groupby("family", sort=False)]
     told = _told(methods)
@@ -36,7 +40,14 @@ def notes(fields: Sequence[Field], frame: pd.DataFrame, left: Sequence[LeftOut])
     """What to know before using the comparison, worst first."""
     found = [*_left(left), *(remark for field in fields for remark in field.remarks)]
     found += [remark for field in fields for remark in (*_idle(field), *_inert(field))]
-    found += [*_missed(frame), *_moved(frame), *_alone(fields, frame), *_machines(fields, frame)]
+    found += [
+        *_floors(fields),
+        *_foreign(fields),
+        *_missed(frame),
+        *_moved(frame),
+        *_alone(fields, frame),
+        *_machines(fields, frame),
+    ]
     shared = sum(field.shared for field in fields)
     if shared:
         found.append(Remark("good", f"{shared} arms that several runs had in common stand here once."))
@@ -60,16 +71,18 @@ def _what(field: Field, rows: pd.DataFrame, methods: pd.DataFrame) -> str:
 
 
 def _at_budget(group: pd.DataFrame, everyone: pd.DataFrame) -> str:
+    """Who leads, by how much, and which controls with no more tokens score higher."""
     best = group.loc[group["macro"].idxmax()]
     said = f"At {number(best['tokens_avg'], 'tokens')} visual tokens"
     if best["visual_tokens"] > 0:
         said += f" ({100 * best['tokens_avg'] / best['visual_tokens']:.0f}%)"
     score = percent(best["macro"])
     said += f" {best['method']} " + (f"leads with {score}" if len(group) > 1 else f"answers {score} right")
-    for key, name in (("random", "random selection"), ("btp", "BTP")):
+    for key, name in _REFERENCES:
         if not isnan(best[f"gap_{key}"]):
-            said += f", {points(best[f'gap_{key}'])} than {name} ({p_text(best[f'p_{key}_holm'])})"
-    ahead = everyone[everyone["role"].eq("control") & (everyone["macro"] > best["macro"])]
+            said += f", {compared(best[f'gap_{key}'], name)} ({p_text(best[f'p_{key}_holm'])})"
+    affordable = everyone["tokens_avg"] <= (1 + SAME_BUDGET) * max(best["tokens_avg"], 1)
+    ahead = everyone[everyone["role"].eq("control") & affordable & (everyone["macro"] > best["macro"])]
     if len(ahead):
         controls = listed([f"{m} ({percent(v)})" for m, v in zip(ahead["method"], ahead["macro"], strict=True)])
         said += f"; the control{'s' if len(ahead) > 1 else ''} {controls} score{'' if len(ahead) > 1 else 's'} higher"
@@ -100,7 +113,7 @@ def _scored(family: str, row: pd.Series) -> str:
 
 def _told(methods: pd.DataFrame) -> str:
     said = []
-    for key, name in (("random", "random selection"), ("btp", "BTP")):
+    for key, name in _REFERENCES:
         tested = methods[methods[f"p_{key}_holm"].notna()]
         sure = tested[tested[f"p_{key}_holm"] < NOTABLE]
         if len(tested):
@@ -125,6 +138,17 @@ def _left(left: Sequence[LeftOut]) -> list[Remark]:
     kinds = [f"{sum(x.kind == k for x in out)} {k}" for k in ("failed", "unfinished") if any(x.kind == k for x in out)]
     plural = "s" if len(out) > 1 else ""
     return [Remark("bad", f"Not in here: {listed(kinds)} run{plural}, listed below with the reason.")]
+
+
+def _floors(fields: Sequence[Field]) -> list[Remark]:
+    said = [(field, floor(field.baseline.run)) for field in fields if field.baseline is not None]
+    return [Remark("bad", f"{field.name}: {text[:1].lower()}{text[1:]}") for field, text in said if text]
+
+
+def _foreign(fields: Sequence[Field]) -> list[Remark]:
+    """Calibration sets that are not the task's own, each said once."""
+    said = [foreign_set(run) for field in fields for run in field.runs]
+    return [Remark("note", text) for text in dict.fromkeys(said) if text]
 
 
 def _idle(field: Field) -> list[Remark]:

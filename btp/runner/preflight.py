@@ -29,6 +29,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _devices(config["trainer"], config["model"])
     for key in ("repeats", "output_tokens"):
         _whole(f"cost.{key}", config["cost"][key], 2, "")
+    _measured(config["cost"]["measure"], config["model"]["weights"])
     _budget(config["budget"]["tokens"], config["budget"]["share"])
     for key in ("move", "nearest"):
         _switch(f"budget.{key}", config["budget"][key])
@@ -65,6 +66,16 @@ def _whole(key: str, value: object, least: int, why: str) -> None:
 def _switch(key: str, value: object) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"{key} is {value!r}. Set {key} to true or false.")
+
+
+def _measured(value: object, weights: object) -> None:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError(f"cost.measure is {value!r}. Choose from: auto, true, false.")
+    if value != "auto" and weights != "random":
+        raise ValueError(
+            f"cost.measure is {str(value).lower()}, which has an effect on a model without weights only "
+            "(model.weights=random). With weights, cost.enabled says whether costs are measured."
+        )
 
 
 def _budget(tokens: object, share: object) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -83,7 +83,7 @@ def profile(
     subject = Subject(
         generate=_generator(loaded, inputs),
         architecture=sizes,
-        segments=_segments(sizes, inputs),
+        segments=segments_of(sizes, inputs),
         vision=host.vision,
         decoder=host.decoder,
         device=host.device,
@@ -150,7 +150,7 @@ def _generator(loaded: Loaded, inputs: Inputs) -> Callable[[int], object]:
     return generate
 
 
-def _segments(sizes: Architecture, inputs: Inputs) -> Segments:
+def segments_of(sizes: Architecture, inputs: Inputs) -> Segments:
     """What the vision tower runs over; nothing where its operations are not computed."""
     if sizes.vision is None:
         return ()
@@ -203,7 +203,8 @@ def cost_table(folder: Path) -> Table:
     costs = json.loads((folder / "cost.json").read_text())
     arms = [arm for arm in costs if arm != "hardware"]
     named = [literal(arm.replace("_", " ")) for arm in arms]
-    table = Table("per sample", *named, title=literal(costs["hardware"]), title_style="")
+    first = Column("per sample", no_wrap=True)
+    table = Table(first, *named, title=literal(costs["hardware"]), title_style="")
     for key in costs[arms[-1]]:
         row = [_shown(costs[arm].get(key)) for arm in arms]
         if any(row):
@@ -212,6 +213,9 @@ def cost_table(folder: Path) -> Table:
 
 
 def _shown(value: Any) -> str:
+    """A number; of a series its median and its ends, without which nobody can tell what it is worth."""
     if isinstance(value, dict):
-        value = value["median"]
+        low, high = (value.get(key, value.get(other)) for key, other in (("low", "p10"), ("high", "p90")))
+        ends = "" if low is None or high is None else f" ({low:.3g}–{high:.3g})"
+        return _shown(value["median"]) + ends
     return "" if value is None else f"{value:.4g}"

@@ -21,20 +21,23 @@ import torch
 
 from btp.core.fit import OutOfReach
 from btp.models.features import Shelf
-from btp.models.load import Loaded, load
+from btp.models.load import Loaded, load, sketch
 from btp.models.recognise import check_library
+from btp.report.floor import example, nothing_right
 from btp.report.page import write_report
 from btp.report.screen import screen_table
 from btp.report.terminal import console
 from btp.runner.arms import UNPRUNED, Arm, build_method, shared_identity
 from btp.runner.batches import Collate, Feed, by_length, visual_tokens
 from btp.runner.budget import pictures_of
+from btp.runner.calibration_set import calibration_set
 from btp.runner.compositions import method_of
 from btp.runner.contents import make_dataset
-from btp.runner.corpus import corpus_metrics
+from btp.runner.corpus import corpus_metrics, scores_of
 from btp.runner.errors import say
 from btp.runner.evaluate import answer
 from btp.runner.folder import RunFolder, spread
+from btp.runner.forecast import say_forecast
 from btp.runner.identity import digest
 from btp.runner.inert import check_inert
 from btp.runner.launch import FAILED, STOPPED, Outcome
@@ -45,6 +48,7 @@ from btp.runner.processing import try_unusual
 from btp.runner.profile import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.ranks import LOST
 from btp.runner.solved import missed_lines, what_happened
+from btp.runner.shown_prompt import shown_prompt
 from btp.runner.store import Answers, held
 from btp.runner.totals import visual_totals
 from btp.runner.tracker import track
@@ -73,6 +77,7 @@ class Run:
         self.store = Path(config["output"]) / ".store"
         self.folder = RunFolder(named.folder)
         self.computing = False
+        self.measures = True  # False once a table of formulas is all that this run has, and was shown
         self.machine = Machine(config["trainer"], self.folder.path)
         if set(self.machine.gather(self.identity)) != {self.identity}:
             raise ValueError(
@@ -118,12 +123,12 @@ class Run:
         if self.machine.leads:
             self.folder.begin(config, self.identity, hardware_line(self.machine.device, config["model"]["dtype"]))
         build_method(config["pruner"]["name"], method_of(config["pruner"]))  # its settings, before any weight is read
-        with self.phase("load"):
-            self.loaded = self._load()
         if config["model"]["weights"] == "random":
             self._cost_only()
-        else:
-            self._study()
+            return
+        with self.phase("load"):
+            self.loaded = self._load()
+        self._study()
 
     def _load(self) -> Loaded:
         key = digest(self.config["model"], self.checkpoint, str(self.checkpoint_folder), str(self.machine.device))
@@ -149,11 +154,19 @@ class Run:
             try_unusual(samples, collate(self.loaded.processor))
         with self.phase("calibrate"):
             arms = self._arms(totals, pictures)
+        if self.machine.leads:
+            shown = next((i for i, tokens in enumerate(pictured) if tokens), 0)
+            first = collate(self.loaded.processor)([samples[shown]]).inputs
+            text = shown_prompt(self.loaded.processor.tokenizer, first["input_ids"][0].tolist())
+            self.folder.update(prompt={"sample": samples[shown].id, "text": text})
+            self._say_calibration()
         rows = {}
         with self.machine.feed(samples, self.loaded.processor, collate) as feed:
             for arm in arms:
                 with self.phase(f"answer {arm.name}"):
                     rows[arm.name] = self._answer(arm, task, samples, feed, order)
+                if arm.name == UNPRUNED and self.machine.leads and not isinstance(task, OwnWay):
+                    self._say_floor(task, samples, rows[UNPRUNED], shown)  # before more time goes into it
         sizes = self.machine.gather(self.machine.batch.used)
         if not self.machine.leads:
             return
@@ -177,17 +190,41 @@ class Run:
         write_report(self.folder.path)
 
     def _cost_only(self) -> None:
-        """Without weights there is nothing to answer: only what the architecture costs."""
-        if self.config["pruner"]["name"] == "none":
+        """Without weights there is nothing to answer: only what the architecture costs, by formula first."""
+        config = self.config
+        if config["pruner"]["name"] == "none":
             raise ValueError("model.weights=random measures the cost of a pruner. Choose one with pruner=...")
-        inputs = synthetic_inputs(self.loaded, self.config["cost"]["batch"], self.config["model"]["example"])
-        arms = self._arms([int(self.loaded.host.visual_mask(inputs)[0].sum())], pictures_of(inputs))
+        with self.phase("formula"):
+            self.loaded = Loaded(sketch(config["model"], self.checkpoint_folder), None)
+            inputs = synthetic_inputs(self.loaded, config["cost"]["batch"], config["model"]["example"])
+            arms = self._arms([int(self.loaded.host.visual_mask(inputs)[0].sum())], pictures_of(inputs))
         if not self.machine.leads:
             return
         listing = [arm.describe() for arm in arms]
         self.folder.update(arms=listing, budget=_of_method(listing))
-        self._cost(arms, inputs)
+        host, device, cost = self.loaded.host, self.machine.device, config["cost"]
+        facts, self.measures = say_forecast(self.folder.path, host, arms, inputs, device, cost)
+        self.folder.update(measurement=facts)
+        if self.measures:
+            with self.phase("load"):
+                self.loaded = self._load()
+            self._cost(arms, synthetic_inputs(self.loaded, config["cost"]["batch"], config["model"]["example"]))
         self._finish()
+
+    def _say_calibration(self) -> None:
+        """Put into run.json which pictures the stages come from, and say it where they are not the task's own."""
+        found = calibration_set(self.folder.path, self.config["task"])
+        if found is not None:
+            self.folder.update(calibration=found)
+            if not found["own"]:
+                print(f"calibration: {found['said']}", flush=True)
+
+    def _say_floor(self, task: Task, samples: list[Sample], rows: Mapping[str, Any], shown: int) -> None:
+        """Warn of a model that answers nothing right, with the sample whose prompt is on record."""
+        said, sample = nothing_right(scores_of(task, samples, rows)), samples[shown]
+        if said:
+            prompt, prediction = self.folder.state["prompt"]["text"], rows[sample.id]["prediction"]
+            print(f"warning: {said} {example(sample.id, prompt, prediction, sample.reference)}", flush=True)
 
     def _arms(self, totals: Sequence[int], pictures: int) -> list[Arm]:
         place = (self.checkpoint, self.store, self.folder.path, self.machine)
@@ -228,7 +265,7 @@ class Run:
     def _show(self, table: bool) -> None:
         screen, path = console(), self.folder.path
         random = self.config["model"]["weights"] == "random"
-        if table:
+        if table and self.measures:
             screen.print(cost_table(path) if random else screen_table(path))
         screen.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
 

@@ -18,10 +18,11 @@ def shown(browser, page, screen, again=False, **more):
     """The page, open; fails at the end where it complained or asked for anything outside itself.
 
     Args:
+        screen: a name in SCREENS, or (width, height) in pixels.
         again: it may be loaded more than once.
         more: of the browser's context.
     """
-    width, height = SCREENS[screen]
+    width, height = SCREENS.get(screen, screen)
     context = browser.new_context(viewport={"width": width, "height": height}, **more)
     context.set_default_timeout(120_000)
     tab = context.new_page()

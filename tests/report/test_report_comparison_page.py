@@ -77,7 +77,7 @@ def test_nothing_hangs_over_the_edge(tab):
     box, table = tab.evaluate(
         "[document.querySelector('#table .scroll'), document.getElementById('results')].map(e => e.offsetWidth)"
     )
-    assert table > box  # it scrolls inside its own box
+    assert table <= box  # rows take several lines where one has no room
     tab.reload()
 
 
@@ -178,15 +178,14 @@ def test_lines_go_from_mark_to_mark(tab):
 
 
 def test_what_is_cut_fades(tab):
-    """The table that scrolls, and the bar of sections on a phone; nothing fades once it is at its end."""
+    """The bar of sections on a phone; nothing fades once it is at its end. The table of results is never cut."""
     for button in tab.locator("#groups button[aria-pressed=false]").all():
         button.click()
-    box = tab.locator("#table .scroll")
-    assert "cut-right" in box.get_attribute("class")
-    box.evaluate("e => { e.scrollLeft = e.scrollWidth; }")
-    tab.wait_for_function("!document.querySelector('#table .scroll').classList.contains('cut-right')")
-    phone = tab.viewport_size["width"] < 500
-    assert ("cut-right" in (tab.locator("nav").get_attribute("class") or "")) == phone
+    assert "cut-right" not in tab.locator("#table .scroll").get_attribute("class")
+    phone, bar = tab.viewport_size["width"] < 500, tab.locator("nav")
+    assert ("cut-right" in (bar.get_attribute("class") or "")) == phone
+    bar.evaluate("e => { e.scrollLeft = e.scrollWidth; }")
+    tab.wait_for_function("!document.querySelector('nav').classList.contains('cut-right')")
     tab.reload()
 
 

@@ -39,9 +39,39 @@ def test_controls_that_answer_otherwise_or_stand_elsewhere_stay_apart(tmp_path):
     third = read_run(write_run(tmp_path / "three", **SMALL, name="fastv", arms=of("fastv"), stages=stages))
     (field,) = fields([one, read_run(other), third])
     assert [row for row in rows(field) if row[1] == "random"] == [
-        *(("control", "random", "in the run of btp"), ("control", "random", "in the run of dart")),
+        ("control", "random", "at llm.layer.3, 6, 9 as btp"),
+        ("control", "random", "at llm.layer.3, 6, 9 as dart"),
         ("control", "random", ""),
     ]
+
+
+def randoms(root, *runs):
+    """Notes of random selection in runs of (name, stages), all at 36 visual tokens; each answers in its own way."""
+    read = []
+    for i, (name, stages) in enumerate(runs):
+        arms = (ARMS[0], method("random")) if name == "random" else of(name)
+        folder = write_run(root / f"run-{i}", **SMALL, name=name, arms=arms, stages=stages)
+        read.append(read_run(set_scores(folder, {"random": [int(i == j) for j in range(16)]})))
+    (field,) = fields(read)
+    return [e.note for e in field.entries if e.series == "random"]
+
+
+def test_random_is_named_by_its_sites_and_never_by_a_run(tmp_path):
+    """Sites alone, then whose stages they are, then what they keep; equal ones are counted."""
+    two, five = [("llm.layer.0", 0.25)], [("llm.input", 0.4), ("llm.layer.6", 0.1)]
+    assert randoms(tmp_path / "a", ("btp", two), ("dart", five)) == [
+        *("at llm.layer.0 as btp", "at llm.input, llm.layer.6 as dart"),
+    ]
+    other = [("llm.input", 0.3), ("llm.layer.6", 0.2)]
+    assert randoms(tmp_path / "b", ("btp", five), ("btp", other)) == [
+        "at llm.input (keeps 0.4), llm.layer.6 (keeps 0.1) as btp",
+        "at llm.input (keeps 0.3), llm.layer.6 (keeps 0.2) as btp",
+    ]
+    assert randoms(tmp_path / "c", ("btp", two), ("btp", two)) == [
+        *("at llm.layer.0 (keeps 0.25) as btp (1)", "at llm.layer.0 (keeps 0.25) as btp (2)"),
+    ]
+    alone = [("random", two), ("btp", five)]
+    assert randoms(tmp_path / "d", *alone)[-1] == "at llm.input, llm.layer.6 as btp"
 
 
 def test_of_two_that_are_the_same_the_one_with_more_samples_stays(tmp_path):

@@ -143,11 +143,13 @@ def test_the_words_name_the_leader_and_controls_ahead_of_it(tmp_path):
     )
     assert at == (
         "At 64.0 visual tokens (44%) dart leads with 80.0%, 55.0 points higher than random selection (p = 0.002), "
-        "30.0 points higher than BTP (p = 0.031); the control downsampled (90.0%) scores higher."
+        "10.0 points lower than the down-sampled picture (p = 0.50), 30.0 points higher than BTP (p = 0.031); the "
+        "control downsampled (90.0%) scores higher."
     )
     assert told == (
-        "After Holm's correction 1 of 2 rows of methods differ from random selection (dart at 64.0) and 1 of 1 rows "
-        "of methods differ from BTP (p below 0.05)."
+        "After Holm's correction 1 of 2 rows of methods differ from random selection (dart at 64.0), 1 of 2 rows of "
+        "methods differ from the down-sampled picture (btp at 64.0) and 1 of 1 rows of methods differ from BTP (p "
+        "below 0.05)."
     )
     assert {n.kind for n in notes([field], table.frame, left)} == {"good"}
 
@@ -223,7 +225,7 @@ def test_a_control_is_joined_through_the_runs_of_one_method(tmp_path):
     lines = [frame.iloc[line] for line in joined(frame)]
     assert sorted(tuple(rows["method"]) for rows in lines) == [
         *(("btp", "btp"), ("dart", "dart")),
-        *(("random, in the run of btp",) * 2, ("random, in the run of dart",) * 2),
+        *(("random, at llm.layer.0 as btp",) * 2, ("random, at llm.layer.1 as dart",) * 2),
     ]
     assert all(rows["budget"].nunique() == 2 for rows in lines)
 

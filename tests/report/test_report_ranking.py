@@ -4,13 +4,14 @@ from math import isnan, nan
 
 import numpy as np
 import pytest
-from sample_run import BLIND, of, set_scores, write_run
+from sample_run import BLIND, SHRUNK, of, set_scores, write_run
 
 from btp.report.fields import budget_groups, fields
 from btp.report.load import read_costs, read_run
 from btp.report.pareto import pareto_front
 from btp.report.ranking import ranking
 from btp.report.stats import holm
+from btp.report.table import run_table
 
 ONE = ("presence",)
 SMALL = {"samples": 20, "overlays": 0, "abilities": ONE}
@@ -73,6 +74,26 @@ def test_nothing_is_held_against_itself_or_another_budget(three):
     assert rows.loc["no image", ["gap_random", "gap_btp"]].isna().all()
     assert rows.loc["unpruned", ["gap_unpruned", "gap_random", "gap_btp"]].isna().all()
     assert rows.loc["no image", "gap_unpruned"] == -1
+
+
+def test_against_the_downsampled_picture_by_hand(tmp_path):
+    """McNemar by the binomial, within 5% of the tokens; not of random selection, whose row says nothing of methods."""
+    runs = []
+    for name, right in (("btp", 14), ("dart", 9)):
+        arms, stages = of(name, SHRUNK), [("llm.layer.0", 0.444)]
+        folder = write_run(tmp_path / name, **SMALL, name=name, arms=arms, stages=stages)
+        scores = {"unpruned": 20, "random": 5, "downsampled": 8, name: right}
+        runs.append(set_scores(folder, {arm: [1] * n + [0] * (20 - n) for arm, n in scores.items()}))
+    rows = by_series(*runs)
+    assert rows.loc["btp", "gap_downsampled"] == pytest.approx(6 / 20)
+    assert rows.loc["btp", "p_downsampled"] == pytest.approx(2 / 2**6)
+    assert rows.loc["btp", "p_downsampled_holm"] == pytest.approx(4 / 2**6)
+    assert rows.loc["dart", "p_downsampled"] == 1.0
+    assert rows.loc["random", ["gap_downsampled", "gap_btp"]].isna().all()
+    assert rows.loc["downsampled", ["gap_downsampled", "gap_btp"]].isna().all()
+    keys = [c.key for c in table(*runs).columns]
+    assert {"gap_downsampled", "p_downsampled_holm"} <= set(keys)
+    assert "p_downsampled" in [c.key for c in run_table(read_run(runs[0])).columns]
 
 
 def test_the_distance_has_a_bootstrap_interval(three):

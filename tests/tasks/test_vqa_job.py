@@ -1,5 +1,6 @@
 """The main job on local files: the same scores as the embedded task, F1 in the report, calibration on any pictures."""
 
+import html
 import json
 
 import pandas as pd
@@ -71,6 +72,29 @@ def test_a_table_of_scenes_scores_as_the_scenes_themselves(folder, tmp_path):
     assert metrics["btp"]["by_ability"]["digit"]["exact_match"] == pytest.approx(digits)
     assert json.loads((own / "run.json").read_text())["metrics"] == {}
     assert 'id="metrics"' not in (own / "report.html").read_text()
+
+
+def test_wrong_answers_and_foreign_pictures_are_said_while_it_runs(folder, tmp_path, capfd):
+    """Nobody's answer is zebra; the default calibration set is not these scenes'."""
+    rows = [json.loads(line) | {"answer": "zebra"} for line in (folder / "questions.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["image"] = str(folder / row["image"])
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows[:6])))
+    run = job(tmp_path / "out", *QUICK, "task=vqa_folder", f"task.path={tmp_path / 'q.jsonl'}", "limit=6")
+    said, state = " ".join(capfd.readouterr().out.split()), json.loads((run / "run.json").read_text())
+    floor = "The unpruned model answers nothing right (0 of 6 samples score above 0): look at prompt and processor."
+    foreign = "samples of pocketvqa, not on vqa_folder's own pictures"
+    assert said.count(floor) == 2  # before the other arms run, and below the table
+    assert said.count(foreign) == 2
+    assert said.index(floor) < said.index("Answers, 95% intervals")
+    assert (state["calibration"]["name"], state["calibration"]["own"]) == ("pocketvqa", False)
+    sample = next(row for row in rows if row["id"] == state["prompt"]["sample"])
+    assert "<image> x 144" in state["prompt"]["text"]
+    assert sample["question"] in state["prompt"]["text"]
+    text = " ".join(html.unescape((run / "report.html").read_text()).split())
+    for part in (floor, foreign, f'prompt "{state["prompt"]["text"]}"', 'reference "zebra"'):
+        assert part in text
+    assert "0.0 points" not in text
 
 
 def test_a_changed_table_is_another_run(folder, tmp_path):

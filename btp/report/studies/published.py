@@ -44,7 +44,8 @@ def published(fields: Sequence[Field], study: Study) -> Answer:
                 raise ValueError(f"study.published says nothing of {name!r}. Methods there: {', '.join(paper)}.")
             flops = row["flops_visual_pdrop"] / base["flops_visual_pdrop"]
             facts = {"model": one.model, "method": name, "tokens_share": row["tokens_share"], "flops_share": flops}
-            facts |= {"prefill_ratio": row["prefill_ratio"], "macro": row["macro"]}
+            facts |= {"macro": row["macro"]}
+            facts |= {f"prefill_ratio{end}": row.get(f"prefill_ratio{end}") for end in ("", "_low", "_high")}
             facts |= _of_paper(paper[name], paper[FULL]) | retained([(row["entry"], base["entry"])])
             rows.append(facts)
     frame = pd.DataFrame(rows).sort_values(["model", "paper"], ascending=[True, False], kind="stable")

@@ -1,0 +1,41 @@
+"""Which pictures the stages of a run come from, and whether they are the task's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ARTEFACTS = {"calibration.yaml": "calibrated", "search.yaml": "searched"}  # that a run leaves beside its run.json
+
+
+def calibration_set(folder: Path, task: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the artefacts in a run folder were made with, as run.json has it; None where there is none.
+
+    A set is the task's own where one class reads both. An artefact of another run counts by what it says itself.
+
+    Args:
+        folder: of the run.
+        task: its config.
+
+    Returns:
+        name and samples of the set, own, and said: all that in a sentence.
+    """
+    for file, done in ARTEFACTS.items():
+        path = folder / file
+        made = (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+        known = made.get("calibration")
+        if not isinstance(known, Mapping):
+            continue
+        name, target = known.get("name", "?"), (known.get("dataset") or {}).get("_target_")
+        own = target == task["dataset"]["_target_"] if target else name == task["name"]
+        samples = (made.get("curves") or made.get("search") or {}).get("samples") or known.get("samples", "?")
+        where = f" ({known['path']})" if known.get("path") else ""
+        said = f"Stages were {done} on {samples} samples of {name}{where}"
+        if not own:
+            said += f", not on {task['name']}'s own pictures"
+            said += "" if known.get("path") else ": calibration=folder calibration.path=FOLDER takes yours"
+        return {"name": name, "samples": samples, "own": own, "said": f"{said}."}
+    return None
