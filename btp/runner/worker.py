@@ -47,8 +47,8 @@ from btp.runner.planning import plan_arms
 from btp.runner.processing import try_unusual
 from btp.runner.profile import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.ranks import LOST
-from btp.runner.solved import missed_lines, what_happened
 from btp.runner.shown_prompt import shown_prompt
+from btp.runner.solved import missed_lines, what_happened
 from btp.runner.store import Answers, held
 from btp.runner.totals import visual_totals
 from btp.runner.tracker import track
