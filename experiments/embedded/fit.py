@@ -72,8 +72,8 @@ class Fit(L.LightningModule):
         if not torch.isfinite(total):
             state = {k: v.item() for k, v in found.items()}
             raise RuntimeError(
-                f"{self.recipe.name}, phase {self.phase.name}, step {self.global_step}: the loss is not finite ({state}). "
-                "Lower the phase's rate in its recipe and start again from the last state."
+                f"{self.recipe.name}, phase {self.phase.name}, step {self.global_step}: the loss is not finite "
+                f"({state}). Lower the phase's rate in its recipe and start again from the last state."
             )
         self._note(found)
         return total

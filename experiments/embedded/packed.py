@@ -8,7 +8,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 
 def _packed_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """Causal attention for the rows of the picture and the mask for those of the text: half the time of one masked call."""
+    """Causal attention for the picture's rows, the mask for the text's: half the time of one masked call."""
     text = kwargs["packed_text"]
     image = query.shape[2] - text
     first = F.scaled_dot_product_attention(
@@ -24,8 +24,12 @@ AttentionMaskInterface.register("packed", sdpa_mask)
 
 
 def answer_loss(
-    model: LlavaForConditionalGeneration, patches: Tensor, batch: dict[str, Tensor], head: list[int]
-) -> dict[str, Tensor]:
+    model: LlavaForConditionalGeneration,
+    patches: Tensor,
+    batch: dict[str, Tensor],
+    head: list[int],
+    layer: int | None = None,
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """Cross-entropy of the answers' tokens, and the share of them that is right.
 
     Args:
@@ -33,6 +37,10 @@ def answer_loss(
         patches: [B, N, D] output of the vision tower.
         batch: ids, position, segment and target, each [B, T].
         head: Token ids in front of the picture.
+        layer: Decoder layer in front of which the picture's states are wanted too.
+
+    Returns:
+        The losses; [B, N, D] states of the picture's tokens, None unless asked for.
     """
     llava = model.model
     llava.language_model.config._attn_implementation = "packed"
@@ -52,9 +60,11 @@ def answer_loss(
         attention_mask=mask[:, None],
         position_ids=position,
         use_cache=False,
+        output_hidden_states=layer is not None,
         packed_text=t,
     )
     asked = batch["target"] >= 0
     logits = model.lm_head(out.last_hidden_state[:, p:][asked])
     right = (logits.argmax(-1) == batch["target"][asked]).float().mean()
-    return {"answer": F.cross_entropy(logits, batch["target"][asked]), "right": right}
+    states = None if layer is None else out.hidden_states[layer][:, len(head) : p]
+    return {"answer": F.cross_entropy(logits, batch["target"][asked]), "right": right}, states

@@ -1,6 +1,6 @@
 """Trains an embedded model by its recipe, phase after phase; a killed training goes on where it stopped.
 
-python -m experiments.embedded.train pocket                 # state and log in work/pocket, the model in work/pocket/model
+python -m experiments.embedded.train pocket                 # state and log in work/pocket, model in work/pocket/model
 python -m experiments.embedded.train pocket --minutes 30    # stops in time, to be gone on with
 """
 

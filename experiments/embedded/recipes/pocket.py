@@ -1,7 +1,8 @@
 """pocket: a LLaVA of 576 visual tokens and 16 decoder layers, made in LLaVA's order.
 
-First the tower alone, until a patch tells the object that it lies on, as the tower of a real LVLM does; then the decoder on
-the frozen tower. Both begin from `pocket_mini`, whose readers stay deep in the decoder.
+First the tower alone, until a patch tells the shape or the kind of sign that it lies on, as the tower of a real LVLM
+does; which digit it is, a patch tells only in part, so that reading takes many patches. Then the decoder on the frozen
+tower. Both begin from `pocket_mini`, whose readers stay deep in the decoder.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from btp.models.pocket import build_model, build_processor
-from btp.tasks.pocketvqa.layout import COLORS, SIDE
+from btp.tasks.pocketvqa.layout import COLORS, SHAPES, SIDE
 from btp.tasks.pocketvqa.questions import words
 from experiments.embedded.packed import answer_loss
 from experiments.embedded.pocket.data import KINDS, MARKS, MEAN, NAMES, STD, collate, draw_sample
@@ -30,7 +31,7 @@ TEXT = {
 }
 SMALL = Path("btp/models/checkpoints/pocket_mini")
 TOWER_FROM = {0: 0, 2: 1}  # block of the new tower: block of the small one
-DECODER_FROM = {0: 0, 1: 1, 2: 2, 3: 3, 5: 4, 7: 5, 9: 6, 12: 7}
+DECODER_FROM = {0: 0, 1: 1, 2: 2, 3: 3, 5: 4, 7: 5, 8: 6, 10: 7}
 OUTPUTS = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "out_proj.bias", "fc2.weight", "fc2.bias")
 
 
@@ -53,10 +54,10 @@ class Pocket(Recipe):
     phases = (
         Phase(
             "tower",
-            steps=3000,
+            steps=1200,
             batch=8,
             rate=2e-3,
-            losses={"name": 1.0, "color": 0.5, "kind": 0.5, "marks": 0.3},
+            losses={"shape": 1.0, "digit": 0.1, "color": 0.5, "kind": 0.5, "marks": 0.3},
             decay=0.5,
         ),
         Phase(
@@ -86,11 +87,14 @@ class Pocket(Recipe):
         self.memory: dict[str | None, list[int]] = {None: [self.processor.tokenizer.eos_token_id]}
 
     def build(self) -> nn.Module:
-        """The model grown from the small one, with fresh heads."""
+        """A model with random weights and heads."""
         model = build_model(self.processor.tokenizer, side=SIDE, patch=PATCH, vision=VISION, text=TEXT)
-        small = LlavaForConditionalGeneration.from_pretrained(SMALL, dtype=torch.float32)
-        grow(model, small)
         return nn.ModuleDict({"model": model, "heads": TowerHeads(VISION["hidden_size"])})
+
+    def begin(self, learner: nn.Module, phase: Phase) -> None:
+        """Grow the part that the phase trains from the small model."""
+        small = LlavaForConditionalGeneration.from_pretrained(SMALL, dtype=torch.float32)
+        grow(learner["model"], small, tower=phase.name == "tower")
 
     def encode(self, text: str | None) -> list[int]:
         """Token ids without special tokens; the end token for None."""
@@ -122,15 +126,15 @@ class Pocket(Recipe):
             return answer_loss(
                 model, seen.last_hidden_state[:, 1:], batch, [model.config.text_config.bos_token_id, *start]
             )
-        patches = heads.norm(seen.last_hidden_state[:, 1:])
-        found = {
-            key: F.cross_entropy(getattr(heads, key)(patches).flatten(0, 1), batch[key].flatten())
-            for key in ("color", "name", "kind")
-        }
+        patches = heads.norm(seen.last_hidden_state[:, 1:]).flatten(0, 1)
+        found = {key: F.cross_entropy(getattr(heads, key)(patches), batch[key].flatten()) for key in ("color", "kind")}
         found["marks"] = F.binary_cross_entropy_with_logits(heads.marks(seen.pooler_output), batch["marks"])
-        shown = batch["name"] > 0
-        found["named"] = (heads.name(patches).argmax(-1)[shown] == batch["name"][shown]).float().mean()
-        return found
+        name, said = batch["name"].flatten(), heads.name(patches)
+        each = F.cross_entropy(said, name, reduction="none")
+        right = (said.argmax(-1) == name).float()
+        reads = name > len(SHAPES)
+        found |= {"shape": each[~reads].sum() / len(name), "digit": each[reads].sum() / len(name)}
+        return found | {"shapes named": right[~reads & (name > 0)].mean(), "digits named": right[reads].mean()}
 
     def save(self, learner: nn.Module, folder: Path) -> None:
         """A LLaVA checkpoint with its processor."""
@@ -139,14 +143,16 @@ class Pocket(Recipe):
 
 
 @torch.no_grad()
-def grow(model: LlavaForConditionalGeneration, small: LlavaForConditionalGeneration) -> None:
-    """Fill `model` from a smaller one that it computes like at first.
+def grow(model: LlavaForConditionalGeneration, small: LlavaForConditionalGeneration, *, tower: bool) -> None:
+    """Fill the tower of `model`, or all the rest of it, from a smaller one that it computes like at first.
 
-    Layers without a counterpart add nothing, since their output projections are zero; patch kernels are averaged, places
-    interpolated.
+    Layers without a counterpart add nothing, since their output projections are zero; patch kernels are averaged,
+    places interpolated.
     """
     new, old = model.state_dict(), small.state_dict()
     for key, value in new.items():
+        if ("vision_tower" in key) != tower:
+            continue
         if ".layers." in key:
             head, rest = key.split(".layers.", 1)
             layer, tail = rest.split(".", 1)
