@@ -62,12 +62,13 @@ class Pocket(Recipe):
         ),
         Phase(
             "decoder",
-            steps=1600,
-            batch=8,
+            steps=1500,
+            batch=4,
             rate=1.5e-3,
             losses={"answer": 1.0},
+            decay=0.4,
             data={
-                "questions": 10,
+                "questions": 16,
                 "weights": {
                     "presence": 1.0,
                     "attribute": 1.0,
@@ -122,10 +123,8 @@ class Pocket(Recipe):
         model, heads = learner["model"], learner["heads"]
         seen = model.model.vision_tower(pixel_values=(batch["pixels"].float() / 255 - MEAN) / STD)
         if phase.name == "decoder":
-            start = self.encode("USER :")
-            return answer_loss(
-                model, seen.last_hidden_state[:, 1:], batch, [model.config.text_config.bos_token_id, *start]
-            )
+            head = [model.config.text_config.bos_token_id, *self.encode("USER :")]
+            return answer_loss(model, seen.last_hidden_state[:, 1:], batch, head)[0]
         patches = heads.norm(seen.last_hidden_state[:, 1:]).flatten(0, 1)
         found = {key: F.cross_entropy(getattr(heads, key)(patches), batch[key].flatten()) for key in ("color", "kind")}
         found["marks"] = F.binary_cross_entropy_with_logits(heads.marks(seen.pooler_output), batch["marks"])
