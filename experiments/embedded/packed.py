@@ -1,0 +1,70 @@
+"""Answer loss over many questions that share one picture: each sees the picture and itself, nothing else."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, LlavaForConditionalGeneration
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+
+def _packed_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """Causal attention for the picture's rows, the mask for the text's: half the time of one masked call."""
+    text = kwargs["packed_text"]
+    image = query.shape[2] - text
+    first = F.scaled_dot_product_attention(
+        query[:, :, :image], key[:, :, :image], value[:, :, :image], is_causal=True, scale=scaling
+    )
+    mask = attention_mask[:, :, image:]
+    second = F.scaled_dot_product_attention(query[:, :, image:], key, value, attn_mask=mask, scale=scaling)
+    return torch.cat([first, second], 2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("packed", _packed_attention)
+AttentionMaskInterface.register("packed", sdpa_mask)
+
+
+def answer_loss(
+    model: LlavaForConditionalGeneration,
+    patches: Tensor,
+    batch: dict[str, Tensor],
+    head: list[int],
+    layer: int | None = None,
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Cross-entropy of the answers' tokens, and the share of them that is right.
+
+    Args:
+        model: LLaVA.
+        patches: [B, N, D] output of the vision tower.
+        batch: ids, position, segment and target, each [B, T].
+        head: Token ids in front of the picture.
+        layer: Decoder layer in front of which the picture's states are wanted too.
+
+    Returns:
+        The losses; [B, N, D] states of the picture's tokens, None unless asked for.
+    """
+    llava = model.model
+    llava.language_model.config._attn_implementation = "packed"
+    image = llava.multi_modal_projector(patches)
+    words = llava.get_input_embeddings()
+    b = len(image)
+    begin = words(torch.tensor(head, device=image.device)).expand(b, -1, -1)
+    prefix = torch.cat([begin, image], 1)
+    p, t = prefix.shape[1], batch["ids"].shape[1]
+    position = torch.cat([torch.arange(p, device=image.device).expand(b, -1), batch["position"] + p], 1)
+    segment = torch.cat([torch.zeros(b, p, device=image.device), batch["segment"]], 1)
+    causal = torch.ones(p + t, p + t, dtype=torch.bool, device=image.device).tril()
+    shared = torch.arange(p + t, device=image.device) < p
+    mask = causal & ((segment[:, :, None] == segment[:, None, :]) | shared)
+    out = llava.language_model(
+        inputs_embeds=torch.cat([prefix, words(batch["ids"])], 1),
+        attention_mask=mask[:, None],
+        position_ids=position,
+        use_cache=False,
+        output_hidden_states=layer is not None,
+        packed_text=t,
+    )
+    asked = batch["target"] >= 0
+    logits = model.lm_head(out.last_hidden_state[:, p:][asked])
+    right = (logits.argmax(-1) == batch["target"][asked]).float().mean()
+    states = None if layer is None else out.hidden_states[layer][:, len(head) : p]
+    return {"answer": F.cross_entropy(logits, batch["target"][asked]), "right": right}, states

@@ -1,0 +1,70 @@
+"""What a recipe of an embedded model says: phases, data, losses, what trains, what is saved."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the training with an optimiser of its own.
+
+    Attributes:
+        name: Name of its folder.
+        steps: Optimiser steps.
+        batch: Samples per step.
+        rate: Peak learning rate, reached after `warmup` steps.
+        losses: Weight of each loss that the recipe returns; losses without a weight are logged only.
+        warmup: Steps of linear warm-up.
+        decay: Share of the steps at the end over which the rate falls linearly to 2% of its peak.
+        average: Decay per step of the running mean of the weights, which is what the phase hands on.
+        data: Settings that `Recipe.sample` reads.
+    """
+
+    name: str
+    steps: int
+    batch: int
+    rate: float
+    losses: dict[str, float]
+    warmup: int = 100
+    decay: float = 0.35
+    average: float = 0.995
+    data: dict = field(default_factory=dict)
+
+
+class Recipe(ABC):
+    """How one embedded model is made. `experiments/embedded/recipes/NAME.py` defines `RECIPE`, an instance."""
+
+    name: str
+    phases: tuple[Phase, ...]
+    seed: int = 0
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The model together with its throw-away heads, as the first phase finds them."""
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator, phase: Phase) -> dict:
+        """One training sample, drawn with `rng` alone."""
+
+    @abstractmethod
+    def collate(self, samples: list[dict]) -> dict[str, Tensor]:
+        """A batch of samples."""
+
+    @abstractmethod
+    def losses(self, learner: nn.Module, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
+        """Every loss of a batch, and whatever else is worth logging, as scalars."""
+
+    @abstractmethod
+    def save(self, learner: nn.Module, folder: Path) -> None:
+        """Write the finished model as a checkpoint that `btp.models` loads."""
+
+    def trained(self, learner: nn.Module, phase: Phase) -> nn.Module:
+        """The part of the learner whose weights `phase` changes; the rest is frozen."""
+        return learner
+
+    def begin(self, learner: nn.Module, phase: Phase) -> None:  # noqa: B027  (most recipes have nothing to do here)
+        """Change the learner in front of a phase, once; a resumed phase does not come here again."""

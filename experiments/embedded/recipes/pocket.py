@@ -1,0 +1,175 @@
+"""pocket: a LLaVA of 576 visual tokens and 16 decoder layers, made in LLaVA's order.
+
+First the tower alone, until a patch tells the shape or the kind of sign that it lies on, as the tower of a real LVLM
+does; which digit it is, a patch tells only in part, so that reading takes many patches. Then the decoder on the frozen
+tower. Both begin from `pocket_mini`, whose readers stay deep in the decoder.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from btp.models.pocket import build_model, build_processor
+from btp.tasks.pocketvqa.layout import COLORS, SHAPES, SIDE
+from btp.tasks.pocketvqa.questions import words
+from experiments.embedded.packed import answer_loss
+from experiments.embedded.pocket.data import KINDS, MARKS, MEAN, NAMES, STD, collate, draw_sample
+from experiments.embedded.recipe import Phase, Recipe
+
+PATCH = 4
+VISION = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 4}
+TEXT = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+SMALL = Path("btp/models/checkpoints/pocket_mini")
+TOWER_FROM = {0: 0, 2: 1}  # block of the new tower: block of the small one
+DECODER_FROM = {0: 0, 1: 1, 2: 2, 3: 3, 5: 4, 7: 5, 8: 6, 10: 7}
+OUTPUTS = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "out_proj.bias", "fc2.weight", "fc2.bias")
+
+
+class TowerHeads(nn.Module):
+    """Throw-away heads: what each patch shows, and what the class token knows of the whole picture."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.color = nn.Linear(width, len(COLORS) + 1)
+        self.name = nn.Linear(width, len(NAMES) + 1)
+        self.kind = nn.Linear(width, len(KINDS) + 1)
+        self.marks = nn.Linear(width, len(MARKS))
+
+
+class Pocket(Recipe):
+    """The recipe of the default embedded model."""
+
+    name = "pocket"
+    phases = (
+        Phase(
+            "tower",
+            steps=1200,
+            batch=8,
+            rate=2e-3,
+            losses={"shape": 1.0, "digit": 0.1, "color": 0.5, "kind": 0.5, "marks": 0.3},
+            decay=0.5,
+        ),
+        Phase(
+            "decoder",
+            steps=1500,
+            batch=4,
+            rate=1.5e-3,
+            losses={"answer": 1.0},
+            decay=0.4,
+            data={
+                "questions": 16,
+                "weights": {
+                    "presence": 1.0,
+                    "attribute": 1.0,
+                    "counting": 2.0,
+                    "position": 1.2,
+                    "relation": 3.0,
+                    "same_as": 2.0,
+                    "digit": 0.8,
+                    "number": 1.2,
+                },
+            },
+        ),
+    )
+
+    def __init__(self):
+        self.processor = build_processor(words(), SIDE, PATCH)
+        self.memory: dict[str | None, list[int]] = {None: [self.processor.tokenizer.eos_token_id]}
+
+    def build(self) -> nn.Module:
+        """A model with random weights and heads."""
+        model = build_model(self.processor.tokenizer, side=SIDE, patch=PATCH, vision=VISION, text=TEXT)
+        return nn.ModuleDict({"model": model, "heads": TowerHeads(VISION["hidden_size"])})
+
+    def begin(self, learner: nn.Module, phase: Phase) -> None:
+        """Grow the part that the phase trains from the small model."""
+        small = LlavaForConditionalGeneration.from_pretrained(SMALL, dtype=torch.float32)
+        grow(learner["model"], small, tower=phase.name == "tower")
+
+    def encode(self, text: str | None) -> list[int]:
+        """Token ids without special tokens; the end token for None."""
+        if text not in self.memory:
+            self.memory[text] = self.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return self.memory[text]
+
+    def sample(self, rng: np.random.Generator, phase: Phase) -> dict:
+        """A scene; in the decoder's phase with its questions."""
+        return draw_sample(rng, self.encode, grid=SIDE // PATCH, **phase.data)
+
+    def collate(self, samples: list[dict]) -> dict[str, Tensor]:
+        """Scenes of a batch."""
+        return collate(samples)
+
+    def trained(self, learner: nn.Module, phase: Phase) -> nn.Module:
+        """The tower and its heads, then everything behind the tower."""
+        llava = learner["model"].model
+        if phase.name == "tower":
+            return nn.ModuleList([llava.vision_tower, learner["heads"]])
+        return nn.ModuleList([llava.multi_modal_projector, llava.language_model, learner["model"].lm_head])
+
+    def losses(self, learner: nn.Module, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
+        """What the patches tell, or what is answered."""
+        model, heads = learner["model"], learner["heads"]
+        seen = model.model.vision_tower(pixel_values=(batch["pixels"].float() / 255 - MEAN) / STD)
+        if phase.name == "decoder":
+            head = [model.config.text_config.bos_token_id, *self.encode("USER :")]
+            return answer_loss(model, seen.last_hidden_state[:, 1:], batch, head)[0]
+        patches = heads.norm(seen.last_hidden_state[:, 1:]).flatten(0, 1)
+        found = {key: F.cross_entropy(getattr(heads, key)(patches), batch[key].flatten()) for key in ("color", "kind")}
+        found["marks"] = F.binary_cross_entropy_with_logits(heads.marks(seen.pooler_output), batch["marks"])
+        name, said = batch["name"].flatten(), heads.name(patches)
+        each = F.cross_entropy(said, name, reduction="none")
+        right = (said.argmax(-1) == name).float()
+        reads = name > len(SHAPES)
+        found |= {"shape": each[~reads].sum() / len(name), "digit": each[reads].sum() / len(name)}
+        return found | {"shapes named": right[~reads & (name > 0)].mean(), "digits named": right[reads].mean()}
+
+    def save(self, learner: nn.Module, folder: Path) -> None:
+        """A LLaVA checkpoint with its processor."""
+        learner["model"].save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+@torch.no_grad()
+def grow(model: LlavaForConditionalGeneration, small: LlavaForConditionalGeneration, *, tower: bool) -> None:
+    """Fill the tower of `model`, or all the rest of it, from a smaller one that it computes like at first.
+
+    Layers without a counterpart add nothing, since their output projections are zero; patch kernels are averaged,
+    places interpolated.
+    """
+    new, old = model.state_dict(), small.state_dict()
+    for key, value in new.items():
+        if ("vision_tower" in key) != tower:
+            continue
+        if ".layers." in key:
+            head, rest = key.split(".layers.", 1)
+            layer, tail = rest.split(".", 1)
+            source = (DECODER_FROM if "language_model" in head else TOWER_FROM).get(int(layer))
+            if source is not None:
+                value.copy_(old[f"{head}.layers.{source}.{tail}"])
+            elif tail.endswith(OUTPUTS):
+                value.zero_()
+        elif key.endswith("patch_embedding.weight"):
+            value.copy_(F.avg_pool2d(old[key], 2) * 4)
+        elif key.endswith("position_embedding.weight"):
+            side, fine = int((len(old[key]) - 1) ** 0.5), int((len(value) - 1) ** 0.5)
+            grid = old[key][1:].T.reshape(1, -1, side, side)
+            fine_grid = F.interpolate(grid, size=fine, mode="bilinear").flatten(2)[0].T
+            value.copy_(torch.cat([old[key][:1], fine_grid]))
+        else:
+            value.copy_(old[key])
+    model.load_state_dict(new)
+
+
+RECIPE = Pocket()
