@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from btp.models.chat import chat_inputs
 from btp.tasks.pictures import picture_sizes
 from btp.tasks.sample import Sample, Task
 
@@ -52,8 +53,8 @@ class Batch:
         return Batch(pinned, self.samples, self.pictures, self.indices)
 
 
-def prompt(processor: Any, sample: Sample) -> str:
-    """The text of a one-turn chat: the pictures, then the question.
+def turns_of(processor: Any, sample: Sample) -> list[dict[str, Any]]:
+    """A chat of one turn: the pictures, then the question.
 
     Raises:
         ValueError: the question holds what the model takes for a picture.
@@ -64,7 +65,7 @@ def prompt(processor: Any, sample: Sample) -> str:
             f"sample {sample.id}: its question holds {mark}, by which this model marks a picture. Take it out."
         )
     content = [{"type": "image"}] * len(sample.images) + [{"type": "text", "text": sample.question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return [{"role": "user", "content": content}]
 
 
 def shrink(picture: Image.Image, share: float) -> Image.Image:
@@ -98,9 +99,7 @@ class Collate:
             shares: of the pixels that the pictures of each sample keep; none leaves them alone.
         """
         pictures = shrunk([s.images for s in samples], shares)
-        texts = [prompt(self.processor, s) for s in samples]
-        images = pictures if any(pictures) else None
-        inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt")
+        inputs, _ = chat_inputs(self.processor, [turns_of(self.processor, s) for s in samples], pictures)
         names = [f"{s.id}-{i}" for s in samples for i in range(len(s.images))]
         return Batch(inputs, [replace(s, images=()) for s in samples], names, indices)
 
