@@ -54,8 +54,24 @@ def load_processor(folder: Path, arguments: Mapping[str, Any], trusted: bool = F
                 f"model.processor.{name} is set, but {type(processor).__name__} knows no {name}, so it would have no "
                 "effect. Remove it, or correct its name."
             )
-    processor.tokenizer.padding_side = "left"
+    _pad(folder, processor.tokenizer)
     return processor
+
+
+def _pad(folder: Path, tokenizer: Any) -> None:
+    """Pad on the left, with any special token: padding is masked, and no answer shows it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'} names neither pad_token nor eos_token, so that prompts of unequal "
+            "length cannot be put into one batch. Add pad_token, or restore the file from the original model."
+        )
 
 
 _RESTORE = (

@@ -117,6 +117,9 @@ class Run:
         build_method(config["pruner"]["name"], method_of(config["pruner"]))  # its settings, before any weight is read
         with self.phase("load"):
             self.loaded = self._load()
+        if self.machine.leads and self.loaded.notes:
+            self.folder.update(notes=list(self.loaded.notes))
+            print(*self.loaded.notes, sep="\n", flush=True)
         if config["model"]["weights"] == "random":
             self._cost_only()
         else:

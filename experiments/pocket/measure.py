@@ -52,7 +52,7 @@ def answers(
                 inputs["pixel_values"] = (
                     grey["pixel_values"].to(inputs["pixel_values"]).expand_as(inputs["pixel_values"])
                 )
-            out = loaded.host.generate(**inputs, max_new_tokens=task.max_new_tokens, do_sample=False)
+            out = loaded.host.generate(**inputs, max_new_tokens=task.max_new_tokens)
             texts = loaded.processor.tokenizer.batch_decode(
                 out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
             )

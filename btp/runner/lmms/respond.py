@@ -141,7 +141,7 @@ def _generated(
 ) -> tuple[list[str], Tensor]:
     longest = max(document.max_new_tokens for document in documents if not document.continuations)
     with first_logits(host) as seen:
-        ids = host.generate(**inputs, max_new_tokens=longest, do_sample=False)
+        ids = host.generate(**inputs, max_new_tokens=longest)
     start = inputs["input_ids"].shape[1]
     texts = []
     for row, document in enumerate(documents):
@@ -164,7 +164,6 @@ def _forced(host: LVLM, inputs: Mapping[str, Any], targets: Sequence[Sequence[in
     out = host.generate(
         **inputs,
         max_new_tokens=longest,
-        do_sample=False,
         prefix_allowed_tokens_fn=allowed,
         output_logits=True,
         return_dict_in_generate=True,
