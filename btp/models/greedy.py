@@ -92,6 +92,6 @@ def _check_ids(file: Path, key: str, value: Any) -> None:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise ValueError(
-            f"{file}: {key} is {value!r:.60}, but it is the id of a token, or a list of ids. Correct it, or restore the "
-            "file from the original model."
+            f"{file}: {key} is {value!r:.60}, but it is the id of a token, or a list of ids. Correct it, or restore "
+            "the file from the original model."
         )

@@ -1,4 +1,4 @@
-"""Tries a checkpoint on one picture, so that small files that do not go with its weights are named before any answer."""
+"""Tries a checkpoint on one picture, so that small files that do not go with its weights are named at load."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def try_picture(folder: Path, processor: Any, host: LVLM, inputs: Any) -> None:
     Raises:
         ValueError: the model does not take what the processor made; names files and keys.
     """
-    rows = host.model.get_input_embeddings().num_embeddings
+    rows = host.model.get_input_embeddings().weight.shape[0]
     visual = host.visual_mask(inputs)
     if not bool(visual.any()):
         mark = getattr(processor, "image_token", None)
@@ -106,11 +106,12 @@ def _stop(module: nn.Module, arguments: Any) -> NoReturn:
 def _check_ids(folder: Path, tokenizer: Any, ids: list[int], rows: int) -> None:
     """Refuse tokens that the model has no embedding of; on a GPU they would end the process."""
     beyond = max(ids)
+    token = tokenizer.convert_ids_to_tokens(beyond)
     if beyond >= rows:
         raise ValueError(
-            f"{folder / 'tokenizer.json'} (with tokenizer_config.json) gives {tokenizer.convert_ids_to_tokens(beyond)!r} "
-            f"the id {beyond}, but the model has embeddings of {rows} tokens: a token was added that it does not know. "
-            "Restore the tokenizer's files from the original model."
+            f"{folder / 'tokenizer.json'} (with tokenizer_config.json) gives {token!r} the id {beyond}, "
+            f"but the model has embeddings of {rows} tokens: a token was added that it does not know. Restore "
+            "the tokenizer's files from the original model."
         )
 
 
