@@ -67,7 +67,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: it is not JSON, or names no model_type.
     """
     folder = model_folder(folder)
-    found = _read_json(folder / "config.json", "Download it again, or restore it from the original model.")
+    found = read_json(folder / "config.json", "Download it again, or restore it from the original model.")
     if "model_type" not in found:
         raise ValueError(
             f"{folder / 'config.json'} names no model_type, so it is no config of a transformers model. Set model.path "
@@ -101,7 +101,7 @@ def weight_files(folder: Path) -> list[Path]:
     for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         index = folder / name
         if index.is_file() and not (folder / name.removesuffix(".index.json")).is_file():
-            needed = sorted(set(_read_json(index, "Download it again.").get("weight_map", {}).values()))
+            needed = sorted(set(read_json(index, "Download it again.").get("weight_map", {}).values()))
             lost = [shard for shard in needed if not (folder / shard).is_file()]
             if lost:
                 raise ValueError(
@@ -142,7 +142,15 @@ def _refuse_revision(config: Mapping[str, Any], instead: str) -> None:
         )
 
 
-def _read_json(path: Path, advice: str) -> dict[str, Any]:
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Args:
+        advice: what to do about a broken one, for the message.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else.
+    """
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:

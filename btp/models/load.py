@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from btp.models.find import check_keys, find_checkpoint, first_line, model_folder, read_config
+from btp.models.greedy import asked_generation, make_greedy
 from btp.models.lvlm import LVLM
 from btp.models.memory import check_memory, stored_bytes
 from btp.models.peft_folder import is_adapter
@@ -20,6 +21,7 @@ from btp.models.processor import load_processor
 from btp.models.quantize import quantization
 from btp.models.random_weights import build, describe, empty
 from btp.models.recognise import check_kind, refuse_code, saved_with
+from btp.models.trial import try_picture, try_prompt
 
 __all__ = ["Loaded", "find_adapter", "find_checkpoint", "load", "sketch"]
 
@@ -41,14 +43,16 @@ class Loaded:
     Attributes:
         host: the model as the engine sees it.
         processor: makes inputs from pictures and text; None for an architecture without a checkpoint.
+        notes: what a reader of results should know of how the checkpoint's files were taken, a sentence each.
     """
 
     host: LVLM
     processor: Any
+    notes: tuple[str, ...] = ()
 
 
 def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -> Loaded:
-    """Load a model in eval mode onto `device`, with a processor that pads on the left.
+    """Load a model in eval mode onto `device`, with a processor that pads on the left; it generates greedily.
 
     Args:
         config: the model group's keys.
@@ -57,7 +61,8 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
 
     Raises:
         ValueError: the checkpoint is of no family that transformers can answer pictures with, is broken or does not
-            fit, or a key asks for what this machine has not; the message names the key.
+            fit, its small files do not go with its weights, or a key asks for what this machine has not; the message
+            names the key.
     """
     config = DEFAULTS | dict(config)
     check_keys(config)
@@ -70,11 +75,18 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
         architecture = _architecture(config, folder)
         processor = None if folder is None else load_processor(folder, config["processor"], trusted)
         model = build(architecture, device, dtype, config["attention"])
-    else:
-        assert folder is not None
-        processor = load_processor(folder, config["processor"], trusted)
-        model = _pretrained(config, folder, device, dtype)
-    return Loaded(adapter(model.eval()), processor)
+        make_greedy(model)
+        return Loaded(adapter(model.eval()), processor)
+    assert folder is not None
+    processor = load_processor(folder, config["processor"], trusted)
+    inputs = try_prompt(folder, processor)
+    asked = asked_generation(folder)
+    model = _pretrained(config, folder, device, dtype)
+    make_greedy(model, asked.special, processor.tokenizer.pad_token_id)
+    host = adapter(model.eval())
+    try_picture(folder, processor, host, inputs)
+    note = asked.note()
+    return Loaded(host, processor, (note,) if note else ())
 
 
 def sketch(config: Mapping[str, Any], folder: Path | None) -> LVLM:
@@ -144,6 +156,8 @@ def _pretrained(config: Mapping[str, Any], folder: Path, device: torch.device, d
             local_files_only=True,
             trust_remote_code=config["trust_remote_code"],
             output_loading_info=True,
+            output_attentions=False,  # a config that asks for them is refused with sdpa
+            generation_config=GenerationConfig(),  # the checkpoint's is not even read
             **asked,
         )
     except torch.OutOfMemoryError as error:

@@ -59,7 +59,7 @@ def load_processor(folder: Path, arguments: Mapping[str, Any], trusted: bool = F
                 f"model.processor.{name} is set, but {type(processor).__name__} knows no {name}, so it would have no "
                 "effect. Remove it, or correct its name."
             )
-    processor.tokenizer.padding_side = "left"
+    _pad(folder, processor.tokenizer)
     _colours_last(processor.image_processor)
     return processor
 
@@ -68,6 +68,22 @@ def _colours_last(image_processor: Any) -> None:
     """Tell an older image processor that the last axis is colour: it takes the first for it where that is 1 or 3."""
     if "input_data_format" in signature(image_processor.preprocess).parameters:
         image_processor.preprocess = partial(image_processor.preprocess, input_data_format=ChannelDimension.LAST)
+
+
+def _pad(folder: Path, tokenizer: Any) -> None:
+    """Pad on the left, with any special token: padding is masked, and no answer shows it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'} names neither pad_token nor eos_token, so that prompts of unequal "
+            "length cannot be put into one batch. Add pad_token, or restore the file from the original model."
+        )
 
 
 _RESTORE = (

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from btp.models.chat import chat_inputs
 from btp.runner.processing import processed
 from btp.tasks.pictures import picture_sizes
 from btp.tasks.sample import Sample, Task
@@ -53,8 +55,8 @@ class Batch:
         return Batch(pinned, self.samples, self.pictures, self.indices)
 
 
-def prompt(processor: Any, sample: Sample) -> str:
-    """The text of a one-turn chat: the pictures, then the question.
+def turns_of(processor: Any, sample: Sample) -> list[dict[str, Any]]:
+    """A chat of one turn: the pictures, then the question.
 
     Raises:
         ValueError: the question holds what the model takes for a picture.
@@ -65,7 +67,7 @@ def prompt(processor: Any, sample: Sample) -> str:
             f"sample {sample.id}: its question holds {mark}, by which this model marks a picture. Take it out."
         )
     content = [{"type": "image"}] * len(sample.images) + [{"type": "text", "text": sample.question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return [{"role": "user", "content": content}]
 
 
 def shrink(picture: Image.Image, share: float) -> Image.Image:
@@ -99,14 +101,10 @@ class Collate:
             shares: of the pixels that the pictures of each sample keep; none leaves them alone.
         """
         pictures = shrunk([s.images for s in samples], shares)
-        texts = [prompt(self.processor, s) for s in samples]
-        inputs = processed(self.inputs, samples, texts, pictures)
+        chats = [turns_of(self.processor, s) for s in samples]
+        inputs, _ = processed(partial(chat_inputs, self.processor), samples, chats, pictures)
         names = [f"{s.id}-{i}" for s in samples for i in range(len(s.images))]
         return Batch(inputs, [replace(s, images=()) for s in samples], names, indices)
-
-    def inputs(self, texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Mapping[str, Tensor]:
-        """What the processor makes of prompts and the pictures of each."""
-        return self.processor(images=pictures if any(pictures) else None, text=texts, padding=True, return_tensors="pt")
 
 
 class Feed:

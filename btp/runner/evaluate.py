@@ -101,7 +101,7 @@ class Evaluate(Pass):
             What each sample's row holds of its answer, and [B, V] log-probabilities of the token behind the prompt.
         """
         with first_logits(self.host) as seen:
-            ids = self.host.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+            ids = self.host.generate(**inputs, max_new_tokens=self.max_new_tokens)
         texts = self.tokenizer.batch_decode(ids[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [{"prediction": text.strip()} for text in texts], seen[0].float().log_softmax(-1)
 

@@ -198,7 +198,7 @@ def _answer(
     inputs = batch.to(host.device, host.dtype).inputs
     aim(pruner, [sample])
     with torch.inference_mode(), attach(host, pruner, schedule) as trace, first_logits(host) as seen:
-        ids = host.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+        ids = host.generate(**inputs, max_new_tokens=new_tokens)
     text = loaded.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return Answer(text.strip(), seen[0][0].float().log_softmax(-1).cpu(), trace[0], inputs)
 

@@ -32,7 +32,6 @@ def check_inert(loaded: Loaded, arm: Arm, samples: Sequence[Sample], new_tokens:
         return loaded.host.generate(
             **inputs,
             max_new_tokens=new_tokens,
-            do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,
         )

@@ -145,7 +145,7 @@ def synthetic_inputs(loaded: Loaded, batch: int, example: Mapping[str, int], wor
 
 def _generator(loaded: Loaded, inputs: Inputs) -> Callable[[int], object]:
     def generate(tokens: int) -> object:
-        return loaded.host.generate(**inputs, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False)
+        return loaded.host.generate(**inputs, min_new_tokens=tokens, max_new_tokens=tokens)
 
     return generate
 

@@ -128,6 +128,9 @@ class Run:
             return
         with self.phase("load"):
             self.loaded = self._load()
+        if self.machine.leads and self.loaded.notes:
+            self.folder.update(notes=list(self.loaded.notes))
+            print(*self.loaded.notes, sep="\n", flush=True)
         self._study()
 
     def _load(self) -> Loaded:

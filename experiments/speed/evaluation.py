@@ -21,9 +21,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from btp.engine.attach import attach
+from btp.models.chat import chat_inputs
 from btp.models.load import Loaded, find_checkpoint, load
 from btp.runner.arms import Arm, build_arms
-from btp.runner.batches import by_length, prompt
+from btp.runner.batches import Collate, by_length, turns_of
 from btp.runner.budget import Facts
 from btp.runner.evaluate import answer
 from btp.runner.machine import Machine
@@ -67,7 +68,7 @@ def subject(words: Sequence[str], count: int) -> Subject:
     loaded = load(config["model"], find_checkpoint(config["model"]), device)
     task = instantiate(config["task"]["dataset"])
     samples = [task[i] for i in range(count)]
-    inputs = loaded.processor(images=samples[0].images, text=prompt(loaded.processor, samples[0]), return_tensors="pt")
+    inputs = Collate(loaded.processor)(samples[:1]).inputs
     total = int(loaded.host.visual_mask(inputs).sum())
 
     def calibrated() -> Any:
@@ -82,10 +83,9 @@ def plain(of: Subject) -> dict[str, str]:
     model, processor, found = of.loaded.host.model, of.loaded.processor, {}
     with torch.inference_mode(), attach(of.loaded.host, of.arm.build(), of.arm.schedule):
         for sample in of.samples:
-            text = prompt(processor, sample)
-            inputs = processor(images=list(sample.images), text=text, return_tensors="pt")
+            inputs, _ = chat_inputs(processor, [turns_of(processor, sample)], [sample.images])
             inputs = inputs.to(model.device, model.dtype)
-            ids = model.generate(**inputs, max_new_tokens=of.task.max_new_tokens, do_sample=False)
+            ids = model.generate(**inputs, max_new_tokens=of.task.max_new_tokens)
             words = ids[0, inputs["input_ids"].shape[1] :]
             found[sample.id] = processor.tokenizer.decode(words, skip_special_tokens=True).strip()
     return found

@@ -1,5 +1,8 @@
 """Documents answered by the embedded model: generated, cut off, or scored behind the prompt, alone and in batches."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from jobs import composed
@@ -148,3 +151,21 @@ def test_placeholders_in_a_question_show_no_further_picture(loaded):
     object.__setattr__(marked, "show", lambda: shown)
     batches = [Prompts(loaded.processor)([one]) for one in (marked, document(sample))]
     assert torch.equal(*[batch.inputs["input_ids"] for batch in batches])
+
+
+def test_a_template_that_writes_bos_gets_no_second_one(loaded):
+    """The embedded model's tokenizer adds one; a system turn changes nothing of that."""
+    processor = copy.deepcopy(loaded.processor)
+    processor.chat_template = "{{ bos_token }}" + processor.chat_template
+    (sample,) = samples(1)
+    system = {"role": "system", "content": [{"type": "text", "text": "what is it ?"}]}
+    plain, led = document(sample), document(sample)
+    led = replace(led, show=lambda: Shown((system, *plain.show().turns), tuple(sample.images)))
+    for one in (plain, led):
+        chat = [dict(turn) for turn in one.show().turns]
+        chat[-1]["content"] = [{"type": "image", "image": sample.images[0]}, chat[-1]["content"][-1]]
+        wanted = processor.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )["input_ids"]
+        assert torch.equal(Prompts(processor)([one]).inputs["input_ids"], wanted)
+        assert (wanted == processor.tokenizer.bos_token_id).sum() == 1

@@ -48,6 +48,29 @@ def test_llava15_runs_the_same_job_from_a_path(checkpoint, tmp_path):
     assert json.loads((run / "run.json").read_text())["inert"]["identical"]
 
 
+def test_what_a_checkpoint_asks_of_generation_changes_no_answer_and_is_said_once(checkpoint, tmp_path, capsys):
+    """Calibrated, answered with every arm, checked and timed without beams, penalties and a missing cache."""
+    odd = tmp_path / "odd"
+    shutil.copytree(checkpoint, odd)
+    keys = {"num_beams": 2, "repetition_penalty": 1.4, "use_cache": False, "return_dict_in_generate": True}
+    for name in ("config.json", "generation_config.json"):
+        about = json.loads((odd / name).read_text())
+        (odd / name).write_text(json.dumps(about | (keys if name != "config.json" else {"use_cache": False})))
+    said = {}
+    for folder in (checkpoint, odd):
+        words = ["model=llava15", f"model.path={folder}", "model.dtype=float32", "limit=9", "calibration.samples=8"]
+        run = job(tmp_path / f"of-{folder.name}", *words)
+        said[folder] = pd.read_parquet(run / "samples.parquet").set_index(["arm", "sample"])["prediction"]
+        about = json.loads((run / "run.json").read_text())
+        assert about["inert"]["identical"]
+        notes = about.get("notes", [])
+        screen = capsys.readouterr().out
+        assert [screen.count(note) for note in notes] == [1] * len(notes) == [1] * (folder is odd)
+    assert (said[checkpoint] == said[odd]).all()
+    listed = "num_beams=2, repetition_penalty=1.4, return_dict_in_generate=True, use_cache=False"
+    assert notes[0].endswith(f"is set aside: {listed}")
+
+
 def test_a_calibration_of_another_model_is_refused(checkpoint, tmp_path):
     run = job(tmp_path, "limit=9", "cost.enabled=false")
     with pytest.raises(ValueError, match="was made for model 'pocket'"):

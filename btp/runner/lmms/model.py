@@ -78,6 +78,8 @@ class Pruned(lmms):
         self._place[1].mkdir(parents=True, exist_ok=True)
         self._machine = Machine(self.config["trainer"], self._place[1])
         self._loaded = load(self.config["model"], folder, self._machine.device)
+        for note in self._loaded.notes:
+            print(f"btp: {note}")
         self._arm: Arm | None = None
 
     @property

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from btp.models.chat import chat_inputs
 from btp.models.lvlm import LVLM
 from btp.runner.batches import Batch, Collate, shrunk
 from btp.runner.evaluate import Evaluate, first_logits
@@ -53,18 +55,18 @@ class Prompts(Collate):
         """Decode pictures, build prompts and the tokens of choices."""
         shown = [sample.show() for sample in samples]  # type: ignore[misc]
         pictures = shrunk([one.images for one in shown], shares)
-        texts = [self._text(one.turns) for one in shown]
-        inputs = processed(self.inputs, samples, texts, pictures)
+        chats = [self._turns(one.turns) for one in shown]
+        inputs, texts = processed(partial(chat_inputs, self.processor), samples, chats, pictures)
         names = [f"{s.id}-{i}" for s, one in zip(samples, shown, strict=True) for i in range(len(one.images))]
         targets = [[self._behind(text, c) for c in s.continuations] for text, s in zip(texts, samples, strict=True)]
         bare = [replace(s, images=(), show=None) for s in samples]  # what can go from one process to another
         return Exchange(inputs, bare, names, indices).with_targets(targets)
 
-    def _text(self, turns: Sequence[Mapping[str, Any]]) -> str:
+    def _turns(self, turns: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         mark = getattr(self.processor, "image_token", None)
         if mark:  # a task that writes the placeholder itself would show more pictures than there are
             turns = [{**turn, "content": [_without(part, mark) for part in turn["content"]]} for turn in turns]
-        return self.processor.apply_chat_template(list(turns), add_generation_prompt=True)
+        return turns
 
     def _behind(self, text: str, continuation: str) -> list[int]:
         """Tokens that `continuation` adds to the prompt, with what its first characters do to a tokenizer there."""
@@ -142,7 +144,7 @@ def _generated(
 ) -> tuple[list[str], Tensor]:
     longest = max(document.max_new_tokens for document in documents if not document.continuations)
     with first_logits(host) as seen:
-        ids = host.generate(**inputs, max_new_tokens=longest, do_sample=False)
+        ids = host.generate(**inputs, max_new_tokens=longest)
     start = inputs["input_ids"].shape[1]
     texts = []
     for row, document in enumerate(documents):
@@ -165,7 +167,6 @@ def _forced(host: LVLM, inputs: Mapping[str, Any], targets: Sequence[Sequence[in
     out = host.generate(
         **inputs,
         max_new_tokens=longest,
-        do_sample=False,
         prefix_allowed_tokens_fn=allowed,
         output_logits=True,
         return_dict_in_generate=True,

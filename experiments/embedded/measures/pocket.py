@@ -136,7 +136,7 @@ def answers(loaded: Loaded, task: PocketVQA, samples: list[Sample], arm: Arm) ->
             inputs = collate([_seen(s, arm) for s in part]).to(loaded.host.device).inputs
             if isinstance(arm.pruner, Oracle):
                 arm.pruner.set_targets([s.targets for s in part])
-            out = loaded.host.generate(**inputs, max_new_tokens=task.max_new_tokens, do_sample=False)
+            out = loaded.host.generate(**inputs, max_new_tokens=task.max_new_tokens)
             texts = loaded.processor.tokenizer.batch_decode(
                 out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
             )
