@@ -329,7 +329,7 @@ def _restrict(sight: Sight, run: Run) -> Tensor:
     return gather_rows(sight.value, entry, _AXIS.get(signal.kind, 3))
 
 
-def _check_inputs(host: Host, inputs: dict[str, Any]) -> None:
+def _check_inputs(host: Host, inputs: Mapping[str, Any]) -> None:
     if host.model.training:
         raise ValueError("The model is in training mode. Call model.eval(); pruning is built for inference only.")
     if inputs.get("labels") is not None:

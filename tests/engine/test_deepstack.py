@@ -257,7 +257,7 @@ def test_nothing_stays_behind(ends):
     [
         (lambda mask: mask[..., None], RuntimeError, r"at places of shape \(1, 18, 1\), but the prompt is \(1, 18\)"),
         (lambda mask: None, RuntimeError, "at places of shape None"),
-        (lambda mask: mask.roll(1, 1), ValueError, "at other places than the visual tokens that LVLM.layout names"),
+        (lambda mask: mask.roll(1, 1), ValueError, "at other places than the visual tokens that Qwen3VL.layout names"),
     ],
 )
 def test_messages(change, error, message):

@@ -100,11 +100,21 @@ def without_projector():
     return lvlm
 
 
+def packed_and_unknown():
+    class General(LVLM):
+        """As a family that btp has no adapter for."""
+
+    return General(tiny.qwen().model)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (without_tower, "LlavaForConditionalGeneration has no vision tower "),
-        (tiny.qwen, "Qwen2_5_VLForConditionalGeneration has a vision tower whose tokens cannot be followed yet"),
+        (
+            packed_and_unknown,
+            "Qwen2_5_VLForConditionalGeneration has a vision tower whose tokens cannot be followed yet",
+        ),
         (reading_two_layers, "cannot be followed yet"),
         (reading_class_tokens, "cannot be followed yet"),
         (reading_embeddings, "cannot be followed yet"),

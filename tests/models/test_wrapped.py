@@ -98,7 +98,7 @@ def test_a_wrapper_of_ones_own():
     Forwards.__module__ = "somebody"
     with pytest.raises(ValueError, match=r"Own is no model of transformers.*LVLM\(wrapper\.model\)"):
         LVLM(Own(tiny.llava().model))
-    lvlm = LVLM(Forwards(Tuner(tiny.llava().model)))
+    lvlm = LVLM(Forwards(Tuner(tiny.llava().model)).eval())
     inputs = tiny.prompts(tiny.shared("llava"), [[2, "i", 5]])
     with (
         attach(lvlm, Content(), STAGE),
