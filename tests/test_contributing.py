@@ -7,6 +7,7 @@ import yaml
 from tiny import llava, prompts
 
 from btp.core.schedule import Schedule
+from btp.core.solve import solve_fit
 from btp.engine.attach import attach
 
 TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text()
@@ -22,7 +23,7 @@ def test_the_shown_method_runs():
     pruner = space[node["method"]["_target_"].rsplit(".", 1)[1]]()
     inputs = prompts(lvlm, [[3, "i", 5]])
     total = int(lvlm.visual_mask(inputs).sum())
-    schedule = Schedule.from_config(node["schedule"]).solve_fit(total, lvlm.num_layers, 0.7 * total)
+    schedule = solve_fit(Schedule.from_config(node["schedule"]), total, lvlm.num_layers, 0.7 * total)
     with attach(lvlm, pruner, schedule) as trace:
         lvlm.generate(**inputs, max_new_tokens=2, do_sample=False)
     assert trace.fired == {"llm.layer.1": True}

@@ -45,7 +45,9 @@ def keep_count(keep: Keep, total: int | Tensor) -> int | Tensor:
     """
     check_keep(keep, "keep")
     if isinstance(keep, str):
-        raise ValueError(f"keep: {keep} has no count before it is solved. Call Schedule.solve_fit with a budget first.")
+        raise ValueError(
+            f"keep: {keep} has no count before it is solved. Call btp.schedules.solve.solve_fit with a budget first."
+        )
     if isinstance(total, Tensor):
         if isinstance(keep, int):
             return total.clamp(max=keep)

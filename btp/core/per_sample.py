@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from btp.core.fit import OutOfReach
 from btp.core.keep import FIT, is_fit
+from btp.core.schedule import Schedule, Stage
+from btp.core.site import Site
 from btp.core.solve import solve_counts
-
-if TYPE_CHECKING:
-    from btp.core.schedule import Schedule, Stage
-    from btp.core.site import Site
 
 GRAIN = 1000  # parts of a token, where whole ones leave the stages of a small picture no room
 
@@ -65,6 +62,20 @@ class PerSample:
     def count(self, site: Site, total: int) -> int:
         """Tokens that the stage at `site` keeps of `total`, at most as many as the stages before it."""
         return _counts(self.stages, self.budget, total)[site]
+
+
+def fit_each(schedule: Schedule, budget: Budget) -> Schedule:
+    """Leave every `keep: fit` and `fit*X` to each sample: solved as by `solve_fit` for its own number of tokens.
+
+    A sample that cannot meet its budget takes the nearest. One that has no more tokens than it is asked for keeps
+    all, and in one that has few more, multiples give way. Where whole tokens at every stage have no room, shares
+    are rounded.
+
+    Returns:
+        The same stages, whose `count(total)` depends on nothing but `total`.
+    """
+    solver = PerSample(schedule.stages, budget)
+    return Schedule(tuple(replace(stage, solver=solver) if stage.is_free else stage for stage in schedule.stages))
 
 
 @lru_cache(maxsize=1 << 16)

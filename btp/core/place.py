@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from btp.core.keep import FIT, fit_times
-from btp.core.schedule import Schedule, Stage
-from btp.core.solve import PART
+from btp.core.schedule import PART, Schedule, Stage
 
 _RELATIVE = re.compile(r"^(llm\.layer)\.(\d+)/(\d+)$")
 _EVERY = re.compile(r"^(vision\.(?:layer|mlp))\.\*$")

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 from torch import Tensor
 
 from btp.core.keep import Keep, check_keep, fit_times, is_fit, keep_count
-from btp.core.per_sample import Budget, PerSample
 from btp.core.site import Site
-from btp.core.solve import PART, solve_counts
 
+PART = "by"  # the setting that says which part of a composed method a stage belongs to
 _KEYS = ("site", "keep", "positions", "phase")
 _POSITIONS = ("original", "renumber")
 _PHASES = ("prefill", "decode", "both")
+
+
+class Solver(Protocol):
+    """Says how many tokens a stage keeps, where each sample is solved for its own number of tokens."""
+
+    def count(self, site: Site, total: int) -> int:
+        """Tokens that the stage at `site` keeps of `total`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Stage:
     positions: str = "original"
     phase: str = "prefill"
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    solver: PerSample | None = None
+    solver: Solver | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", Site.parse(self.site))
@@ -170,8 +177,7 @@ class Schedule(Sequence[Stage]):
         for i, stage in enumerate(self.stages):
             if stage.is_free:
                 raise ValueError(
-                    f"schedule.{i}.keep is still {stage.keep}. Solve it from a budget (Schedule.solve_fit) or write a "
-                    "number."
+                    f"schedule.{i}.keep is still {stage.keep}. Solve it from a budget (solve_fit) or write a number."
                 )
 
     def check_sites(self, num_layers: int, num_vision_layers: int | None = None) -> None:
@@ -216,57 +222,6 @@ class Schedule(Sequence[Stage]):
     def has_fit(self) -> bool:
         """True where a budget has something to solve."""
         return any(stage.is_free for stage in self.stages)
-
-    def solve_fit(self, total: int, num_layers: int, budget_tokens: float, nearest: bool = False) -> Schedule:
-        """Fill every `keep: fit` and `fit*X`, so that `tokens_avg` comes as near to the budget as whole tokens allow.
-
-        The first fit keeps a share t of the original tokens, each later one half of the one before (t of it
-        where t is above one half), and a `fit*X` X times what the first fit keeps; numbers written in the
-        schedule bound the fits between them. t is found by bisection, then the counts are rounded and moved by
-        single tokens until the error is least. What was reached is `solved.tokens_avg(total, num_layers)`.
-
-        Neighbouring fits in the vision tower are one number, the count behind the last of them: its layers drop a
-        constant number each, never more than half of what is alive where tokens are merged (vision.mlp), and
-        vision.output gets the rest. A rung or a `fit*X` that would change nothing is left out.
-
-        Args:
-            total: visual tokens of a sample before any pruning.
-            num_layers: decoder layers.
-            budget_tokens: wanted visual tokens, averaged over the decoder layers.
-            nearest: take the nearest that can be reached where the budget cannot.
-
-        Returns:
-            The schedule with ints in place of `fit`.
-
-        Raises:
-            ValueError: no stage is `fit`, or the stages leave it no room.
-            OutOfReach: no counts reach the budget; the message says what the nearest is.
-        """
-        if not self.has_fit:
-            raise ValueError(
-                f"A budget of {budget_tokens} tokens was given, but no stage says keep: fit, so it has no effect. "
-                "Write keep: fit at one stage or more, or drop the budget."
-            )
-        counts = solve_counts(self.stages, total, num_layers, budget_tokens, nearest)
-        filled = [replace(s, keep=counts[i]) if is_fit(s.keep) else s for i, s in self._but(counts)]
-        return Schedule(tuple(filled))
-
-    def _but(self, counts: Mapping[int, int | None]) -> list[tuple[int, Stage]]:
-        """The stages that are not left out, with their index."""
-        return [(i, stage) for i, stage in enumerate(self.stages) if counts.get(i, 0) is not None]
-
-    def fit_each(self, budget: Budget) -> Schedule:
-        """Leave every `keep: fit` and `fit*X` to each sample: solved as by `solve_fit` for its own number of tokens.
-
-        A sample that cannot meet its budget takes the nearest. One that has no more tokens than it is asked for keeps
-        all, and in one that has few more, multiples give way. Where whole tokens at every stage have no room, shares
-        are rounded.
-
-        Returns:
-            The same stages, whose `count(total)` depends on nothing but `total`.
-        """
-        solver = PerSample(self.stages, budget)
-        return Schedule(tuple(replace(stage, solver=solver) if stage.is_free else stage for stage in self.stages))
 
     def _check_times(self) -> None:
         """Refuse a `fit*X` that could only keep more than the fit before it."""

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from btp.core.fit import Knob, fit_counts
 from btp.core.keep import FIT, fit_times, is_fit
 from btp.core.ladder import falls, ladder, shortest
+from btp.core.schedule import PART, Schedule, Stage
 
-if TYPE_CHECKING:
-    from btp.core.schedule import Stage
 
-PART = "by"  # the setting that says which part of a composed method a stage belongs to
+def solve_fit(schedule: Schedule, total: int, num_layers: int, budget_tokens: float, nearest: bool = False) -> Schedule:
+    """Fill every `keep: fit` and `fit*X`, so that `tokens_avg` comes as near to the budget as whole tokens allow.
+
+    The first fit keeps a share t of the original tokens, each later one half of the one before (t of it
+    where t is above one half), and a `fit*X` X times what the first fit keeps; numbers written in the
+    schedule bound the fits between them. t is found by bisection, then the counts are rounded and moved by
+    single tokens until the error is least. What was reached is `solved.tokens_avg(total, num_layers)`.
+
+    Neighbouring fits in the vision tower are one number, the count behind the last of them: its layers drop a
+    constant number each, never more than half of what is alive where tokens are merged (vision.mlp), and
+    vision.output gets the rest. A rung or a `fit*X` that would change nothing is left out.
+
+    Args:
+        schedule: Schedule with free stages.
+        total: visual tokens of a sample before any pruning.
+        num_layers: decoder layers.
+        budget_tokens: wanted visual tokens, averaged over the decoder layers.
+        nearest: take the nearest that can be reached where the budget cannot.
+
+    Returns:
+        The schedule with ints in place of `fit`.
+
+    Raises:
+        ValueError: no stage is `fit`, or the stages leave it no room.
+        OutOfReach: no counts reach the budget; the message says what the nearest is.
+    """
+    if not schedule.has_fit:
+        raise ValueError(
+            f"A budget of {budget_tokens} tokens was given, but no stage says keep: fit, so it has no effect. "
+            "Write keep: fit at one stage or more, or drop the budget."
+        )
+    counts = solve_counts(schedule.stages, total, num_layers, budget_tokens, nearest)
+    filled = [replace(s, keep=counts[i]) if is_fit(s.keep) else s for i, s in _left_in(schedule.stages, counts)]
+    return Schedule(tuple(filled))
+
+
+def _left_in(stages: Sequence[Stage], counts: Mapping[int, int | None]) -> list[tuple[int, Stage]]:
+    """The stages that are not left out, with their index."""
+    return [(i, stage) for i, stage in enumerate(stages) if counts.get(i, 0) is not None]
 
 
 def solve_counts(
@@ -20,7 +57,7 @@ def solve_counts(
 ) -> dict[int, int | None]:
     """Counts of all stages that shorten the prompt, by their index; None for one that would change nothing.
 
-    Args and errors: see `Schedule.solve_fit`.
+    Args and errors: see `solve_fit`.
     """
     chain = [i for i, stage in enumerate(stages) if stage.moves_prefill]
     for i, stage in enumerate(stages):

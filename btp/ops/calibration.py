@@ -9,6 +9,7 @@ from typing import Any
 
 from btp.core.keep import FIT
 from btp.core.schedule import Schedule
+from btp.core.solve import solve_fit
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def calibrated_stages(
     Layers come from `shift_layers`. The balance rises from `first` to `last` with the share of the attention
     to the image, between the first and the last stage, that lies behind: the fewer layers still look at the
     image, the less diversity is needed for them, and the more the layer at hand counts. Every stage is
-    `keep: fit`; with a budget they are solved by `Schedule.solve_fit` (each stage keeps half of the one
+    `keep: fit`; with a budget they are solved by `solve_fit` (each stage keeps half of the one
     before).
 
     Args:
@@ -276,5 +277,5 @@ def _solved(
         return found
     if total is None:
         raise ValueError("budget_tokens needs total, the visual tokens of a sample. Pass both or neither.")
-    solved = Schedule.from_config(found).solve_fit(total, num_layers, budget_tokens)
+    solved = solve_fit(Schedule.from_config(found), total, num_layers, budget_tokens)
     return [stage | {"keep": done.keep} for stage, done in zip(found, solved, strict=True)]

@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from btp.core.pruner import Pruner, Tokens
-from btp.core.schedule import Schedule, Stage
+from btp.core.schedule import PART, Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
-from btp.core.solve import PART
 
 _INDEX = re.compile(r"schedule\.(\d+)")
 

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from btp.core.fit import OutOfReach
-from btp.core.per_sample import Budget
+from btp.core.per_sample import Budget, fit_each
 from btp.core.place import move_stages
 from btp.core.pruner import Pruner
-from btp.core.schedule import Schedule, Stage
-from btp.core.solve import PART
+from btp.core.schedule import PART, Schedule, Stage
+from btp.core.solve import solve_fit
 from btp.core.tower import Host
 
 FREE_LAYER = "budget"
@@ -220,9 +220,9 @@ def _solved(schedule: Schedule, facts: Facts, budget: Budget) -> tuple[Schedule,
         return _solved_each(schedule, facts, budget, in_tower)
     asked = budget.asked(facts.total)
     try:
-        solved, why = schedule.solve_fit(facts.total, facts.layers, asked), None
+        solved, why = solve_fit(schedule, facts.total, facts.layers, asked), None
     except OutOfReach as error:
-        solved, why = schedule.solve_fit(facts.total, facts.layers, asked, nearest=True), error
+        solved, why = solve_fit(schedule, facts.total, facts.layers, asked, nearest=True), error
     return _bare(solved), why
 
 
@@ -233,8 +233,8 @@ def _solved_each(
     asked, most = facts.mean(budget.asked), facts.most
     if in_tower and budget.share is None:  # a picture does not know what is asked of the prompt it will stand in
         budget = Budget(facts.layers, share=min(1.0, asked / facts.mean()))
-    schedule.solve_fit(most, facts.layers, budget.wanted(most), nearest=True)  # refuses stages without any room
-    solved = _bare(schedule.fit_each(budget))
+    solve_fit(schedule, most, facts.layers, budget.wanted(most), nearest=True)  # refuses stages without any room
+    solved = _bare(fit_each(schedule, budget))
     reached, wanted = facts.reached(solved), facts.mean(budget.wanted)
     beyond = wanted >= facts.mean()
     if not beyond and abs(reached - wanted) <= max(TOLERANCE * wanted, 0.5):

@@ -17,6 +17,7 @@ from btp.core.keep import FIT
 from btp.core.schedule import Schedule
 from btp.core.signals import Signal
 from btp.core.site import Site
+from btp.core.solve import solve_fit
 from btp.engine.observe import Look, observe
 from btp.models.load import Loaded
 from btp.ops.calibration import calibrated_stages, deepest_first
@@ -140,7 +141,7 @@ def calibrate(
             withdraw_last=schedule["withdraw_last"],
             deepest_first=deepest_first(tokens / total, loaded.host.num_layers),
         )
-    solved = Schedule.from_config(stages).solve_fit(total, loaded.host.num_layers, tokens)
+    solved = solve_fit(Schedule.from_config(stages), total, loaded.host.num_layers, tokens)
     listed = [{"layer": stage.site.layer, **stage.to_config()} for stage in solved]
     if machine.leads:
         found = artefact | {"stages": listed, "budget_tokens": tokens, "total": total}

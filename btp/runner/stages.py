@@ -10,9 +10,8 @@ from typing import Any
 from btp.core.keep import is_fit
 from btp.core.place import place_stages
 from btp.core.pruner import Pruner
-from btp.core.schedule import Schedule, Stage
+from btp.core.schedule import PART, Schedule, Stage
 from btp.core.site import Site
-from btp.core.solve import PART
 from btp.ops.calibration import uniform_stages
 from btp.runner.budget import FREE_LAYER, Facts, Planned
 

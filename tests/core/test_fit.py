@@ -4,8 +4,9 @@ import pytest
 
 from btp.core.fit import OutOfReach
 from btp.core.ladder import ladder, shortest
-from btp.core.per_sample import Budget
+from btp.core.per_sample import Budget, fit_each
 from btp.core.schedule import Schedule, Stage
+from btp.core.solve import solve_fit
 
 
 def schedule(*pairs, by=None):
@@ -21,7 +22,7 @@ PDROP = (("llm.layer.8", "fit"), ("llm.layer.16", "fit*0.5"), ("llm.layer.24", "
 
 def test_multiples_follow_the_first_fit():
     """PyramidDrop's published schedule is the one at its published average."""
-    solved = schedule(*PDROP).solve_fit(576, 32, 270)
+    solved = solve_fit(schedule(*PDROP), 576, 32, 270)
     assert list(keeps(solved).values()) == [288, 144, 72]
     assert solved.tokens_avg(576, 32) == 270
 
@@ -45,7 +46,7 @@ def test_one_knob_comes_as_near_as_any_count(share, times):
         spans = (2, 3, 2)
         return (total + sum(s * c for s, c in zip(spans, found, strict=True))) / layers
 
-    solved = plan.solve_fit(total, layers, share * total)
+    solved = solve_fit(plan, total, layers, share * total)
     best = min(abs(mean(counts(first)) - share * total) for first in range(1, total))
     assert abs(solved.tokens_avg(total, layers) - share * total) == pytest.approx(best)
     wanted = dict(zip((f"llm.layer.{n}" for n in firsts), counts(solved[0].keep), strict=True))
@@ -56,18 +57,18 @@ def test_one_knob_comes_as_near_as_any_count(share, times):
 
 def test_a_multiple_that_changes_nothing_is_left_out():
     """Where rounding gives a stage what is alive, there is no such stage."""
-    solved = schedule(("llm.layer.1", "fit"), ("llm.layer.2", "fit*0.9"), ("llm.layer.3", "fit*0.1")).solve_fit(
-        36, 8, 6
+    solved = solve_fit(
+        schedule(("llm.layer.1", "fit"), ("llm.layer.2", "fit*0.9"), ("llm.layer.3", "fit*0.1")), 36, 8, 6
     )
     assert list(keeps(solved)) == ["llm.layer.1", "llm.layer.3"]
-    same = schedule(("llm.layer.1", "fit"), ("llm.layer.2", "fit*1"), ("llm.layer.3", "fit*0.5")).solve_fit(36, 8, 12)
+    same = solve_fit(schedule(("llm.layer.1", "fit"), ("llm.layer.2", "fit*1"), ("llm.layer.3", "fit*0.5")), 36, 8, 12)
     assert list(keeps(same)) == ["llm.layer.1", "llm.layer.3"]
 
 
 def test_multiples_lie_between_written_numbers():
     """A number bounds what follows from the first fit, and stays."""
     plan = schedule(("llm.layer.1", "fit"), ("llm.layer.2", "fit*0.5"), ("llm.layer.4", 10), ("llm.layer.6", 0))
-    solved = plan.solve_fit(144, 8, 30)
+    solved = solve_fit(plan, 144, 8, 30)
     first, second, third, last = (stage.keep for stage in solved)
     assert first > second > third == 10
     assert last == 0
@@ -75,13 +76,13 @@ def test_multiples_lie_between_written_numbers():
 
 def test_a_stage_in_front_of_the_first_fit_may_keep_more():
     """X above 1 stands before the stage that it refers to."""
-    solved = schedule(("llm.layer.1", "fit*2"), ("llm.layer.4", "fit")).solve_fit(144, 8, 50)
+    solved = solve_fit(schedule(("llm.layer.1", "fit*2"), ("llm.layer.4", "fit")), 144, 8, 50)
     assert solved[0].keep == 2 * solved[1].keep
 
 
 def test_shares_of_multiples():
     """Samples of any size keep the same relation."""
-    solved = schedule(*PDROP).fit_each(Budget(32, share=0.46875))
+    solved = fit_each(schedule(*PDROP), Budget(32, share=0.46875))
     for total in (576, 1000, 8, 80):
         assert [stage.count(total) for stage in solved] == [total // 2, total // 4, total // 8]
 
@@ -89,7 +90,7 @@ def test_shares_of_multiples():
 def test_parts_have_their_own_first_fit():
     """Composed methods scale together; each part's multiples follow that part's first fit."""
     plan = Schedule((*schedule(("vision.output", "fit"), by="a"), *schedule(*PDROP, by="b")))
-    first, *rest = (stage.keep for stage in plan.solve_fit(576, 32, 120))
+    first, *rest = (stage.keep for stage in solve_fit(plan, 576, 32, 120))
     assert rest[0] == pytest.approx(first / 2, abs=3)
     assert [k / rest[0] for k in rest[1:]] == pytest.approx([0.5, 0.25], abs=0.01)
 
@@ -105,7 +106,7 @@ def test_parts_have_their_own_first_fit():
 def test_what_cannot_be_solved_names_the_stage(pairs, message):
     """Each error says which keep, and why."""
     with pytest.raises(ValueError, match=message):
-        schedule(*pairs).solve_fit(144, 8, 40)
+        solve_fit(schedule(*pairs), 144, 8, 40)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +127,10 @@ def test_out_of_reach_knows_the_nearest():
     """The error carries what can be had; nearest takes it, from below and from above."""
     plan = schedule(("llm.layer.2", "fit"))
     with pytest.raises(OutOfReach) as caught:
-        plan.solve_fit(144, 8, 10)
-    assert caught.value.nearest == plan.solve_fit(144, 8, 10, nearest=True).tokens_avg(144, 8) == 36.75
+        solve_fit(plan, 144, 8, 10)
+    assert caught.value.nearest == solve_fit(plan, 144, 8, 10, nearest=True).tokens_avg(144, 8) == 36.75
     capped = schedule(("llm.layer.2", "fit"), ("llm.layer.4", 0))
-    assert capped.solve_fit(144, 8, 100, nearest=True).tokens_avg(144, 8) == (2 * 144 + 2 * 143) / 8
+    assert solve_fit(capped, 144, 8, 100, nearest=True).tokens_avg(144, 8) == (2 * 144 + 2 * 143) / 8
 
 
 def tower(layers, *more):
@@ -138,7 +139,7 @@ def tower(layers, *more):
 
 def test_a_ladder_ends_at_the_budget():
     """Only the last count in the tower is the decoder's; every block drops the same number, within a token."""
-    solved = tower(23, ("vision.output", "fit")).solve_fit(576, 32, 192)
+    solved = solve_fit(tower(23, ("vision.output", "fit")), 576, 32, 192)
     counts = list(keeps(solved).values())
     assert counts[-1] == 192 == solved.tokens_avg(576, 32)
     steps = [a - b for a, b in zip([576, *counts], counts, strict=False)]
@@ -153,9 +154,9 @@ def test_no_block_drops_more_than_half(budget, output):
     plan = tower(2, ("vision.output", "fit")) if output else tower(2)
     if not output and budget < 36:
         with pytest.raises(OutOfReach, match=r"The nearest is 36\.00"):
-            plan.solve_fit(144, 8, budget)
+            solve_fit(plan, 144, 8, budget)
         return
-    solved = plan.solve_fit(144, 8, budget)
+    solved = solve_fit(plan, 144, 8, budget)
     assert solved.tokens_avg(144, 8) == budget
     alive = 144
     for stage in solved:
@@ -167,19 +168,19 @@ def test_no_block_drops_more_than_half(budget, output):
 
 def test_a_rung_that_changes_nothing_is_left_out():
     """Five tokens fewer over 23 blocks are five stages, and vision.output has nothing left to do."""
-    solved = tower(23, ("vision.output", "fit")).solve_fit(576, 32, 571)
+    solved = solve_fit(tower(23, ("vision.output", "fit")), 576, 32, 571)
     assert len(solved) == 5
     assert all(stage.site.kind == "mlp" for stage in solved)
 
 
 def test_blocks_that_prune_need_not_halve():
     """Where tokens are dropped and not merged, a single layer may take as many as it likes."""
-    assert schedule(("vision.layer.1", "fit")).solve_fit(144, 8, 10)[0].keep == 10
+    assert solve_fit(schedule(("vision.layer.1", "fit")), 144, 8, 10)[0].keep == 10
 
 
 def test_a_ladder_and_the_decoder_share_the_budget():
     """The tower's last count is one knob among those of the decoder."""
-    solved = tower(2, ("llm.layer.4", "fit")).solve_fit(144, 8, 60)
+    solved = solve_fit(tower(2, ("llm.layer.4", "fit")), 144, 8, 60)
     assert solved.tokens_avg(144, 8) == pytest.approx(60, abs=0.5)
     last, decoder = solved[-2].keep, solved[-1].keep
     assert decoder == pytest.approx(last * max(last / 144, 0.5), abs=3)

@@ -1,8 +1,8 @@
 """pocket_mini: a LLaVA of 144 visual tokens and 8 decoder layers, for tests and as the seed of `pocket`.
 
-Recognition happens inside the decoder: what each patch shows is read off its states behind decoder layer 4 of 8, so that
-text cannot read a finished picture in layer 0. Descriptions and reading come first by themselves; what finds an object by
-its looks needs more questions, and patches that know their place.
+Recognition happens inside the decoder: what each patch shows is read off its states behind decoder layer 4 of 8, so
+that text cannot read a finished picture in layer 0. Descriptions and reading come first by themselves; what finds an
+object by its looks needs more questions, and patches that know their place.
 """
 
 from pathlib import Path
