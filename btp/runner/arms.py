@@ -22,8 +22,7 @@ from btp.runner.published import with_published
 from btp.runner.solved import budget_entry, described, off_budget
 from btp.runner.sources import modules_of
 from btp.runner.stages import Sources, for_method, plan
-
-UNPRUNED = "unpruned"
+from btp.runner.status import UNPRUNED
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from btp.models.load import Loaded, load
 from btp.report.explained import Life, Said, numbered
 from btp.report.load import RunFolder, View, read_run
 from btp.report.overlays import stage_views
-from btp.runner.arms import UNPRUNED, Arm
+from btp.runner.arms import Arm
 from btp.runner.batches import Collate, shrink
 from btp.runner.compositions import method_of
 from btp.runner.contents import make_dataset, with_contents
@@ -35,6 +35,7 @@ from btp.runner.machine import Machine
 from btp.runner.named import run_identity
 from btp.runner.published import with_published
 from btp.runner.solved import restored
+from btp.runner.status import UNPRUNED
 from btp.runner.targets import aim
 from btp.runner.views import describe_views
 from btp.runner.ways import OwnWay, draw

@@ -15,11 +15,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from btp.runner.arms import UNPRUNED, Arm
-from btp.runner.corpus import scores_of
-from btp.runner.named import is_finished
+from btp.runner.status import UNPRUNED, is_finished
 from btp.runner.whole import write_json
-from btp.tasks.sample import Sample, Task
+from btp.tasks.sample import Sample
 from btp.tasks.scoring import normalise
 
 PACKAGES = ("btp", "torch", "transformers", "lightning", "hydra-core", "omegaconf", "wandb", "optuna")
@@ -76,28 +74,27 @@ class RunFolder:
 
     def write_samples(
         self,
-        arms: Sequence[Arm],
-        rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
         samples: Sequence[Sample],
-        task: Task,
+        rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
+        scores: Mapping[str, Sequence[float]],
     ) -> pd.DataFrame:
-        """Join answers with the task, score them, and write samples.parquet, trace.parquet and layers.json.
+        """Join answers and scores with their samples, and write samples.parquet, trace.parquet and layers.json.
 
         Args:
-            rows: arm -> sample id -> row of the answers' store.
+            samples: Samples of the run.
+            rows: Arm -> sample id -> row of the answers' store.
+            scores: Arm -> score of each sample, in [0, 1].
 
         Returns:
             One row per arm and sample.
         """
         table, trace, layers = [], [], {}
-        for arm in arms:
-            mine = rows[arm.name]
-            scores = scores_of(task, samples, mine)
-            for sample, score in zip(samples, scores, strict=True):
+        for arm, mine in rows.items():
+            for sample, score in zip(samples, scores[arm], strict=True):
                 row, unpruned = mine[sample.id], rows[UNPRUNED][sample.id]["prediction"]
                 table.append(
                     {
-                        "arm": arm.name,
+                        "arm": arm,
                         "sample": sample.id,
                         "ability": sample.ability,
                         "question": sample.question,
@@ -112,8 +109,8 @@ class RunFolder:
                     }
                 )
                 for order, stage in enumerate(row["stages"]):
-                    trace.append({"arm": arm.name, "sample": sample.id, "order": order, **stage})
-            layers[arm.name] = {
+                    trace.append({"arm": arm, "sample": sample.id, "order": order, **stage})
+            layers[arm] = {
                 key: [sum(layer) / len(mine) for layer in zip(*(r[key] for r in mine.values()), strict=True)]
                 for key in ("visual", "tokens")
             }

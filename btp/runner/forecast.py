@@ -18,8 +18,9 @@ from btp.measure.effort import seconds_of_rounds, times, try_speed
 from btp.measure.planned import planned_costs
 from btp.models.lvlm import LVLM
 from btp.models.memory import GIB, free_bytes, model_bytes
-from btp.runner.arms import UNPRUNED, Arm
+from btp.runner.arms import Arm
 from btp.runner.profile import cost_table, hardware_line, segments_of
+from btp.runner.status import UNPRUNED
 from btp.runner.whole import write_json
 
 CHEAP_S = 120  # seconds up to which cost.measure=auto measures on a CPU

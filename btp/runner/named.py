@@ -15,11 +15,10 @@ from btp.runner.families import check_family
 from btp.runner.identity import checkpoint, code, code_of, digest, model_identity
 from btp.runner.lmms.settings import shared_part
 from btp.runner.sources import modules_of
+from btp.runner.status import is_finished, read_state
 
 WORKER = "btp.runner.worker"  # computes runs
 FREE = ("output", "resume", "debug", "cache", "cache_gib", "logger", "trainer", "command", "overlays", "study")
-ANSWERED = ("config.yaml", "samples.parquet", "trace.parquet", "layers.json", "report.html")  # what a run leaves behind
-COSTED = ("config.yaml", "cost.json")  # without weights
 
 
 @dataclass(frozen=True)
@@ -70,16 +69,6 @@ def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     return digest(what, checkpoint, code(WORKER, *named), of_task, of_methods)
 
 
-def is_finished(folder: Path) -> bool:
-    """True where an earlier start brought the run in this folder to its end and all that a reader needs is there.
-
-    What somebody deleted is written again from the answers in the store.
-    """
-    state = _state(folder)
-    needed = ANSWERED if "samples" in state.get("phases", {}) else COSTED
-    return state.get("state") == "finished" and all((folder / name).exists() for name in needed)
-
-
 def is_settled(config: Mapping[str, Any]) -> Path | None:
     """The folder of a run that is finished and logged, so that nothing is left to do for it; None for any other.
 
@@ -92,12 +81,5 @@ def is_settled(config: Mapping[str, Any]) -> Path | None:
         run = Named.of(json.loads(json.dumps(config)))
     except Exception:  # whatever it is, the run itself says it
         return None
-    logged = config["logger"]["name"] == "none" or _state(run.folder).get("wandb", {}).get("id") == run.identity
+    logged = config["logger"]["name"] == "none" or read_state(run.folder).get("wandb", {}).get("id") == run.identity
     return run.folder if logged and is_finished(run.folder) else None
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}

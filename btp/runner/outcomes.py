@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from btp.runner.arms import UNPRUNED
 from btp.runner.contents import make_dataset
 from btp.runner.lmms.settings import NAME as OTHER_HARNESS
+from btp.runner.status import UNPRUNED
 from btp.runner.ways import draw
 from btp.tasks.sample import Corpus, Task
 

@@ -24,10 +24,11 @@ from btp.measure.segments import Segments, packed, square
 from btp.measure.selection import TimedPruner
 from btp.models.load import Loaded
 from btp.report.terminal import literal
-from btp.runner.arms import UNPRUNED, Arm
+from btp.runner.arms import Arm
 from btp.runner.batches import Collate
 from btp.runner.budget import passing
 from btp.runner.identity import code, digest
+from btp.runner.status import UNPRUNED
 from btp.runner.targets import aim_nowhere
 from btp.runner.whole import write_json
 from btp.tasks.sample import Sample

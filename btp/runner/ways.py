@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from btp.tasks.sample import Sample, Task
-
-if TYPE_CHECKING:
-    from btp.runner.batches import Collate
-    from btp.runner.evaluate import Evaluate
 
 
 @dataclass(frozen=True)
@@ -31,12 +27,12 @@ class OwnWay(Protocol):
     """A task with more to it than questions, each answered and scored alone.
 
     Attributes:
-        collate: makes its batches.
-        evaluate: answers them.
+        collate: Subclass of `Collate` that makes its batches.
+        evaluate: Subclass of `Evaluate` that answers them.
     """
 
-    collate: type[Collate]
-    evaluate: type[Evaluate]
+    collate: type
+    evaluate: type
 
     def draw(self, limit: int | None) -> list[Sample]:
         """The samples of a run: `limit` of each of its parts, None for all."""

@@ -27,7 +27,7 @@ from btp.report.floor import example, nothing_right
 from btp.report.page import write_report
 from btp.report.screen import screen_table
 from btp.report.terminal import console
-from btp.runner.arms import UNPRUNED, Arm, build_method, shared_identity
+from btp.runner.arms import Arm, build_method, shared_identity
 from btp.runner.batches import Collate, Feed, by_length, visual_tokens
 from btp.runner.budget import pictures_of
 from btp.runner.calibration_set import calibration_set
@@ -49,6 +49,7 @@ from btp.runner.profile import Costs, cost_table, hardware_line, profile, synthe
 from btp.runner.ranks import LOST
 from btp.runner.shown_prompt import shown_prompt
 from btp.runner.solved import missed_lines, what_happened
+from btp.runner.status import UNPRUNED
 from btp.runner.store import Answers, held
 from btp.runner.totals import visual_totals
 from btp.runner.tracker import track
@@ -182,7 +183,8 @@ class Run:
             with self.phase("inert"):
                 found = check_inert(self.loaded, method, spread(samples, 8), task.max_new_tokens)
                 self.folder.update(inert=found)
-        self.folder.write_samples(arms, rows, samples, task)
+        scores = {arm.name: scores_of(task, samples, rows[arm.name]) for arm in arms}
+        self.folder.write_samples(samples, rows, scores)
         self.folder.update(metrics=corpus_metrics(task, arms, rows, samples))
         seen = spread(samples, config["overlays"])
         self.folder.write_pictures(seen, {s.id: self._places(s, collate) for s in seen})

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from btp.models.load import Loaded, find_checkpoint, load
-from btp.runner.arms import UNPRUNED, Arm
+from btp.runner.arms import Arm
 from btp.runner.budget import pictures_of
 from btp.runner.profile import Costs, hardware_line, profile, synthetic_inputs
+from btp.runner.status import UNPRUNED
 from btp.runner.whole import write_json
 from experiments.cost.arms import composed, make_arm, named
 from experiments.cost.tables import csv_text, markdown

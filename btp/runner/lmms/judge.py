@@ -12,7 +12,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.evaluator import evaluate
 
 from btp.runner.lmms.document import Document, key_of
-from btp.runner.lmms.task import reason_of, silent
+from btp.runner.lmms.quiet import reason_of, silent
 from btp.runner.ways import Judgement
 from btp.tasks.scoring import exact_match
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
-from io import StringIO
 from typing import Any
 
 from btp.runner.lmms.document import Document, as_documents, refuse_rounds
+from btp.runner.lmms.quiet import hush, reason_of, silent
 from btp.runner.lmms.respond import Prompts, Respond
 from btp.runner.lmms.settings import NAME, check_folder, check_installed, check_names
 from btp.runner.ways import Judgement
@@ -211,29 +210,3 @@ def _no_data(name: str, error: BaseException) -> str:
         "start the run once with access to it (some need `hf auth login`), or copy the cache of a machine that has "
         "them and set HF_HOME. For a task of your own, see the paths in its yaml."
     )
-
-
-def reason_of(error: BaseException) -> str:
-    """What went wrong first, in one line, where lmms-eval tried several times or wrapped it."""
-    while error.__cause__ is not None or getattr(error, "last_attempt", None) is not None:
-        attempt = getattr(error, "last_attempt", None)
-        error = attempt.exception() if attempt is not None else error.__cause__  # type: ignore[assignment]
-    return " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
-
-
-def hush() -> None:
-    """Let lmms-eval say nothing but errors."""
-    import sys
-
-    import lmms_eval.models  # noqa: F401  its import sets up the log
-    from loguru import logger
-
-    logger.remove()
-    logger.add(sys.stderr, level="ERROR", format="lmms-eval: {message}")
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Hold back progress bars of lmms-eval and of what it loads data with."""
-    with redirect_stderr(StringIO()):
-        yield
