@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from btp.runner.cli import main
+    from btp.cli.run import main
 except ModuleNotFoundError as error:
     if str(error.name).startswith("btp"):
         raise

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from btp.report.terminal import settle_output
-from btp.runner.dashboard import abilities, default_entity, publish, spec, workspace
-from btp.runner.errors import say
-from btp.runner.tracker_run import logged_in, silence
-from btp.runner.whole import write_json
+from btp.results.atomic import write_json
+from btp.runner.messages import say
+from btp.runner.tracking.wandb_session import logged_in, silence
+from btp.runner.tracking.wandb_workspace import abilities, default_entity, publish, spec, workspace
 
 OUT = Path("dashboard.json")
 

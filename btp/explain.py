@@ -9,10 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from btp.report.explain_page import write_life
-from btp.report.explain_screen import ScreenLife
+from btp.report.pages.explain_page import write_life
+from btp.report.pages.explain_terminal import ScreenLife
 from btp.report.terminal import console, settle_output
-from btp.runner.errors import say
+from btp.runner.messages import say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arm", metavar="NAME", help="an arm of the run with stages; its method where none is named")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the same as an HTML page, scores included")
     given = parser.parse_args(arguments)
-    from btp.runner.explain import explain  # late: torch and transformers, which --help does without
+    from btp.runner.explain.answer import explain  # late: torch and transformers, which --help does without
 
     try:
         life = explain(given.run, given.sample, given.arm)

@@ -10,12 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from btp.cli.experiments import study_of
+from btp.cli.run import CONF
 from btp.report.studies.write import Written, typed, write_study
 from btp.report.terminal import settle_output
-from btp.runner.cells import FINISHED, Cells
-from btp.runner.cli import CONF
-from btp.runner.errors import say
-from btp.runner.experiments import study_of
+from btp.runner.messages import say
+from btp.runner.sweeps.cells import FINISHED, Cells
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from btp.report.terminal import console, settle_output
-from btp.runner.cells import FINISHED, Cells
-from btp.runner.errors import say
-from btp.runner.sweep import Sweep
+from btp.runner.messages import say
+from btp.runner.sweeps.cells import FINISHED, Cells
+from btp.runner.sweeps.summary import Sweep
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _resume(folder: Path, command: list[str], more: list[str]) -> int:
     """The sweep's own command again, in its own folder: what is finished is recognised, the rest goes on."""
-    from btp.runner.cli import main as run
+    from btp.cli.run import main as run
 
     changed = {word.split("=", 1)[0] for word in more}
     kept = [word for word in command if word.split("=", 1)[0] not in {*changed, "hydra.sweep.dir"}]

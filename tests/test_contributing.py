@@ -7,8 +7,8 @@ import yaml
 from tiny import llava, prompts
 
 from btp.core.schedule import Schedule
-from btp.core.solve import solve_fit
 from btp.engine.attach import attach
+from btp.schedules.solve import solve_fit
 
 TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text()
 

@@ -11,9 +11,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from btp.runner.cli import CONF
-from btp.runner.compositions import name_lists
-from btp.runner.overrides import find_fault
+from btp.cli.overrides import find_fault
+from btp.cli.run import CONF
+from btp.runner.pruner_lists import name_lists
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = (CONF / "hydra" / "help" / "btp.yaml").read_text()

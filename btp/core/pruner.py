@@ -12,7 +12,7 @@ from torch import Tensor
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
-from btp.ops.pick import top_k, unscored
+from btp.core.topk import top_k, unscored
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def unsound_message(method: str, site: object) -> str:
     return (
         f"pruner {method!r} returned indices at {site} that are not ascending, unique and in range, with -1 "
         "only "
-        "behind the count of a row. btp.ops.pick.top_k returns them in that form; sort and deduplicate "
+        "behind the count of a row. btp.core.topk.top_k returns them in that form; sort and deduplicate "
         "others."
     )
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from btp.core.host import Host
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule
-from btp.core.tower import Host
 from btp.core.trace import Trace
-from btp.engine.eager import uncompiled
-from btp.engine.plan import make_plan
-from btp.engine.stream import Stream
+from btp.engine.checks.plan import make_plan
+from btp.engine.decoder.stream import Stream
+from btp.engine.hooks.uncompiled import uncompiled
 
 _ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 

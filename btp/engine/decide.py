@@ -12,8 +12,8 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import MergePlan, Selection, check_shape, is_sound, unsound_message
 from btp.core.signals import Signal, Signals
-from btp.engine.doubts import Doubts
-from btp.engine.finite import Finite
+from btp.engine.checks.finite import Finite
+from btp.engine.hooks.deferred_checks import Doubts
 from btp.ops.merge import merge_sizes, merge_states
 
 COMBINES = ("mean", "sum")

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from btp.core.host import Host
 from btp.core.signals import Signal, Signals
-from btp.core.tower import Host
-from btp.engine import cache as kv
 from btp.engine.attach import occupy
-from btp.engine.check import check_signal, unseen_message
-from btp.engine.encoders import Encoders
-from btp.engine.forward import stand_around
-from btp.engine.plan import check_host
-from btp.engine.probe import Probe, Sight
-from btp.engine.run import Run, open_run
-from btp.engine.turn import Turn
+from btp.engine.checks.plan import check_host
+from btp.engine.checks.signals import check_signal, unseen_message
+from btp.engine.decoder import kv_cache as kv
+from btp.engine.decoder.prefill import Run, open_run
+from btp.engine.decoder.probe import Probe, Sight
+from btp.engine.hooks.encoder_calls import Encoders
+from btp.engine.hooks.root_forward import stand_around
+from btp.engine.hooks.turn import Turn
 
 
 @dataclass

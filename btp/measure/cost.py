@@ -16,11 +16,11 @@ from btp.core.trace import Call, Trace
 from btp.measure.architecture import Architecture
 from btp.measure.clock import Clock, Paired, Side, Spread, Sync, alternate, synchroniser
 from btp.measure.flops import attention_signal, measured, prefill, preview, visual_pdrop
+from btp.measure.hardware import hardware, peak_memory_mib
 from btp.measure.kv import kv_bytes
-from btp.measure.machine import hardware, peak_memory_mib
 from btp.measure.phases import PhaseTimer
 from btp.measure.segments import Segments
-from btp.measure.selection import TimedPruner
+from btp.measure.timed_pruner import TimedPruner
 
 Generate = Callable[[int], object]
 Attached = Callable[[], AbstractContextManager[Trace]]

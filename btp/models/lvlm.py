@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from btp.core.tower import Layout, Packed, Tower
+from btp.core.host import Layout, Packed, Tower
 from btp.core.wrapped import unwrapped
-from btp.models import given, grids
-from btp.models.adapters import adapter_for
+from btp.models import given
+from btp.models.families import grids
+from btp.models.families.adapters import adapter_for
 
 _VISION = ("vision_tower", "visual", "vision_model")
 _PROJECTOR = ("multi_modal_projector", "mm_projector", "connector", "visual.merger")
@@ -256,7 +257,7 @@ class LVLM:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
 
     def packing(self, kind: str, arguments: Mapping[str, Any]) -> Sequence[Packed] | None:
-        """None: the vision tower's tokens are handed on in order, one to one. `btp.models.packed` is for the others."""
+        """None: the vision tower's tokens are handed on in order, one to one; `families/packed.py` has the others."""
         return None
 
     def tiling(self, tiles: int, height: int, width: int) -> tuple[int, int] | None:

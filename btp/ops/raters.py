@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from btp.core.keep import keep_count
-from btp.ops.pick import top_k
+from btp.core.topk import top_k
 
 
 def text_scores(visual: Tensor, visual_valid: Tensor, text: Tensor, text_valid: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
 from btp.core.site import Site
-from btp.ops.apart import frames_apart, shared_out
+from btp.core.topk import lowest, top_k
 from btp.ops.bipartite import merge_to
-from btp.ops.pick import lowest, top_k
-from btp.ops.walk import walk_scores
+from btp.ops.frames import frames_apart, shared_out
+from btp.ops.pagerank import walk_scores
 
 ORDERS = ("raster", "official")
 MEANS = ("official", "size")

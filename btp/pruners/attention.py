@@ -7,7 +7,7 @@ from torch import Tensor
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
-from btp.ops.importance import TextAttention
+from btp.pruners.text_attention import TextAttention
 
 
 class Attention(ScorePruner):

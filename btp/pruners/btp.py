@@ -15,13 +15,13 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
-from btp.ops.diversity import farthest_points
-from btp.ops.importance import TextAttention
-from btp.ops.nearest import distances_in_turn
-from btp.ops.pick import marked, top_k, unscored
+from btp.core.topk import marked, top_k, unscored
+from btp.ops.farthest_point import farthest_points
+from btp.ops.grid_spread import DISTANCES, spatial_seeds
+from btp.ops.nearest_chosen import distances_in_turn
 from btp.ops.rebalance import rebalanced_top
-from btp.ops.spatial import DISTANCES, spatial_seeds
 from btp.ops.union import joined
+from btp.pruners.text_attention import TextAttention
 
 SPLITS = ("half", "keep")
 

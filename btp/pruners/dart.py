@@ -9,7 +9,7 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
-from btp.ops.pick import top_k
+from btp.core.topk import top_k
 from btp.ops.pivots import even_quota, least_alike, longest_keys, set_order
 
 ORDERS = ("norm", "cpython")

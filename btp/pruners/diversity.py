@@ -6,7 +6,7 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signals
-from btp.ops.diversity import farthest_points
+from btp.ops.farthest_point import farthest_points
 
 
 class Diversity(Pruner):

@@ -8,7 +8,7 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signals
-from btp.ops.diversity import DISTANCES, farthest_points
+from btp.ops.farthest_point import DISTANCES, farthest_points
 
 ORDERS = ("raster", "selection")
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
-from btp.ops.pick import lowest
+from btp.core.topk import lowest
 from btp.pruners.random import Random
 
 SCORES = ("probs", "logits")

@@ -8,7 +8,7 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signals
-from btp.ops.spatial import spatial_seeds
+from btp.ops.grid_spread import spatial_seeds
 
 
 class Lattice(Pruner):

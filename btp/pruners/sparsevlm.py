@@ -13,10 +13,10 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
-from btp.ops.clusters import density_peaks
-from btp.ops.importance import TextAttention
-from btp.ops.pick import top_k
+from btp.core.topk import top_k
+from btp.ops.density_peaks import density_peaks
 from btp.ops.raters import block_rank, bounded, choose_raters, loudest_heads, position_kernel, text_scores
+from btp.pruners.text_attention import TextAttention
 
 SCORES = ("attention", "kernel")
 COUNTS = ("table", "rank")

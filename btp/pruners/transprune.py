@@ -11,8 +11,8 @@ from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
 from btp.core.site import Site
-from btp.ops.importance import mean_over
 from btp.ops.transition import DIRECTIONS, share_of_sum, transition_weights
+from btp.pruners.text_attention import mean_over
 
 PARTS = ("attention", "mlp")
 

@@ -12,9 +12,9 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
+from btp.core.topk import top_k
+from btp.ops.attention_received import COMBINES, inflow_map, qualifying_rows, received_attention
 from btp.ops.entropy import GRAYS, gray_levels, patch_entropy
-from btp.ops.inflow import COMBINES, inflow_map, qualifying_rows, received_attention
-from btp.ops.pick import top_k
 from btp.ops.recycle import best_per_group, cell_numbers, direct_counts, marked, ranks, recycle
 
 
@@ -25,7 +25,7 @@ class VFlowOpt(Pruner):
     picture's sinks. A patch is worth what the sinks give it, plus alpha times the softmax over the picture of its
     entropy. At `llm.input` the least important tokens are pruned, and each cell of m x m tokens gives one back: their
     mean, weighted by importance, in the place of the best of them. In front of decoder layers more tokens go, and
-    none come back. `btp.runner.search` finds t, m, alpha and the counts for a budget.
+    none come back. `btp.runner.calibration.vflowopt` finds t, m, alpha and the counts for a budget.
 
     A tower's class token takes part in the softmax of its attention, and counts neither as row nor as column. Tokens
     off the grid (newlines) are worth more than all others. Several images, and the frames of a video, are pruned

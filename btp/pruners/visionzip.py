@@ -13,8 +13,8 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
+from btp.core.topk import top_k
 from btp.ops.merge import merge_states
-from btp.ops.pick import top_k
 
 SCORES = ("cls", "received")
 ORDERS = ("official", "raster")

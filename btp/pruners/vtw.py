@@ -11,7 +11,7 @@ class VTW(Withdraw):
 
     `positions: original` leaves a hole in the positions of the text, `renumber` closes it from that layer on.
 
-    Source: Lin et al. 2024, arXiv:2405.05803, where the layer is found by `btp.ops.withdrawal`. The released code
+    Source: Lin et al. 2024, arXiv:2405.05803, where the layer is found by `btp.ops.kl_search`. The released code
     has both kinds of positions and leaves the hole by default.
     """
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from btp.report.gather import compare
-from btp.report.page import write_report
-from btp.report.screen import screen_table
+from btp.report.comparison.compare import compare
+from btp.report.pages.run_page import write_report
+from btp.report.tables.screen_table import screen_table
 from btp.report.terminal import console, settle_output
 
 

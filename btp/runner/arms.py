@@ -9,20 +9,20 @@ from typing import Any
 from hydra.utils import instantiate
 
 from btp.core.keep import FIT
-from btp.core.per_sample import Budget
-from btp.core.place import place_stages
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.site import Site
-from btp.runner.budget import Facts, Met, Planned, meet, wanted_budget
-from btp.runner.compositions import method_of
+from btp.results.status import UNPRUNED
 from btp.runner.identity import code, code_of, digest, model_identity
-from btp.runner.lmms.settings import shared_part
-from btp.runner.published import with_published
-from btp.runner.solved import budget_entry, described, off_budget
+from btp.runner.lmms_eval.settings import shared_part
+from btp.runner.pruner_lists import method_of
 from btp.runner.sources import modules_of
-from btp.runner.stages import Sources, for_method, plan
-from btp.runner.status import UNPRUNED
+from btp.schedules.budget import Budget
+from btp.schedules.meet import Facts, Met, Planned, meet, wanted_budget
+from btp.schedules.place import place_stages
+from btp.schedules.plan import Sources, for_method, plan
+from btp.schedules.published import with_published
+from btp.schedules.serialize import budget_entry, described, off_budget
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def shared_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names what all arms share: model, task, seed and the code that runs them."""
     model = model_identity(config["model"])
     named = modules_of(config["task"], {"_target_": config["model"]["adapter"]})
-    sources = code("btp.runner.evaluate", *named)
+    sources = code("btp.runner.evaluation.evaluate", *named)
     return digest(model, checkpoint, shared_part(config["task"]), config["seed"], sources)
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from btp.models.find import checkpoint_folders
+from btp.models.loading.checkpoint import checkpoint_folders
 from btp.runner.sources import ROOT, files_behind, modules_of, named_files
 
 MODEL = ("weights", "adapter", "config", "processor", "dtype", "attention", "quantize", "trust_remote_code")

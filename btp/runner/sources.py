@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMED = ("core", "engine", "models", "ops", "tasks")  # packages whose modules configs and checkpoints name as well
+NAMED = (
+    "core",
+    "engine",
+    "models",
+    "ops",
+    "schedules",
+    "tasks",
+)  # packages whose modules configs and checkpoints name as well
 SHOWN = "btp.report"  # reads results and makes none
 INSTALLED = ("site-packages", "dist-packages")
 

@@ -16,7 +16,7 @@ class Sample:
     Attributes:
         id: unique within the task, the same in every run, fit for a file name.
         images: pictures in the order in which the prompt shows them; may be empty, and may open each only when it is
-            looked at (btp/tasks/pictures.py). Count them by len, which opens none.
+            looked at (btp/tasks/files/images.py). Count them by len, which opens none.
         question: the text behind the pictures.
         reference: the right answer.
         ability: what the question tests; accuracy is reported by it.

@@ -11,11 +11,11 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from btp.tasks.local import Reader, file_name
-from btp.tasks.metric import make_metric, mean
-from btp.tasks.pictures import Pictures
+from btp.tasks.files.images import Pictures
+from btp.tasks.files.local import Reader, file_name
+from btp.tasks.metrics.base import make_metric, mean
+from btp.tasks.metrics.text import normalise
 from btp.tasks.sample import Sample
-from btp.tasks.scoring import normalise
 from btp.tasks.shown import short
 
 GUESSES = 10  # constant answers that chance tries per ability

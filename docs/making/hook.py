@@ -22,12 +22,16 @@ PACKAGES = {
     "core": "the words of all others: sites, stages, schedules, signals, selections",
     "engine": "moves tokens: hooks, masks, positions, caches",
     "ops": "algorithms on tensors",
+    "schedules": "where stages lie and how many tokens stay: a budget becomes a schedule",
     "measure": "operations, memory and time",
     "models": "where things are in a model",
     "pruners": "the methods",
     "tasks": "questions, pictures and how answers are scored",
+    "results": "the run folder: its files, their reader and writer, statistics",
     "report": "tables, figures and pages from run folders",
     "runner": "runs, sweeps, stores, logging",
+    "cli": "what is typed: overrides, experiments, checks of a config",
+    "lmms_eval": "lmms-eval's own command line",
 }
 SHIPPED = ("*.png", "*.svg", "*.jpg", "*.csv")
 STUDIES, ABLATIONS = "experiments/README.md", "experiments/ablations/README.md"

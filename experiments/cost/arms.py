@@ -11,11 +11,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from btp.core.schedule import Schedule
-from btp.engine.plan import make_plan
+from btp.engine.checks.plan import make_plan
 from btp.models.lvlm import LVLM
 from btp.runner.arms import Arm, build_arms
-from btp.runner.budget import facts_of
-from btp.runner.stages import Sources
+from btp.schedules.meet import facts_of
+from btp.schedules.plan import Sources
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 LEFT_OUT = ("none", "withdraw")  # the baseline is beside every method; withdraw is vtw without a budget

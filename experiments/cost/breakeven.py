@@ -29,9 +29,9 @@ from btp.measure.breakeven import (
 )
 from btp.measure.roofline import Device, roofline
 from btp.measure.segments import Segments
+from btp.results.status import UNPRUNED
 from btp.runner.arms import Arm
-from btp.runner.published import PAPER
-from btp.runner.status import UNPRUNED
+from btp.schedules.published import PAPER
 from experiments.cost.arms import composed, make_arm, planned
 from experiments.cost.outline import Outline, outline
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from btp.models.load import Loaded, find_checkpoint, load
+from btp.models.loading.load import Loaded, find_checkpoint, load
+from btp.results.atomic import write_json
+from btp.results.status import UNPRUNED
 from btp.runner.arms import Arm
-from btp.runner.budget import pictures_of
-from btp.runner.profile import Costs, hardware_line, profile, synthetic_inputs
-from btp.runner.status import UNPRUNED
-from btp.runner.whole import write_json
+from btp.runner.evaluation.cost import Costs, hardware_line, profile, synthetic_inputs
+from btp.schedules.meet import pictures_of
 from experiments.cost.arms import composed, make_arm, named
 from experiments.cost.tables import csv_text, markdown
 

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from btp.measure.architecture import architecture
 from btp.measure.segments import Segments, packed, square
-from btp.models.load import find_adapter, find_checkpoint
+from btp.models.loading.load import find_adapter, find_checkpoint
+from btp.models.loading.random_weights import describe
 from btp.models.lvlm import LVLM
-from btp.models.random_weights import describe
 
 
 @dataclass(frozen=True)

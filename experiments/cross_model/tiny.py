@@ -19,7 +19,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from btp.models.videoless import without_videos
+from btp.models.loading.processor_without_video import without_videos
 
 POCKET = Path(__file__).parents[2] / "btp/models/checkpoints/pocket"
 SIDE, PATCH = 96, 4  # 24 x 24 patches, 12 x 12 visual tokens, as many as the embedded model has

@@ -14,7 +14,7 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
-from btp.engine.rows import attention_rows, tower_rows
+from btp.engine.hooks.attention_rows import attention_rows, tower_rows
 from btp.ops.merge import merge_states
 from btp.ops.recycle import cell_numbers, marked, ranks, recycle
 from btp.pruners.aim import AIM

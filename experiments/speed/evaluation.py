@@ -22,14 +22,14 @@ from omegaconf import OmegaConf
 
 from btp.engine.attach import attach
 from btp.models.chat import chat_inputs
-from btp.models.load import Loaded, find_checkpoint, load
+from btp.models.loading.load import Loaded, find_checkpoint, load
 from btp.runner.arms import Arm, build_arms
-from btp.runner.batches import Collate, by_length, turns_of
-from btp.runner.budget import Facts
-from btp.runner.evaluate import answer
-from btp.runner.machine import Machine
-from btp.runner.profile import hardware_line
-from btp.runner.stages import Sources
+from btp.runner.devices import Machine
+from btp.runner.evaluation.cost import hardware_line
+from btp.runner.evaluation.data import Collate, by_length, turns_of
+from btp.runner.evaluation.evaluate import answer
+from btp.schedules.meet import Facts
+from btp.schedules.plan import Sources
 from btp.tasks.sample import Sample, Task
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

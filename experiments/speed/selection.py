@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signal, Signals
-from btp.ops.diversity import farthest_points
+from btp.ops.farthest_point import farthest_points
 from btp.pruners.btp import BTP
 
 BALANCE, OVER, SEED = 0.6, 1.5, 0.25

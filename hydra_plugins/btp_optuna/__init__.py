@@ -1,4 +1,4 @@
-"""hydra/sweeper=optuna: Hydra finds sweepers in packages of this name only; the work is done in btp/runner/study.py."""
+"""hydra/sweeper=optuna: Hydra finds sweepers in packages of this name only; see btp/runner/sweeps/optuna_sweep.py."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Propose, launch and tell, until there are `n_trials`."""
-        from btp.runner.study import run_study  # late: --help needs no Optuna
+        from btp.runner.sweeps.optuna_sweep import run_study  # late: --help needs no Optuna
 
         assert self.launcher is not None
         assert self.config is not None

@@ -9,8 +9,8 @@ from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection, check_selection
 from btp.core.signals import Signal, Signals
 from btp.core.site import Site
+from btp.core.topk import top_k
 from btp.core.trace import Call, StageRecord, Trace
-from btp.ops.pick import top_k
 
 
 def tokens(*alive, total=None):

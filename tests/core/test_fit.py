@@ -2,11 +2,11 @@
 
 import pytest
 
-from btp.core.fit import OutOfReach
-from btp.core.ladder import ladder, shortest
-from btp.core.per_sample import Budget, fit_each
 from btp.core.schedule import Schedule, Stage
-from btp.core.solve import solve_fit
+from btp.schedules.budget import Budget, fit_each
+from btp.schedules.fit import OutOfReach
+from btp.schedules.ladder import ladder, shortest
+from btp.schedules.solve import solve_fit
 
 
 def schedule(*pairs, by=None):

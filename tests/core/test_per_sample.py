@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from btp.core.keep import FIT
-from btp.core.per_sample import Budget, fit_each
 from btp.core.schedule import Schedule, Stage
-from btp.core.solve import solve_fit
+from btp.schedules.budget import Budget, fit_each
+from btp.schedules.solve import solve_fit
 
 LAYERS = 28
 THREE = Schedule(tuple(Stage(f"llm.layer.{layer}", FIT) for layer in (2, 9, 15)))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from btp.core.place import move_stages, place_stages
 from btp.core.schedule import Schedule, Stage
+from btp.schedules.place import move_stages, place_stages
 
 
 def sites(stages):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from btp.core.place import place_stages
+from btp.schedules.place import place_stages
 
 
 def sites(*written, layers=32, vision=0):

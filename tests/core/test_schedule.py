@@ -5,7 +5,7 @@ import torch
 
 from btp.core.keep import keep_count
 from btp.core.schedule import Schedule, Stage
-from btp.core.solve import solve_fit
+from btp.schedules.solve import solve_fit
 
 
 def schedule(*pairs, **more):

@@ -7,8 +7,8 @@ from oracle import alone, steps
 from toys import Content, Count, Fold, plan
 
 from btp.core.selection import MergePlan, Selection
+from btp.core.topk import top_k
 from btp.engine.attach import attach
-from btp.ops.pick import top_k
 
 EACH = tiny.SIDE**2
 BATCH = [[2, "i", 5], [1, "i", 1, "i", 2], [4], ["i", 1]]

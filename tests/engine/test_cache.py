@@ -11,9 +11,9 @@ from toys import Scatter, plan
 from transformers import DynamicCache
 
 from btp.core.signals import Signal
-from btp.engine import cache as kv
 from btp.engine.attach import attach
-from btp.engine.binding import Binding
+from btp.engine.decoder import kv_cache as kv
+from btp.engine.hooks.arguments import Binding
 from btp.engine.observe import observe
 
 TWO = plan(("llm.layer.1", 5), ("llm.layer.3", 2))

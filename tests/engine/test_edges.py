@@ -9,8 +9,8 @@ from toys import Scatter, plan
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal
+from btp.core.topk import top_k
 from btp.engine.attach import attach
-from btp.ops.pick import top_k
 from btp.pruners.dart import DART
 from btp.pruners.divprune import DivPrune
 
@@ -77,7 +77,7 @@ def test_a_picture_last_is_refused():
 
 def test_attention_rows_of_no_text():
     """Where no row has text behind its picture there are no rows, and no error."""
-    from btp.engine.rows import attention_rows
+    from btp.engine.hooks.attention_rows import attention_rows
 
     class View:
         attended = torch.ones(2, 5, dtype=torch.bool)

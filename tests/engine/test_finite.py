@@ -13,9 +13,9 @@ from btp.core.pruner import Pruner, ScorePruner
 from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
 from btp.engine.attach import attach
+from btp.engine.checks.finite import Finite
 from btp.engine.decide import Decider
-from btp.engine.doubts import Doubts
-from btp.engine.finite import Finite
+from btp.engine.hooks.deferred_checks import Doubts
 
 ONE = plan(("llm.layer.2", 4))
 NAN, INF = float("nan"), float("inf")
@@ -241,7 +241,7 @@ def test_one_reading_settles_all():
 
 def test_a_fault_found_late_is_that_of_its_own_prefill(monkeypatch):
     """Where reading waits for the device, the first decode step says it: the rows are those of the same batch."""
-    monkeypatch.setattr("btp.engine.stream.Doubts", lambda: Doubts(wait=True))
+    monkeypatch.setattr("btp.engine.decoder.stream.Doubts", lambda: Doubts(wait=True))
     lvlm = tiny.shared("llava")
     with torch.no_grad(), attach(lvlm, Scores(at(1, 0, NAN)), ONE) as trace:
         inputs = tiny.prompts(lvlm, BATCH)

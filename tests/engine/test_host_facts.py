@@ -8,7 +8,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
-from btp.engine.binding import Binding
+from btp.engine.hooks.arguments import Binding
 
 
 def watch(lvlm, inputs, layer=1, call=None):

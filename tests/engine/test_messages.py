@@ -342,9 +342,9 @@ def test_unfollowed_attention():
 
 def test_odd_rope_and_missing_eager():
     """Hosts that break a fact of the decoder loop are named."""
-    from btp.engine.companions import _take, _turn
-    from btp.engine.registry import own_eager
-    from btp.engine.windows import LayerKind
+    from btp.engine.checks.sliding_window import LayerKind
+    from btp.engine.decoder.masks_positions import _take, _turn
+    from btp.engine.hooks.attention_registry import own_eager
 
     with pytest.raises(RuntimeError, match=r"A RoPE table of shape \(3, 1, 4, 2\)"):
         _take(torch.zeros(3, 1, 4, 2), torch.zeros(1, 2, dtype=torch.long))

@@ -8,8 +8,8 @@ from oracle import alone, steps
 from toys import Content, Fold, Watch, plan
 
 from btp.core.signals import Signal
-from btp.engine import rows as engine_rows
 from btp.engine.attach import attach
+from btp.engine.hooks import attention_rows as engine_rows
 from btp.engine.observe import observe
 
 EACH = tiny.SIDE**2

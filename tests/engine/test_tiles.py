@@ -9,7 +9,7 @@ from toys import Content, Fold, Watch, plan
 
 from btp.core.signals import Signal
 from btp.engine.attach import attach
-from btp.models.onevision import LlavaOneVision
+from btp.models.families.llava_onevision import LlavaOneVision
 
 TILED = ("llava_next", "llava_onevision", "llava_next_video")
 ROWS = ("one row", "left padded, unequal pictures", "text beside pictures")

@@ -7,7 +7,7 @@ import torch
 from btp.core.pruner import ScorePruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
-from btp.ops.pick import top_k
+from btp.core.topk import top_k
 
 
 class Scatter(ScorePruner):

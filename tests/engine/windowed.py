@@ -13,7 +13,7 @@ import torch
 from families import gemma3
 from oracle import additive, hidden_from, hooked
 
-from btp.models.gemma3 import Gemma3
+from btp.models.families.gemma3 import Gemma3
 
 BOI, EOI, PIXELS = 3, 4, 9  # PIXELS: visual tokens of a picture
 

@@ -9,7 +9,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from btp.models.videoless import without_videos
+from btp.models.loading.processor_without_video import without_videos
 from families import kit
 
 EDGE, PATCH = 28, 7  # four patches a side, two visual tokens a side

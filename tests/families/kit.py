@@ -23,7 +23,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from btp.models.load import Loaded, find_checkpoint, load
+from btp.models.loading.load import Loaded, find_checkpoint, load
 
 HERE = Path(__file__).parent
 CONF = HERE.parents[1] / "conf"

@@ -12,7 +12,7 @@ from transformers import (
     LlavaNextVideoProcessor,
 )
 
-from btp.models.videoless import without_videos
+from btp.models.loading.processor_without_video import without_videos
 from families import kit
 from families.llava_next import PATCH
 from families.llava_onevision import beside

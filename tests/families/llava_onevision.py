@@ -13,7 +13,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from btp.models.videoless import without_videos
+from btp.models.loading.processor_without_video import without_videos
 from families import kit
 
 EDGE, PATCH, SIDE = 42, 14, 3

@@ -7,7 +7,7 @@ loading path makes them where it is absent, and the patches of a video and its p
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil, Qwen2VLProcessor
 
-from btp.models.videoless import without_videos
+from btp.models.loading.processor_without_video import without_videos
 from families import kit
 
 PATCH = 4  # eight pixels a side become a visual token

@@ -22,12 +22,12 @@ from toys import Content, plan
 
 from btp.core.signals import Signal
 from btp.engine.attach import attach
-from btp.engine.check import check_signal
-from btp.engine.plan import make_plan
+from btp.engine.checks.plan import make_plan
+from btp.engine.checks.signals import check_signal
 from btp.runner.arms import build_arms
-from btp.runner.budget import facts_of, pictures_of
-from btp.runner.stages import Sources
-from btp.runner.targets import aim_nowhere
+from btp.runner.evaluation.oracle_targets import aim_nowhere
+from btp.schedules.meet import facts_of, pictures_of
+from btp.schedules.plan import Sources
 from families import kit
 from families.hiding import hiding
 

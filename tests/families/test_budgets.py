@@ -11,10 +11,10 @@ import pytest
 from jobs import command, job
 from PIL import Image
 
-from btp.report.load import read_run
-from btp.report.summary import remarks
-from btp.report.table import run_table
-from btp.runner.solved import restored
+from btp.report.tables.run_table import run_table
+from btp.report.text.run_text import remarks
+from btp.results.reader import read_run
+from btp.schedules.serialize import restored
 from families import kit
 
 SIZES = {

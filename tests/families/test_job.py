@@ -9,12 +9,12 @@ from jobs import job
 from PIL import Image
 
 from btp.measure.architecture import COMPUTED
-from btp.report.browser import cards
-from btp.report.load import read_run
+from btp.report.pages.sample_cards import cards
 from btp.report.spared import Spared
-from btp.runner.batches import Collate
-from btp.runner.budget import passing, pictures_of
-from btp.runner.contents import make_dataset
+from btp.results.reader import read_run
+from btp.runner.datasets import make_dataset
+from btp.runner.evaluation.data import Collate
+from btp.schedules.meet import passing, pictures_of
 from families import kit
 
 NAMES = sorted(kit.families())

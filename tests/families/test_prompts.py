@@ -9,7 +9,7 @@ from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
 from btp.models.chat import chat_inputs
-from btp.runner.batches import Collate
+from btp.runner.evaluation.data import Collate
 from btp.tasks.sample import Sample
 from families import kit
 

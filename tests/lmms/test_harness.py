@@ -20,7 +20,7 @@ from jobs import ROOT, command, job
 from lmms_eval.models import get_model
 from local_tasks import write_questions, write_tasks
 
-from btp.runner.lmms.task import HarnessTask
+from btp.runner.lmms_eval.task import HarnessTask
 
 LIMIT = 18
 POCKET = ROOT / "btp" / "models" / "checkpoints" / "pocket"

@@ -10,11 +10,11 @@ from PIL import Image
 
 from btp.core.schedule import Schedule
 from btp.engine.attach import attach
-from btp.models.find import find_checkpoint
-from btp.models.load import load
+from btp.models.loading.checkpoint import find_checkpoint
+from btp.models.loading.load import load
 from btp.pruners.random import Random
-from btp.runner.lmms.document import Document, Pictures, Shown
-from btp.runner.lmms.respond import Prompts, prediction, respond
+from btp.runner.lmms_eval.document import Document, Pictures, Shown
+from btp.runner.lmms_eval.respond import Prompts, prediction, respond
 from btp.tasks.pocketvqa.task import PocketVQA
 
 CHOICES = (" yes", " no", " a red circle , a small blue square")

@@ -5,12 +5,12 @@ import re
 import pytest
 from jobs import composed
 
-from btp.runner.cli import CONF
-from btp.runner.lmms import settings
-from btp.runner.lmms.arguments import composed as from_arguments
-from btp.runner.lmms.settings import check_tasks, shared_part
-from btp.runner.named import run_identity
-from btp.runner.overrides import find_fault
+from btp.cli.overrides import find_fault
+from btp.cli.run import CONF
+from btp.lmms_eval.arguments import composed as from_arguments
+from btp.runner.lmms_eval import settings
+from btp.runner.lmms_eval.settings import check_tasks, shared_part
+from btp.runner.run_identity import run_identity
 
 
 def test_the_command_line_takes_a_list_of_tasks():

@@ -15,7 +15,7 @@ from btp.measure import segments
 from btp.measure.architecture import architecture
 from btp.measure.cost import Subject, measure
 from btp.measure.flops import visual_pdrop
-from btp.measure.selection import timed
+from btp.measure.timed_pruner import timed
 
 CUT = Schedule.from_config([{"site": "llm.layer.1", "keep": 5}, {"site": "llm.layer.3", "keep": 2}])
 

@@ -12,7 +12,7 @@ import torch
 
 from btp.core.schedule import Schedule
 from btp.measure.architecture import architecture
-from btp.runner.profile import _segments
+from btp.runner.evaluation.cost import _segments
 from experiments.cost import breakeven, measure
 from experiments.cost.arms import STAGES, all_pruners, composed, make_arm, named, planned
 from experiments.cost.outline import outline

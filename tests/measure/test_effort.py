@@ -14,7 +14,7 @@ from btp.measure.effort import TRIED_TOKENS, seconds_of_rounds, times, try_speed
 from btp.measure.planned import planned_costs
 from btp.measure.roofline import Device
 from btp.measure.segments import square
-from btp.measure.selection import timed
+from btp.measure.timed_pruner import timed
 
 
 @pytest.mark.parametrize("repeats", [2, 5])
@@ -27,7 +27,7 @@ def test_as_many_runs_are_added_up_as_are_made(repeats):
         what, lambda: attach(lvlm, pruner, CUT), pruner=pruner, new_tokens=4, repeats=repeats, warmup=1, now=ticks()
     )
     with attach(lvlm):
-        what.generate(1)  # as btp.runner.profile looks at the plain cache
+        what.generate(1)  # as btp.runner.evaluation.cost looks at the plain cache
     found = seconds_of_rounds(Times(0, 0, 1, 100), Times(0, 0, 1, 100), repeats=repeats, warmup=1, output=4)
     assert found == len(log) + 100 * sum(n - 1 for n in log)
 

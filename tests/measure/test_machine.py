@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from btp.measure.machine import _cpu_model, hardware, peak_memory_mib
+from btp.measure.hardware import _cpu_model, hardware, peak_memory_mib
 
 
 def test_hardware():

@@ -10,7 +10,7 @@ from btp.core.pruner import Pruner, ScorePruner
 from btp.core.schedule import Schedule
 from btp.core.signals import Signal
 from btp.engine.attach import attach
-from btp.measure.selection import TimedPruner, timed
+from btp.measure.timed_pruner import TimedPruner, timed
 
 TWO = Schedule.from_config(
     [{"site": "llm.layer.1", "keep": 5, "power": 1}, {"site": "llm.layer.3", "keep": 2, "power": 2}]

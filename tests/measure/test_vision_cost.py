@@ -11,7 +11,7 @@ from btp.measure import segments
 from btp.measure.architecture import architecture
 from btp.measure.cost import Subject, measure
 from btp.measure.flops import prefill, preview, shortened, vision
-from btp.measure.selection import timed
+from btp.measure.timed_pruner import timed
 
 
 class Looks(ScorePruner):

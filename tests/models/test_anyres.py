@@ -15,7 +15,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from btp.core.signals import Signal
 from btp.engine.attach import attach
 from btp.engine.observe import observe
-from btp.models.onevision import LlavaOneVision
+from btp.models.families.llava_onevision import LlavaOneVision
 
 TILED = ("llava_next", "llava_next_mistral", "llava_onevision", "llava_next_video")
 FILMED = ("llava_onevision", "llava_next_video", "video_llava")

@@ -12,7 +12,7 @@ from families import kit
 
 from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
-from btp.models.features import USED, PictureFeatures, Shelf, make_room
+from btp.models.vision_cache import USED, PictureFeatures, Shelf, make_room
 from btp.pruners.random import Random
 
 ROWS = [[2, "i", 4], [1, "i", 2, "i", 1]]

@@ -8,8 +8,8 @@ import torch
 from saved import copied, edit, settings, whole
 from transformers import DynamicCache
 
-from btp.models.find import find_checkpoint
-from btp.models.load import load
+from btp.models.loading.checkpoint import find_checkpoint
+from btp.models.loading.load import load
 
 __all__ = ["copied", "whole"]  # fixtures
 FILE = "generation_config.json"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from saved import edit, settings, whole
 
-from btp.models.find import find_checkpoint
-from btp.models.load import load
+from btp.models.loading.checkpoint import find_checkpoint
+from btp.models.loading.load import load
 
 __all__ = ["whole"]  # fixtures
 CPU = torch.device("cpu")

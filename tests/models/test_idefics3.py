@@ -9,7 +9,7 @@ from toys import Scatter, Watch, plan
 
 from btp.core.signals import Signal
 from btp.engine.attach import attach
-from btp.models.idefics3 import _arrange
+from btp.models.families.idefics3 import _arrange
 
 NAMES = ("idefics3", "smolvlm")
 SIZES = [(84, 28), (28, 84), (60, 60), (84, 56), (20, 84)]

@@ -11,10 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
-from btp.models.find import find_checkpoint
-from btp.models.load import load
+from btp.models.loading.checkpoint import find_checkpoint
+from btp.models.loading.load import load
+from btp.models.loading.weight_memory import stored_bytes
 from btp.models.lvlm import LVLM
-from btp.models.memory import stored_bytes
 from btp.pruners.random import Random
 
 __all__ = ["copied", "whole"]  # fixtures
@@ -88,7 +88,7 @@ def test_an_adapter_is_found_by_its_path(whole):
         "btp.models.nowhere.Odd": "cannot be imported: No module named",
         "btp.models.lvlm.Odd": "cannot be imported: module 'btp.models.lvlm' has no attribute 'Odd'",
         "Odd": "cannot be imported: Empty module name",
-        "btp.models.grids.square": "is not a subclass of btp.models.lvlm.LVLM",
+        "btp.models.families.grids.square": "is not a subclass of btp.models.lvlm.LVLM",
     }.items():
         with pytest.raises(ValueError, match=f"model.adapter is {path}, .*{message}"):
             loaded(whole, adapter=path)

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from btp.core.tower import Host
+from btp.core.host import Host
 from btp.models.lvlm import LVLM
 
 

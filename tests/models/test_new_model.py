@@ -11,7 +11,7 @@ import yaml
 
 from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
-from btp.models.load import load
+from btp.models.loading.load import load
 from btp.models.lvlm import LVLM
 from btp.pruners.diversity import Diversity
 from btp.pruners.fastv import FastV

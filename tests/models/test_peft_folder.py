@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from saved import settings, whole
 
-from btp.models import peft_folder
-from btp.models.find import find_checkpoint
-from btp.models.load import load
-from btp.models.memory import stored_bytes
+from btp.models.loading import peft_folder
+from btp.models.loading.checkpoint import find_checkpoint
+from btp.models.loading.load import load
+from btp.models.loading.weight_memory import stored_bytes
 from btp.runner.identity import checkpoint
 
 __all__ = ["whole"]  # fixtures

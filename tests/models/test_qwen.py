@@ -9,7 +9,7 @@ from oracle import steps
 from toys import Watch, plan
 
 from btp.engine.attach import attach
-from btp.models.qwen import Qwen3VL, QwenVL
+from btp.models.families.qwen import Qwen3VL, QwenVL
 
 NAMES = ("qwen2vl", "qwen25vl", "qwen3vl")
 CLIP = kit.Video(6, 16, 24)

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from btp.models.load import load
-from btp.models.random_weights import BLOCK, STD, build, describe, empty
+from btp.models.loading.load import load
+from btp.models.loading.random_weights import BLOCK, STD, build, describe, empty
 
 CPU = torch.device("cpu")
 YAMLS = {p.stem: yaml.safe_load(p.read_text()) for p in Path(__file__).parents[2].glob("conf/model/*.yaml")}

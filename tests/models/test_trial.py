@@ -7,9 +7,9 @@ import torch
 from families import kit
 from saved import copied, edit, settings, whole
 
-from btp.models.find import find_checkpoint
-from btp.models.load import load
-from btp.models.trial import try_picture, try_prompt
+from btp.models.loading.checkpoint import find_checkpoint
+from btp.models.loading.load import load
+from btp.models.loading.trial import try_picture, try_prompt
 
 __all__ = ["copied", "whole"]  # fixtures
 TEXT_ONLY = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %} ASSISTANT:"

@@ -12,8 +12,8 @@ from transformers import AyaVisionConfig, AyaVisionForConditionalGeneration, Coh
 
 from btp.core.schedule import Schedule
 from btp.engine.attach import attach
-from btp.models.adapters import adapter_for, adapters
-from btp.models.load import find_adapter
+from btp.models.families.adapters import adapter_for, adapters
+from btp.models.loading.load import find_adapter
 from btp.models.lvlm import LVLM
 
 CONF = kit.CONF / "model"

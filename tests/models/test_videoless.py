@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
-from btp.models.videoless import processor_class, without_videos
+from btp.models.loading.processor_without_video import processor_class, without_videos
 
 pytestmark = pytest.mark.skipif(is_torchvision_available(), reason="torchvision makes the real ones")
 PICTURE = Image.fromarray(np.zeros((16, 16, 3), np.uint8))

@@ -2,7 +2,7 @@
 
 import torch
 
-from btp.ops.apart import frames_apart, shared_out
+from btp.ops.frames import frames_apart, shared_out
 
 
 def test_each_frame_is_a_row():

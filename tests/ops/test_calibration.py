@@ -3,7 +3,7 @@
 import pytest
 
 from btp.core.schedule import Schedule
-from btp.ops.calibration import (
+from btp.schedules.calibrated import (
     Shift,
     calibrated_stages,
     deepest_first,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from btp.ops.clusters import _distances, density_peaks
+from btp.ops.density_peaks import _distances, density_peaks
 
 
 def plain(x, k):

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from btp.ops import diversity, picks_queued, picks_read
-from btp.ops.diversity import farthest_points
+from btp.ops import farthest_point as diversity
+from btp.ops import farthest_point_cpu as picks_read
+from btp.ops import farthest_point_cuda as picks_queued
+from btp.ops.farthest_point import farthest_points
 
 
 def plain(x, seed, k):

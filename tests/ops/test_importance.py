@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from btp.ops.importance import TextAttention, mean_over, nearest_text
+from btp.pruners.text_attention import TextAttention, mean_over, nearest_text
 
 
 def test_mean_over_rows_that_may_look():

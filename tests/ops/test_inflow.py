@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from btp.ops import inflow
-from btp.ops.inflow import inflow_map, qualifying_rows, received_attention
+from btp.ops import attention_received as inflow
+from btp.ops.attention_received import inflow_map, qualifying_rows, received_attention
 
 ROWS = [[0.10, 0.60, 0.20, 0.10], [0.20, 0.40, 0.30, 0.10], [0.05, 0.75, 0.10, 0.10], [0.25, 0.45, 0.20, 0.10]]
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from btp.ops.diversity import farthest_points
-from btp.ops.nearest import distances_in_turn
+from btp.ops.farthest_point import farthest_points
+from btp.ops.nearest_chosen import distances_in_turn
 
 
 def test_worked_example():

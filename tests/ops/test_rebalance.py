@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from btp.core.topk import top_k
 from btp.ops import rebalance
-from btp.ops.pick import top_k
 from btp.ops.rebalance import rebalanced_top
 
 A = torch.tensor([[0.1, 0.9, 0.2, 0.3, 0.8, 0.7, 0.6, 0.5]])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from btp.ops.spatial import proportional, spatial_seeds, spread
+from btp.ops.grid_spread import proportional, spatial_seeds, spread
 
 
 def grid(rows, columns, frame=0):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from btp.ops import walk
-from btp.ops.walk import walk_scores
+from btp.ops import pagerank as walk
+from btp.ops.pagerank import walk_scores
 
 SETTINGS = {"tau": 0.1, "iterations": 5, "damping": 0.0}
 

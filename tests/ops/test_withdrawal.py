@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from btp.ops.withdrawal import divergence, first_passing
+from btp.ops.kl_search import divergence, first_passing
 
 FULL = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).log()
 WITHDRAWN = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log()

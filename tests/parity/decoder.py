@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from btp.core.tower import Layout
+from btp.core.host import Layout
 from btp.core.trace import Trace
 from btp.engine.attach import attach
 from btp.models.lvlm import LVLM

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.nn.functional import linear, silu
 
+from btp.core.topk import top_k
 from btp.ops.bipartite import merge_to
 from btp.ops.merge import merge_states
-from btp.ops.pick import top_k
-from btp.ops.walk import walk_scores
+from btp.ops.pagerank import walk_scores
 
 HERE = Path(__file__).parent
 DATA = np.load(HERE / "aim.npz")

@@ -14,12 +14,12 @@ from hydra.utils import instantiate
 from pruners.hand import CONF, tokens
 from yaml import safe_load
 
-from btp.core.place import place_stages
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
-from btp.ops.diversity import farthest_points
+from btp.ops.farthest_point import farthest_points
+from btp.ops.grid_spread import spatial_seeds
 from btp.ops.rebalance import rebalanced_top
-from btp.ops.spatial import spatial_seeds
+from btp.schedules.place import place_stages
 from parity import released_btp as plain
 from parity.decoder import play, tiny
 from parity.plain_llama import part, recorded

@@ -6,7 +6,7 @@ from pruners.hand import tokens
 
 from btp.core.schedule import Stage
 from btp.core.signals import Signal, Signals
-from btp.engine.rows import tower_rows
+from btp.engine.hooks.attention_rows import tower_rows
 from btp.pruners.fastervlm import FasterVLM
 from parity.plain_llama import recorded
 

@@ -16,8 +16,8 @@ from torch.nn.functional import interpolate
 from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signal, Signals
+from btp.ops.attention_received import qualifying_rows, received_attention
 from btp.ops.entropy import gray_levels, patch_entropy
-from btp.ops.inflow import qualifying_rows, received_attention
 from btp.ops.merge import merge_states
 from btp.pruners.vflowopt import VFlowOpt
 

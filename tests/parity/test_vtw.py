@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from btp.core.schedule import Schedule
-from btp.ops.withdrawal import divergence, first_passing
+from btp.ops.kl_search import divergence, first_passing
 from btp.pruners.vtw import VTW
 from parity.decoder import play, tiny
 from parity.plain_llama import part, recorded

@@ -7,10 +7,10 @@ import torch
 import yaml
 
 import btp
-from btp.core.place import place_stages
 from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import COUNTED, Signals
+from btp.schedules.place import place_stages
 
 CONF = Path(btp.__file__).parents[1] / "conf"
 D, HEADS, TEXT, LEAD = 16, 4, 5, 1

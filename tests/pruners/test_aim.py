@@ -6,13 +6,13 @@ import pytest
 import torch
 from hand import LEAD, TEXT, row, stage, tokens
 
-from btp.core.place import place_stages
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import check_selection
 from btp.core.signals import Signal, Signals
 from btp.ops.merge import merge_sizes, merge_states
-from btp.ops.walk import walk_scores
+from btp.ops.pagerank import walk_scores
 from btp.pruners.aim import AIM
+from btp.schedules.place import place_stages
 
 SETTINGS = {
     "metric": "vision.feature",

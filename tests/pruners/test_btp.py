@@ -9,9 +9,9 @@ from hand import row, signals, stage, tokens
 from btp.core.schedule import Schedule
 from btp.core.selection import check_selection
 from btp.core.signals import Signal, Signals
-from btp.ops.diversity import farthest_points
-from btp.ops.pick import top_k
-from btp.ops.spatial import spatial_seeds
+from btp.core.topk import top_k
+from btp.ops.farthest_point import farthest_points
+from btp.ops.grid_spread import spatial_seeds
 from btp.pruners.btp import BTP
 
 SETTINGS = {

@@ -12,7 +12,7 @@ from btp.core.signals import Signal
 from btp.engine.attach import attach
 from btp.pruners.attention import Attention
 from btp.pruners.btp import BTP
-from btp.pruners.chain import Chain
+from btp.pruners.composition import Chain
 from btp.pruners.diversity import Diversity
 from btp.pruners.oracle import Oracle
 from btp.pruners.random import Random

@@ -11,14 +11,14 @@ from omegaconf import OmegaConf
 
 import btp
 from btp.core.keep import is_fit
-from btp.core.place import place_stages
 from btp.core.pruner import ScorePruner
 from btp.core.schedule import Schedule
 from btp.core.selection import check_selection
 from btp.core.signals import COUNTED, Signals
 from btp.engine.decide import Decider
-from btp.engine.doubts import Doubts
-from btp.runner.published import with_published
+from btp.engine.hooks.deferred_checks import Doubts
+from btp.schedules.place import place_stages
+from btp.schedules.published import with_published
 
 CONF = Path(btp.__file__).parents[1] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "pruner").glob("*.yaml"))

@@ -9,8 +9,8 @@ from hand import HEADS, signals, stage, tokens
 from btp.core.pruner import ScorePruner
 from btp.core.schedule import Schedule
 from btp.core.signals import Signal, Signals
-from btp.ops.diversity import farthest_points
-from btp.ops.pick import top_k
+from btp.core.topk import top_k
+from btp.ops.farthest_point import farthest_points
 from btp.pruners.attention import Attention
 from btp.pruners.btp import BTP
 from btp.pruners.diversity import Diversity

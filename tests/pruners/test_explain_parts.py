@@ -9,12 +9,12 @@ from test_contract import NAMES, build, kept_stages
 
 from btp.core.pruner import ScorePruner
 from btp.core.signals import Signal
-from btp.ops.pick import marked, top_k
+from btp.core.topk import marked, top_k
 from btp.pruners.attention import Attention
 from btp.pruners.btp import BTP
-from btp.pruners.chain import Chain
+from btp.pruners.composition import Chain
 from btp.pruners.diversity import Diversity
-from btp.runner.explain_witness import Witness
+from btp.runner.explain.witness import Witness
 
 RULES = ["attention", "rebalancing", "farthest from scratch", "spatial seed", "diversity"]
 SETTINGS = {"score": "logits", "source": "last", "over": 1.5, "split": "half", "seed": 0.25, "distance": "manhattan"}

@@ -8,7 +8,7 @@ from hand import signals, stage, tokens
 
 from btp.core.schedule import Schedule
 from btp.core.signals import Signal, Signals
-from btp.ops.pick import top_k
+from btp.core.topk import top_k
 from btp.pruners.fastervlm import FasterVLM
 
 CLS = Signal("attention", "vision.feature", "cls", "probs")

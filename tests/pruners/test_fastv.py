@@ -8,7 +8,7 @@ from hand import row, signals, stage, tokens
 
 from btp.core.schedule import Schedule
 from btp.core.signals import Signal, Signals
-from btp.ops.pick import top_k
+from btp.core.topk import top_k
 from btp.pruners.btp import BTP
 from btp.pruners.fastv import FastV
 from btp.pruners.random import Random

@@ -11,7 +11,7 @@ import btp
 from btp.core.schedule import Schedule
 from btp.core.selection import check_selection
 from btp.core.signals import Signal, Signals
-from btp.ops.pick import top_k
+from btp.core.topk import top_k
 from btp.pruners.pdrop import PDrop
 
 CONF = Path(btp.__file__).parents[1] / "conf"

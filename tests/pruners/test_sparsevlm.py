@@ -13,8 +13,8 @@ import btp
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import check_selection
 from btp.core.signals import Signal, Signals
+from btp.core.topk import top_k
 from btp.ops.merge import merge_sizes, merge_states
-from btp.ops.pick import top_k
 from btp.ops.raters import choose_raters, text_scores
 from btp.pruners.sparsevlm import SparseVLM
 

@@ -9,8 +9,8 @@ from hand import row, signals, stage, tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import check_selection
 from btp.core.signals import Signal, Signals
+from btp.core.topk import top_k
 from btp.ops.merge import merge_states
-from btp.ops.pick import top_k
 from btp.pruners.vflowopt import VFlowOpt
 
 SETTINGS = {

@@ -4,7 +4,7 @@ import pytest
 from pages import FLAGS, find_browser
 from sample_run import write_run
 
-from btp.report.page import write_report
+from btp.report.pages.run_page import write_report
 
 
 @pytest.fixture(scope="session")

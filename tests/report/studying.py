@@ -5,10 +5,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from sample_run import of, set_scores, write_run
 
-from btp.report.fields import fields
-from btp.report.find import find_runs
-from btp.report.palette import LIGHT
+from btp.report.comparison.groups import fields
+from btp.report.figures.style import LIGHT
 from btp.report.studies.study import Study
+from btp.results.find import find_runs
 
 SAMPLES = 40
 ALL, NONE = [1.0] * SAMPLES, [0.0] * SAMPLES

@@ -7,10 +7,10 @@ from pages import SCREENS, shown
 from PIL import Image
 from rich.console import Console
 
-from btp.report.explain_page import write_life
-from btp.report.explain_screen import ScreenLife
-from btp.report.explained import HIGHEST, Life, Said, StageLife, numbered, ranks, shades
-from btp.report.load import View
+from btp.report.pages.explain_data import HIGHEST, Life, Said, StageLife, numbered, ranks, shades
+from btp.report.pages.explain_page import write_life
+from btp.report.pages.explain_terminal import ScreenLife
+from btp.results.reader import View
 
 NO = float("-inf")
 

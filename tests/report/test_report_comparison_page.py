@@ -9,10 +9,10 @@ import pytest
 from pages import SCREENS, shown, visible
 from sample_run import BLIND, SHRUNK, of, write_run
 
-from btp.report.gather import compare
-from btp.report.load import read_run
-from btp.report.overlays import stage_views
-from btp.report.page import write_report
+from btp.report.comparison.compare import compare
+from btp.report.figures.token_overlays import stage_views
+from btp.report.pages.run_page import write_report
+from btp.results.reader import read_run
 
 SERIES = ("unpruned", "tome", "btp", "random", "downsampled", "no image")
 

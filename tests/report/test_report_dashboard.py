@@ -7,15 +7,15 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sample_run import BLIND, SHRUNK, of, write_run
 
-from btp.report import fronts
-from btp.report.checks import checks
-from btp.report.differences import differences
-from btp.report.fields import fields
-from btp.report.kept import kept_data
-from btp.report.live import plot_data
-from btp.report.load import read_costs, read_run
-from btp.report.palette import LIGHT
-from btp.report.ranking import ranking
+from btp.report.comparison.config_diff import differences
+from btp.report.comparison.groups import fields
+from btp.report.comparison.table import ranking
+from btp.report.figures import pareto_figures as fronts
+from btp.report.figures.live import plot_data
+from btp.report.figures.style import LIGHT
+from btp.report.pages.kept_cards import kept_data
+from btp.report.text.checks import checks
+from btp.results.reader import read_costs, read_run
 
 
 def gathered(*folders):

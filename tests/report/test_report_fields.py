@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from sample_run import ARMS, BLIND, SHRUNK, method, of, set_scores, write_run
 
-from btp.report.fields import fields, pair
-from btp.report.load import read_costs, read_run
-from btp.report.variants import variants
+from btp.report.comparison.groups import fields, pair
+from btp.report.comparison.series_names import variants
+from btp.results.reader import read_costs, read_run
 
 SMALL = {"samples": 16, "overlays": 0}
 

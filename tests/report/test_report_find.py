@@ -6,7 +6,7 @@ import shutil
 import pytest
 from sample_run import write_run
 
-from btp.report.find import find_runs, nothing_found, run_folders
+from btp.results.find import find_runs, nothing_found, run_folders
 
 SMALL = {"samples": 4, "overlays": 0}
 

@@ -5,14 +5,14 @@ import json
 import pytest
 from sample_run import ARMS, BLIND, SHRUNK, of, set_scores, write_run
 
-from btp.report.fields import fields
-from btp.report.floor import example, nothing_right
-from btp.report.load import read_run
-from btp.report.page import write_report
-from btp.report.ranking import ranking
-from btp.report.summary import headline, remarks
-from btp.report.table import run_table
-from btp.report.verdict import notes, verdict
+from btp.report.comparison.groups import fields
+from btp.report.comparison.table import ranking
+from btp.report.pages.run_page import write_report
+from btp.report.tables.run_table import run_table
+from btp.report.text.comparison_text import notes, verdict
+from btp.report.text.floor import example, nothing_right
+from btp.report.text.run_text import headline, remarks
+from btp.results.reader import read_run
 
 ADVICE = "look at prompt and processor"
 

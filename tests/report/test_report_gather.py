@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 from sample_run import BLIND, SHRUNK, of, set_scores, write_run
 
-from btp.report.fields import fields
-from btp.report.find import LeftOut, find_runs
-from btp.report.fronts import joined, series_looks
-from btp.report.gather import compare
-from btp.report.kept import kept_cards, kept_data
-from btp.report.ranking import ranking
-from btp.report.verdict import notes, verdict
+from btp.report.comparison.compare import compare
+from btp.report.comparison.groups import fields
+from btp.report.comparison.table import ranking
+from btp.report.figures.pareto_figures import joined, series_looks
+from btp.report.pages.kept_cards import kept_cards, kept_data
+from btp.report.text.comparison_text import notes, verdict
+from btp.results.find import LeftOut, find_runs
 
 ONE = ("presence",)
 

@@ -12,16 +12,16 @@ from PIL import Image
 from rich.console import Console
 from sample_run import method, write_run
 
-from btp.report import plots
-from btp.report.export import to_latex, to_markdown
-from btp.report.gather import compare
-from btp.report.load import View, read_run
-from btp.report.overlays import StageView, overlay_png
-from btp.report.page import write_report
-from btp.report.palette import LIGHT
-from btp.report.screen import screen_table
-from btp.report.table import run_table
+from btp.report.comparison.compare import compare
+from btp.report.figures import run_figures as plots
+from btp.report.figures.style import LIGHT
+from btp.report.figures.token_overlays import StageView, overlay_png
+from btp.report.pages.run_page import write_report
+from btp.report.tables.export import to_latex, to_markdown
+from btp.report.tables.run_table import run_table
+from btp.report.tables.screen_table import screen_table
 from btp.report.terminal import literal
+from btp.results.reader import View, read_run
 
 NAMES = ("[/bold]", "[red]signs", "$\\frac{a$", "$5 to $9", "x^_2%", "<b>bold</b>", "_hidden", "字 é")
 NAMES += ("a\x1b[31mb", "long " * 200)

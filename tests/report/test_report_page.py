@@ -7,9 +7,9 @@ from pages import SCREENS, shown, visible
 from PIL import Image
 from sample_run import ARMS, write_run
 
-from btp.report.load import read_run
-from btp.report.overlays import kept_cells, stage_views
-from btp.report.page import write_report
+from btp.report.figures.token_overlays import kept_cells, stage_views
+from btp.report.pages.run_page import write_report
+from btp.results.reader import read_run
 
 PLAIN = ("layers.json", "calibration.yaml")  # fewer plots, less time
 

@@ -12,18 +12,18 @@ from matplotlib.text import Text
 from PIL import Image
 from sample_run import ARMS, BLIND, SHRUNK, of, write_run
 
-from btp.report import fronts
-from btp.report.browser import cards
-from btp.report.fields import fields
-from btp.report.labels import name_points
-from btp.report.load import View, read_costs, read_run
-from btp.report.overlays import StageView, kept_cells, on_grid, overlay_png, panel, stage_views
-from btp.report.palette import DARK, LIGHT, looks
-from btp.report.plots import PLOTS, to_png
-from btp.report.ranking import ranking
+from btp.report.comparison.groups import fields
+from btp.report.comparison.table import ranking
+from btp.report.figures import pareto_figures as fronts
+from btp.report.figures.axes import tradeoff
+from btp.report.figures.labels import name_points
+from btp.report.figures.run_figures import PLOTS, to_png
+from btp.report.figures.style import DARK, LIGHT, looks
+from btp.report.figures.token_overlays import StageView, kept_cells, on_grid, overlay_png, panel, stage_views
+from btp.report.pages.sample_cards import cards
 from btp.report.spared import Spared
-from btp.report.table import run_table
-from btp.report.tradeoff import tradeoff
+from btp.report.tables.run_table import run_table
+from btp.results.reader import View, read_costs, read_run
 
 OTHERS = ("unpruned", "random", "downsampled", "no image")
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from sample_run import BLIND, SHRUNK, of, set_scores, write_run
 
-from btp.report.fields import budget_groups, fields
-from btp.report.load import read_costs, read_run
-from btp.report.pareto import pareto_front
-from btp.report.ranking import ranking
-from btp.report.stats import holm
-from btp.report.table import run_table
+from btp.report.comparison.groups import budget_groups, fields
+from btp.report.comparison.pareto import pareto_front
+from btp.report.comparison.table import ranking
+from btp.report.tables.run_table import run_table
+from btp.results.reader import read_costs, read_run
+from btp.results.stats import holm
 
 ONE = ("presence",)
 SMALL = {"samples": 20, "overlays": 0, "abilities": ONE}

@@ -5,7 +5,7 @@ from math import comb, isnan, nan, sqrt
 import numpy as np
 import pytest
 
-from btp.report.stats import Interval, holm, macro_interval, mean_interval, paired_gap, paired_p
+from btp.results.stats import Interval, holm, macro_interval, mean_interval, paired_gap, paired_p
 
 
 def test_one_pair_a_group_says_nothing_of_the_spread():

@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 from sample_run import ARMS, BLIND, SHRUNK, write_run
 
-from btp.report.export import to_csv, to_latex, to_markdown
-from btp.report.load import read_run
-from btp.report.screen import screen_table
-from btp.report.table import run_table
+from btp.report.tables.export import to_csv, to_latex, to_markdown
+from btp.report.tables.run_table import run_table
+from btp.report.tables.screen_table import screen_table
+from btp.results.reader import read_run
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 from pages import shown
 from sample_run import ARMS, BLIND, SHRUNK, of, write_run
 
-from btp.report.gather import compare
-from btp.report.page import write_report
+from btp.report.comparison.compare import compare
+from btp.report.pages.run_page import write_report
 
 NINE = (*"abcdef", "digit", "number", "describe")
 WIDTHS = (1900, 1400, 1280, 800, 390)

@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 from sample_run import ARMS, BLIND, SHRUNK, set_scores, write_run
 
-from btp.report.fired import fired
-from btp.report.load import read_run
-from btp.report.page import write_report
-from btp.report.screen import screen_table
-from btp.report.summary import headline, remarks
-from btp.report.table import run_table
+from btp.report.pages.run_page import write_report
+from btp.report.tables.run_table import run_table
+from btp.report.tables.screen_table import screen_table
+from btp.report.text.fired import fired
+from btp.report.text.run_text import headline, remarks
+from btp.results.reader import read_run
 
 
 def said(folder):

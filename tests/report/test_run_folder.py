@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from sample_run import ABILITIES, ARMS, write_run
 
-from btp.report.load import read_run
+from btp.results.reader import read_run
 
 
 def test_a_run_is_read(run_folder):

@@ -10,17 +10,17 @@ import yaml
 from sample_run import ABILITIES, ARMS, of, set_scores, write_run
 from studying import ALL, NONE, SAMPLES, answer, config, write_depths, write_settings
 
-from btp.report.fields import fields
-from btp.report.find import find_runs
+from btp.report.comparison.groups import fields
+from btp.report.studies.ablation import dots
+from btp.report.studies.controls import fired, inertness
 from btp.report.studies.coverage import cells_of, coverage, shares_kept
 from btp.report.studies.curves import curves
-from btp.report.studies.dots import dots
+from btp.report.studies.depth_sweep import depth_sweep, knee
 from btp.report.studies.grid import grid
-from btp.report.studies.happened import fired, inertness
-from btp.report.studies.knee import depth_sweep, knee
-from btp.report.studies.published import published
-from btp.report.studies.suites import suites
+from btp.report.studies.paired_suites import suites
+from btp.report.studies.reproduce import published
 from btp.report.studies.write import BEGIN, END, KINDS, write_study
+from btp.results.find import find_runs
 
 
 @pytest.fixture

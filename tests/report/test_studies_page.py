@@ -10,15 +10,15 @@ from PIL import Image
 from sample_run import of, set_scores, write_run
 from studying import SAMPLES, answer, config, write_settings
 
-from btp.report.gather import compare
-from btp.report.palette import LIGHT, looks_apart
+from btp.report.comparison.compare import compare
+from btp.report.figures.style import LIGHT, looks_apart
+from btp.report.studies.ablation import dots
 from btp.report.studies.calibration import calibration
+from btp.report.studies.controls import inertness
 from btp.report.studies.coverage import coverage
 from btp.report.studies.curves import curves
-from btp.report.studies.dots import dots
-from btp.report.studies.happened import inertness
+from btp.report.studies.setting_names import setting, title
 from btp.report.studies.study import column_of
-from btp.report.studies.words import setting, title
 from btp.report.studies.write import _png, typed, write_study
 
 BY = ["pruner.method.over", "pruner.method.seed"]

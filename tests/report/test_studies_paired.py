@@ -9,14 +9,14 @@ from sample_run import of, set_scores, write_run
 from scipy import stats
 from studying import ALL, SAMPLES, answer, config, write_depths, write_settings
 
-from btp.report.palette import LIGHT
-from btp.report.stats import Interval, mean_interval
-from btp.report.studies import suites as page
+from btp.report.figures.style import LIGHT
+from btp.report.studies import paired_suites as page
+from btp.report.studies.depth_sweep import depth_sweep
 from btp.report.studies.grid import grid
-from btp.report.studies.knee import depth_sweep
 from btp.report.studies.paired import apart, difference, p_of, retained
-from btp.report.studies.published import published
-from btp.report.studies.suites import suites
+from btp.report.studies.paired_suites import suites
+from btp.report.studies.reproduce import published
+from btp.results.stats import Interval, mean_interval
 
 KNOBS = ["pruner.method.over", "pruner.method.seed"]
 TOLD = (

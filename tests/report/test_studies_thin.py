@@ -5,9 +5,9 @@ import pytest
 from sample_run import of, write_run
 from studying import SAMPLES, answer, config
 
+from btp.report.studies.ablation import dots
 from btp.report.studies.coverage import coverage
 from btp.report.studies.curves import curves
-from btp.report.studies.dots import dots
 
 
 def without_reading(folder):

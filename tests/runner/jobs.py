@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from btp.runner.worker import Run
+from btp.runner.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,15 +16,15 @@ from jobs import composed, job
 from PIL import Image
 
 from btp.core.schedule import Schedule
-from btp.models.find import find_checkpoint
-from btp.models.load import load
-from btp.runner import batches as batches_module
-from btp.runner import worker
+from btp.models.loading.checkpoint import find_checkpoint
+from btp.models.loading.load import load
+from btp.runner import run as worker
 from btp.runner.arms import Arm
-from btp.runner.batches import Collate, Feed, by_length, workers_for
-from btp.runner.evaluate import answer
-from btp.runner.machine import Machine
-from btp.runner.memory import BatchSize, out_of_memory
+from btp.runner.devices import Machine
+from btp.runner.evaluation import data as batches_module
+from btp.runner.evaluation.batch_size import BatchSize, out_of_memory
+from btp.runner.evaluation.data import Collate, Feed, by_length, workers_for
+from btp.runner.evaluation.evaluate import answer
 from btp.tasks.sample import Sample
 
 STAGES = [{"site": "llm.layer.2", "keep": 0.5}, {"site": "llm.layer.4", "keep": 20}, {"site": "llm.layer.6", "keep": 0}]

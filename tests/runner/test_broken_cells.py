@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from btp.runner.cells import FINISHED, OPEN, Cells
-from btp.runner.launch import Outcome
-from btp.runner.sweep import Sweep
+from btp.runner.sweeps.cells import FINISHED, OPEN, Cells
+from btp.runner.sweeps.summary import Sweep
+from btp.runner.workers.launch import Outcome
 
 
 @pytest.fixture

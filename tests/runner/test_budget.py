@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from jobs import composed
 
-from btp.core.fit import OutOfReach
-from btp.core.per_sample import Budget
 from btp.runner.arms import build_arms
-from btp.runner.budget import Facts
-from btp.runner.solved import missed_lines, restored, what_happened
-from btp.runner.stages import Sources
+from btp.schedules.budget import Budget
+from btp.schedules.fit import OutOfReach
+from btp.schedules.meet import Facts
+from btp.schedules.plan import Sources
+from btp.schedules.serialize import missed_lines, restored, what_happened
 
 FACTS = Facts(layers=8, total=144, vision_layers=2)
 CALIBRATED = [

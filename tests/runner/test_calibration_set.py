@@ -4,10 +4,10 @@ import pytest
 import yaml
 from jobs import composed
 
-from btp.models.pocket import build_processor
-from btp.runner.artefact import write_artefact
-from btp.runner.calibration_set import calibration_set
-from btp.runner.shown_prompt import shown_prompt
+from btp.models.families.pocket import build_processor
+from btp.runner.calibration.artifact import write_artefact
+from btp.runner.calibration.calibration_set import calibration_set
+from btp.runner.evaluation.shown_prompt import shown_prompt
 from btp.tasks.pocketvqa.questions import words
 
 

@@ -12,15 +12,15 @@ import torch
 import yaml
 from jobs import command, composed, job
 
-from btp.models import recognise
-from btp.models.find import find_checkpoint
-from btp.models.load import load
-from btp.models.pocket import build_model, build_processor
+from btp.cli.check_config import check_config
+from btp.cli.overrides import find_fault
+from btp.models.families.pocket import build_model, build_processor
+from btp.models.loading import checks as recognise
+from btp.models.loading.checkpoint import find_checkpoint
+from btp.models.loading.load import load
 from btp.runner.arms import shared_identity
-from btp.runner.families import YAMLS, yamls_for
-from btp.runner.named import run_identity
-from btp.runner.overrides import find_fault
-from btp.runner.preflight import check_config
+from btp.runner.model_yamls import YAMLS, yamls_for
+from btp.runner.run_identity import run_identity
 from btp.tasks.pocketvqa.questions import words
 
 SMALL = {"num_attention_heads": 2, "num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48}

@@ -7,10 +7,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from btp.cli.check_config import check_config
 from btp.core.pruner import Pruner
-from btp.runner.compositions import method_of
-from btp.runner.contents import make_dataset
-from btp.runner.preflight import check_config
+from btp.runner.datasets import make_dataset
+from btp.runner.pruner_lists import method_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("model", "pruner", "schedule", "task", "calibration", "trainer", "logger")

@@ -7,7 +7,7 @@ import sys
 import pytest
 from jobs import command
 
-from btp.runner.errors import PAGE, ROOT, page_of, say
+from btp.runner.messages import PAGE, ROOT, page_of, say
 
 EXAMPLES = {
     "A budget of 3 visual tokens on average cannot be met: 21 is the least.": "docs/concepts.md#budgets",

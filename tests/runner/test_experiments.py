@@ -10,11 +10,11 @@ from jobs import ROOT, command
 from omegaconf import OmegaConf
 
 import btp.study
+from btp.cli.check_config import check_config
+from btp.cli.experiments import study_of
+from btp.cli.overrides import check_overrides, experiment_of, find_fault
 from btp.report.studies.study import Study
 from btp.report.studies.write import BEGIN, END, KINDS
-from btp.runner.experiments import study_of
-from btp.runner.overrides import check_overrides, experiment_of, find_fault
-from btp.runner.preflight import check_config
 
 CONF = ROOT / "conf"
 NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))

@@ -15,13 +15,13 @@ from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
 from btp.explain import main
 from btp.pruners.tome import ToMe
-from btp.report.load import read_run
-from btp.runner.batches import Collate
-from btp.runner.evaluate import Evaluate
-from btp.runner.explain import explain, find_sample, method_config
-from btp.runner.explain_stages import stage_lives
-from btp.runner.explain_witness import Witness
-from btp.runner.ways import Judgement
+from btp.results.reader import read_run
+from btp.runner.evaluation.data import Collate
+from btp.runner.evaluation.evaluate import Evaluate
+from btp.runner.evaluation.task_protocol import Judgement
+from btp.runner.explain.answer import explain, find_sample, method_config
+from btp.runner.explain.stages import stage_lives
+from btp.runner.explain.witness import Witness
 from btp.tasks.sample import Sample
 
 SAMPLE = "test-0-000004"

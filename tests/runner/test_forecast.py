@@ -6,9 +6,9 @@ import pytest
 import torch
 from jobs import composed, job
 
-from btp.models.load import sketch
-from btp.runner.forecast import CHEAP_S, Forecast
-from btp.runner.preflight import check_config
+from btp.cli.check_config import check_config
+from btp.models.loading.load import sketch
+from btp.runner.evaluation.forecast import CHEAP_S, Forecast
 
 SMALL = {"num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
 WORDS = ["model=llava15", "model.weights=random", "model.dtype=float32", "schedule=paper"]

@@ -13,8 +13,8 @@ import yaml
 from hydra.utils import instantiate
 from jobs import ROOT, command, composed, job
 
-from btp.runner.store import Answers
-from btp.runner.worker import handle
+from btp.runner.evaluation.answer_store import Answers
+from btp.runner.run import handle
 
 ARMS = ["unpruned", "btp", "random", "downsampled", "no_image"]
 
@@ -280,7 +280,7 @@ def test_what_an_earlier_start_left_outlives_a_refusal(tmp_path, monkeypatch):
     def full(*arguments):
         raise ValueError("no room")
 
-    monkeypatch.setattr("btp.runner.worker.load", full)
+    monkeypatch.setattr("btp.runner.run.load", full)
     with pytest.raises(ValueError, match="no room"):
         job(tmp_path, *words, "resume=false")
     assert (run / "samples.parquet").is_file()
@@ -295,7 +295,7 @@ def test_a_run_that_fails_half_way_names_its_log(tmp_path, monkeypatch, capsys):
     def broken(*arguments):
         raise ValueError("broken half way")
 
-    monkeypatch.setattr("btp.runner.worker.check_inert", broken)
+    monkeypatch.setattr("btp.runner.run.check_inert", broken)
     request = tmp_path / "request.json"
     quick = ["experiment=smoke", "trainer=cpu", "logger=none", "cost.enabled=false", "limit=9", "pruner=random"]
     request.write_text(json.dumps(composed(*quick, f"output={tmp_path / 'out'}")))

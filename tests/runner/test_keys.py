@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from btp.runner.compositions import name_lists
+from btp.cli.overrides import find_fault
 from btp.runner.keys import fault_of_option
-from btp.runner.overrides import find_fault
+from btp.runner.pruner_lists import name_lists
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 RANDOM = "_target_: btp.pruners.random.Random\n  seed: 0\n  salt: content"

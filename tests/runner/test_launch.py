@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-from btp.core.fit import OutOfReach
-from btp.runner import launch
-from btp.runner.cells import Cells
-from btp.runner.launch import Outcome, Workers
-from btp.runner.sweep import Sweep
+from btp.runner.sweeps.cells import Cells
+from btp.runner.sweeps.summary import Sweep
+from btp.runner.workers import launch
+from btp.runner.workers.launch import Outcome, Workers
+from btp.schedules.fit import OutOfReach
 
 FAKE = """
 import json, os, pathlib, signal, sys, time
 sys.path.insert(0, {root!r})
-from btp.runner.launch import Outcome
+from btp.runner.workers.launch import Outcome
 
 def run(path):
     request = pathlib.Path(path)
@@ -127,7 +127,7 @@ def test_a_sweep_ends_in_one_comparison(outcomes, code, tmp_path, monkeypatch, c
         asked.append(([str(f) for f in folders], failed, out))
         return "the table", [out / "page.html"]
 
-    monkeypatch.setattr("btp.report.gather.compare", compare)
+    monkeypatch.setattr("btp.report.comparison.compare.compare", compare)
     for i, outcome in enumerate([*outcomes, *outcomes[:1]]):
         ended(tmp_path, i, outcome)
     assert Sweep(tmp_path).end() == code
@@ -158,7 +158,7 @@ def test_a_comparison_that_fails_is_said(tmp_path, monkeypatch, capsys):
     def compare(folders, failed, out, study):
         raise ValueError("nothing to compare")
 
-    monkeypatch.setattr("btp.report.gather.compare", compare)
+    monkeypatch.setattr("btp.report.comparison.compare.compare", compare)
     ended(tmp_path, 0, Outcome(0, folder="a"))
     assert Sweep(tmp_path).end() == 1
     assert "the runs cannot be compared: nothing to compare" in capsys.readouterr().err
@@ -166,7 +166,7 @@ def test_a_comparison_that_fails_is_said(tmp_path, monkeypatch, capsys):
 
 def test_a_budget_out_of_reach_is_a_kind_of_its_own(tmp_path, monkeypatch):
     """The worker tells it apart from other errors, so that the sweep's exit code can."""
-    from btp.runner import worker
+    from btp.runner import run as worker
 
     def handled(error):
         def fail(config, kept):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from btp.runner.status import ANSWERED, COSTED, is_finished
+from btp.results.status import ANSWERED, COSTED, is_finished
 
 
 def written(folder, names, phases, state="finished"):

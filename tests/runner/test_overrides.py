@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from btp.runner.compositions import as_typed, name_lists
-from btp.runner.overrides import check_overrides, find_fault, planned_cells
+from btp.cli.overrides import check_overrides, find_fault, planned_cells
+from btp.runner.pruner_lists import as_typed, name_lists
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

@@ -5,7 +5,7 @@ import torch
 from jobs import composed
 
 from btp.core.schedule import Schedule, Stage
-from btp.models.load import find_checkpoint, load
+from btp.models.loading.load import find_checkpoint, load
 from btp.pruners.random import Random
 from btp.tasks.pocketvqa.task import PocketVQA
 from experiments.embedded.measures.pocket import Arm, answers

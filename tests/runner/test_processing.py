@@ -6,9 +6,9 @@ import pytest
 from families import kit
 from PIL import Image
 
-from btp.runner.batches import Collate, Feed
-from btp.runner.processing import THIN, TRIED, try_unusual
-from btp.tasks.pictures import PictureFile, Pictures
+from btp.runner.evaluation.data import Collate, Feed
+from btp.runner.evaluation.processing import THIN, TRIED, try_unusual
+from btp.tasks.files.images import PictureFile, Pictures
 from btp.tasks.sample import Sample
 
 GOOD = (60, 60)

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from jobs import command, composed, job
 
-from btp.runner import launch, ranks
-from btp.runner.launch import Workers
-from btp.runner.machine import place
-from btp.runner.preflight import check_config
+from btp.cli.check_config import check_config
+from btp.runner.devices import place
+from btp.runner.workers import launch, ranks
+from btp.runner.workers.launch import Workers
 
 SMALL = ["logger=none", "trainer=cpu", "pruner=none", "cost.enabled=false", "overlays=0"]
 TWO = [*SMALL, "trainer.devices=2", "trainer.batch=2"]
@@ -111,8 +111,8 @@ def _process_of_rank(parent, rank):
 FAKE = """
 import json, os, pathlib, signal, sys, time
 sys.path.insert(0, {root!r})
-from btp.runner.launch import Outcome
-from btp.runner.ranks import LOST
+from btp.runner.workers.launch import Outcome
+from btp.runner.workers.ranks import LOST
 request, rank = pathlib.Path(sys.argv[1]), int(os.environ["RANK"])
 what = json.loads(request.read_text())["do"][rank]
 

@@ -13,19 +13,19 @@ from jobs import composed, job
 from torch.nn.functional import kl_div
 
 from btp.core.schedule import Schedule, Stage
-from btp.core.solve import solve_fit
 from btp.engine.attach import attach
-from btp.models.load import find_checkpoint, load
-from btp.ops.withdrawal import first_passing
+from btp.models.loading.load import find_checkpoint, load
+from btp.ops.kl_search import first_passing
 from btp.pruners.vflowopt import VFlowOpt
-from btp.runner.budget import Facts
+from btp.runner.calibration.reference import Watch, forward, reference, similarity
+from btp.runner.calibration.trials import Trials
+from btp.runner.calibration.vflowopt import search_vflowopt, strategy_counts
+from btp.runner.calibration.vtw import Withdrawals, layer_found, search_vtw
+from btp.runner.devices import Machine
+from btp.runner.evaluation.answer_store import Answers
 from btp.runner.identity import checkpoint
-from btp.runner.machine import Machine
-from btp.runner.search import search_vflowopt, strategy_counts
-from btp.runner.search_reference import Watch, forward, reference, similarity
-from btp.runner.search_trials import Trials
-from btp.runner.search_withdrawal import Withdrawals, layer_found, search_vtw
-from btp.runner.store import Answers
+from btp.schedules.meet import Facts
+from btp.schedules.solve import solve_fit
 
 FACTS, BUDGET = Facts(8, 144), 36.0
 SMALL = ["pruner.search.samples=6", "pruner.search.startup=4", "pruner.search.evaluations=3"]

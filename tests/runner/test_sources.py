@@ -19,12 +19,13 @@ import json, sys
 sys.path.insert(0, "tests/runner")
 from pathlib import Path
 from jobs import composed
-from btp.runner import identity, sources
+from btp.runner import identity
+from btp.runner import sources
 from btp.runner.arms import Arm, shared_identity
-from btp.runner.calibrate import curves_identity
-from btp.runner.compositions import method_of
-from btp.runner.named import run_identity
-from btp.runner.search_artefact import search_identity
+from btp.runner.calibration.calibrate import curves_identity
+from btp.runner.pruner_lists import method_of
+from btp.runner.run_identity import run_identity
+from btp.runner.calibration.search_artifact import search_identity
 from btp.core.schedule import Schedule
 
 def names():
@@ -39,7 +40,8 @@ def names():
             for name, node in {"btp": config["pruner"], "random": config["controls"]["random"]}.items()}
     return {"calibration": curves_identity(config, "abc"), "answers": shared, **arms,
             "run": run_identity(config, "abc"),
-            "search": identity.digest(search_identity("btp.runner.search", config, "abc", flow, flow["search"]))}
+            "search": identity.digest(
+                search_identity("btp.runner.calibration.vflowopt", config, "abc", flow, flow["search"]))}
 
 before, found = names(), {}
 for path in sys.argv[1:]:
@@ -53,30 +55,30 @@ print(json.dumps(found))
 """
 EVERY = ["answers", "btp", "calibration", "random", "run", "search"]
 RENEWED = {
-    "btp/runner/batches.py": EVERY,  # the prompt
-    "btp/ops/pick.py": EVERY,
+    "btp/runner/evaluation/data.py": EVERY,  # the prompt
+    "btp/core/topk.py": EVERY,
     "btp/models/lvlm.py": EVERY,
-    "btp/engine/stream.py": EVERY,
+    "btp/engine/decoder/stream.py": EVERY,
     "btp/core/keep.py": EVERY,
-    "btp/tasks/scoring.py": EVERY,
+    "btp/tasks/metrics/text.py": EVERY,
     "btp/tasks/metrics/vqa_accuracy.py": EVERY,
     "btp/tasks/pocketvqa/layout.py": EVERY,
-    "btp/runner/memory.py": EVERY,
-    "btp/runner/targets.py": ["answers", "btp", "random", "run"],  # what an oracle is told
-    "btp/runner/evaluate.py": ["answers", "btp", "random", "run"],
-    "btp/runner/calibrate.py": ["calibration", "run"],
-    "btp/runner/artefact.py": ["calibration", "run", "search"],
-    "btp/runner/search.py": ["run", "search"],
+    "btp/runner/evaluation/batch_size.py": EVERY,
+    "btp/runner/evaluation/oracle_targets.py": ["answers", "btp", "random", "run"],  # what an oracle is told
+    "btp/runner/evaluation/evaluate.py": ["answers", "btp", "random", "run"],
+    "btp/runner/calibration/calibrate.py": ["calibration", "run"],
+    "btp/runner/calibration/artifact.py": ["calibration", "run", "search"],
+    "btp/runner/calibration/vflowopt.py": ["run", "search"],
     "btp/pruners/btp.py": ["btp", "run"],
     "btp/pruners/random.py": ["random", "run"],  # of a control
     "btp/pruners/vflowopt.py": ["search"],
-    "btp/runner/planning.py": ["run"],
+    "btp/runner/plan_arms.py": ["run"],
     "btp/measure/flops.py": ["run"],
     "btp/pruners/dart.py": [],
-    "btp/report/page.py": [],
-    "btp/report/table.py": [],
-    "btp/runner/sweep.py": [],
-    "btp/runner/dashboard.py": [],
+    "btp/report/pages/run_page.py": [],
+    "btp/report/tables/run_table.py": [],
+    "btp/runner/sweeps/summary.py": [],
+    "btp/runner/tracking/wandb_workspace.py": [],
     "docs/concepts.md": [],
     "README.md": [],
 }
@@ -118,7 +120,7 @@ def test_an_edited_prompt_is_calibrated_and_answered_anew(clone, tmp_path):
 
     python(clone, "run.py", *words)
     assert made() == (1, 4)
-    page, prompt = clone / "btp/report/page.py", clone / "btp/runner/batches.py"
+    page, prompt = clone / "btp/report/pages/run_page.py", clone / "btp/runner/evaluation/data.py"
     page.write_text(page.read_text() + "\n# edited\n")
     assert "this run is finished" in python(clone, "run.py", *words)
     prompt.write_text(prompt.read_text().replace('"text": sample.question}', '"text": sample.question + " now"}'))
@@ -134,7 +136,7 @@ def test_imports_are_followed(tmp_path, monkeypatch):
         "__init__.py": "",
         "method.py": "import torch, mine.plain as p\nfrom . import beside\nfrom .deep.far import (\n    x,  # why\n)\n",
         "plain.py": "def later():\n    from mine import lazy\n",
-        "beside.py": "from btp.pruners.dart import Dart\nfrom btp.report.load import read_run\n",
+        "beside.py": "from btp.pruners.dart import Dart\nfrom btp.results.reader import read_run\n",
         "lazy.py": "",
         "unused.py": "",
         "deep/__init__.py": "",
@@ -167,7 +169,7 @@ def test_a_method_without_a_module_is_refused():
 
 def test_every_package_but_the_report_and_the_methods_is_covered():
     """Whatever a run imports is hashed: a new package is found without being entered anywhere."""
-    ran = {path.relative_to(ROOT).parts[1] for path in files_behind(["btp.runner.worker"])}
+    ran = {path.relative_to(ROOT).parts[1] for path in files_behind(["btp.runner.run"])}
     assert {"core", "engine", "models", "ops", "tasks", "measure", "runner"} <= ran
     assert all((ROOT / "btp" / name).is_dir() for name in sources.NAMED)
-    assert code("btp.runner.evaluate") != code("btp.runner.calibrate")
+    assert code("btp.runner.evaluation.evaluate") != code("btp.runner.calibration.calibrate")

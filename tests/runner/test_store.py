@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import yaml
 
-from btp.runner.artefact import find_or_make
+from btp.results.atomic import write_json
+from btp.runner.calibration.artifact import find_or_make
+from btp.runner.evaluation.answer_store import Answers
 from btp.runner.identity import checkpoint, digest
-from btp.runner.store import Answers
-from btp.runner.whole import write_json
 
 
 def row(sample, text="yes"):

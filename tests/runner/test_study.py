@@ -14,8 +14,8 @@ from jobs import composed, job
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from sweeps import cells, start, sweep_command, times_computed
 
-from btp.runner.outcomes import Prospect, outcomes
-from btp.runner.study import check_objectives, knobs, open_study
+from btp.runner.sweeps.optuna_sweep import check_objectives, knobs, open_study
+from btp.runner.sweeps.outcomes import Prospect, outcomes
 
 SEARCH = (
     "hydra/sweeper=optuna",

@@ -12,9 +12,9 @@ import pytest
 from jobs import composed
 from sweeps import cells, start, sweep_command, table, times_computed
 
-from btp.runner.cells import FINISHED, OPEN, Cells
-from btp.runner.launch import Outcome
-from btp.runner.named import is_settled
+from btp.runner.run_identity import is_settled
+from btp.runner.sweeps.cells import FINISHED, OPEN, Cells
+from btp.runner.workers.launch import Outcome
 
 CELLS = ("pruner=random,diversity", "budget.share=0.4,0.3", "limit=18")
 
@@ -74,7 +74,7 @@ def test_finished_cells_are_recognised_without_a_worker(undisturbed, tmp_path):
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert resumed.stdout.count("this run is finished") == 4
     assert times_computed(undisturbed / "out") == before
-    worker = subprocess.run([sys.executable, "-m", "btp.runner.worker"], env=env, capture_output=True, text=True)
+    worker = subprocess.run([sys.executable, "-m", "btp.runner.run"], env=env, capture_output=True, text=True)
     assert "torch was imported" in worker.stderr, "the test can fail"
 
 
@@ -88,7 +88,7 @@ def test_what_has_changed_is_left_to_a_worker(undisturbed):
     for change in ({"resume": False}, {"limit": 17}, {"logger": composed("logger=offline")["logger"]}):
         assert is_settled(config | change) is None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("btp.runner.named.code", lambda *names: "another")
+        patch.setattr("btp.runner.run_identity.code", lambda *names: "another")
         assert is_settled(config) is None
 
 

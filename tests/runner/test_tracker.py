@@ -8,8 +8,8 @@ import yaml
 from jobs import job
 from offline import load
 
-from btp.runner.outcomes import corpus, outcomes
-from btp.runner.tracker import attempt
+from btp.runner.sweeps.outcomes import corpus, outcomes
+from btp.runner.tracking.wandb_run import attempt
 
 
 @pytest.fixture(scope="module")

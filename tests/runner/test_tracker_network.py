@@ -98,7 +98,7 @@ def test_a_dead_network_stops_and_slows_nothing(tmp_path, dead):
 def test_a_network_that_dies_on_the_way_is_waited_for_no_longer_than_said(tmp_path):
     """The server goes away between start and end; what it has not got lies on disk."""
     script = (
-        "import sys; from pathlib import Path; from btp.runner.tracker_run import opened\n"
+        "import sys; from pathlib import Path; from btp.runner.tracking.wandb_session import opened\n"
         "logger = dict(name='wandb', mode='online', project='p', entity=None, wait_s=20, upload_s=5)\n"
         f"with opened(logger, Path({str(tmp_path)!r}), 'abc') as run:\n"
         "    print('open', flush=True); sys.stdin.readline(); run.log({'accuracy': 0.5})"
@@ -135,7 +135,7 @@ def test_a_server_that_is_there_but_mute_is_waited_for_no_longer_than_said(tmp_p
         env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
         env |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY}
         script = (
-            "from pathlib import Path; from btp.runner.tracker_run import described, opened\n"
+            "from pathlib import Path; from btp.runner.tracking.wandb_session import described, opened\n"
             "logger = dict(name='wandb', mode='online', project='p', entity=None, wait_s=5, upload_s=5)\n"
             f"with opened(logger, Path({str(tmp_path)!r}), 'abc') as run: print(described(run)['mode'])"
         )

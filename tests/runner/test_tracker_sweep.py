@@ -9,8 +9,8 @@ from jobs import command, composed
 from offline import load
 from sweeps import cells, sweep_command
 
-from btp.models.find import find_checkpoint
-from btp.runner.grouped import grouped, logger_of, sweep_id
+from btp.models.loading.checkpoint import find_checkpoint
+from btp.runner.tracking.groups import grouped, logger_of, sweep_id
 
 QUICK = ("-m", "experiment=smoke", "trainer=cpu", "limit=9", "overlays=0", "cost.enabled=false", "pruner=random")
 

@@ -9,7 +9,7 @@ import pytest
 from jobs import composed
 from PIL import Image
 
-from btp.runner.contents import make_dataset
+from btp.runner.datasets import make_dataset
 
 
 def picture(path, tone=0):

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from btp.tasks import pictures
 from btp.tasks.benchmarks.mme import MME
-from btp.tasks.schema import VQAFolder
+from btp.tasks.files import images as pictures
+from btp.tasks.files.vqa_folder import VQAFolder
 from btp.tasks.vqa import VQA
 
 ROW = {"id": "a", "image": "0.png", "question": "q?", "answer": "yes"}

@@ -7,7 +7,7 @@ import pytest
 from jobs import composed
 from PIL import Image
 
-from btp.runner.contents import make_dataset, with_contents
+from btp.runner.datasets import make_dataset, with_contents
 
 
 @pytest.fixture

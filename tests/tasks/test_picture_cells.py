@@ -7,7 +7,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from btp.tasks.schema import VQAFolder
+from btp.tasks.files.vqa_folder import VQAFolder
 from btp.tasks.shown import short
 from btp.tasks.vqa import VQA
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from btp.tasks.benchmarks.mme import MME
-from btp.tasks.draw import LlavaInstruct, PictureFolder
-from btp.tasks.pictures import PictureFile, Pictures, picture_sizes
-from btp.tasks.schema import VQAFolder
+from btp.tasks.files.calibration_sets import LlavaInstruct, PictureFolder
+from btp.tasks.files.images import PictureFile, Pictures, picture_sizes
+from btp.tasks.files.vqa_folder import VQAFolder
 
 ORIENTATION = 274  # EXIF tag
 

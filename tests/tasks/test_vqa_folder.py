@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from btp.tasks import pictures
-from btp.tasks.local import read_json
-from btp.tasks.pictures import picture_sizes
-from btp.tasks.schema import VQAFolder
+from btp.tasks.files import images as pictures
+from btp.tasks.files.images import picture_sizes
+from btp.tasks.files.local import read_json
+from btp.tasks.files.vqa_folder import VQAFolder
 from btp.tasks.vqa import VQA, shuffled
 
 ROWS = [

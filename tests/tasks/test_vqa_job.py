@@ -10,10 +10,10 @@ from hydra.utils import instantiate
 from jobs import composed, job
 from rich.console import Console
 
-from btp.report.gather import compare
-from btp.report.screen import screen_table
-from btp.runner.calibrate import curves_identity
-from btp.runner.contents import with_contents
+from btp.report.comparison.compare import compare
+from btp.report.tables.screen_table import screen_table
+from btp.runner.calibration.calibrate import curves_identity
+from btp.runner.datasets import with_contents
 
 QUICK = ["cost.enabled=false", "trainer.workers=0", "~pruner@controls.downsampled", "~pruner@controls.no_image"]
 ABILITIES = "presence,attribute,counting,digit,number"

@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from btp.report.fields import Field
-from btp.report.palette import Theme, looks
-from btp.report.studies.dots import dots, named
+from btp.report.comparison.groups import Field
+from btp.report.figures.axes import legend
+from btp.report.figures.style import Theme, looks
+from btp.report.studies.ablation import dots, named
 from btp.report.studies.study import Answer, Study, methods
-from btp.report.tradeoff import legend
 
 CURVES = {"changed": "visual tokens that a layer changed", "attention": "attention on the picture, share"}
 

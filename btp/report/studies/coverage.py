@@ -10,13 +10,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from btp.report import columns as c
-from btp.report.fields import Entry, Field
-from btp.report.load import View
-from btp.report.palette import Theme, looks_apart
-from btp.report.stats import mean_interval
+from btp.report.comparison.groups import Entry, Field
+from btp.report.figures.axes import legend
+from btp.report.figures.style import Theme, looks_apart
 from btp.report.studies.study import SHARE, Answer, Study, study_rows, written
-from btp.report.tradeoff import legend
+from btp.report.tables import columns as c
+from btp.results.reader import View
+from btp.results.stats import mean_interval
 
 OPTIONS = ("line", "controls", "controls_of")
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the shares by which samples are grouped

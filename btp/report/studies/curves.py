@@ -8,12 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from btp.report import columns as c
-from btp.report.fields import Field
-from btp.report.palette import Look, Theme, looks_apart
+from btp.report.comparison.groups import Field
+from btp.report.figures.axes import legend
+from btp.report.figures.style import Look, Theme, looks_apart
+from btp.report.studies.setting_names import setting, title
 from btp.report.studies.study import SHARE, Answer, Study, baseline, column_of, metric, scored, study_rows, written
-from btp.report.studies.words import setting, title
-from btp.report.tradeoff import legend
+from btp.report.tables import columns as c
 
 OPTIONS = ("x", "y", "line", "facet", "controls", "controls_of")
 HEIGHT, WIDTH = 2.5, 3.4  # inches of a panel

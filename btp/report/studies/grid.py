@@ -9,12 +9,12 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from btp.report import columns as c
-from btp.report.fields import Field
-from btp.report.palette import Theme, looks
-from btp.report.studies.dots import NOTABLE, gap_columns, held, said
+from btp.report.comparison.groups import Field
+from btp.report.figures.style import Theme, looks
+from btp.report.studies.ablation import NOTABLE, gap_columns, held, said
+from btp.report.studies.setting_names import title
 from btp.report.studies.study import SHARE, Answer, Study, column_of, methods, metric, scored, study_rows, written
-from btp.report.studies.words import title
+from btp.report.tables import columns as c
 
 OPTIONS = ("x", "y", "metrics", "against")
 

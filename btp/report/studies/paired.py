@@ -12,9 +12,9 @@ from math import inf, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from btp.report.fields import Entry, pair
-from btp.report.load import RunFolder
-from btp.report.stats import Interval, macro_interval, mean_interval, paired_p
+from btp.report.comparison.groups import Entry, pair
+from btp.results.reader import RunFolder
+from btp.results.stats import Interval, macro_interval, mean_interval, paired_p
 
 Groups = Sequence[tuple[NDArray, NDArray]]
 

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from btp.report import columns as c
-from btp.report.fields import Entry, Field
-from btp.report.load import Arm, RunFolder
-from btp.report.palette import Theme
-from btp.report.ranking import ranking
-from btp.report.studies.words import title
+from btp.report.comparison.groups import Entry, Field
+from btp.report.comparison.table import ranking
+from btp.report.figures.style import Theme
+from btp.report.studies.setting_names import title
+from btp.report.tables import columns as c
+from btp.results.reader import Arm, RunFolder
 
 METRICS = {x.key: x for x in (c.MACRO, c.READING, c.REST, *c.ANSWERS)}
 SHARE = c.Column(

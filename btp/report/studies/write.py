@@ -14,23 +14,23 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from btp.report.browser import data_uri
-from btp.report.export import to_csv, to_markdown
-from btp.report.fields import Field, fields
-from btp.report.find import LeftOut, find_runs, nothing_found
-from btp.report.palette import LIGHT
-from btp.report.parts import cell
+from btp.report.comparison.groups import Field, fields
+from btp.report.figures.style import LIGHT
+from btp.report.pages.html import cell
+from btp.report.pages.sample_cards import data_uri
+from btp.report.studies.ablation import dots
 from btp.report.studies.calibration import calibration
+from btp.report.studies.controls import fired, inertness
 from btp.report.studies.coverage import coverage
 from btp.report.studies.curves import curves
-from btp.report.studies.dots import dots
+from btp.report.studies.depth_sweep import depth_sweep
 from btp.report.studies.grid import grid
-from btp.report.studies.happened import fired, inertness
-from btp.report.studies.knee import depth_sweep
-from btp.report.studies.published import published
+from btp.report.studies.paired_suites import suites
+from btp.report.studies.reproduce import published
 from btp.report.studies.study import Answer, Study
-from btp.report.studies.suites import suites
-from btp.report.table import Table
+from btp.report.tables.export import to_csv, to_markdown
+from btp.report.tables.run_table import Table
+from btp.results.find import LeftOut, find_runs, nothing_found
 
 KINDS = {
     "calibration": calibration,

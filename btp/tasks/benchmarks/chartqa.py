@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from btp.tasks.local import Place
-from btp.tasks.pictures import Pictures
+from btp.tasks.files.images import Pictures
+from btp.tasks.files.local import Place
 from btp.tasks.sample import Sample
 
 

@@ -9,8 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from btp.tasks.local import Place
-from btp.tasks.pictures import Pictures
+from btp.tasks.files.images import Pictures
+from btp.tasks.files.local import Place
 from btp.tasks.sample import Sample
 
 LETTERS = "ABCD"

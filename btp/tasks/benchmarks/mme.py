@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from btp.tasks.local import Place, read_text
+from btp.tasks.files.images import ENDINGS, PictureFile, Pictures
+from btp.tasks.files.local import Place, read_text
 from btp.tasks.metrics.mme import COGNITION, PERCEPTION
-from btp.tasks.pictures import ENDINGS, PictureFile, Pictures
 from btp.tasks.sample import Sample
 
 QUESTIONS, IMAGES = "questions_answers_YN", "images"

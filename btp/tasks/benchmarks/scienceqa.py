@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 
-from btp.tasks.local import Place
-from btp.tasks.pictures import Pictures
+from btp.tasks.files.images import Pictures
+from btp.tasks.files.local import Place
 from btp.tasks.sample import Sample
 
 

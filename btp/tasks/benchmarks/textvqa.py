@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from btp.tasks.local import Place, commonest
-from btp.tasks.pictures import Pictures
+from btp.tasks.files.images import Pictures
+from btp.tasks.files.local import Place, commonest
 from btp.tasks.sample import Sample
 
 

@@ -17,11 +17,11 @@ from btp.core.signals import Signal
 from btp.core.site import Site
 from btp.engine.attach import attach
 from btp.engine.observe import observe
-from btp.models.load import Loaded, load
+from btp.models.loading.load import Loaded, load
 from btp.pruners.lattice import Lattice
 from btp.pruners.oracle import Oracle
 from btp.pruners.random import Random
-from btp.runner.batches import Collate, by_length
+from btp.runner.evaluation.data import Collate, by_length
 from btp.tasks.pocketvqa.questions import ABILITIES
 from btp.tasks.pocketvqa.task import PocketVQA
 from btp.tasks.sample import Sample

@@ -1,0 +1,260 @@
+"""Turns Hydra's complaints about the command line into ours, with the nearest known key or option."""
+
+import difflib
+import shlex
+import sys
+from collections.abc import Set
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from btp.cli.experiments import Experiment
+from btp.runner.keys import fault_of_keys, fault_of_option
+from btp.runner.messages import say
+from btp.runner.pruner_lists import GROUP, JOIN, as_typed
+from btp.tasks.shown import short
+
+MANY = ("-m", "--multirun")
+SWEEPS = ("experiment=", "hydra.sweeper.params.")  # words that say what an experiment sweeps over
+
+
+def check_overrides(conf: Path, argv: list[str]) -> None:
+    """Compose once with the command line's overrides and leave with exit code 1 where that fails.
+
+    A sweep is tried with the first value of each choice, and every chosen group option must exist.
+    """
+    words = _overrides(argv)
+    try:
+        experiment = experiment_of(conf, argv)
+    except HydraException:
+        experiment = Experiment()  # find_fault says what is wrong with it
+    many = any(flag in argv for flag in MANY)
+    message = find_fault(conf, experiment.before(words) if many else words)
+    if message is None and not many and "--cfg" not in argv and "-c" not in argv:
+        message = experiment.fault(words) or _several(conf, words)
+    if message:
+        say(message)
+        sys.exit(1)
+
+
+def _several(conf: Path, words: list[str]) -> str | None:
+    """Why these words are no single run: one of them has several values."""
+    for override in _parsed(conf, words):
+        values = _values(override)
+        if values:
+            return (
+                f"{short(override.input_line)} is a sweep over {len(values)} values, but -m is missing. Write "
+                f"`python run.py -m ...`; one value that is a list is written [a,b]{_or_quoted(conf, override)}."
+            )
+    return None
+
+
+def _or_quoted(conf: Path, override: Override) -> str:
+    quoted = _quoted(conf, str(override.input_line))
+    return f", and one with a comma in it is quoted: {shlex.quote(quoted)}" if quoted else ""
+
+
+def with_sweep(conf: Path, argv: list[str]) -> list[str]:
+    """The words of a command line, and in front of those that name keys what its experiment sweeps over beside them."""
+    at = next((i for i, word in enumerate(argv) if "=" in word), len(argv))
+    return [*argv[:at], *experiment_of(conf, argv).before(argv[at:])]
+
+
+def sweep_folder(conf: Path, argv: list[str]) -> Path:
+    """Where a sweep with these words goes: settled once, before any launcher asks.
+
+    Args:
+        argv: words that `check_overrides` found nothing wrong with.
+    """
+    return Path(_composed(conf, _overrides(with_sweep(conf, argv))).hydra.sweep.dir)
+
+
+def planned_cells(conf: Path, argv: list[str]) -> list[str]:
+    """The words of every cell that a sweep comes to, "" for one that is yet to be proposed; none where nobody knows.
+
+    Args:
+        argv: words that `check_overrides` found nothing wrong with.
+    """
+    words = _overrides(with_sweep(conf, argv))
+    sweeper = _composed(conf, words).hydra.sweeper
+    if "n_trials" in sweeper:
+        return [""] * sweeper.n_trials
+    if not str(sweeper["_target_"]).endswith(BasicSweeper.__name__):
+        return []
+    (cells,) = BasicSweeper.split_arguments(_parsed(conf, words), None)
+    return [" ".join(as_typed(word) for word in cell if not word.startswith("hydra")) for cell in cells]
+
+
+def experiment_of(conf: Path, argv: list[str]) -> Experiment:
+    """What the experiment that these words name sweeps over, and the study that it makes."""
+    return Experiment.of(_composed(conf, [word for word in argv if word.lstrip("+").startswith(SWEEPS)]))
+
+
+def _composed(conf: Path, words: list[str]) -> DictConfig:
+    """The config of words, each with its first value, Hydra's own part with it."""
+    first = [_first(override) for override in _parsed(conf, words)]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return compose("config", overrides=first, return_hydra_config=True)
+
+
+def _parsed(conf: Path, words: list[str]) -> list[Override]:
+    """Words as Hydra reads them; a glob stands for the options there are."""
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words)
+
+
+def _first(override: Override) -> str:
+    values = _values(override)
+    return f"{override.input_line.split('=', 1)[0]}={values[0]}" if values else override.input_line
+
+
+def _overrides(argv: list[str]) -> list[str]:
+    return [a for a in argv if (not a.startswith("-") and "=" in a) or a.startswith(("~", "+"))]
+
+
+def find_fault(conf: Path, words: list[str]) -> str | None:
+    """What is wrong with the overrides `words`, in one message; None where nothing is."""
+    try:
+        parsed = _parsed(conf, words)
+    except HydraException as error:
+        return _unread(conf, words) or f"cannot read the command line: {str(error).splitlines()[0]}"
+    first = []
+    groups = {p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()}
+    for override in parsed:
+        group = override.key_or_group.removeprefix("hydra.")
+        values = _values(override)
+        if group in groups and not override.is_delete():
+            for choice in values or [override.value()]:
+                fault = _missing_option(conf, group, choice) or fault_of_option(conf, group, str(choice))
+                if fault:
+                    return fault
+        first.append(_first(override))
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            return fault_of_keys(conf, compose("config", overrides=first, return_hydra_config=True))
+    except Exception as error:
+        return _explain(conf, first, error)
+
+
+def _unread(conf: Path, words: list[str]) -> str | None:
+    """Which word Hydra cannot read, and how its value is quoted; None where it is not one word alone."""
+    for word in words:
+        try:
+            _parsed(conf, [word])
+        except HydraException as error:
+            reason = str(error).splitlines()[0].strip()
+            if quoted := _quoted(conf, word):
+                return (
+                    f"cannot read {short(word)}: a value with =, commas, quotes or brackets in it is quoted, for Hydra "
+                    f"and for the shell: {shlex.quote(quoted)}"
+                )
+            return f"cannot read the command line: {short(word)}: {short(reason)}"
+    return None
+
+
+def _quoted(conf: Path, word: str) -> str:
+    """A word with its value in Hydra's quotes; "" where it is no path or text that these would help."""
+    key, _, value = word.partition("=")
+    quote = "'" if '"' in value else '"'
+    quoted = f"{key}={quote}{value}{quote}"
+    if not set("/=") & set(value):
+        return ""
+    try:
+        _parsed(conf, [quoted])
+    except HydraException:
+        return ""
+    return quoted
+
+
+def _values(override: Override) -> list[str] | None:
+    """What a sweep tries for a key; of an interval its lower end, None for a single value."""
+    if override.is_interval_sweep():
+        return [str(override.value().start)]  # type: ignore[union-attr]
+    return list(override.sweep_string_iterator()) if override.is_sweep_override() else None
+
+
+def _missing_option(conf: Path, group: str, choice: object) -> str | None:
+    options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+    if group.startswith("hydra/"):
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            options = sorted({*options, *_options(group)})
+    if not isinstance(choice, str) or choice in options or choice == "null":
+        return None
+    if group == GROUP and JOIN in choice:
+        faults = [fault for part in choice.split(JOIN) if (fault := _missing_option(conf, group, part))]
+        return faults[0] if faults else None
+    near = difflib.get_close_matches(choice, options, 1)
+    hint = f" Did you mean {group}={near[0]}?" if near else ""
+    return f"{group}={choice} is not there.{hint} Options: {', '.join(options)}."
+
+
+def _options(group: str) -> list[str]:
+    """A group's options, with those that Hydra and its plug-ins bring, such as hydra/launcher=joblib."""
+    return GlobalHydra.instance().config_loader().get_group_options(group)
+
+
+def _explain(conf: Path, words: list[str], error: Exception) -> str:
+    """Name the nearest known key where a word of the command line names an unknown one."""
+    groups = [w for w in words if (conf / w.split("=", 1)[0].split("@")[0]).is_dir()]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        try:
+            composed = compose("config", overrides=groups, return_hydra_config=True)
+        except Exception:
+            return str(error).splitlines()[0]
+        known = _keys(composed) | {p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()}
+        known |= {f"hydra/{group}" for group in GlobalHydra.instance().config_loader().list_groups("hydra")}
+        for word in words:
+            key = word.split("=", 1)[0]
+            if not key.startswith(("+", "~")) and key.split("@")[0] not in known:
+                return f"unknown key {key}.{_owner(key) or _nearest(key, known)} {_where(key)}"
+    return str(error).splitlines()[0]
+
+
+def _where(key: str) -> str:
+    """Where a key like this can be looked up."""
+    if key.startswith("hydra"):
+        return "`python run.py --cfg hydra` lists all keys of Hydra."
+    return f"`python run.py --cfg job` lists all keys; +{key}=... adds a new one."
+
+
+def _owner(key: str) -> str:
+    """With which options of a part of Hydra this is a key: launchers and sweepers have their own."""
+    group = "/".join(key.split(".")[:2])
+    if not key.startswith("hydra."):
+        return ""
+    found = [f"{group}={option}" for option in _options(group) if key in _with_option(group, option)]
+    return f" It is a key of {' and '.join(found)}." if found else ""
+
+
+def _with_option(group: str, option: str) -> set[str]:
+    return _keys(compose("config", overrides=[f"{group}={option}"], return_hydra_config=True))
+
+
+def _nearest(key: str, known: Set[str]) -> str:
+    """The known key that was meant: of the same last word at another place, else the nearest."""
+    ours = key.startswith("hydra")
+    others = [k for k in sorted(known) if k.startswith("hydra") == ours and not key.startswith((f"{k}.", f"{k}/"))]
+    leaf = [k for k in others if k.split(".")[-1] == key.split(".")[-1]]
+    near = difflib.get_close_matches(key, leaf or others, 1, cutoff=0.0 if leaf else 0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _keys(config: DictConfig) -> set[str]:
+    """All dotted paths of a config, inner nodes included."""
+    found: set[str] = set()
+
+    def walk(node: object, path: str) -> None:
+        if path:
+            found.add(path)
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, f"{path}.{key}" if path else str(key))
+
+    walk(OmegaConf.to_container(config, resolve=False), "")
+    return {key for key in found if not key.startswith("study.")}  # which no command line sets

@@ -1,0 +1,158 @@
+"""Finds what cannot be ranked: NaN and inf at places where a token really is, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from btp.core.pruner import Tokens
+from btp.core.signals import Signal
+from btp.core.site import Site
+from btp.engine.hooks.deferred_checks import Doubts
+
+WORDS = ("", "inf", "NaN", "nothing but -inf")  # of what is found in a row
+INF, NAN, BLIND = 1, 2, 3
+_SIDES = ("update", "change", "rotary")  # [2, B, ...]
+
+
+class NotFinite(ValueError):
+    """What a pruner would rank is not finite.
+
+    Attributes:
+        rows: of the batch, in which it was found; empty where only pictures are known.
+    """
+
+    def __init__(self, text: str, rows: tuple[int, ...]) -> None:
+        super().__init__(text)
+        self.rows = rows
+
+
+class Finite:
+    """Holds what a pruner is shown, and what it makes of it, to finite numbers.
+
+    Padding may hold anything. -inf is one of the logits that a mask forbids, as long as some token of the row may be
+    looked at.
+
+    Args:
+        doubts: collects the checks.
+    """
+
+    def __init__(self, doubts: Doubts) -> None:
+        self._doubts = doubts
+
+    def shown(
+        self, name: str, site: Site, tokens: Tokens, seen: Mapping[Signal, Tensor], rows_valid: Mapping[Signal, Tensor]
+    ) -> None:
+        """Check states and signals in front of a decision of pruner `name` at `site`.
+
+        Raises:
+            NotFinite: something is not finite and lies on the CPU; on a device this is said by `Doubts.settle`.
+        """
+        for signal, value in seen.items():
+            found = _of_signal(signal, value, tokens, site, rows_valid.get(signal))
+            self._refuse(found, site, lambda word, rows, what=str(signal): _shown(what, word, name, site, rows))
+        found = _faults(tokens.hidden, tokens.valid[..., None])
+        self._refuse(found, site, lambda word, rows: _shown(f"hidden at {site}", word, name, site, rows))
+
+    def scores(self, name: str, site: Site, scores: Tensor, valid: Tensor) -> None:
+        """Check [B, N] scores that the pruner ranked by; raises as `shown`."""
+        self._refuse(
+            _faults(scores, valid),
+            site,
+            lambda word, rows: (
+                f"pruner {name!r} scored tokens with {word} at {site}, {rows}, which would be ranked at random. Scores "
+                "are finite; give a token that is to go first a low one, as torch.finfo(scores.dtype).min."
+            ),
+        )
+
+    def states(self, name: str, site: Site, states: Tensor, keep: Tensor) -> None:
+        """Check [B, K, D] states that kept tokens get; raises as `shown`."""
+        self._refuse(
+            _faults(states, (keep >= 0)[..., None]),
+            site,
+            lambda word, rows: (
+                f"pruner {name!r} made states with {word} for tokens that stay at {site}, {rows}. Look at the weights "
+                "of its MergePlan, or at the states of its Selection."
+            ),
+        )
+
+    def _refuse(self, found: Tensor | None, site: Site, say: Callable[[str, str], str]) -> None:
+        if found is None:
+            return
+
+        def error(codes: list[int]) -> NotFinite:
+            rows, pictures = tuple(row for row, code in enumerate(codes) if code), site.tower == "vision"
+            name = ("picture" if pictures else "row") + ("s" if len(rows) > 1 else "")
+            numbers = ", ".join(map(str, rows))
+            text = say(WORDS[max(codes)], f"in {name} {numbers} of the batch, counted from 0")
+            return NotFinite(text, () if pictures else rows)
+
+        self._doubts.refuse(found, error)
+
+
+def _shown(what: str, word: str, name: str, site: Site, rows: str) -> str:
+    advice = "The model overflowed before the cut: try another dtype, or look at the input."
+    if word == WORDS[BLIND]:
+        advice = "The mask lets none of the tokens be looked at: move the stage behind another layer."
+    return f"{what} holds {word}, which pruner {name!r} would rank at random at {site}, {rows}. {advice}"
+
+
+def _of_signal(signal: Signal, value: Tensor, tokens: Tokens, site: Site, real: Tensor | None) -> Tensor | None:
+    """[B] what is wrong with a signal in each row of the tokens; None as `_faults` has it."""
+    if _is_fine(value):
+        return None
+    x = value.movedim(1, 0) if signal.kind in _SIDES else value
+    own = signal.site.tower == site.tower  # seen per picture otherwise, over tokens that may be gone
+    alive = tokens.valid if own and signal.kind != "pixels" else None
+    if signal.kind in ("attention", "preview"):  # [B, H, R, N]
+        places = None if alive is None else alive[:, None, None]
+        if real is not None:
+            asked = real.to(x.device)[:, None, :, None]
+            places = asked if places is None else places.to(x.device) & asked
+    else:
+        places = real if signal.rows is not None else alive
+        if places is not None:
+            axis = 1 if signal.kind == "hidden" else 2
+            places = places.view(len(places), *[1] * (axis - 1), -1, *[1] * (x.dim() - axis - 1))
+    found = _faults(x, places, signal.form == "logits")
+    return found if own or found is None else _of_pictures(found, tokens)
+
+
+def _of_pictures(found: Tensor, tokens: Tokens) -> Tensor:
+    """[B] the fault of any picture that a row's tokens belong to, of faults [P] by picture."""
+    if tokens.picture is None:
+        return found
+    picture = tokens.picture.to(found.device)
+    mine = found[picture.clamp(min=0)].masked_fill(picture < 0, 0)
+    return mine.amax(1) if mine.shape[1] else mine.sum(1)
+
+
+def _faults(x: Tensor, places: Tensor | None, masked: bool = False) -> Tensor | None:
+    """[B] numbers of `WORDS` for [B, ...] values.
+
+    Args:
+        places: bool, of the dimensions of `x`, where it counts; None for everywhere.
+        masked: -inf is allowed, but not at every place of a row.
+
+    Returns:
+        None where the values lie on the CPU, where reading is free, and all are finite.
+    """
+    if _is_fine(x):
+        return None
+
+    def rows(odd: Tensor) -> Tensor:
+        return (odd if places is None else odd & places.to(x.device)).flatten(1).any(1)
+
+    low = x == -torch.inf
+    odd = ~x.isfinite() & ~low if masked else ~x.isfinite()
+    found = torch.where(rows(x.isnan()), NAN, rows(odd).long() * INF)
+    if masked:
+        found = torch.where(rows(low) & ~rows(~low), BLIND, found)
+    return found
+
+
+def _is_fine(x: Tensor) -> bool:
+    """Whether it is known at once that all is finite."""
+    return not x.is_floating_point() or not x.numel() or (x.device.type == "cpu" and bool(x.isfinite().all()))

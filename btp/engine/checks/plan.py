@@ -1,0 +1,189 @@
+"""Holds model, pruner and schedule against each other before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from btp.core.host import Host
+from btp.core.pruner import Pruner
+from btp.core.schedule import Schedule, Stage
+from btp.core.signals import Signal
+from btp.core.wrapped import unwrapped
+from btp.engine.checks.signals import attention_name, check_signal, vision_tower
+from btp.engine.checks.sliding_window import layer_kinds
+from btp.engine.hooks.arguments import Binding
+
+_ATTENTION = ("sdpa", "eager")
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage, what its decision needs to see, and its place in the schedule."""
+
+    stage: Stage
+    index: int
+    needs: tuple[Signal, ...]
+
+
+def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[PlannedStage, ...]:
+    """Everything that can be refused before the first batch.
+
+    Raises:
+        ValueError: the model, the schedule or the pruner ask for what cannot be, or for what has no effect.
+    """
+    vision = host.towers.get("vision")
+    schedule.check(host.num_layers, None if vision is None else len(vision.layers))
+    if schedule:
+        check_host(host)
+    for i, stage in enumerate(schedule):
+        _check_stage(host, i, stage)
+    _check_positions(schedule)
+    _check_weighing(host, pruner, schedule)
+    if pruner is None:
+        for i, stage in enumerate(schedule):
+            if not stage.withdraws_all and not (isinstance(stage.keep, float) and stage.keep == 1.0):
+                raise ValueError(
+                    f"schedule.{i}.keep is {stage.keep} at {stage.site}, but there is no pruner to decide "
+                    "which "
+                    "tokens stay. Set pruner, or keep: 0 or 1.0."
+                )
+            if stage.settings:
+                raise ValueError(
+                    f"schedule.{i}.{next(iter(stage.settings))} is set, but there is no pruner. Remove it."
+                )
+    elif not schedule:
+        raise ValueError(
+            f"pruner {pruner.name!r} has no stage, so it would do nothing. Give it a schedule, or run pruner=none."
+        )
+    else:
+        pruner.check(schedule)
+    return tuple(PlannedStage(stage, i, _needs(host, pruner, i, stage)) for i, stage in enumerate(schedule))
+
+
+def check_host(host: Host) -> None:
+    """Refuse models whose tokens cannot be moved or seen faithfully.
+
+    Raises:
+        ValueError: training mode, a wrapper around the model, an attention implementation, a kind of layers or a
+            family that is not supported; the message names it.
+    """
+    if host.model.training:
+        raise ValueError("The model is in training mode. Call model.eval(); pruning is built for inference only.")
+    inside = unwrapped(host.model)
+    if inside is not host.model:
+        raise ValueError(
+            f"{type(host).__name__}.model is a {type(host.model).__name__} around {type(inside).__name__}, which calls "
+            "it past the engine. Make the host anew from it: LVLM(model) takes wrappers off."
+        )
+    if attention_name(host) not in _ATTENTION:
+        raise ValueError(
+            f"The decoder runs attention implementation {attention_name(host)!r}; masks of unequal layers "
+            "are built "
+            f"for {' and '.join(_ATTENTION)} only. Load the model with attn_implementation=sdpa, which uses "
+            "fused "
+            "kernels too."
+        )
+    layer_kinds(host)
+    if "deepstack_features" in Binding(host.decoder):
+        raise ValueError(
+            f"{type(host.decoder).__name__} adds vision features in front of layers of its own choice "
+            "(deepstack_features), which is not built yet. Use a family that adds them behind its first layers, as "
+            "Qwen3-VL does, or none."
+        )
+
+
+def _check_stage(host: Host, i: int, stage: Stage) -> None:
+    if stage.site.kind == "cache":
+        raise ValueError(
+            f"schedule.{i}.site is {stage.site}, but stages at llm.cache are not built yet. "
+            "Choose llm.input or llm.layer.N."
+        )
+    if stage.site.kind == "feature":
+        raise ValueError(f"schedule.{i}.site is {stage.site}, where nothing can be cut. Set it to vision.output.")
+    if stage.site.tower == "vision":
+        _check_vision(host, i, stage)
+    if stage.phase != "prefill":
+        raise ValueError(f"schedule.{i}.phase is {stage.phase}, which is not built yet. Set phase: prefill.")
+    if stage.withdraws_all and stage.settings:
+        key = next(iter(stage.settings))
+        raise ValueError(f"schedule.{i}.{key} has no effect, because keep is 0 there. Remove it.")
+    rope = getattr(host.decoder.config, "rope_parameters", None) or {}
+    if stage.positions == "renumber" and "mrope_section" in rope:
+        raise ValueError(
+            f"schedule.{i}.positions is renumber, but {type(host.decoder).__name__} turns positions in "
+            "several axes, "
+            f"where closing gaps has no agreed meaning. Set pruner.schedule.{i}.positions=original."
+        )
+
+
+def _check_positions(schedule: Schedule) -> None:
+    inside = [(i, stage) for i, stage in enumerate(schedule) if stage.site.tower == "vision"]
+    for (i, a), (j, b) in pairwise(inside):
+        if a.positions != b.positions:
+            raise ValueError(
+                f"schedule.{j}.positions is {b.positions}, but schedule.{i}.positions is {a.positions}. What left in "
+                "the vision tower leaves the prompt in one go: set both to the same."
+            )
+
+
+def _check_weighing(host: Host, pruner: Pruner | None, schedule: Schedule) -> None:
+    inside = any(stage.site.kind in ("layer", "mlp") for stage in schedule if stage.site.tower == "vision")
+    if not inside or not getattr(pruner, "proportional_attention", False):
+        return
+    used = host.vision.config._attn_implementation  # type: ignore[union-attr]
+    if used not in _ATTENTION:
+        raise ValueError(
+            f"The vision tower runs attention implementation {used!r}, which takes no weights for merged tokens. Load "
+            "the model with attn_implementation=sdpa, or set pruner.method.proportional_attention=false."
+        )
+
+
+def _check_vision(host: Host, i: int, stage: Stage) -> None:
+    instead = f"Set pruner.schedule.{i}.site=llm.input where the method can, or use one for the language model"
+    tower = vision_tower(host, f"schedule.{i}.site is {stage.site}: the stage", instead)
+    assert tower.feature is not None
+    if stage.site.layer > tower.feature:
+        raise ValueError(
+            f"schedule.{i}.site is {stage.site}, but the projector reads the output of vision layer {tower.feature}, "
+            f"so a cut there changes nothing. Choose vision.layer.{tower.feature} or earlier, or vision.output."
+        )
+    if stage.withdraws_all and stage.site.kind != "output" and not tower.class_tokens:
+        raise ValueError(
+            f"schedule.{i}.keep is 0 at {stage.site}, which leaves the layers of a vision tower without class token "
+            "nothing to compute. Set the site to vision.output."
+        )
+    if stage.site.kind == "mlp" and None in (tower.mlp, tower.mlp_norm):
+        raise ValueError(
+            f"schedule.{i}.site is {stage.site}, but no MLP with a norm in front of it was found inside the layers of "
+            "the vision tower. Use vision.layer.N."
+        )
+
+
+def _needs(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> tuple[Signal, ...]:
+    if pruner is None or stage.withdraws_all:
+        return ()
+    try:
+        needs = tuple(pruner.needs(stage))
+    except ValueError as error:
+        raise ValueError(f"pruner {pruner.name!r} cannot work at schedule.{i}.site: {error}") from None
+    for signal in needs:
+        check_signal(host, signal, f"pruner {pruner.name!r}")
+        if not signal.ready_for(stage.site):
+            later = signal.site.layer + (0 if signal.at_input else 1)
+            if signal.site.kind == "input":
+                first = "llm.input"
+            elif signal.site.tower == "vision":
+                first = "vision.output" if signal.site.kind in ("feature", "output") else f"vision.layer.{later}"
+            else:
+                first = f"llm.layer.{later}"
+            raise ValueError(
+                f"pruner {pruner.name!r} asks for {signal.kind} at {signal.site}, but its stage cuts at {stage.site}. "
+                f"A stage may only use signals from sites before it. Set schedule.{i}.site to {first} or later."
+            )
+        if signal.kind == "preview" and signal.site != stage.site:
+            raise ValueError(
+                f"pruner {pruner.name!r} asks for {signal}, but its stage cuts at {stage.site}: that layer has run by "
+                f"then. Ask for its attention, or for the preview of the layer at schedule.{i}.site."
+            )
+    return needs

@@ -1,0 +1,102 @@
+"""The host's K/V cache: what it is called, which kinds can be followed, what lies in it, and who may add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from btp.engine.hooks.arguments import Binding
+
+NAMES = ("cache", "past_key_values")  # from transformers 5.24 on, and before
+_GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+class CutCache(DynamicCache):
+    """A cache that lacks tokens: where the next one stands and what it sees is known to the engine that cut it alone.
+
+    Attributes:
+        followed: such a forward is under way.
+    """
+
+    followed = False
+
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """As any cache.
+
+        Raises:
+            ValueError: nobody follows, and the layer holds tokens.
+        """
+        if not self.followed and self.get_seq_length(layer_idx) > 0:
+            raise ValueError(
+                "This cache was pruned inside an attach and is continued outside of it, where nobody knows which "
+                "tokens its layers lack: positions and masks would be wrong. Decode inside the same `with attach(...)` "
+                "block, or run the whole prompt again with a new cache."
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def argument(binding: Binding) -> str | None:
+    """What a module's forward calls its cache; None where it takes none by name."""
+    return next((name for name in NAMES if name in binding), None)
+
+
+def given(inputs: Mapping[str, Any]) -> Any:
+    """The cache among a forward's arguments; None without one. Old names still reach a new host."""
+    return next((inputs[name] for name in NAMES if inputs.get(name) is not None), None)
+
+
+def returned(output: Any) -> Any:
+    """The cache that a forward hands back, in whatever form its output has; None without one."""
+    if isinstance(output, tuple):
+        return next((part for part in output if isinstance(part, Cache)), None)
+    return next((found for name in NAMES if (found := getattr(output, name, None)) is not None), None)
+
+
+def lock(cache: Any) -> None:
+    """Let only forwards that the engine follows add to a cache of unequal layers."""
+    if type(cache) is DynamicCache:
+        cache.__class__ = CutCache
+
+
+def check_cache(cache: Any) -> None:
+    """Refuse caches whose layers cannot hold different lengths.
+
+    Raises:
+        ValueError: anything but a plain DynamicCache, or one whose windows take tokens back.
+    """
+    if cache is None:
+        return
+    odd = next(
+        (type(layer).__name__ for layer in getattr(cache, "layers", ()) if type(layer) not in _GROWING),
+        "",
+    )
+    rolling = any(getattr(layer, "record_past", False) for layer in getattr(cache, "layers", ()))
+    if type(cache) not in (DynamicCache, CutCache) or odd or rolling or getattr(cache, "offloading", False):
+        found = f"{type(cache).__name__}" + (f" with {odd}" if odd else "")
+        raise ValueError(
+            f"Pruning needs a DynamicCache, whose layers may differ in length; this run uses {found}. "
+            "Leave cache_implementation and cache_config unset (no static, compiled, quantised or offloaded "
+            "cache, and no assisted decoding)."
+        )
+
+
+def is_filled(cache: Any) -> bool:
+    """Whether a cache holds tokens already; an empty one, or none, means prefill."""
+    return cache is not None and bool(cache.get_seq_length() > 0)
+
+
+def slots(cache: Any) -> list[int]:
+    """K/V slots of each layer."""
+    return [layer.keys.shape[-2] for layer in _filled(cache)]
+
+
+def size_bytes(cache: Any) -> list[int]:
+    """Bytes of each layer's keys and values, all rows together."""
+    return [layer.keys.nbytes + layer.values.nbytes for layer in _filled(cache)]
+
+
+def _filled(cache: Any) -> list[Any]:
+    layers = getattr(cache, "layers", None) or []
+    return [layer for layer in layers if getattr(layer, "keys", None) is not None]

@@ -1,0 +1,113 @@
+"""Opens a prefill: finds the visual tokens and starts the ledger and the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from btp.core.host import Host, Layout
+from btp.core.ledger import TokenLedger, View
+from btp.core.trace import Call
+
+
+@dataclass
+class Run:
+    """One prefill and the decode steps behind it. New for each prefill; nothing outlives it.
+
+    Attributes:
+        ledger: who is alive where; exchanged at each cut.
+        layout: where the visual tokens lay in the prompt.
+        call: the record that goes into the trace.
+        cache: the host's cache object while a forward is under way, None without one.
+        in_prefill: False from the first decode step on.
+        step_mask: [B, S + t] 2D mask of the current decode step, as the caller passed it.
+        entered: decoder layers that the engine saw in the current forward, from the first stage on.
+        memo: what was computed for a view in the current forward, by view and device.
+        per_picture: tokens of a picture in the vision tower, where its signals or stages are followed.
+    """
+
+    ledger: TokenLedger
+    layout: Layout
+    call: Call
+    cache: Any = None
+    in_prefill: bool = True
+    step_mask: Tensor | None = None
+    entered: list[int] = field(default_factory=list)
+    memo: dict[Any, Any] = field(default_factory=dict)
+    per_picture: int | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        """S, as the host sees it, padding included."""
+        return self.ledger.visual.shape[1]
+
+    def coord(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """position [B, N] without padding of the prompt, coord [B, N, 3] and image [B, N] of a view's visual
+        tokens.
+        """
+        place = self.ledger.original_place(view)  # [B, N]
+        coord = self.layout.coord.gather(1, place[..., None].expand(-1, -1, 3))
+        image = self.layout.image.gather(1, place)
+        position = place - self.ledger.lead[:, None]
+        gone = ~view.visual_valid
+        return (
+            position.masked_fill(gone, -1),
+            coord.masked_fill(gone[..., None], -1),
+            image.masked_fill(gone, -1),
+        )
+
+    def pictures(self, view: View) -> tuple[Tensor, Tensor]:
+        """[B, N] which of the batch's pictures each visual token of a view belongs to, and which of the picture's
+        tokens it is; -1 where padded, and where it is no token of the vision tower.
+        """
+        if self.layout.source is not None:
+            return self._sources(view)
+        image = self.layout.image  # [B, S]
+        per_row = image.amax(1) + 1
+        first = (per_row.cumsum(0) - per_row)[:, None]  # pictures of the rows before
+        seen = torch.cat([torch.full_like(image[:, :1], -1), image.cummax(1).values[:, :-1]], dim=1)
+        begins = image > seen  # text may lie inside a picture, between the frames of a video
+        rank = self.ledger.visual.cumsum(1) - 1  # place among the row's visual tokens
+        slot = rank - rank.masked_fill(~begins, 0).cummax(1).values
+        place = self.ledger.original_place(view)
+        gone = ~view.visual_valid
+        return (
+            (image + first).gather(1, place).masked_fill(gone, -1),
+            slot.gather(1, place).masked_fill(gone, -1),
+        )
+
+    def _sources(self, view: View) -> tuple[Tensor, Tensor]:
+        """The same where a picture passes the tower in tiles, which are the pictures then."""
+        assert self.layout.source is not None
+        source = self.layout.source.gather(1, self.ledger.original_place(view)).masked_fill(~view.visual_valid, -1)
+        none = torch.full_like(source, -1)
+        if self.per_picture is None:
+            return none, none
+        gone, each = source < 0, self.per_picture
+        return (source // each).masked_fill(gone, -1), (source % each).masked_fill(gone, -1)
+
+
+def open_run(host: Host, inputs: Mapping[str, Any], cache: Any = None) -> Run:
+    """Start a prefill from the root module's inputs. One host sync.
+
+    Raises:
+        ValueError: the attention mask is not [B, S].
+    """
+    layout = host.layout(inputs)
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        valid = torch.ones_like(layout.visual)
+    elif isinstance(mask, Tensor) and mask.shape == layout.visual.shape:
+        valid = mask.to(layout.visual.device) != 0
+    else:
+        found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"attention_mask is {found}, but the prompt is {tuple(layout.visual.shape)}. "
+            "Pass a mask with one entry per token of input_ids; ready-made 4D masks cannot be followed."
+        )
+    ledger = TokenLedger.open(layout.visual, valid)
+    return Run(ledger, layout, Call(ledger.total, ledger.text_counts), cache)

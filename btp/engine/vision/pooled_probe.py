@@ -1,0 +1,154 @@
+"""Sees signals of a vision tower that joins groups of packed patches into visual tokens; nothing can be cut there.
+
+Such a tower takes the patches of all pictures in one row, in an order of its own, attends to them window by window, and
+ends in a merger that makes one visual token of each group of neighbours. What is seen of patches is put together for
+the visual token they become: attention received is added up over the group, so that it still sums to one over a
+picture, and keys are averaged. Hidden states at vision.output are what the merger hands out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from btp.core.host import Host
+from btp.core.signals import Signal
+from btp.engine.decide import Decision
+from btp.engine.decoder.prefill import Run
+from btp.engine.hooks.arguments import Binding
+from btp.engine.hooks.attention_registry import watch_attention
+from btp.engine.hooks.attention_rows import tower_rows
+
+GRID = "grid_thw"
+
+
+class MergedTower(threading.local):
+    """The same to a stream as a `VisionStream` without stages, and to each thread its own.
+
+    Args:
+        host: the model; its `tower_order` says where the tower puts each group of patches.
+        signals: all declared signals; those of the vision tower are seen here.
+    """
+
+    def __init__(self, host: Host, signals: Iterable[Signal]) -> None:
+        self._host = host
+        self._signals = [s for s in dict.fromkeys(signals) if s.site.tower == "vision"]
+        self._grid: list[list[int]] = []  # of the latest pass through the tower
+        self._parts: dict[Signal, list[Tensor]] = {}  # what each call of a layer's attention showed, [H, n, ...]
+        self._seen: dict[Signal, Tensor] | None = None  # [P, ...] as `Signal` says, zeros behind a picture's last token
+        self._which: tuple[int, ...] = ()  # which of the pictures the prompt's are
+
+    @property
+    def needed(self) -> bool:
+        """Whether any signal is in the vision tower."""
+        return bool(self._signals)
+
+    def open(self, undo: ExitStack) -> None:
+        """Register every hook."""
+        vision, projector = self._host.vision, self._host.projector
+        assert vision is not None  # held by check.check_merged
+        assert projector is not None
+        hooks = [
+            vision.register_forward_pre_hook(self._before_tower(Binding(vision)), with_kwargs=True),
+            projector.register_forward_hook(self._behind_merger),
+            vision.register_forward_hook(self._behind_tower),
+        ]
+        for hook in hooks:
+            undo.callback(hook.remove)
+        undo.callback(self._parts.clear)
+        layers = self._host.towers["vision"].layers
+        attending = {self._layer(s): layers[self._layer(s)] for s in self._signals if s.kind != "hidden"}
+        if attending:
+            watch_attention(vision, attending, self._look, undo)
+
+    def encoding(self, kind: str, arguments: Mapping[str, Any]) -> None:
+        """Pictures or videos are about to be encoded.
+
+        Raises:
+            ValueError: a video.
+        """
+        if kind == "video":
+            raise ValueError(
+                "The prompt has a video, and a signal of the vision tower was asked for. Where the tower joins "
+                "patches, its signals are followed for pictures alone: use a method that works in the language model."
+            )
+
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """A prompt enters the model, perhaps with features that were encoded before."""
+        given = (inputs.get("mm_encoder_outputs") or {}).get("image")
+        encoded = inputs.get("encoded", {}).get("image")
+        if given is None or encoded is None:
+            self._seen = None  # the tower runs now, or its features are another's
+        self._which = () if encoded is None else encoded.which
+
+    def seen(self, signal: Signal) -> Tensor:
+        """A signal as a stage of the language model gets it: per picture of the prompt, over all its tokens."""
+        assert self._seen is not None  # held by withdrawn
+        found = self._seen[signal]
+        return found[torch.tensor(self._which, device=found.device)] if self._which else found
+
+    def withdrawn(self, run: Run) -> tuple[Decision, bool] | None:
+        """Nothing.
+
+        Raises:
+            RuntimeError: the pictures did not pass the tower under these hooks.
+        """
+        if max(run.ledger.total) and self._seen is None:
+            raise RuntimeError(
+                "The prompt has visual tokens, but its pictures did not pass the vision tower while the engine was "
+                "attached, so a signal there shows nothing. Pass pixel_values in place of ready features."
+            )
+        return None
+
+    def _layer(self, signal: Signal) -> int:
+        return signal.site.layer if signal.site.kind == "layer" else len(self._host.towers["vision"].layers) - 1
+
+    def _before_tower(self, binding: Binding) -> Callable:
+        def enter(module, args, kwargs):
+            self._grid = binding.read(args, kwargs)[GRID].tolist()
+            self._parts.clear()
+            self._seen = None
+
+        return enter
+
+    def _look(self, at: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+        for signal in self._signals:
+            if signal.kind == "hidden" or self._layer(signal) != at:
+                continue
+            if signal.kind == "keys":
+                part = key[0]
+            else:
+                with torch.no_grad():  # the sum over the rows of this window
+                    part = tower_rows(query, key, mask, scaling, "mean", "probs", 0)[0, :, 0] * query.shape[2]
+            self._parts.setdefault(signal, []).append(part)
+
+    def _behind_merger(self, module, args, output) -> None:
+        for signal in self._signals:
+            if signal.kind == "hidden":
+                self._parts[signal] = [output[None]]
+
+    def _behind_tower(self, module, args, output) -> None:
+        order = self._host.tower_order(self._grid)  # type: ignore[attr-defined]
+        patches = [t * h * w for t, h, w in self._grid]
+        self._seen = {}
+        for signal, parts in self._parts.items():
+            x = torch.cat(parts, dim=1)  # [H, T, ...] in the tower's order
+            group = sum(patches) // len(order)
+            if signal.kind != "hidden":
+                x = x.unflatten(1, (-1, group))
+                x = x.sum(2) if signal.kind == "attention" else x.mean(2)
+            x = torch.empty_like(x).index_copy(1, order.to(x.device), x)
+            each = [part.transpose(0, 1) for part in x.split([n // group for n in patches], dim=1)]  # [N, H, ...]
+            if signal.kind == "attention":
+                each = [part / n for part, n in zip(each, patches, strict=True)]
+            x = pad_sequence(each, batch_first=True).transpose(1, 2)  # [P, H, N, ...]
+            if signal.kind != "keys":
+                x = x[:, 0] if signal.kind == "hidden" else x[:, :, None]
+            self._seen[signal] = x
+        self._parts.clear()

@@ -1,0 +1,99 @@
+"""The arguments of lmms-eval's command line as words of ours, composed as run.py composes them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from btp.cli.check_config import check_config
+from btp.cli.overrides import find_fault
+from btp.cli.run import CONF
+from btp.runner.model_yamls import yamls_for
+from btp.runner.pruner_lists import JOIN, name_lists
+
+PART = "harness"  # stands for tasks that lmms-eval's own command line chooses
+
+
+def composed(
+    path: str | None, pruner: str, budget: float | None, batch: int, device: str | None, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The resolved config.
+
+    Args:
+        path: of a checkpoint; None takes the model group's own.
+        pruner: name, or names joined by a plus.
+        budget: share of the visual tokens up to 1, tokens above; None takes the config's.
+        batch: samples a forward.
+        device: cpu, cuda or cuda:N; None takes a GPU where there is one.
+        more: any other key or group of the config.
+
+    Raises:
+        ValueError: says which argument to change.
+    """
+    words = [f"{key}={_word(value)}" for key, value in more.items()]
+    if path is not None:
+        words.append(f"model.path={_word(str(path))}")
+        if "model" not in more:
+            words.append(f"model={_yaml_for(Path(os.path.expanduser(str(path))))}")
+    words.append(f"pruner=[{pruner.replace(JOIN, ',')}]" if JOIN in pruner else f"pruner={pruner}")
+    if budget is not None:
+        words.append(f"budget.share={budget}" if budget <= 1 else f"budget.tokens={budget}")
+    words += [f"trainer.batch={batch}", f"tasks=[{PART}]", "task=lmms_eval", *_trainer(device)]
+    words = name_lists(words)
+    fault = find_fault(CONF, words)
+    if fault:
+        raise ValueError(f"--model_args: {fault}")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", overrides=words), resolve=True)
+    assert isinstance(config, dict)
+    config["command"] = " ".join(words)
+    if config["budget"]["tokens"] is not None and not any(word.startswith("budget.share=") for word in words):
+        config["budget"]["share"] = None
+    config["controls"] = None  # lmms-eval's command line runs one model
+    check_config(config)
+    return config
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and value[:1] not in "[{'\"" and set(value) & set(" ,:[]{}()\\"):
+        return json.dumps(value)
+    return str(value)
+
+
+def _yaml_for(folder: Path) -> str:
+    """A yaml of the checkpoint's family, where all of them treat it alike."""
+    if not (folder / "config.json").is_file():
+        return "pocket"  # what loads it will say what is wrong with the path
+    family = json.loads((folder / "config.json").read_text()).get("model_type")
+    names = yamls_for(family)
+    kinds = {json.dumps([_yaml(name)[key] for key in ("adapter", "processor")]) for name in names}
+    if len(kinds) == 1:
+        return names[0]
+    which = f"{' and '.join(names)} differ" if names else f"no yaml in conf/model is for model_type {family}"
+    raise ValueError(
+        f"--model_args: path={folder} does not say which model yaml it goes with: {which}. Add model=NAME."
+    )
+
+
+def _yaml(name: str) -> Mapping[str, Any]:
+    return yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
+
+
+def _trainer(device: str | None) -> list[str]:
+    if device is None:
+        return []
+    kind, _, number = str(device).partition(":")
+    if kind == "cpu":
+        return ["trainer=cpu"]
+    return ["trainer.accelerator=gpu", f"trainer.devices=[{number}]" if number else "trainer.devices=1"]

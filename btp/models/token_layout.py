@@ -1,0 +1,66 @@
+"""Where the visual tokens of a sample's first picture lie on it, view by view, for the report to draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from btp.core.host import Layout
+from btp.models.lvlm import LVLM
+
+WHOLE, TILES = "whole", "tiles"
+
+
+def describe_views(host: LVLM, layout: Layout, picture: Image.Image) -> dict[str, Any]:
+    """What index.json says of the places of a sample's visual tokens.
+
+    A view is a grid that covers all of the picture: the whole of it, and beside it the mosaic of its tiles where a
+    family makes tiles. Tiles whose places nobody can tell are left out; so are further pictures and newlines.
+
+    Args:
+        host: the model, which knows how its tiles lie.
+        layout: of a prompt of this sample alone.
+        picture: its first one.
+
+    Returns:
+        grid [rows, columns] of the first view; and unless token i is patch i of that grid in all of the prompt: total
+        (visual tokens of the prompt) and views [{name, grid, tokens: row by row, -1 where there is none}]. Empty where
+        no token lies on the picture.
+    """
+    visual = layout.visual[0]
+    coord, image = layout.coord[0][visual].cpu(), layout.image[0][visual].cpu()  # [N, 3], [N]
+    mine = (image == 0) & (coord[:, 1] >= 0)
+    if not bool(mine.any()):
+        return {}
+    index, coord = mine.nonzero().flatten(), coord[mine]
+    frames = sorted(set(coord[:, 0].tolist()))
+    if len(frames) > 2:
+        coord, frames = _mosaic(host, coord, frames, picture)
+    views = []
+    for frame in frames:
+        shown = coord[:, 0] == frame
+        rows, columns = (int(n) + 1 for n in coord[shown, 1:].amax(0))
+        tokens = [-1] * (rows * columns)
+        for i, (row, column) in zip(index[shown].tolist(), coord[shown, 1:].tolist(), strict=True):
+            tokens[row * columns + column] = i
+        name = "" if len(frames) == 1 else WHOLE if frame == frames[0] else TILES
+        views.append({"name": name, "grid": [rows, columns], "tokens": tokens})
+    if len(views) == 1 and views[0]["tokens"] == list(range(len(image))):
+        return {"grid": views[0]["grid"]}
+    return {"grid": views[0]["grid"], "total": len(image), "views": views}
+
+
+def _mosaic(host: LVLM, coord: Tensor, frames: list[int], picture: Image.Image) -> tuple[Tensor, list[int]]:
+    """Tiles that have a frame each, put together in frame 1 where the host tells how they lie."""
+    tiling = host.tiling(len(frames) - 1, picture.height, picture.width)
+    if tiling is None:
+        return coord, frames[:1]
+    sides = coord[:, 1:].amax(0) + 1
+    tile = coord[:, 0] - 1
+    coord = coord.clone()
+    coord[:, 1] += (tile // tiling[1]).clamp(min=0) * sides[0]
+    coord[:, 2] += (tile % tiling[1]) * (tile >= 0) * sides[1]
+    coord[:, 0] = (tile >= 0).to(coord.dtype)
+    return coord, [0, 1]

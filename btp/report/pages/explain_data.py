@@ -1,0 +1,219 @@
+"""One sample's life in a run: what was asked, what every stage made of its visual tokens and why, what was answered."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from btp.results.reader import View
+
+KEPT = "kept"  # the rule of methods that name none
+HIGHEST = "highest score"  # the rule of those that rank by one score and say no more
+MEANING = {  # of names whose words do not say it
+    "candidates": "the line in which attention's choice stands, bright the first; who is not in it cannot be chosen",
+    "rebalancing": "in the line where attention alone would have left it out",
+    "farthest from scratch": "found as if nothing had been chosen before",
+    "spatial seed": "a place of the grid, spread evenly",
+    "distance": "to the nearest token chosen before, by cosine; diversity takes the farthest",
+}
+
+
+@dataclass(frozen=True)
+class StageLife:
+    """What one stage did to a sample. Tokens are named by their original visual index.
+
+    Attributes:
+        site: where.
+        plan: what the schedule says of it, as "keep 21, balance 0.6".
+        alive: tokens in front of it.
+        kept: those that stayed, in their order behind the stage.
+        rules: name of a rule -> the kept tokens that it chose; each kept token is in exactly one.
+        scores: name of a part of the score -> value by token; -inf where the part does not apply.
+        merged: kept tokens that others flowed into, here or before.
+        flowed: of a token that went -> the kept one it flowed into.
+        recorded: what the run kept here; None where its trace has no such stage.
+    """
+
+    site: str
+    plan: str
+    alive: tuple[int, ...]
+    kept: tuple[int, ...]
+    rules: Mapping[str, tuple[int, ...]]
+    scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    merged: tuple[int, ...] = ()
+    flowed: Mapping[int, int] = field(default_factory=dict)
+    recorded: tuple[int, ...] | None = None
+
+    def spans(self, part: str) -> str:
+        """A part of the score, of what stays and of what goes: "kept 3.1 to 9, dropped 0.2 to 3"."""
+        stays, values = set(self.kept), self.scores[part]
+        said = []
+        for name, tokens in (("kept", stays), ("dropped", set(self.alive) - stays)):
+            finite = [values[token] for token in tokens if math.isfinite(values.get(token, math.inf))]
+            said += [f"{name} {min(finite):.3g} to {max(finite):.3g}"] if finite else []
+        return ", ".join(said)
+
+    @property
+    def same(self) -> bool:
+        """Whether the run kept the same tokens."""
+        return self.recorded is not None and sorted(self.recorded) == sorted(self.kept)
+
+    def rule_of(self, token: int) -> str | None:
+        """Which rule kept a token; None where it did not stay."""
+        return next((name for name, tokens in self.rules.items() if token in tokens), None)
+
+    def against_run(self) -> str:
+        """How what was kept compares with the run's trace, in words."""
+        if self.recorded is None:
+            return "the run's trace has no such stage"
+        if self.same:
+            return "the same tokens as in the run"
+        here, there = set(self.kept) - set(self.recorded), set(self.recorded) - set(self.kept)
+        return f"other tokens than in the run: {_named(here)} here, {_named(there)} there"
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer.
+
+    Attributes:
+        text: what the model says now.
+        first: likeliest first tokens of the answer, with their probability.
+        recorded: what it said in the run.
+        score: in [0, 1], of what it said in the run.
+    """
+
+    text: str
+    first: tuple[tuple[str, float], ...]
+    recorded: str
+    score: float
+
+    @property
+    def same(self) -> bool:
+        """Whether it said the same in the run."""
+        return self.text == self.recorded
+
+    @property
+    def mark(self) -> str:
+        """right | wrong | partly."""
+        return mark_of(self.score)
+
+
+@dataclass(frozen=True)
+class Life:
+    """One sample under one arm.
+
+    Attributes:
+        run: name of the run folder.
+        command: that made it.
+        model, task: their names.
+        arm, pruner: title of the arm, and its method.
+        sample, ability, question, reference: as the task has them.
+        picture: the first one, as the model saw it under this arm.
+        pictures: how many there are.
+        boxes, labels: of objects of the first picture.
+        targets: boxes that hold what the answer needs; empty where the task does not know.
+        views: grids of visual tokens that cover the first picture; tokens of none of them are counted, not drawn.
+        total: visual tokens before any stage.
+        unpruned, pruned: the answers without and with the stages.
+        others: (title, prediction, score) of the run's further arms.
+        stages: in the order in which tokens meet them.
+        layers: visual tokens that entered each decoder layer.
+        kl: nats, of the first answer token, from the unpruned model.
+        notes: what a reader should know.
+    """
+
+    run: str
+    command: str
+    model: str
+    task: str
+    arm: str
+    pruner: str
+    sample: str
+    ability: str
+    question: str
+    reference: str
+    picture: Image.Image
+    pictures: int
+    boxes: tuple[tuple[float, float, float, float], ...]
+    labels: tuple[str, ...]
+    views: tuple[View, ...]
+    total: int
+    unpruned: Said
+    pruned: Said
+    others: tuple[tuple[str, str, float], ...]
+    stages: tuple[StageLife, ...]
+    layers: tuple[int, ...]
+    kl: float
+    notes: tuple[str, ...] = ()
+    targets: tuple[tuple[float, float, float, float], ...] = ()
+
+    @property
+    def rules(self) -> list[str]:
+        """Names of all rules that kept a token, in the order in which they choose."""
+        return list(dict.fromkeys(name for stage in self.stages for name, tokens in stage.rules.items() if tokens))
+
+    @property
+    def letters(self) -> dict[str, str]:
+        """A letter per rule: its first one that no rule before has taken."""
+        out: dict[str, str] = {}
+        for name in self.rules:
+            free = [c for c in name.upper() + "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c.isalpha() and c not in out.values()]
+            out[name] = free[0] if free else "?"
+        return out
+
+    @property
+    def average(self) -> float:
+        """Visual tokens averaged over the decoder layers."""
+        return sum(self.layers) / len(self.layers)
+
+
+def numbered(samples: Iterable[str]) -> dict[str, str]:
+    """number -> sample, of ids that end in a number in which no other ends: 3 of test-0-000003."""
+    ends: dict[str, list[str]] = {}
+    for sample in dict.fromkeys(samples):
+        if digits := re.search(r"\d+$", sample):
+            ends.setdefault(str(int(digits[0])), []).append(sample)
+    return {number: named[0] for number, named in ends.items() if len(named) == 1}
+
+
+def short_site(site: str) -> str:
+    """A site in few characters: L7 of llm.layer.7, V3 of vision.layer.3; others as they are."""
+    found = re.fullmatch(r"(llm|vision)\.layer\.(\d+)", site)
+    return f"{found[1][0].upper()}{found[2]}" if found else site
+
+
+def places(view: View) -> Iterator[tuple[int, int, int]]:
+    """(row, column, visual token) of every cell of a view, row by row; token -1 where there is none."""
+    rows, columns = view.grid
+    tokens = range(rows * columns) if view.tokens is None else view.tokens
+    for cell, token in enumerate(tokens):
+        yield cell // columns, cell % columns, token
+
+
+def shades(scores: Mapping[int, float]) -> dict[int, float]:
+    """Scores as shades in [0, 1], from the least finite to the greatest; tokens without a finite one have none."""
+    finite = {token: value for token, value in scores.items() if math.isfinite(value)}
+    low, high = min(finite.values(), default=0.0), max(finite.values(), default=0.0)
+    return {token: (value - low) / (high - low) if high > low else 1.0 for token, value in finite.items()}
+
+
+def ranks(scores: Mapping[int, float]) -> dict[int, int]:
+    """1 for the highest score; tokens without a finite one have none. Ties go to the lowest index."""
+    finite = [token for token, value in scores.items() if math.isfinite(value)]
+    order = sorted(finite, key=lambda token: (-scores[token], token))
+    return {token: place for place, token in enumerate(order, start=1)}
+
+
+def mark_of(score: float) -> str:
+    """right | wrong | partly."""
+    return "right" if score == 1 else "wrong" if score == 0 else "partly"
+
+
+def _named(tokens: Sequence[int] | set[int]) -> str:
+    some = sorted(tokens)
+    return (", ".join(map(str, some[:6])) + (", ..." if len(some) > 6 else "")) or "none"

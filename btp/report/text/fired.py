@@ -1,0 +1,38 @@
+"""Did it fire? What each stage of each arm was meant to do, and what the trace says it did."""
+
+from typing import Any
+
+from btp.results.reader import RunFolder
+
+
+def fired(run: RunFolder) -> list[dict[str, Any]]:
+    """What became of each arm's stages, planned or run, in order.
+
+    Returns:
+        Per stage: arm, title, site, keep (as planned, None where unknown), planned (False where the plan does
+        not name it, None where there is no plan), ran (samples), hits (samples that lost tokens), fired,
+        before and after (mean visual tokens, None where it never ran).
+    """
+    out = []
+    for arm in run.arms:
+        trace = run.trace[run.trace["arm"] == arm.arm]
+        plan = {str(s["site"]): s.get("keep") for s in arm.schedule or ()}
+        sites = dict.fromkeys([*trace.sort_values("order")["site"].map(str), *plan])
+        for site in sites:
+            rows = trace[trace["site"] == site]
+            hits = int((rows["after"] < rows["before"]).sum())
+            out.append(
+                {
+                    "arm": arm.arm,
+                    "title": arm.title,
+                    "site": site,
+                    "keep": plan.get(site),
+                    "planned": None if arm.schedule is None else site in plan,
+                    "ran": len(rows),
+                    "hits": hits,
+                    "fired": hits > 0,
+                    "before": float(rows["before"].mean()) if len(rows) else None,
+                    "after": float(rows["after"].mean()) if len(rows) else None,
+                }
+            )
+    return out

@@ -1,0 +1,162 @@
+"""The run folder: what a report, a table or a person reads afterwards."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from btp.results.atomic import write_json
+from btp.results.status import UNPRUNED, is_finished
+from btp.tasks.metrics.text import normalise
+from btp.tasks.sample import Sample
+
+PACKAGES = ("btp", "torch", "transformers", "lightning", "hydra-core", "omegaconf", "wandb", "optuna")
+
+
+class RunFolder:
+    """One run on disk. `run.json` says how far it came; everything is written whole or not at all."""
+
+    def __init__(self, path: Path):
+        self.path, self.fresh = path, not path.exists()
+        self.state: dict[str, Any] = {}
+
+    @property
+    def finished(self) -> bool:
+        """As `is_finished` says."""
+        return is_finished(self.path)
+
+    def begin(self, config: Mapping[str, Any], identity: str, hardware: str) -> None:
+        """Write the config and mark the run as running."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        self.state = {
+            "state": "running",
+            "identity": identity,
+            "name": self.path.name,
+            "command": config["command"],
+            "pid": os.getpid(),
+            "versions": {p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
+            "hardware": hardware,
+            "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "phases": {},
+        }
+        self.update()
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to run.json."""
+        self.state |= facts
+        write_json(self.path / "run.json", self.state)
+
+    def fail(self, message: str, details: str, rank: int = 0) -> Path:
+        """Say in run.json why the run ended, and with all details in the log that is returned."""
+        if self.state:
+            self.update(state="failed", error=message)
+        log = self.path / f"error{f'-{rank}' if rank else ''}.log"
+        with suppress(FileNotFoundError):  # the leading process has withdrawn the run meanwhile
+            log.write_text(details, encoding="utf-8")
+        return log
+
+    def withdraw(self) -> None:
+        """Leave nothing of a run that was refused; what an earlier start left stays."""
+        if self.fresh:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.state = {}
+
+    def write_samples(
+        self,
+        samples: Sequence[Sample],
+        rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
+        scores: Mapping[str, Sequence[float]],
+    ) -> pd.DataFrame:
+        """Join answers and scores with their samples, and write samples.parquet, trace.parquet and layers.json.
+
+        Args:
+            samples: Samples of the run.
+            rows: Arm -> sample id -> row of the answers' store.
+            scores: Arm -> score of each sample, in [0, 1].
+
+        Returns:
+            One row per arm and sample.
+        """
+        table, trace, layers = [], [], {}
+        for arm, mine in rows.items():
+            for sample, score in zip(samples, scores[arm], strict=True):
+                row, unpruned = mine[sample.id], rows[UNPRUNED][sample.id]["prediction"]
+                table.append(
+                    {
+                        "arm": arm,
+                        "sample": sample.id,
+                        "ability": sample.ability,
+                        "question": sample.question,
+                        "reference": sample.reference,
+                        "prediction": row["prediction"],
+                        "score": score,
+                        "unpruned": unpruned,
+                        "agreement": normalise(row["prediction"]) == normalise(unpruned),
+                        "kl": row["kl"],
+                        "tokens_avg": sum(row["visual"]) / len(row["visual"]),
+                        "total": row["total"],
+                    }
+                )
+                for order, stage in enumerate(row["stages"]):
+                    trace.append({"arm": arm, "sample": sample.id, "order": order, **stage})
+            layers[arm] = {
+                key: [sum(layer) / len(mine) for layer in zip(*(r[key] for r in mine.values()), strict=True)]
+                for key in ("visual", "tokens")
+            }
+        frame = pd.DataFrame(table)
+        frame.to_parquet(self.path / "samples.parquet", index=False)
+        columns = ["arm", "sample", "site", "order", "before", "after", "kept", "merged"]
+        pd.DataFrame(trace, columns=columns).to_parquet(self.path / "trace.parquet", index=False)
+        write_json(self.path / "layers.json", layers)
+        self._write_regions(samples)
+        return frame
+
+    def _write_regions(self, samples: Sequence[Sample]) -> None:
+        """Write regions.parquet: the labelled regions of every sample's first picture, where the task knows them."""
+        rows = []
+        for sample in samples:
+            labels = sample.labels or ("",) * len(sample.boxes)
+            boxes = dict.fromkeys(zip(labels, sample.boxes, strict=True))
+            known = {box for _, box in boxes}
+            boxes |= dict.fromkeys(("", box) for box in sample.targets if box not in known)
+            for label, box in boxes:
+                corners = dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))
+                rows.append({"sample": sample.id, "label": label, "target": box in sample.targets, **corners})
+        if rows:
+            pd.DataFrame(rows).to_parquet(self.path / "regions.parquet", index=False)
+
+    def write_pictures(self, samples: Sequence[Sample], places: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep the pictures of the samples that the report shows, with their boxes.
+
+        Args:
+            places: of a sample's visual tokens, as `btp.models.token_layout.describe_views` says.
+        """
+        folder = self.path / "pictures"
+        folder.mkdir(exist_ok=True)
+        index = {}
+        for sample in samples:
+            if places[sample.id]:
+                sample.images[0].save(folder / f"{sample.id}.png")
+                index[sample.id] = {**places[sample.id], "boxes": sample.boxes, "labels": sample.labels}
+        write_json(folder / "index.json", index)
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """The first samples of every ability in turn, up to `count`."""
+    by_ability: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_ability.setdefault(sample.ability, []).append(sample)
+    turns = max((len(v) for v in by_ability.values()), default=0)
+    picked = [group[i] for i in range(turns) for group in by_ability.values() if i < len(group)]
+    return picked[:count]

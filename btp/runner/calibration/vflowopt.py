@@ -1,0 +1,232 @@
+"""Searches a strategy for VFlowOpt on the calibration set: its settings, and what its stages keep.
+
+Source: Yang et al. 2025, arXiv:2508.05211, section 3.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from hydra.utils import instantiate
+from torch.utils.data import DataLoader
+
+from btp.core.keep import FIT
+from btp.core.schedule import Schedule, Stage
+from btp.models.loading.load import Loaded
+from btp.runner.calibration.artifact import PACKAGES, made, origin
+from btp.runner.calibration.reference import Kept, Reference, run_reference, similarity
+from btp.runner.calibration.search_artifact import ADVICE, find_search, home, search_identity
+from btp.runner.calibration.trials import Trials
+from btp.runner.devices import Machine
+from btp.runner.evaluation.answer_store import Answers
+from btp.runner.identity import digest
+from btp.schedules.place import place_stages
+
+if TYPE_CHECKING:
+    from btp.schedules.meet import Facts
+
+SPACE = ("first", "second", "t", "m", "alpha")
+
+
+def search_vflowopt(
+    config: Mapping[str, Any],
+    loaded: Loaded,
+    checkpoint: str,
+    store: Path,
+    machine: Machine,
+    facts: Facts,
+    budget_tokens: float,
+    pruner: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Search t, m, alpha and the stages' counts for a budget, or find what an earlier run found.
+
+    Every strategy that is tried meets the budget: stage 1 keeps a share, stage 2 a share of that, and stage 3 what the
+    budget leaves; where that were more than stage 2 keeps, both keep the same. A search goes on where it was killed.
+
+    Args:
+        config: of the run, resolved.
+        checkpoint: identity of the model.
+        store: where artefacts that runs share lie.
+        facts: decoder layers, and the visual tokens that the budget refers to.
+        budget_tokens: visual tokens averaged over the decoder layers.
+        pruner: config of the pruner, where it is not the run's own.
+
+    Returns:
+        The artefact: `method` and `schedule` go into the pruner's config, see `with_strategy`; its last stage is left
+        to the budget. `found` is the best strategy, `trials` are all.
+
+    Raises:
+        ValueError: settings out of range, a budget that leaves nothing to search, an artefact of something else.
+    """
+    pruner = config["pruner"] if pruner is None else pruner
+    settings, share = pruner["search"], budget_tokens / facts.total
+    stages = _three_stages(pruner, facts.layers)
+    if not 0 < share < 1:
+        raise ValueError(
+            f"A budget of {budget_tokens:g} of {facts.total} visual tokens leaves no strategy to search. Lower the "
+            "budget, or set pruner.strategy=given."
+        )
+    missing = [name for name in SPACE if name not in settings["space"]]
+    if missing:
+        raise ValueError(f"pruner.search.space lacks {', '.join(missing)}. Give each its lowest and highest value.")
+
+    def make() -> dict[str, Any]:
+        alpha = max(settings["space"]["alpha"], key=abs)  # one that asks for pixels, where any does
+        pruned = instantiate(dict(pruner["method"]) | {"alpha": alpha})
+        make = partial(Reference, loaded, watched=pruned)
+        module = run_reference(config, loaded, settings["samples"], machine, make, "search: unpruned")
+        space = _space(settings["space"], share, module.kept, pruned)
+        rows = Answers(home(store, identity).with_suffix(""))
+        if not config["resume"]:
+            rows.clear()
+        trials = Trials(space, settings["optimiser"], settings["startup"], settings["seed"], rows)
+
+        def attempt() -> None:
+            params = trials.propose()
+            counts = strategy_counts(params["first"], params["second"], stages, facts, budget_tokens)
+            method = instantiate(dict(pruner["method"]) | {name: params[name] for name in ("t", "m", "alpha")})
+            schedule = Schedule.from_config(_stages(stages, counts, facts.total))
+            value = similarity(loaded.host, module.kept, method, schedule)
+            trials.add(params, value, counts=list(counts))
+
+        left = settings["startup"] + settings["evaluations"] - len(trials)
+        _repeat(attempt, left, machine)
+        best = trials.best
+        return {
+            **origin(config, loaded, checkpoint, identity),
+            "kind": "vflowopt",
+            "search": dict(settings) | {"space": {name: list(ends) for name, ends in space.items()}},
+            "budget_tokens": float(budget_tokens),
+            "total": facts.total,
+            "found": dict(best),
+            "method": {name: best[name] for name in ("t", "m", "alpha")},
+            "schedule": _stages(stages, best["counts"], facts.total, FIT),
+            "trials": trials.found,
+            **made((*PACKAGES, "optuna")),
+        }
+
+    identity = digest(
+        "vflowopt",
+        search_identity(__name__, config, checkpoint, pruner, settings),
+        stages,
+        round(share, 9),
+        facts.total,
+        facts.layers,
+    )
+    required = ("method", "schedule", "budget_tokens", "total")
+    artefact = find_search("vflowopt", settings, identity, required, config, checkpoint, store, machine, make)
+    if (artefact["budget_tokens"], artefact["total"]) != (budget_tokens, facts.total):
+        raise ValueError(
+            f"the search artefact {artefact['identity']} was made for a budget of {artefact['budget_tokens']:g} of "
+            f"{artefact['total']} visual tokens, but this run's budget is {budget_tokens:g} of {facts.total}. {ADVICE}"
+        )
+    return artefact
+
+
+def with_strategy(pruner: Mapping[str, Any], artefact: Mapping[str, Any]) -> dict[str, Any]:
+    """A pruner's config with what a search found for it; the last stage is `fit`, as the budget gave it."""
+    return {**pruner, "method": {**pruner["method"], **artefact["method"]}, "schedule": list(artefact["schedule"])}
+
+
+def strategy_counts(
+    first: float, second: float, stages: Sequence[Mapping[str, Any]], facts: Facts, budget_tokens: float
+) -> tuple[int, int, int]:
+    """Whole tokens behind the three stages, which meet the budget as nearly as they can.
+
+    Args:
+        first: share of the original tokens that stage 1 keeps.
+        second: share of those that stage 2 keeps, raised or lowered where the budget leaves stage 3 no room.
+        stages: at sites of the model.
+
+    Returns:
+        Counts that do not increase, each at least 1.
+
+    Source: Yang et al. 2025, arXiv:2508.05211, section 3.4: r3 follows from the others. The released code stays below
+    the budget where r3 comes to more than 1.
+    """
+    starts = [Stage(stage["site"], 1.0).site.first_layer for stage in stages]
+    spans = [b - a for a, b in pairwise([*starts, facts.layers])]
+    one = min(facts.total, max(1, round(first * facts.total)))
+    rest = budget_tokens * facts.layers - facts.total * starts[0] - one * spans[0]
+    two = round(second * one)
+    if (rest - two * spans[1]) / spans[2] > two:
+        two = math.ceil(rest / (spans[1] + spans[2]) - 1e-9)
+    elif (rest - two * spans[1]) / spans[2] < 1:
+        two = math.floor((rest - spans[2]) / spans[1])
+    two = min(one, max(1, two))
+    three = round((rest - two * spans[1]) / spans[2])
+    return one, two, min(two, max(1, three))
+
+
+class _Repeat(L.LightningModule):
+    """Calls a function once per batch, so that a search has the run's devices and progress bar."""
+
+    def __init__(self, once: Callable[[], None]) -> None:
+        super().__init__()
+        self.once = once
+
+    def predict_step(self, batch: Any, batch_idx: int) -> None:
+        self.once()
+
+
+def _repeat(once: Callable[[], None], times: int, machine: Machine) -> None:
+    if times > 0:
+        numbers = DataLoader(range(times), batch_size=None)  # type: ignore[arg-type]
+        machine.trainer("search").predict(_Repeat(once), numbers, return_predictions=False)
+
+
+def _three_stages(pruner: Mapping[str, Any], layers: int) -> list[dict[str, Any]]:
+    """The stages of the yaml at sites of the model.
+
+    Raises:
+        ValueError: they are not one at the input and two between layers.
+    """
+    stages = place_stages(pruner["schedule"], layers)
+    sites = [str(stage["site"]) for stage in stages]
+    if len(sites) != 3 or sites[0] != "llm.input" or not all(site.startswith("llm.layer.") for site in sites[1:]):
+        raise ValueError(
+            f"pruner.schedule comes to stages at {', '.join(sites)}, but the search is for one at llm.input and two "
+            f"at llm.layer.N of this model's {layers} layers. Write those, or set pruner.strategy=given."
+        )
+    Schedule.from_config(stages).check_sites(layers)
+    return stages
+
+
+def _stages(
+    stages: Sequence[Mapping[str, Any]], counts: Sequence[int], total: int, last: str | None = None
+) -> list[dict[str, Any]]:
+    """Stages that keep these counts of `total` tokens, as shares; those that would change nothing are left out.
+
+    Args:
+        last: what to write in place of the last count.
+    """
+    found: list[dict[str, Any]] = []
+    before = total
+    for stage, count in zip(stages, counts, strict=True):
+        if count < before:
+            found.append({**stage, "keep": count / total})
+        before = count
+    if last is not None:
+        found[-1]["keep"] = last
+    return found
+
+
+def _space(
+    asked: Mapping[str, Sequence[float]], share: float, kept: Sequence[Kept], pruner: Any
+) -> dict[str, tuple[float, float]]:
+    """Ranges of what is searched: stage 1 by the budget, t and m no further than anything changes."""
+    space = {name: (float(asked[name][0]), float(asked[name][1])) for name in SPACE}
+    low, high = space["first"]
+    space["first"] = (min(1.0, share * low), min(1.0, share * high))
+    received = max(pruner.most_received(batch.signals) for batch in kept)
+    longest = max(float(batch.coord[..., 1:].max()) + 1 for batch in kept)
+    for name, limit in (("t", received), ("m", longest)):
+        low, high = space[name]
+        space[name] = (min(low, limit), min(high, limit))
+    return space

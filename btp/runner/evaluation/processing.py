@@ -1,0 +1,71 @@
+"""Samples through a processor: an error names the sample, and unusual pictures are tried before the first answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from btp.tasks.files.images import picture_sizes
+from btp.tasks.sample import Sample
+
+T = TypeVar("T")
+THIN, LONG = 28, 20  # pixels of the shorter side, and times that the longer has them, from which a picture is unusual
+TRIED = 16  # of the thinnest and of the longest pictures
+
+
+def processed(
+    make: Callable[[Sequence[Any], Sequence[Sequence[Image.Image]]], T],
+    samples: Sequence[Sample],
+    prompts: Sequence[Any],
+    pictures: Sequence[Sequence[Image.Image]],
+) -> T:
+    """What a processor makes of samples together.
+
+    Args:
+        make: (prompts, pictures of each) -> inputs.
+        samples: for messages.
+
+    Raises:
+        ValueError: it makes nothing of one of them; says which, and why.
+    """
+
+    try:
+        return make(prompts, pictures)
+    except MemoryError:
+        raise
+    except Exception:
+        for sample, prompt, mine in zip(samples, prompts, pictures, strict=True):
+            try:
+                make([prompt], [mine])
+            except Exception as error:
+                raise ValueError(_said(sample, mine, error)) from error
+        raise
+
+
+def try_unusual(samples: Sequence[Sample], collate: Callable[[Sequence[Sample]], Any]) -> None:
+    """Make inputs of the thinnest and the longest pictures, which some processors refuse.
+
+    Raises:
+        ValueError: one is refused; says of which sample.
+    """
+    found: dict[tuple[int, int], Sample] = {}
+    for sample in samples:
+        for height, width in picture_sizes(sample.images):
+            if min(height, width) < THIN or max(height, width) > LONG * min(height, width):
+                found.setdefault((height, width), sample)
+    thin = sorted(found, key=min)[:TRIED]
+    long = sorted(found, key=lambda size: -max(size) / max(min(size), 1))[:TRIED]
+    for sample in {found[size].id: found[size] for size in (*thin, *long)}.values():
+        collate([sample])
+
+
+def _said(sample: Sample, pictures: Sequence[Image.Image], error: Exception) -> str:
+    sizes = ", ".join(f"{picture.width} x {picture.height}" for picture in pictures)
+    shown = f"whose pictures have {sizes} pixels" if len(pictures) > 1 else f"whose picture has {sizes} pixels"
+    reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    return (
+        f"sample {sample.id}, {shown if pictures else 'which shows no picture'}, is refused by the model's processor: "
+        f"{reason}. Leave the sample out, or change its {'picture' if pictures else 'question'}."
+    )

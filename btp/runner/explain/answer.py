@@ -1,0 +1,257 @@
+"""Answers one sample of a finished run again, with the arm's pruner telling its reasons, and without any stage."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from btp.core.pruner import Pruner
+from btp.core.schedule import Schedule
+from btp.core.trace import Call
+from btp.engine.attach import attach
+from btp.models.loading.checkpoint import find_checkpoint
+from btp.models.loading.load import Loaded, load
+from btp.models.token_layout import describe_views
+from btp.report.figures.token_overlays import stage_views
+from btp.report.pages.explain_data import Life, Said, numbered
+from btp.results.reader import RunFolder, View, read_run
+from btp.results.status import UNPRUNED
+from btp.runner.arms import Arm
+from btp.runner.calibration.sources import SEARCH
+from btp.runner.datasets import make_dataset, with_contents
+from btp.runner.devices import Machine
+from btp.runner.evaluation.data import Collate, shrink
+from btp.runner.evaluation.evaluate import first_logits
+from btp.runner.evaluation.oracle_targets import aim
+from btp.runner.evaluation.task_protocol import OwnWay, draw
+from btp.runner.explain.stages import stage_lives
+from btp.runner.explain.witness import Witness
+from btp.runner.identity import checkpoint
+from btp.runner.pruner_lists import method_of
+from btp.runner.run_identity import run_identity
+from btp.schedules.published import with_published
+from btp.schedules.serialize import restored
+from btp.tasks.sample import Sample, Task
+
+LIKELY = 3  # first answer tokens shown
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to the sample.
+
+    Attributes:
+        text: what was generated.
+        first: [V] log-probabilities of the token behind the prompt.
+        call: what the engine did.
+        inputs: of the model.
+    """
+
+    text: str
+    first: Tensor
+    call: Call
+    inputs: Mapping[str, Tensor]
+
+
+def explain(folder: Path, sample: str, arm: str | None = None) -> Life:
+    """One sample's life under one arm of a run.
+
+    Args:
+        folder: of the run.
+        sample: its id, or the number that it ends in.
+        arm: name of the arm; None takes the run's method.
+
+    Raises:
+        ValueError: no such run, sample or arm, nothing to explain, or a checkpoint or files that are gone.
+    """
+    run = read_run(folder)
+    chosen, sample = _chosen(run, arm), _sample_of(run, sample)
+    config = run.config
+    task: Task = make_dataset(config["task"]["dataset"])
+    asked = find_sample(task, config["limit"], sample, folder)
+    where = find_checkpoint(config["model"])
+    accelerator = "cpu" if config["trainer"]["accelerator"] == "cpu" else "auto"
+    machine = Machine({**config["trainer"], "devices": 1, "workers": 0, "accelerator": accelerator}, run.path)
+    loaded = load(config["model"], where, machine.device)
+    plain = _answer(loaded, None, Schedule(), asked, task.max_new_tokens)
+    total = plain.call.total[0]
+    share = chosen.schedule[0].count(total) / total if chosen.picture == "shrunk" else 1.0
+    pruner = chosen.build()
+    witness = None if pruner is None else Witness(pruner)
+    pruned = _answer(loaded, witness, chosen.schedule, asked, task.max_new_tokens, share)
+    recorded = {stage.site: stage.kept for stage in stage_views(run, chosen.name, sample)}
+    stages = stage_lives(loaded.host, pruned.inputs, pruned.call, chosen.schedule, witness, recorded)
+    rows = run.samples[run.samples["sample"] == sample].set_index("arm")
+    row = rows.loc[chosen.name]
+    unpruned, with_stages = _said(loaded, plain, rows, UNPRUNED), _said(loaded, pruned, rows, chosen.name)
+    picture = asked.images[0].convert("RGB")
+    return Life(
+        run=run.path.name,
+        command=str(run.run.get("command", "")),
+        model=config["model"]["name"],
+        task=config["task"]["name"],
+        arm=chosen.name.replace("_", " "),
+        pruner=pruner.name if pruner is not None else "none",
+        sample=sample,
+        ability=str(row["ability"]),
+        question=asked.question,
+        reference=asked.reference,
+        picture=picture if share == 1 else shrink(picture, share),
+        pictures=len(asked.images),
+        boxes=asked.boxes,
+        labels=asked.labels,
+        targets=asked.targets,
+        views=_views(loaded, plain, picture),
+        total=total,
+        unpruned=unpruned,
+        pruned=with_stages,
+        others=_others(run, rows, (UNPRUNED, chosen.name)),
+        stages=stages,
+        layers=tuple(layer[0] for layer in pruned.call.visual),
+        kl=float((plain.first.exp() * (plain.first - pruned.first)).nansum()),
+        notes=_notes(run, where, asked, row, (unpruned, with_stages), all(stage.same for stage in stages)),
+    )
+
+
+def find_sample(task: Task, limit: int | None, sample: str, folder: Path) -> Sample:
+    """The task's sample of this id.
+
+    Raises:
+        ValueError: another harness owns it, the task does not have it any more, or it shows no picture.
+    """
+    if isinstance(task, OwnWay):
+        raise ValueError(
+            f"{folder} was answered through lmms-eval, whose prompts are its own. Explain a sample of a run with one "
+            "of btp's own tasks, such as task=vqa_folder."
+        )
+    found = next((s for s in draw(task, limit) if s.id == sample), None)
+    if found is None:
+        raise ValueError(
+            f"sample {sample!r} is in {folder}, but its task does not have it any more: the files it was read from "
+            "were changed. Restore them, or run the command of the run again."
+        )
+    if not len(found.images):
+        raise ValueError(
+            f"sample {sample!r} shows no picture, so that no stage has a visual token to decide about. Choose another."
+        )
+    return found
+
+
+def method_config(run: RunFolder, arm: str, role: str) -> Mapping[str, Any] | None:
+    """The `method` node that an arm ran with: the yaml's, with published settings or what a search found.
+
+    Raises:
+        ValueError: a search's artefact is gone from the run folder.
+    """
+    if role == "baseline":
+        return None
+    if role == "control":
+        return run.config["controls"][arm]["method"]
+    pruner = with_published(run.config)["pruner"]
+    if pruner.get("strategy") == SEARCH:
+        artefact = run.path / "search.yaml"
+        if not artefact.is_file():
+            raise ValueError(f"{artefact} is missing, with what the search of this run found. Run its command again.")
+        pruner = {**pruner, "method": {**pruner["method"], **yaml.safe_load(artefact.read_text())["method"]}}
+    return method_of(pruner)
+
+
+def _chosen(run: RunFolder, arm: str | None) -> Arm:
+    """The arm to explain, as it ran."""
+    listed = {entry["arm"]: entry for entry in run.run["arms"]}
+    staged = [name for name, entry in listed.items() if entry.get("schedule")]
+    methods = [name for name in staged if listed[name].get("role") == "method"]
+    if not staged:
+        raise ValueError(f"No arm of {run.path} has a stage, so there is nothing to explain. Run a pruner: pruner=btp.")
+    name = arm if arm is not None else (methods or staged)[0]
+    if name not in staged:
+        what = "has no stage, so there is nothing to explain" if name in listed else f"is no arm of {run.path}"
+        raise ValueError(f"--arm is {name!r}, which {what}. Choose from: {', '.join(staged)}.")
+    entry = listed[name]
+    node, schedule = method_config(run, name, entry["role"]), restored(entry)
+    return Arm(name, entry["role"], node, schedule, entry.get("picture", "full"))
+
+
+def _sample_of(run: RunFolder, sample: str) -> str:
+    """Its id, from the id or the number that the id ends in."""
+    known = list(dict.fromkeys(run.samples["sample"]))
+    found = sample if sample in known else numbered(known).get(sample.lstrip("0") or "0")
+    if found is None:
+        near = difflib.get_close_matches(sample, known, 3, 0.3) or known[:3]
+        raise ValueError(f"{run.path} holds no sample {sample!r}. The nearest of its {len(known)}: {', '.join(near)}.")
+    return found
+
+
+def _answer(
+    loaded: Loaded, pruner: Pruner | None, schedule: Schedule, sample: Sample, new_tokens: int, share: float = 1.0
+) -> Answer:
+    """Answer the sample alone, as a run does in a batch."""
+    host = loaded.host
+    batch = Collate(loaded.processor)([sample], shares=() if share == 1 else [share])
+    inputs = batch.to(host.device, host.dtype).inputs
+    aim(pruner, [sample])
+    with torch.inference_mode(), attach(host, pruner, schedule) as trace, first_logits(host) as seen:
+        ids = host.generate(**inputs, max_new_tokens=new_tokens)
+    text = loaded.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return Answer(text.strip(), seen[0][0].float().log_softmax(-1).cpu(), trace[0], inputs)
+
+
+def _said(loaded: Loaded, answer: Answer, rows: Any, arm: str) -> Said:
+    top = answer.first.exp().topk(min(LIKELY, len(answer.first)))
+    likely = [loaded.processor.tokenizer.decode([i]) for i in top.indices.tolist()]
+    first = tuple(zip(likely, top.values.tolist(), strict=True))
+    return Said(answer.text, first, str(rows.loc[arm, "prediction"]), float(rows.loc[arm, "score"]))
+
+
+def _others(run: RunFolder, rows: Any, shown: Sequence[str]) -> tuple[tuple[str, str, float], ...]:
+    rest = [arm for arm in run.arms if arm.arm not in shown and arm.arm in rows.index]
+    return tuple((a.title, str(rows.loc[a.arm, "prediction"]), float(rows.loc[a.arm, "score"])) for a in rest)
+
+
+def _views(loaded: Loaded, answer: Answer, picture: Image.Image) -> tuple[View, ...]:
+    """Where the first picture's visual tokens lie on it."""
+    found = describe_views(loaded.host, loaded.host.layout(answer.inputs), picture)
+    if not found:
+        return ()
+    listed = found.get("views") or [found]
+    return tuple(
+        View(tuple(v["grid"]), tuple(v["tokens"]) if "tokens" in v else None, v.get("name", "")) for v in listed
+    )
+
+
+def _notes(
+    run: RunFolder, where: Path | None, sample: Sample, row: Mapping[str, Any], said: Sequence[Said], same: bool
+) -> tuple[str, ...]:
+    notes = []
+    if sample.question != row["question"]:
+        notes.append("The task asks another question under this id than in the run: its files were changed.")
+    if not same:
+        notes.append("Not all stages kept the tokens that they kept in the run; each says how.")
+    if not all(one.same for one in said):
+        notes.append("An answer is not the run's; what the run says stands beside it.")
+    if notes:
+        changed = _changed(run, where)
+        notes.append(
+            "Code, checkpoint or files are not those of the run any more (run.json: identity)."
+            if changed
+            else "Code and checkpoint are the run's. It answered in batches, on its own device, whose rounding may "
+            "decide between tokens of nearly the same score."
+        )
+    return tuple(notes)
+
+
+def _changed(run: RunFolder, where: Path | None) -> bool:
+    """Whether the run would get another identity today."""
+    try:
+        config = with_contents(run.config)
+        return run_identity(config, checkpoint(where, [config["model"]["config"]])) != run.run.get("identity")
+    except KeyError:  # a config of an older release
+        return True

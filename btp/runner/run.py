@@ -1,0 +1,359 @@
+"""One run, from request to report: `python -m btp.runner.run REQUEST.json`, started by run.py; no Hydra app.
+
+With --serve it computes one request after another, and keeps the model between them.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from btp.models.loading.checks import check_library
+from btp.models.loading.load import Loaded, load, sketch
+from btp.models.token_layout import describe_views
+from btp.models.vision_cache import Shelf
+from btp.report.pages.run_page import write_report
+from btp.report.tables.screen_table import screen_table
+from btp.report.terminal import console
+from btp.report.text.floor import example, nothing_right
+from btp.results.atomic import write_json
+from btp.results.status import UNPRUNED
+from btp.results.writer import RunFolder, spread
+from btp.runner.arms import Arm, build_method, shared_identity
+from btp.runner.calibration.calibration_set import calibration_set
+from btp.runner.datasets import make_dataset
+from btp.runner.devices import Lost, Machine, place
+from btp.runner.evaluation.answer_store import Answers, held
+from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
+from btp.runner.evaluation.data import Collate, Feed, by_length, visual_tokens
+from btp.runner.evaluation.evaluate import answer
+from btp.runner.evaluation.forecast import say_forecast
+from btp.runner.evaluation.inertness import check_inert
+from btp.runner.evaluation.processing import try_unusual
+from btp.runner.evaluation.scores import corpus_metrics, scores_of
+from btp.runner.evaluation.shown_prompt import shown_prompt
+from btp.runner.evaluation.task_protocol import OwnWay, draw
+from btp.runner.evaluation.visual_totals import visual_totals
+from btp.runner.identity import digest
+from btp.runner.messages import say
+from btp.runner.plan_arms import plan_arms
+from btp.runner.pruner_lists import method_of
+from btp.runner.run_identity import Named
+from btp.runner.tracking.wandb_run import track
+from btp.runner.tracking.wandb_session import check_login
+from btp.runner.workers.launch import FAILED, STOPPED, Outcome
+from btp.runner.workers.ranks import LOST
+from btp.schedules.fit import OutOfReach
+from btp.schedules.meet import pictures_of
+from btp.schedules.serialize import missed_lines, what_happened
+from btp.tasks.sample import Sample, Task
+
+
+class Run:
+    """The phases of one run and what they share.
+
+    Args:
+        config: resolved.
+        kept: models that earlier runs of this process left for later ones; None keeps none.
+    """
+
+    def __init__(self, config: Mapping[str, Any], kept: dict[str, Loaded] | None = None):
+        check_library()
+        check_login(config["logger"])
+        torch.manual_seed(config["seed"])
+        named = Named.of(config)
+        self.config, self._kept = named.config, kept
+        self.checkpoint_folder, self.checkpoint, self.identity = named.source, named.checkpoint, named.identity
+        self.store = Path(config["output"]) / ".store"
+        self.folder = RunFolder(named.folder)
+        self.computing = False
+        self.measures = True  # False once a table of formulas is all that this run has, and was shown
+        self.machine = Machine(config["trainer"], self.folder.path)
+        if set(self.machine.gather(self.identity)) != {self.identity}:
+            raise ValueError(
+                "the processes of this run do not see the same code, checkpoint and files: something was changed while "
+                "they started. Start the run again."
+            )
+        self.began = time.perf_counter()
+        self.loaded: Loaded
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase into run.json."""
+        began = time.perf_counter()
+        yield
+        if self.machine.leads:
+            phases = self.folder.state["phases"] | {name: round(time.perf_counter() - began, 2)}
+            self.folder.update(phases=phases)
+
+    def go(self, table: bool = True) -> None:
+        """Do all that is still open, and show where it lies, with the table unless that comes later."""
+        if self.machine.agree(self.folder.finished and self.config["resume"]):
+            if self.machine.leads:
+                print(f"this run is finished: {self.folder.path} (resume=false computes it anew)")
+        else:
+            guard = held(self.folder.path / ".lock", "this very run") if self.machine.leads else nullcontext()
+            with guard:
+                if not self.machine.agree(self.folder.finished and self.config["resume"]):  # by another run meanwhile
+                    self._compute_or_refuse()
+        if self.machine.leads:
+            track(self.config, self.folder.path)
+            self._show(table)
+
+    def _compute_or_refuse(self) -> None:
+        try:
+            self._compute()
+        except (ValueError, OSError):
+            if self.machine.leads and not self.computing:
+                self.folder.withdraw()
+            raise
+
+    def _compute(self) -> None:
+        config = self.config
+        if self.machine.leads:
+            self.folder.begin(config, self.identity, hardware_line(self.machine.device, config["model"]["dtype"]))
+        build_method(config["pruner"]["name"], method_of(config["pruner"]))  # its settings, before any weight is read
+        if config["model"]["weights"] == "random":
+            self._cost_only()
+            return
+        with self.phase("load"):
+            self.loaded = self._load()
+        if self.machine.leads and self.loaded.notes:
+            self.folder.update(notes=list(self.loaded.notes))
+            print(*self.loaded.notes, sep="\n", flush=True)
+        self._study()
+
+    def _load(self) -> Loaded:
+        key = digest(self.config["model"], self.checkpoint, str(self.checkpoint_folder), str(self.machine.device))
+        kept = self._kept if self._kept is not None else {}
+        if key not in kept:
+            kept.clear()  # one model at a time
+            kept[key] = load(self.config["model"], self.checkpoint_folder, self.machine.device)
+        return kept[key]
+
+    def _finish(self) -> None:
+        """Mark the run as finished, and only then draw the report, which says so."""
+        self.folder.update(state="finished", seconds=round(time.perf_counter() - self.began, 1))
+
+    def _study(self) -> None:
+        config = self.config
+        task: Task = make_dataset(config["task"]["dataset"])
+        with self.phase("samples"):
+            samples = draw(task, config["limit"])
+            pictured = visual_tokens(samples, self.loaded.processor)
+            order = by_length(samples, self.loaded.processor, pictured)
+            collate = task.collate if isinstance(task, OwnWay) else Collate
+            totals, pictures = visual_totals(samples, pictured, self.loaded.host, collate(self.loaded.processor))
+            try_unusual(samples, collate(self.loaded.processor))
+        with self.phase("calibrate"):
+            arms = self._arms(totals, pictures)
+        if self.machine.leads:
+            shown = next((i for i, tokens in enumerate(pictured) if tokens), 0)
+            first = collate(self.loaded.processor)([samples[shown]]).inputs
+            text = shown_prompt(self.loaded.processor.tokenizer, first["input_ids"][0].tolist())
+            self.folder.update(prompt={"sample": samples[shown].id, "text": text})
+            self._say_calibration()
+        rows = {}
+        with self.machine.feed(samples, self.loaded.processor, collate) as feed:
+            for arm in arms:
+                with self.phase(f"answer {arm.name}"):
+                    rows[arm.name] = self._answer(arm, task, samples, feed, order)
+                if arm.name == UNPRUNED and self.machine.leads and not isinstance(task, OwnWay):
+                    self._say_floor(task, samples, rows[UNPRUNED], shown)  # before more time goes into it
+        sizes = self.machine.gather(self.machine.batch.used)
+        if not self.machine.leads:
+            return
+        self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
+        method = next((a for a in arms if a.role == "method"), None)
+        listing, missed = _listed(arms, rows)
+        print(*missed, sep="\n", end="\n" if missed else "", flush=True)
+        self.folder.update(arms=listing, budget=_of_method(listing), chance=task.chance(samples))
+        if method is not None and method.schedule:
+            with self.phase("inert"):
+                found = check_inert(self.loaded, method, spread(samples, 8), task.max_new_tokens)
+                self.folder.update(inert=found)
+        scores = {arm.name: scores_of(task, samples, rows[arm.name]) for arm in arms}
+        self.folder.write_samples(samples, rows, scores)
+        self.folder.update(metrics=corpus_metrics(task, arms, rows, samples))
+        seen = spread(samples, config["overlays"])
+        self.folder.write_pictures(seen, {s.id: self._places(s, collate) for s in seen})
+        if config["cost"]["enabled"]:
+            measured = [s for s, tokens in zip(samples, pictured, strict=True) if tokens] or samples
+            self._cost(arms, task_inputs(self.loaded, measured[: config["cost"]["batch"]]))
+        self._finish()
+        write_report(self.folder.path)
+
+    def _cost_only(self) -> None:
+        """Without weights there is nothing to answer: only what the architecture costs, by formula first."""
+        config = self.config
+        if config["pruner"]["name"] == "none":
+            raise ValueError("model.weights=random measures the cost of a pruner. Choose one with pruner=...")
+        with self.phase("formula"):
+            self.loaded = Loaded(sketch(config["model"], self.checkpoint_folder), None)
+            inputs = synthetic_inputs(self.loaded, config["cost"]["batch"], config["model"]["example"])
+            arms = self._arms([int(self.loaded.host.visual_mask(inputs)[0].sum())], pictures_of(inputs))
+        if not self.machine.leads:
+            return
+        listing = [arm.describe() for arm in arms]
+        self.folder.update(arms=listing, budget=_of_method(listing))
+        host, device, cost = self.loaded.host, self.machine.device, config["cost"]
+        facts, self.measures = say_forecast(self.folder.path, host, arms, inputs, device, cost)
+        self.folder.update(measurement=facts)
+        if self.measures:
+            with self.phase("load"):
+                self.loaded = self._load()
+            self._cost(arms, synthetic_inputs(self.loaded, config["cost"]["batch"], config["model"]["example"]))
+        self._finish()
+
+    def _say_calibration(self) -> None:
+        """Put into run.json which pictures the stages come from, and say it where they are not the task's own."""
+        found = calibration_set(self.folder.path, self.config["task"])
+        if found is not None:
+            self.folder.update(calibration=found)
+            if not found["own"]:
+                print(f"calibration: {found['said']}", flush=True)
+
+    def _say_floor(self, task: Task, samples: list[Sample], rows: Mapping[str, Any], shown: int) -> None:
+        """Warn of a model that answers nothing right, with the sample whose prompt is on record."""
+        said, sample = nothing_right(scores_of(task, samples, rows)), samples[shown]
+        if said:
+            prompt, prediction = self.folder.state["prompt"]["text"], rows[sample.id]["prediction"]
+            print(f"warning: {said} {example(sample.id, prompt, prediction, sample.reference)}", flush=True)
+
+    def _arms(self, totals: Sequence[int], pictures: int) -> list[Arm]:
+        place = (self.checkpoint, self.store, self.folder.path, self.machine)
+        return plan_arms(self.config, self.loaded, *place, totals, pictures)
+
+    def _answer(
+        self, arm: Arm, task: Task, samples: list[Sample], feed: Feed, order: list[int]
+    ) -> dict[str, dict[str, Any]]:
+        self.computing = True
+        shared = shared_identity(self.config, self.checkpoint)
+        home = self.store / "answers"
+        baseline = home / Arm.unpruned().identity(shared)
+        folder = home / arm.identity(shared)
+        shelf = Shelf(self.store / "features" / shared, self.config["cache_gib"] * 2**30)
+        features = shelf if self.config["cache"] else None
+        guard = held(folder.with_suffix(".lock"), f"the answers of {arm.name}") if self.machine.leads else nullcontext()
+        with guard:
+            if not self.config["resume"] and self.machine.leads:
+                Answers(folder).clear()
+            self.machine.sync()
+            reference = None if arm.name == UNPRUNED else baseline
+            return answer(self.loaded, arm, task, samples, feed, order, folder, reference, features, self.machine)
+
+    def _cost(self, arms: list[Arm], inputs: dict[str, Any]) -> None:
+        self.computing = True
+        with self.phase("cost"):
+            settings = {k: self.config["cost"][k] for k in ("repeats", "warmup", "output_tokens")}
+            shared = shared_identity(self.config, self.checkpoint)
+            store = Costs(self.store / "costs", shared, self.config["resume"])
+            write_json(self.folder.path / "cost.json", profile(self.loaded, arms, inputs, store, **settings))
+
+    def _places(self, sample: Sample, collate: type[Collate]) -> dict[str, Any]:
+        if not len(sample.images):
+            return {}
+        layout = self.loaded.host.layout(collate(self.loaded.processor)([sample]).inputs)
+        return describe_views(self.loaded.host, layout, sample.images[0])
+
+    def _show(self, table: bool) -> None:
+        screen, path = console(), self.folder.path
+        random = self.config["model"]["weights"] == "random"
+        if table and self.measures:
+            screen.print(cost_table(path) if random else screen_table(path))
+        screen.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
+
+
+def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The arms as run.json lists them, with budgets as means over what was answered, and lines on those missed."""
+    totals = [row["total"] for row in rows[UNPRUNED].values()]
+    listing, lines = [], []
+    for arm in arms:
+        reached = [sum(row["visual"]) / len(row["visual"]) for row in rows[arm.name].values()]
+        budget = what_happened(arm.budget, arm.asked, sum(reached) / len(reached), totals)
+        listing.append(arm.describe() | {"budget": budget})
+        lines += missed_lines(arm.name, budget, totals, arm.budget)
+    return listing, lines
+
+
+def _of_method(listing: list[dict[str, Any]]) -> dict[str, Any]:
+    """The budget of the method's arm, of the unpruned one where there is none."""
+    return next((entry["budget"] for entry in listing if entry["role"] == "method"), listing[0]["budget"])
+
+
+def main() -> int:
+    """Run one request, or with --serve those that come over stdin, one path a line.
+
+    Returns:
+        The exit code of the last run.
+    """
+    if sys.argv[1:] != ["--serve"]:
+        return handle(Path(sys.argv[1])).code
+    code, loaded, threads = 0, {}, torch.get_num_threads()
+    for line in sys.stdin:
+        environment = dict(os.environ)
+        outcome = handle(Path(line.strip()), loaded)
+        if outcome.leaves:
+            return outcome.code
+        code = outcome.code
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+        gc.collect()
+    return code
+
+
+def handle(request: Path, loaded: dict[str, Loaded] | None = None) -> Outcome:
+    """Run a request; an error is one message, with the traceback in the run folder's error.log.
+
+    Args:
+        request: a JSON file with the resolved config; how it ended is written beside it.
+        loaded: models that earlier requests of this process left, and this one may; None for a process of its own.
+    """
+    config = json.loads(request.read_text())
+    run, rank, world = None, 0, 1
+    try:
+        rank, world = place(config["trainer"])
+        if world > 1:
+            signal.signal(signal.SIGTERM, _another_has_failed)
+        run = Run(config, loaded)
+        run.go(table=loaded is None)
+        outcome = Outcome(0, folder=str(run.folder.path))
+    except KeyboardInterrupt:
+        outcome = Outcome(STOPPED, "stopped", leaves=True)
+    except Lost:
+        outcome = Outcome(LOST, folder=str(run.folder.path) if run is not None else None)
+    except Exception as error:
+        if config["debug"]:
+            raise
+        expected = isinstance(error, ValueError | OSError | RuntimeError)
+        message = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
+        folder = log = None
+        if run is not None and run.folder.path.exists():  # not of a run that was refused
+            folder = str(run.folder.path)
+            log = run.folder.fail(message, traceback.format_exc(), rank)
+        if world == 1:  # of several, who started them says it once
+            say(message, *([f"({log} says where)"] if log else []))
+        sound = isinstance(error, ValueError | OSError)  # anything else may have left the device in disorder
+        outcome = Outcome(FAILED, message, folder, isinstance(error, OutOfReach), not sound)
+    outcome.write(request, rank)
+    return outcome
+
+
+def _another_has_failed(number: int, frame: Any) -> None:
+    raise Lost("another process of this run has failed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

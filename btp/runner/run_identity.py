@@ -1,0 +1,85 @@
+"""Where a run lies, by what changes its result. No torch here, so that a finished run is recognised at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from btp.models.loading.checkpoint import find_checkpoint
+from btp.results.status import is_finished, read_state
+from btp.runner.datasets import with_contents
+from btp.runner.identity import checkpoint, code, code_of, digest, model_identity
+from btp.runner.lmms_eval.settings import shared_part
+from btp.runner.model_yamls import check_family
+from btp.runner.pruner_lists import method_of
+from btp.runner.sources import modules_of
+
+WORKER = "btp.runner.run"  # computes runs
+FREE = ("output", "resume", "debug", "cache", "cache_gib", "logger", "trainer", "command", "overlays", "study")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A run before it is computed.
+
+    Attributes:
+        config: resolved, with what local files hold.
+        source: folder of the checkpoint; None where the yaml's architecture is built.
+        checkpoint: what the checkpoint holds, as a hash.
+        identity: of all that changes the run's result.
+    """
+
+    config: Mapping[str, Any]
+    source: Path | None
+    checkpoint: str
+    identity: str
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Named:
+        """Look at checkpoint, code and files.
+
+        Raises:
+            ValueError: one of them is missing or broken, or the checkpoint is of another family.
+        """
+        config = with_contents(config)
+        source = find_checkpoint(config["model"])
+        check_family(config["model"], source)
+        held = checkpoint(source, [config["model"]["config"]])
+        return cls(config, source, held, run_identity(config, held))
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        names = [self.config[group]["name"] for group in ("model", "pruner", "task")]
+        return Path(self.config["output"]) / "-".join([*names, self.identity[:8]])
+
+
+def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
+    """Names a run by what changes its result: not by where it is logged or on what it ran."""
+    what = {k: v for k, v in config.items() if k not in FREE}
+    what["model"] = {"name": config["model"]["name"], "example": config["model"]["example"]}
+    what["model"] |= model_identity(config["model"])
+    methods = [config["pruner"], *(config["controls"] or {}).values()]
+    of_methods = [code_of(method_of(pruner)) for pruner in methods]
+    named = modules_of(config["task"], config["calibration"], {"_target_": config["model"]["adapter"]})
+    of_task = shared_part(config["task"])  # and of files of another harness's tasks
+    return digest(what, checkpoint, code(WORKER, *named), of_task, of_methods)
+
+
+def is_settled(config: Mapping[str, Any]) -> Path | None:
+    """The folder of a run that is finished and logged, so that nothing is left to do for it; None for any other.
+
+    Args:
+        config: resolved, as a worker would get it.
+    """
+    if not config["resume"]:
+        return None
+    try:
+        run = Named.of(json.loads(json.dumps(config)))
+    except Exception:  # whatever it is, the run itself says it
+        return None
+    logged = config["logger"]["name"] == "none" or read_state(run.folder).get("wandb", {}).get("id") == run.identity
+    return run.folder if logged and is_finished(run.folder) else None

@@ -1,0 +1,136 @@
+"""From stages to knobs and back: what a budget may turn, and the counts that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from btp.core.keep import FIT, fit_times, is_fit
+from btp.core.schedule import PART, Schedule, Stage
+from btp.schedules.fit import Knob, fit_counts
+from btp.schedules.ladder import falls, ladder, shortest
+
+
+def solve_fit(schedule: Schedule, total: int, num_layers: int, budget_tokens: float, nearest: bool = False) -> Schedule:
+    """Fill every `keep: fit` and `fit*X`, so that `tokens_avg` comes as near to the budget as whole tokens allow.
+
+    The first fit keeps a share t of the original tokens, each later one half of the one before (t of it
+    where t is above one half), and a `fit*X` X times what the first fit keeps; numbers written in the
+    schedule bound the fits between them. t is found by bisection, then the counts are rounded and moved by
+    single tokens until the error is least. What was reached is `solved.tokens_avg(total, num_layers)`.
+
+    Neighbouring fits in the vision tower are one number, the count behind the last of them: its layers drop a
+    constant number each, never more than half of what is alive where tokens are merged (vision.mlp), and
+    vision.output gets the rest. A rung or a `fit*X` that would change nothing is left out.
+
+    Args:
+        schedule: Schedule with free stages.
+        total: visual tokens of a sample before any pruning.
+        num_layers: decoder layers.
+        budget_tokens: wanted visual tokens, averaged over the decoder layers.
+        nearest: take the nearest that can be reached where the budget cannot.
+
+    Returns:
+        The schedule with ints in place of `fit`.
+
+    Raises:
+        ValueError: no stage is `fit`, or the stages leave it no room.
+        OutOfReach: no counts reach the budget; the message says what the nearest is.
+    """
+    if not schedule.has_fit:
+        raise ValueError(
+            f"A budget of {budget_tokens} tokens was given, but no stage says keep: fit, so it has no effect. "
+            "Write keep: fit at one stage or more, or drop the budget."
+        )
+    counts = solve_counts(schedule.stages, total, num_layers, budget_tokens, nearest)
+    filled = [replace(s, keep=counts[i]) if is_fit(s.keep) else s for i, s in _left_in(schedule.stages, counts)]
+    return Schedule(tuple(filled))
+
+
+def _left_in(stages: Sequence[Stage], counts: Mapping[int, int | None]) -> list[tuple[int, Stage]]:
+    """The stages that are not left out, with their index."""
+    return [(i, stage) for i, stage in enumerate(stages) if counts.get(i, 0) is not None]
+
+
+def solve_counts(
+    stages: Sequence[Stage], total: int, num_layers: int, budget: float, nearest: bool
+) -> dict[int, int | None]:
+    """Counts of all stages that shorten the prompt, by their index; None for one that would change nothing.
+
+    Args and errors: see `solve_fit`.
+    """
+    chain = [i for i, stage in enumerate(stages) if stage.moves_prefill]
+    for i, stage in enumerate(stages):
+        if is_fit(stage.keep) and i not in chain:
+            raise ValueError(
+                f"schedule.{i}.keep is {stage.keep} at {stage.site} in phase {stage.phase}, where it does not change "
+                "the layer-averaged tokens of the prompt. Write a number there."
+            )
+    knots = _knots(stages, chain)
+    knobs: list[Knob] = []
+    for knot in knots:
+        before = total if not knobs else knobs[-1].count or 0
+        knobs.append(_knob(stages, knots, knot, total, before))
+    counts = fit_counts(knobs, total, num_layers, budget, nearest)
+    found: dict[int, int | None] = {}
+    alive = total
+    for knot, count in zip(knots, counts, strict=True):
+        found |= _spread(stages, knot, alive, count)
+        alive = alive if count is None else count
+    return found
+
+
+def _knots(stages: Sequence[Stage], chain: Sequence[int]) -> list[list[int]]:
+    """Stages that one number decides: neighbouring fits of a vision tower together, every other one alone."""
+    knots: list[list[int]] = []
+    for i in chain:
+        mine = _ladder_of(stages[i])
+        if mine is not None and knots and _ladder_of(stages[knots[-1][-1]]) == mine:
+            knots[-1].append(i)
+        else:
+            knots.append([i])
+    return knots
+
+
+def _ladder_of(stage: Stage) -> tuple | None:
+    """Names the ladder a stage may be a rung of; None where it stands alone."""
+    return ("vision", stage.settings.get(PART)) if stage.keep == FIT and stage.site.tower == "vision" else None
+
+
+def _knob(stages: Sequence[Stage], knots: list[list[int]], knot: list[int], total: int, before: int) -> Knob:
+    last = stages[knot[-1]]
+    first = last.site.first_layer
+    if not is_fit(last.keep):
+        return Knob(first, last.count(total))
+    times = fit_times(last.keep)
+    if times is None:
+        merging = last.site.kind == "mlp" and before  # a ladder that ends at vision.output may leave it the rest
+        return Knob(first, least=max(1, shortest(before, len(knot))) if merging else 1)
+    part = last.settings.get(PART)
+    of = next((k for k, other in enumerate(knots) if _is_first(stages[other[-1]], part)), None)
+    if of is None:
+        raise ValueError(
+            f"schedule.{knot[-1]}.keep is {last.keep}, X times what the first stage with keep: fit keeps, but no "
+            "stage says keep: fit. Write it at one stage."
+        )
+    return Knob(first, times=times, of=of)
+
+
+def _is_first(stage: Stage, part: object) -> bool:
+    return stage.keep == FIT and stage.settings.get(PART) == part
+
+
+def _spread(stages: Sequence[Stage], knot: list[int], alive: int, count: int | None) -> dict[int, int | None]:
+    """The count of a knot on its stages: a ladder over the layers of a tower."""
+    if len(knot) == 1 or count is None:
+        return dict.fromkeys(knot, count)
+    output = stages[knot[-1]].site.kind == "output"
+    rungs = knot[:-1] if output else knot
+    halving = any(stages[i].site.kind == "mlp" for i in rungs)
+    counts = ladder(alive, count, len(rungs), halving, exact=not output) + [count] * output
+    if counts[-1] != count:
+        raise ValueError(
+            f"schedule.{knot[-1]}.keep: fit comes to {count} tokens, but {len(rungs)} layers that each merge half at "
+            f"most leave {counts[-1]} of {alive}. Add a stage at vision.output, or raise the budget."
+        )
+    return {i: c if drops else None for i, c, drops in zip(knot, counts, falls(alive, counts), strict=True)}
