@@ -1,6 +1,6 @@
 """Architecture, tokenizer and processor of the embedded model `pocket`: a small, ordinary LLaVA.
 
-Only the recipe in experiments/pocket builds it; everybody else loads the shipped checkpoint like any other.
+Only the recipes in experiments/embedded build it; everybody else loads the shipped checkpoint like any other.
 """
 
 from collections.abc import Iterable
