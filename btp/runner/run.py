@@ -50,8 +50,7 @@ from btp.runner.messages import say
 from btp.runner.plan_arms import plan_arms
 from btp.runner.pruner_lists import method_of
 from btp.runner.run_identity import Named
-from btp.runner.tracking.wandb_run import track
-from btp.runner.tracking.wandb_session import check_login
+from btp.runner.tracking.tracker import tracker_of
 from btp.runner.workers.launch import FAILED, STOPPED, Outcome
 from btp.runner.workers.ranks import LOST
 from btp.schedules.fit import OutOfReach
@@ -70,7 +69,7 @@ class Run:
 
     def __init__(self, config: Mapping[str, Any], kept: dict[str, Loaded] | None = None):
         check_library()
-        check_login(config["logger"])
+        tracker_of(config["logger"]).check()
         torch.manual_seed(config["seed"])
         named = Named.of(config)
         self.config, self._kept = named.config, kept
@@ -108,7 +107,7 @@ class Run:
                 if not self.machine.agree(self.folder.finished and self.config["resume"]):  # by another run meanwhile
                     self._compute_or_refuse()
         if self.machine.leads:
-            track(self.config, self.folder.path)
+            tracker_of(self.config["logger"]).log_run(self.config, self.folder.path)
             self._show(table)
 
     def _compute_or_refuse(self) -> None:

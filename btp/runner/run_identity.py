@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from btp.models.loading.checkpoint import find_checkpoint
-from btp.results.status import is_finished, read_state
+from btp.results.status import is_finished
 from btp.runner.datasets import with_contents
 from btp.runner.identity import checkpoint, code, code_of, digest, model_identity
 from btp.runner.lmms_eval.settings import shared_part
 from btp.runner.model_yamls import check_family
 from btp.runner.pruner_lists import method_of
 from btp.runner.sources import modules_of
+from btp.runner.tracking.tracker import tracker_of
 
 WORKER = "btp.runner.run"  # computes runs
 FREE = ("output", "resume", "debug", "cache", "cache_gib", "logger", "trainer", "command", "overlays", "study")
@@ -81,5 +82,5 @@ def is_settled(config: Mapping[str, Any]) -> Path | None:
         run = Named.of(json.loads(json.dumps(config)))
     except Exception:  # whatever it is, the run itself says it
         return None
-    logged = config["logger"]["name"] == "none" or read_state(run.folder).get("wandb", {}).get("id") == run.identity
+    logged = tracker_of(config["logger"]).is_logged(run.folder, run.identity)
     return run.folder if logged and is_finished(run.folder) else None

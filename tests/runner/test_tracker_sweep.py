@@ -36,10 +36,10 @@ def twice(tmp_path_factory):
     """A sweep with a cell whose checkpoint comes late: what was logged before, and after it went on."""
     home = tmp_path_factory.mktemp("home")
     late = home / "late"
-    code, printed = start(home, "logger=offline", f"model.path=checkpoints/pocket,{late}")
+    code, printed = start(home, "logger=offline", f"model.path=checkpoints/pocket_mini,{late}")
     assert code == 1, printed
     before = record(home / "mine")
-    late.symlink_to(find_checkpoint(composed()["model"]).resolve())
+    late.symlink_to(find_checkpoint(composed("model=pocket_mini")["model"]).resolve())
     resumed = sweep_command("resume", home / "mine", env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     return home, before, record(home / "mine")

@@ -15,6 +15,7 @@ from btp.report.terminal import console, literal
 from btp.runner.messages import say
 from btp.runner.sweeps.cells import BEYOND, DIED, FAILED, FINISHED, OPEN, RUNNING, Cell, Cells
 from btp.runner.tracking.groups import logger_of
+from btp.runner.tracking.tracker import tracker_of
 from btp.runner.workers.launch import FAILED as FAILED_CODE
 
 if TYPE_CHECKING:
@@ -96,10 +97,9 @@ class Sweep:
             return None, FAILED_CODE
 
     def _track(self) -> None:
-        if logger_of(self.folder) is not None:
-            from btp.runner.tracking.wandb_sweep import track_sweep  # late, as above
-
-            track_sweep(self.folder, self.cells)
+        logger = logger_of(self.folder)
+        if logger is not None:
+            tracker_of(logger).log_sweep(self.folder, self.cells)
 
     def _compare(self, finished: list[Path], left: list[tuple[str, str]], study: Written | None) -> int:
         """Write and print the comparison, what the study says, and where everything lies; returns the exit code."""

@@ -20,7 +20,7 @@ def grouped(logger: Mapping[str, Any], sweep: Path) -> dict[str, Any]:
         logger: of the cell's config.
         sweep: the folder.
     """
-    if logger["name"] == "none":
+    if "group" not in logger:
         return dict(logger)
     found = {**logger, "group": logger["group"] or sweep.resolve().name, "sweep": sweep_id(sweep)}
     sweep.mkdir(parents=True, exist_ok=True)
