@@ -1,4 +1,4 @@
-"""Losses of pocket_text: the answers to questions that share one text, and what the throw-away heads tell of it."""
+"""Losses of pocket_text: the answers to questions that share one text, and what throw-away heads tell of it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,18 +9,19 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 import experiments.embedded.packed  # noqa: F401  (registers the attention)
-from experiments.embedded.pocket_text.data import DOCUMENTS, KINDS
+from experiments.embedded.pocket_text.data import DOCUMENTS, KINDS, NOTHING
 
 DEPTH = 4  # layers in front of the throw-away heads
 
 
 class BindingHeads(nn.Module):
-    """What each value of the text belongs to, told from the hidden state behind layer `DEPTH`."""
+    """What each value of the text belongs to and what stands before each word, told behind layer `DEPTH`."""
 
     def __init__(self, width: int, words: int):
         super().__init__()
         self.norm = nn.RMSNorm(width)
         self.key = nn.Linear(width, words)
+        self.before = nn.Linear(width, words)
         self.home = nn.Linear(width, DOCUMENTS)
 
 
@@ -78,10 +79,12 @@ def text_losses(
         hook.remove()
     found = answers(model.lm_head, out.last_hidden_state[:, p:], batch)
     bound = heads.norm(states[0][:, :p])
-    for name in ("key", "home"):
-        told = batch[name] >= 0
+    before = F.pad(prefix[:, :-1], (1, 0)).masked_fill(~shown, NOTHING)
+    before[:, 0] = NOTHING
+    for name, named in (("key", batch["key"]), ("home", batch["home"]), ("before", before)):
+        told = named >= 0
         if told.any():
-            found[name] = F.cross_entropy(getattr(heads, name)(bound[told]), batch[name][told])
+            found[name] = F.cross_entropy(getattr(heads, name)(bound[told]), named[told])
     return found
 
 

@@ -25,7 +25,7 @@ TEXT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-LOSSES = {"answer": 1.0, "key": 0.3, "home": 0.2}
+LOSSES = {"answer": 1.0, "key": 0.3, "home": 0.2, "before": 0.3}
 WEIGHTS = {
     "needle": 1.0,
     "lookup": 3.0,
