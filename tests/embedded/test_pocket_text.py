@@ -1,5 +1,7 @@
 """The recipe of pocket_text: what is packed answers as if it were alone, and what adds nothing may be left out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from btp.tasks.pocketdocs.questions import ABILITIES
 from btp.tasks.pocketdocs.task import PocketDocs
 from experiments.embedded.pocket_text.data import KINDS, collate, draw_copy
 from experiments.embedded.pocket_text.losses import answers, text_losses
-from experiments.embedded.recipes.pocket_text import ALL, FIRST, RECIPE
+from experiments.embedded.recipes.pocket_text import ALL, FIRST, RECIPE, PocketText
+from experiments.embedded.train import train
 
 COPY, SHORT, *_ = RECIPE.phases
 
@@ -118,6 +121,13 @@ def test_batches_repeat_and_hold_what_a_phase_waits_for(phase):
     assert set(phase.until) <= set(KINDS)
     assert set(phase.data["weights"]) == set(ABILITIES)
     assert one["prefix"].shape[1] <= 1024
+
+
+def test_all_phases_run_one_after_the_other(tmp_path):
+    short = PocketText()
+    short.phases = tuple(replace(p, steps=1, batch=2, until={}, data=p.data | {"tokens": 64}) for p in short.phases)
+    assert train(short, tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.num_hidden_layers == len(ALL)
 
 
 def test_the_checkpoint_loads_and_answers_in_a_batch_as_alone(learner, tmp_path):

@@ -65,7 +65,7 @@ class PocketText(Recipe):
             rate=4e-3,
             losses=LOSSES,
             decay=0.0,
-            until={"copy": 0.85},
+            until={"copy": 0.7},
             data=_data({40: 1.0}, 2, copies=0.5, string=20, parts=2, layers=FIRST),
         ),
         Phase(
