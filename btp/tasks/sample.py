@@ -25,6 +25,8 @@ class Sample:
         targets: boxes that hold what the answer needs, where the task knows them.
         references: every answer that people gave, where there are several; `reference` is then the commonest.
         choices: texts of the options A, B, C ... of multiple choice; `reference` is then a letter.
+        spans: (first, behind the last) characters of `question` that hold what the answer needs, where the task knows
+            them.
         group: what samples that are scored together have in common; "" where a sample stands alone.
     """
 
@@ -38,6 +40,7 @@ class Sample:
     targets: tuple[Box, ...] = field(default=())
     references: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
     group: str = ""
 
     @property

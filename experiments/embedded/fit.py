@@ -19,6 +19,7 @@ from experiments.embedded.recipe import Phase, Recipe
 
 EVERY = 50  # steps between two lines of the log
 KEEP = 100  # steps between two states to go on from
+MEAN = 0.98  # decay per step of the running means that may end a phase
 
 
 class Batches(IterableDataset):
@@ -32,7 +33,7 @@ class Batches(IterableDataset):
         number = self.recipe.phases.index(self.phase)
         for step in range(self.first, self.phase.steps):
             rng = np.random.default_rng([self.recipe.seed, 77, number, step])
-            yield self.recipe.collate([self.recipe.sample(rng, self.phase) for _ in range(self.phase.batch)])
+            yield self.recipe.draw(rng, self.phase)
 
 
 class Fit(L.LightningModule):
@@ -41,7 +42,8 @@ class Fit(L.LightningModule):
     def __init__(self, recipe: Recipe, phase: Phase, learner: nn.Module):
         super().__init__()
         self.recipe, self.phase, self.learner = recipe, phase, learner
-        self.seen, self.began, self.since = Counter(), 0.0, 0
+        self.seen, self.count, self.began, self.since = Counter(), Counter(), 0.0, 0
+        self.means = dict.fromkeys(phase.until, 0.0)
         learner.requires_grad_(False)
         recipe.trained(learner, phase).requires_grad_(True)
 
@@ -53,7 +55,7 @@ class Fit(L.LightningModule):
 
     def _share(self, step: int) -> float:
         steps, start = self.phase.steps, self.phase.steps * (1 - self.phase.decay)
-        down = 1.0 if step < start else 1 - 0.98 * (step - start) / (steps - start)
+        down = 1.0 if step <= start else 1 - 0.98 * (step - start) / (steps - start)
         return min(1.0, (step + 1) / self.phase.warmup) * down
 
     def train_dataloader(self) -> DataLoader:
@@ -78,19 +80,40 @@ class Fit(L.LightningModule):
         self._note(found)
         return total
 
+    @property
+    def reached(self) -> bool:
+        """Whether every value that ends the phase is where it must be."""
+        return bool(self.means) and all(self.means[key] >= goal for key, goal in self.phase.until.items())
+
+    def on_train_batch_end(self, outputs, batch, index) -> None:
+        """Stop once the phase has what it asks for."""
+        if self.reached:
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep the running means, which say where the phase ends."""
+        checkpoint["means"] = dict(self.means)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Take them up again; a value that the phase did not ask for before begins at 0."""
+        self.means |= {key: value for key, value in checkpoint["means"].items() if key in self.means}
+
     def _note(self, found: dict[str, Tensor]) -> None:
         if not self.began:
             self.began, self.since = time.time(), self.global_step
-        self.seen.update({key: value.item() for key, value in found.items()})
+        values = {key: value.item() for key, value in found.items()}
+        self.means |= {k: MEAN * m + (1 - MEAN) * values[k] for k, m in self.means.items() if k in values}
+        self.seen.update(values)
+        self.count.update(values.keys())
         step = self.global_step + 1
-        if step % EVERY == 0 or step == self.phase.steps:
-            count = step % EVERY or EVERY
+        if step % EVERY == 0 or step == self.phase.steps or self.reached:
             pace = (time.time() - self.began) / max(step - self.since, 1)
             line = {"phase": self.phase.name, "step": step, "s": round(pace, 3)}
-            line |= {k: round(v / count, 4) for k, v in self.seen.items()}
+            line |= {k: round(v / self.count[k], 4) for k, v in self.seen.items()}
             with (Path(self.trainer.default_root_dir) / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             self.seen.clear()
+            self.count.clear()
 
 
 class Minutes(Callback):
@@ -119,6 +142,9 @@ def train_phase(recipe: Recipe, phase: Phase, learner: nn.Module, out: Path, *, 
 
     Returns:
         Whether the phase is finished.
+
+    Raises:
+        ValueError: The steps are over before what the phase must reach is reached.
     """
     out.mkdir(parents=True, exist_ok=True)
     done, state = out / "done.pt", out / "last.ckpt"
@@ -143,7 +169,13 @@ def train_phase(recipe: Recipe, phase: Phase, learner: nn.Module, out: Path, *, 
         num_sanity_val_steps=0,
     )
     trainer.fit(module, ckpt_path=state if state.exists() else None)
-    if trainer.global_step < phase.steps:
+    if phase.until and not module.reached and trainer.global_step >= phase.steps:
+        missed = ", ".join(f"{key} {module.means[key]:.2f} of {goal}" for key, goal in phase.until.items())
+        raise ValueError(
+            f"{recipe.name}, phase {phase.name}: {phase.steps} steps are over, and it has {missed}. Raise the phase's "
+            "steps or lower its `until` in the recipe, and run the same command again: it goes on from there."
+        )
+    if trainer.global_step < phase.steps and not module.reached:
         return False
     part = done.with_suffix(".tmp")
     torch.save(learner.state_dict(), part)

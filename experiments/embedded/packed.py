@@ -4,18 +4,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, LlavaForConditionalGeneration
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 
 def _packed_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """Causal attention for the picture's rows, the mask for the text's: half the time of one masked call."""
+    """Causal attention for the shared rows and the mask for those of the text: half the time of one masked call.
+
+    `packed_text` is how many rows are text; `packed_early`, where given, is the mask of the first layers in its place:
+    (how many layers, mask).
+    """
     text = kwargs["packed_text"]
-    image = query.shape[2] - text
+    early, first_mask = kwargs.get("packed_early") or (0, None)
+    if module.layer_idx < early:
+        attention_mask = first_mask
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    shared = query.shape[2] - text
     first = F.scaled_dot_product_attention(
-        query[:, :, :image], key[:, :, :image], value[:, :, :image], is_causal=True, scale=scaling
+        query[:, :, :shared], key[:, :, :shared], value[:, :, :shared], is_causal=True, scale=scaling
     )
-    mask = attention_mask[:, :, image:]
-    second = F.scaled_dot_product_attention(query[:, :, image:], key, value, attn_mask=mask, scale=scaling)
+    mask = attention_mask[:, :, shared:]
+    second = F.scaled_dot_product_attention(query[:, :, shared:], key, value, attn_mask=mask, scale=scaling)
     return torch.cat([first, second], 2).transpose(1, 2).contiguous(), None
 
 

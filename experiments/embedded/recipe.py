@@ -21,6 +21,8 @@ class Phase:
         warmup: Steps of linear warm-up.
         decay: Share of the steps at the end over which the rate falls linearly to 2% of its peak.
         average: Decay per step of the running mean of the weights, which is what the phase hands on.
+        until: Values that end the phase early, once the running means of all of them have reached these; a phase whose
+            steps are over before that is refused.
         data: Settings that `Recipe.sample` reads.
     """
 
@@ -32,6 +34,7 @@ class Phase:
     warmup: int = 100
     decay: float = 0.35
     average: float = 0.995
+    until: dict[str, float] = field(default_factory=dict)
     data: dict = field(default_factory=dict)
 
 
@@ -54,9 +57,13 @@ class Recipe(ABC):
     def collate(self, samples: list[dict]) -> dict[str, Tensor]:
         """A batch of samples."""
 
+    def draw(self, rng: np.random.Generator, phase: Phase) -> dict[str, Tensor]:
+        """One batch, drawn with `rng` alone."""
+        return self.collate([self.sample(rng, phase) for _ in range(phase.batch)])
+
     @abstractmethod
     def losses(self, learner: nn.Module, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
-        """Every loss of a batch, and whatever else is worth logging, as scalars."""
+        """Every loss of a batch, and whatever else is worth logging, as scalars; not every batch has to have all."""
 
     @abstractmethod
     def save(self, learner: nn.Module, folder: Path) -> None:

@@ -3,7 +3,7 @@
 Only the recipes in experiments/embedded build it; everybody else loads the shipped checkpoint like any other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -22,11 +22,17 @@ TEMPLATE = (
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}"
     "{% endfor %}{% endif %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+IMAGE = {"image_token": "<image>"}
 
 
-def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Make a word-level tokenizer that knows `words` and the roles of the chat; digits are one token each."""
-    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+def build_tokenizer(words: Iterable[str], extra: Mapping[str, str] = IMAGE) -> PreTrainedTokenizerFast:
+    """Make a word-level tokenizer that knows `words` and the roles of the chat; digits are one token each.
+
+    Args:
+        words: Words and stops.
+        extra: Further special tokens by the name of their attribute.
+    """
+    special = ["<pad>", "<s>", "</s>", "<unk>", *extra.values()]
     vocabulary = {w: i for i, w in enumerate(dict.fromkeys((*special, "USER", "ASSISTANT", ":", *words)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     split = [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
@@ -41,7 +47,7 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         unk_token="<unk>",
         padding_side="left",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens=dict(extra),
         model_max_length=2048,
     )
 
