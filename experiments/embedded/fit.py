@@ -129,7 +129,9 @@ def train_phase(recipe: Recipe, phase: Phase, learner: nn.Module, out: Path, *, 
         recipe.begin(learner, phase)
     module = Fit(recipe, phase, learner)
     mean = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(phase.average))
-    saver = ModelCheckpoint(out, filename="step", every_n_train_steps=KEEP, save_last=True, save_top_k=0)
+    saver = ModelCheckpoint(
+        out, filename="step", every_n_train_steps=KEEP, save_last=True, save_top_k=0, enable_version_counter=False
+    )
     trainer = L.Trainer(
         default_root_dir=out,
         accelerator=device,
