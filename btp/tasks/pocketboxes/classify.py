@@ -18,7 +18,7 @@ CLASSES = tuple("0123456789")
 CONTRAST = {"clear": (0.75, 1.0), "faint": (0.45, 0.65)}  # ability: how far the digit's colour covers the ground
 
 
-def draw_digit(rng: np.random.Generator, label: int, ability: str, split: str) -> Scene:
+def draw_digit(rng: np.random.Generator, label: int, ability: str, split: str, clutter: float = 1.0) -> Scene:
     """Draw a picture of [64, 64, 3] that holds one handwritten digit of `split`, 20 to 28 pixels high.
 
     Args:
@@ -26,11 +26,12 @@ def draw_digit(rng: np.random.Generator, label: int, ability: str, split: str) -
         label: the digit.
         ability: clear | faint.
         split: train | calibration | validation | test.
+        clutter: see `paint`.
     """
     side = int(rng.integers(20, 29))
     x, y = (int(v) for v in rng.integers(0, SIDE - side + 1, 2))
     target = Target("digit", label, draw_color(rng), float(rng.uniform(*CONTRAST[ability])), x, y, side)
-    picture, masks = paint([target], split, rng, SIDE)
+    picture, masks = paint([target], split, rng, side=SIDE, clutter=clutter)
     return Scene(picture, (target,), masks)
 
 

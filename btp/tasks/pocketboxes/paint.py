@@ -16,7 +16,7 @@ _SHAPES = {"disc": "circle", "box": "square", "triangle": "triangle"}
 
 
 def paint(
-    targets: list[Target], split: str, rng: np.random.Generator, side: int = SIDE
+    targets: list[Target], split: str, rng: np.random.Generator, *, side: int = SIDE, clutter: float = 1.0
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Paint clutter and `targets` on it, with digits of `split`.
 
@@ -25,13 +25,14 @@ def paint(
         split: train | calibration | validation | test.
         rng: source of everything drawn.
         side: of the picture in pixels, at most 96.
+        clutter: how much of it, 1 = as the task has it; less is for training.
 
     Returns:
         [side, side, 3] RGB and [things, side, side] masks, true where a thing covers more than half of a pixel.
     """
     x, y = rng.integers(0, SIDE - side + 1, 2)
     picture = background(rng)[y : y + side, x : x + side].copy()
-    _clutter(picture, rng)
+    _clutter(picture, rng, clutter)
     masks = np.zeros((len(targets), side, side), bool)
     for target, mask in zip(targets, masks, strict=True):
         spot = np.s_[target.y : target.y + target.side, target.x : target.x + target.side]
@@ -70,9 +71,9 @@ def _blend(picture: NDArray[np.float32], alpha: NDArray[np.float32], color: str,
     picture += tone * alpha
 
 
-def _clutter(picture: NDArray[np.float32], rng: np.random.Generator) -> None:
+def _clutter(picture: NDArray[np.float32], rng: np.random.Generator, clutter: float) -> None:
     side = len(picture)
-    share = (side / SIDE) ** 2
+    share = clutter * (side / SIDE) ** 2
     for _ in range(round(rng.integers(2, 7) * share)):
         _stroke(picture, _blob, rng)
     for _ in range(round(rng.integers(1, 4) * share)):

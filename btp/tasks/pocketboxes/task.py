@@ -59,10 +59,10 @@ def foreground(masks: NDArray[np.bool_], patch: int) -> NDArray[np.float32]:
     return tiles.mean((1, 3), dtype=np.float32)
 
 
-def draw_scene(rng: np.random.Generator, split: str) -> Scene:
-    """Draw a picture with digits of `split`."""
+def draw_scene(rng: np.random.Generator, split: str, clutter: float = 1.0) -> Scene:
+    """Draw a picture with digits of `split`; see `paint`."""
     targets = draw_targets(rng)
-    picture, masks = paint(targets, split, rng)
+    picture, masks = paint(targets, split, rng, clutter=clutter)
     return Scene(picture, tuple(targets), masks)
 
 
