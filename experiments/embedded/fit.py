@@ -105,11 +105,12 @@ class State(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
         """Save every KEEP steps and once the time is over, which ends the training; a kill leaves a whole state."""
         over = time.time() > self.end
-        if over or trainer.global_step % KEEP == 0:
+        if over or trainer.global_step % KEEP == 0 or trainer.global_step == trainer.max_steps:
             part = self.state.with_suffix(".tmp")
             trainer.save_checkpoint(part)
             part.replace(self.state)
-        trainer.should_stop = over
+        if over:
+            trainer.should_stop = True
 
 
 def train_phase(recipe: Recipe, phase: Phase, learner: nn.Module, out: Path, *, minutes: float, device: str) -> bool:

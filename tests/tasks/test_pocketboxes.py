@@ -10,7 +10,7 @@ import pytest
 
 from btp.tasks.pocketboxes.classify import CONTRAST, PocketDigits
 from btp.tasks.pocketboxes.scene import LARGEST, NAMES, SIDE
-from btp.tasks.pocketboxes.task import PocketBoxes, box_of, foreground
+from btp.tasks.pocketboxes.task import PocketBoxes, box_of, draw_scene, foreground
 from btp.tasks.pocketvqa.digits import SPLITS
 
 BOTH = pytest.mark.parametrize("kind", [PocketBoxes, PocketDigits])
@@ -83,6 +83,18 @@ def test_things_stand_out_by_their_colour_and_clutter_too(scenes):
         outside.append(colourful[~scene.masks.any(0)].sum() / max(scene.masks.sum(), 1))
     assert 0.5 < np.mean(inside) < 0.95
     assert np.mean(outside) > 0.5
+
+
+def test_less_clutter_is_the_same_scene_on_a_quieter_ground():
+    def outside(clutter):
+        scenes = [draw_scene(np.random.default_rng(i), "train", clutter) for i in range(40)]
+        colourful = [(np.ptp(s.picture.astype(int), axis=-1) > 90)[~s.masks.any(0)].mean() for s in scenes]
+        return np.mean(colourful), [s.targets for s in scenes]
+
+    shares, targets = zip(*(outside(clutter) for clutter in (0.0, 0.3, 1.0)), strict=True)
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[0] < 0.02
+    assert targets[0] == targets[1] == targets[2]
 
 
 def test_coco_scores_the_truth_as_perfect_and_shifted_boxes_as_worse():
