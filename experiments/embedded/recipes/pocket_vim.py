@@ -15,13 +15,15 @@ from experiments.embedded.recipe import Phase, Recipe
 PATCH = 8
 COVERED = 0.1  # share of a patch from which on it shows the digit
 EMPTY = 0.15  # weight of the patches that show none, which are the most
-LOSSES = {"digit": 1.0, "patch": 1.0}
+LAYER, FINE = 3, 4  # behind this many blocks, each patch tells the ink of its FINE x FINE squares
+INKED = 5.0  # weight of squares with ink, which are few
+LOSSES = {"digit": 1.0, "patch": 1.0, "ink": 2.0}
 
 
 class PocketVim(Recipe):
-    """Cross-entropy of the digit, and a throw-away head that names the digit in every patch that it lies on.
+    """Cross-entropy of the digit, and two throw-away heads: the digit on every patch that holds some, early on its ink.
 
-    First on little clutter: what digits look like is learnt before where they are.
+    First without clutter: what digits look like is learnt before where they are.
     """
 
     name = "pocket_vim"
@@ -33,32 +35,41 @@ class PocketVim(Recipe):
     def build(self) -> nn.Module:
         """The model with its head."""
         model = build_vim(CLASSES, side=SIDE)
-        return nn.ModuleDict({"model": model, "patch": nn.Linear(model.config.hidden_size, len(CLASSES) + 1)})
+        width = model.config.hidden_size
+        ink = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, FINE**2))
+        return nn.ModuleDict({"model": model, "patch": nn.Linear(width, len(CLASSES) + 1), "ink": ink})
 
     def sample(self, rng: np.random.Generator, phase: Phase) -> dict:
-        """A picture, its digit, and what each patch shows: 0 for clutter, else 1 + digit."""
+        """A picture, its digit, what each patch shows (0 for clutter, else 1 + digit), and the ink of its squares."""
         label, ability = int(rng.integers(len(CLASSES))), list(CONTRAST)[rng.integers(len(CONTRAST))]
         scene = draw_digit(rng, label, ability, "train", **phase.data)
         shown = foreground(scene.masks, PATCH).ravel() > COVERED
-        return {"pixels": scene.picture, "digit": label, "patch": np.where(shown, 1 + label, 0)}
+        grid = SIDE // PATCH
+        ink = foreground(scene.masks, PATCH // FINE).reshape(grid, FINE, grid, FINE).swapaxes(1, 2)
+        patch = np.where(shown, 1 + label, 0)
+        return {"pixels": scene.picture, "digit": label, "patch": patch, "ink": ink.reshape(grid**2, FINE**2)}
 
     def collate(self, samples: list[dict]) -> dict[str, Tensor]:
-        """pixels [B, 3, h, w] in bytes, digit [B], patch [B, N]."""
+        """pixels [B, 3, h, w] in bytes, digit [B], patch [B, N], ink [B, N, squares]."""
         batch = {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
         return batch | {"pixels": batch["pixels"].permute(0, 3, 1, 2)}
 
     def losses(self, learner: nn.Module, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
-        """Both losses; `right` is the share of digits that are named, `named` that of patches that show one."""
+        """All losses; `right` is the share of digits that are named, `named` that of patches that show one."""
         model = learner["model"]
-        rows = model.encode((batch["pixels"].float() / 255 - MEAN) / STD)
+        early: list[Tensor] = []
+        hook = model.layers[LAYER - 1].register_forward_hook(lambda block, args, out: early.append(sum(out)))
+        with hook:
+            rows = model.encode((batch["pixels"].float() / 255 - MEAN) / STD)
         logits = model.head(rows[:, model.middle])
-        patches = torch.cat([rows[:, : model.middle], rows[:, model.middle + 1 :]], 1)
-        named = learner["patch"](patches).flatten(0, 1)
+        named = learner["patch"](_patches(rows, model.middle)).flatten(0, 1)
+        inked = learner["ink"](_patches(early[0], model.middle))
         shown = batch["patch"].flatten()
         weight = torch.tensor([EMPTY] + [1.0] * len(CLASSES), device=named.device)
         return {
             "digit": F.cross_entropy(logits, batch["digit"]),
             "patch": F.cross_entropy(named, shown, weight),
+            "ink": F.binary_cross_entropy_with_logits(inked, batch["ink"], pos_weight=weight.new_tensor(INKED)),
             "right": (logits.argmax(-1) == batch["digit"]).float().mean(),
             "named": (named.argmax(-1) == shown)[shown > 0].float().mean(),
         }
@@ -67,6 +78,11 @@ class PocketVim(Recipe):
         """The model and its processor."""
         learner["model"].save_pretrained(folder)
         build_processor(learner["model"].config).save_pretrained(folder)
+
+
+def _patches(rows: Tensor, middle: int) -> Tensor:
+    """All rows but the class token's."""
+    return torch.cat([rows[:, :middle], rows[:, middle + 1 :]], 1)
 
 
 RECIPE = PocketVim()
