@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
@@ -116,16 +116,23 @@ class Fit(L.LightningModule):
             self.count.clear()
 
 
-class Minutes(Callback):
-    """Stops after some minutes, with a state to go on from."""
+class State(Callback):
+    """Saves a state to go on from, and stops after some minutes.
+
+    Not Lightning's ModelCheckpoint: it also saves when `fit` ends, when the running mean has replaced the weights.
+    """
 
     def __init__(self, minutes: float, state: Path):
         self.end, self.state = time.time() + 60 * minutes, state
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
-        """Save and stop once the time is over; at the end of `fit` the running mean has replaced the weights."""
-        if time.time() > self.end and not trainer.should_stop:
-            trainer.save_checkpoint(self.state)
+        """Save every KEEP steps and once the time is over, which ends the training; a kill leaves a whole state."""
+        over = time.time() > self.end
+        if over or trainer.global_step % KEEP == 0 or trainer.global_step == trainer.max_steps:
+            part = self.state.with_suffix(".tmp")
+            trainer.save_checkpoint(part)
+            part.replace(self.state)
+        if over:
             trainer.should_stop = True
 
 
@@ -155,7 +162,6 @@ def train_phase(recipe: Recipe, phase: Phase, learner: nn.Module, out: Path, *, 
         recipe.begin(learner, phase)
     module = Fit(recipe, phase, learner)
     mean = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(phase.average))
-    saver = ModelCheckpoint(out, filename="step", every_n_train_steps=KEEP, save_last=True, save_top_k=0)
     trainer = L.Trainer(
         default_root_dir=out,
         accelerator=device,
@@ -163,7 +169,8 @@ def train_phase(recipe: Recipe, phase: Phase, learner: nn.Module, out: Path, *, 
         max_steps=phase.steps,
         max_epochs=-1,
         gradient_clip_val=1.0,
-        callbacks=[mean, saver, Minutes(minutes, state), TQDMProgressBar(refresh_rate=10)],
+        callbacks=[mean, State(minutes, state), TQDMProgressBar(refresh_rate=10)],
+        enable_checkpointing=False,
         logger=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

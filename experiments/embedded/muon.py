@@ -3,11 +3,14 @@
 In float32: torch.optim.Muon orthogonalises in bfloat16, four times slower on processors without AMX.
 """
 
+import re
 from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+BLOCK = re.compile(r"(^|\.)layers?\.\d+\.\w+\.")  # parts of a numbered block; numbered maps of a head have none
 
 
 def orthogonalise(x: Tensor) -> Tensor:
@@ -27,12 +30,14 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, module: nn.Module, lr: float, momentum: float = 0.95):
         """
         Args:
-            module: Module whose trainable parameters are updated; matrices inside `layers` go to Muon.
+            module: Module whose trainable parameters are updated; weights of linear maps in numbered blocks go to Muon
+                (`layers.3.`, `layer.3.`).
             lr: Peak learning rate of both.
             momentum: Momentum of Muon.
         """
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        inner = [p for name, p in named if p.ndim == 2 and "layers." in name]
+        linear = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+        inner = [p for name, p in named if name in linear and BLOCK.search(name)]
         known = {id(p) for p in inner}
         groups = [
             {"params": inner, "orthogonal": True, "weight_decay": 0.05},

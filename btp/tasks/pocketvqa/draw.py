@@ -16,7 +16,7 @@ def paint(things: list[Thing], split: str, rng: np.random.Generator) -> NDArray[
     Returns:
         [96, 96, 3] RGB.
     """
-    picture = _background(rng)
+    picture = background(rng)
     for thing in things:
         x0, y0, x1, y1 = (round(v * SIDE) for v in thing.box)
         alpha = _mask(thing, x1 - x0, y1 - y0, split, rng)[..., None]
@@ -29,21 +29,30 @@ def paint(things: list[Thing], split: str, rng: np.random.Generator) -> NDArray[
 
 def _mask(thing: Thing, width: int, height: int, split: str, rng: np.random.Generator) -> NDArray[np.float32]:
     if thing.kind == "shape":
-        return _shape_mask(thing.name, width)
-    images = digit_images(split)
+        return shape_mask(thing.name, width)
     edges = np.linspace(0, width, len(thing.name) + 1).round().astype(int)
     mask = np.zeros((height, width), np.float32)
     for digit, left, right in zip(thing.name, edges[:-1], edges[1:], strict=True):
-        ink = images[int(digit)][rng.integers(len(images[int(digit)]))]
-        glyph = Image.fromarray((ink * 255).astype(np.uint8))
-        glyph = glyph.rotate(float(rng.uniform(-8, 8)), Image.Resampling.BILINEAR)
-        wide = np.asarray(glyph.resize((right - left, height), Image.Resampling.BICUBIC), np.float32) / 255
-        mask[:, left:right] = (wide * 1.5).clip(0, 1)
+        mask[:, left:right] = digit_mask(int(digit), right - left, height, split, rng)
     return mask
 
 
+def digit_mask(digit: int, width: int, height: int, split: str, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A handwritten digit of `split`, drawn by `rng` and turned a little.
+
+    Returns:
+        [height, width] ink in [0, 1].
+    """
+    images = digit_images(split)[digit]
+    glyph = Image.fromarray((images[rng.integers(len(images))] * 255).astype(np.uint8))
+    glyph = glyph.rotate(float(rng.uniform(-8, 8)), Image.Resampling.BILINEAR)
+    wide = np.asarray(glyph.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
+    return (wide * 1.5).clip(0, 1)
+
+
 @cache
-def _shape_mask(name: str, side: int) -> NDArray[np.float32]:
+def shape_mask(name: str, side: int) -> NDArray[np.float32]:
+    """A shape of pocketvqa with smooth edges, as [side, side] in [0, 1]; a star unless the name is another's."""
     scale = 4
     n = side * scale - 1
     canvas = Image.new("L", (side * scale, side * scale))
@@ -66,8 +75,8 @@ def _shape_mask(name: str, side: int) -> NDArray[np.float32]:
     return np.asarray(small, np.float32) / 255
 
 
-def _background(rng: np.random.Generator) -> NDArray[np.float32]:
-    """A muted tone with stripes, checks or blotches, weaker than any object's colour."""
+def background(rng: np.random.Generator) -> NDArray[np.float32]:
+    """A muted tone with stripes, checks or blotches, weaker than any object's colour, as [96, 96, 3] RGB."""
     y, x = np.ogrid[0:SIDE, 0:SIDE]
     tone = rng.uniform(70, 150) + rng.uniform(-14, 14, 3)
     kind = rng.integers(3)

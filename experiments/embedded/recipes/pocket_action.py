@@ -1,0 +1,104 @@
+"""pocket_action: a VideoMAE of 6 x 96 that names the shape and the motion of the red thing in a clip (pocketmoves)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from btp.models.families.pocket_vision import MEAN, STD, build_action, build_processor
+from btp.tasks.pocketmoves.scene import CLASSES, FRAMES, MOVES, SHAPES, SIDE, STILL
+from btp.tasks.pocketmoves.task import Clip, draw_clip
+from btp.tasks.pocketvqa.layout import COLORS
+from experiments.embedded.recipe import Phase, Recipe
+
+PATCH, TUBE = 8, 2
+LAYER = 4  # the throw-away heads read what this many blocks have made
+NAMES = (*SHAPES, "star", "digit")
+GOES = (*MOVES, STILL)
+
+
+class TubeHeads(nn.Module):
+    """Throw-away heads: what a tube shows, in which colour, and where it goes."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.name = nn.Linear(width, len(NAMES) + 1)
+        self.color = nn.Linear(width, len(COLORS) + 1)
+        self.goes = nn.Linear(width, len(GOES) + 1)
+
+
+class PocketAction(Recipe):
+    """Cross-entropy of the class, and of what each tube shows."""
+
+    name = "pocket_action"
+    phases = (
+        Phase(
+            "moves",
+            steps=6000,
+            batch=12,
+            rate=2e-3,
+            losses={"class": 1.0, "name": 1.0, "color": 1.0, "goes": 2.0},
+            warmup=50,
+        ),
+    )
+
+    def build(self) -> nn.Module:
+        """The model with its heads."""
+        model = build_action(CLASSES, side=SIDE, frames=FRAMES)
+        return nn.ModuleDict({"model": model, "heads": TubeHeads(model.config.hidden_size)})
+
+    def sample(self, rng: np.random.Generator, phase: Phase) -> dict:
+        """A clip, its class, and what each tube shows."""
+        clip = draw_clip(rng, int(rng.integers(len(CLASSES))), "train")
+        return {"pixels": clip.frames, "class": clip.label} | tube_labels(clip)
+
+    def collate(self, samples: list[dict]) -> dict[str, Tensor]:
+        """pixels [B, 16, 3, h, w] in bytes, class [B], the rest [B, N]."""
+        batch = {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
+        return batch | {"pixels": batch["pixels"].permute(0, 1, 4, 2, 3)}
+
+    def losses(self, learner: nn.Module, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
+        """All losses; `right`, `shape` and `move` are the shares of clips where class, shape and motion are named."""
+        pixels = (batch["pixels"].float() / 255 - MEAN) / STD
+        out = learner["model"](pixel_values=pixels, output_hidden_states=True)
+        heads, label, guess = learner["heads"], batch["class"], out.logits.argmax(-1)
+        tubes = heads.norm(out.hidden_states[LAYER])
+        found = {
+            key: F.cross_entropy(getattr(heads, key)(tubes).flatten(0, 1), batch[key].flatten())
+            for key in ("name", "color", "goes")
+        }
+        found["class"] = F.cross_entropy(out.logits, label)
+        found["right"] = (guess == label).float().mean()
+        found["shape"] = (guess // len(MOVES) == label // len(MOVES)).float().mean()
+        found["move"] = (guess % len(MOVES) == label % len(MOVES)).float().mean()
+        return found
+
+    def save(self, learner: nn.Module, folder: Path) -> None:
+        """The model and its processor."""
+        learner["model"].save_pretrained(folder)
+        build_processor(learner["model"].config).save_pretrained(folder)
+
+
+def tube_labels(clip: Clip) -> dict[str, np.ndarray]:
+    """What lies under the centre of each tube in its first frame: name, colour and motion, 0 for the ground.
+
+    Returns:
+        Arrays of [8 * 8 * 8] in the order of the model's tubes: time, row, column.
+    """
+    grid = SIDE // PATCH
+    shape = (FRAMES // TUBE, grid, grid)
+    name, color, goes = (np.zeros(shape, np.int64) for _ in range(3))
+    at = (np.arange(grid) + 0.5) * PATCH
+    for mover, boxes in zip(clip.movers, clip.boxes[:, ::TUBE, :, None], strict=True):
+        x0, y0, x1, y1 = boxes.swapaxes(0, 1)  # each [8, 1]
+        spot = ((at >= y0) & (at < y1))[:, :, None] & ((at >= x0) & (at < x1))[:, None, :]
+        name[spot] = 1 + NAMES.index("digit" if mover.name.isdigit() else mover.name)
+        color[spot] = 1 + list(COLORS).index(mover.color)
+        goes[spot] = 1 + GOES.index(mover.move)
+    return {"name": name.ravel(), "color": color.ravel(), "goes": goes.ravel()}
+
+
+RECIPE = PocketAction()
