@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from btp.models.families.pocket import build_model, build_processor
+from btp.models.embedded.pocket import build_model, build_processor
 from btp.tasks.pocketvqa.questions import words
 
 SMALL = {"num_attention_heads": 2, "num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128}

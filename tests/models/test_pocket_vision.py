@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, AutoModelForVideoClassification
 
-from btp.models.families.pocket_vision import MEAN, STD, build_action, build_detector, build_processor, build_vim
+from btp.models.embedded.pocket_vision import MEAN, STD, build_action, build_detector, build_processor, build_vim
 
 CLASSES = ("one", "two", "three")
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from jobs import composed
 
-from btp.models.families.pocket import build_processor
+from btp.models.embedded.pocket import build_processor
 from btp.runner.calibration.artifact import write_artefact
 from btp.runner.calibration.calibration_set import calibration_set
 from btp.runner.evaluation.shown_prompt import shown_prompt

@@ -14,7 +14,7 @@ from jobs import command, composed, job
 
 from btp.cli.check_config import check_config
 from btp.cli.overrides import find_fault
-from btp.models.families.pocket import build_model, build_processor
+from btp.models.embedded.pocket import build_model, build_processor
 from btp.models.loading import checks as recognise
 from btp.models.loading.checkpoint import find_checkpoint
 from btp.models.loading.load import load

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from btp.models.families.pocket import build_model, build_processor
+from btp.models.embedded.pocket import build_model, build_processor
 from btp.tasks.pocketvqa.layout import COLORS, SHAPES, SIDE
 from btp.tasks.pocketvqa.questions import words
 from experiments.embedded.packed import answer_loss

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from btp.models.families.pocket_vision import MEAN, STD, build_action, build_processor
+from btp.models.embedded.pocket_vision import MEAN, STD, build_action, build_processor
 from btp.tasks.pocketmoves.scene import CLASSES, FRAMES, MOVES, SHAPES, SIDE, STILL
 from btp.tasks.pocketmoves.task import Clip, draw_clip
 from btp.tasks.pocketvqa.layout import COLORS

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss, box_iou
 
-from btp.models.families.pocket_vision import MEAN, STD, build_detector, build_processor
+from btp.models.embedded.pocket_vision import MEAN, STD, build_detector, build_processor
 from btp.tasks.pocketboxes.scene import NAMES, SIDE
 from btp.tasks.pocketboxes.task import Scene, draw_scene
 from experiments.embedded.recipe import Phase, Recipe

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from btp.models.families.pocket_text import build_text_model, build_text_tokenizer
+from btp.models.embedded.pocket_text import build_text_model, build_text_tokenizer
 from btp.tasks.pocketdocs.vocabulary import words
 from experiments.embedded.pocket_text.data import Encoder, collate, draw_copy, draw_docs
 from experiments.embedded.pocket_text.losses import DEPTH, BindingHeads, text_losses

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from btp.models.families.pocket_vision import MEAN, STD, build_processor, build_vim
+from btp.models.embedded.pocket_vision import MEAN, STD, build_processor, build_vim
 from btp.tasks.pocketboxes.classify import CLASSES, CONTRAST, SIDE, draw_digit
 from btp.tasks.pocketboxes.task import foreground
 from experiments.embedded.recipe import Phase, Recipe

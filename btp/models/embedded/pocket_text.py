@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from btp.models.families.pocket import build_tokenizer
+from btp.models.embedded.pocket import build_tokenizer
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ ' ' + m['role'].upper() + ': ' + m['content'] }}{% endfor %}"
