@@ -81,5 +81,5 @@ def is_settled(config: Mapping[str, Any]) -> Path | None:
         run = Named.of(json.loads(json.dumps(config)))
     except Exception:  # whatever it is, the run itself says it
         return None
-    logged = config["logger"]["name"] == "none" or read_state(run.folder).get("wandb", {}).get("id") == run.identity
+    logged = config["logger"]["name"] == "none" or (read_state(run.folder).get("wandb") or {}).get("id") == run.identity
     return run.folder if logged and is_finished(run.folder) else None
