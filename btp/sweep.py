@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", help="with resume: further words of the command line, such as a launcher")
     given = parser.parse_intermixed_args(arguments)
     try:
-        command = Cells(given.folder).command()
+        command, sweep = Cells(given.folder).command(), Sweep(given.folder)
     except ValueError as error:
         say(error)
         return 2
@@ -37,9 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
         return _resume(given.folder, command, given.words)
     if given.words:
         parser.error(f"{given.do} takes no further words, got: {' '.join(given.words)}")
-    sweep = Sweep(given.folder)
     if given.do == "table":
-        return sweep.end()
+        try:
+            return sweep.end()
+        except ValueError as error:
+            say(error)
+            return 2
     screen = console()
     screen.print(sweep.status())
     screen.print(f"python run.py {' '.join(command)}", soft_wrap=True, highlight=False)

@@ -1,12 +1,13 @@
 """Finds runs: in run folders, in a sweep's folder, or anywhere below a folder."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from btp.results.reader import RunFolder, read_costs, read_run
+from btp.results.folder_shapes import STATE
+from btp.results.reader import ANEW, RunFolder, read_costs, read_run
+from btp.results.shapes import read_json
 
 _PASSED = ("wandb", "wandb-data", "figures", "overlays", "pictures")
 
@@ -88,11 +89,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> RunFolder | LeftOut:
     try:
-        state = json.loads((path / "run.json").read_text())
-        if not isinstance(state, dict):
-            raise ValueError(f"it holds {type(state).__name__}, not keys with values")
-    except (ValueError, OSError) as error:
-        return LeftOut(str(path), f"run.json cannot be read: {error}")
+        state = read_json(path / "run.json", STATE, ANEW)
+    except ValueError as error:
+        return LeftOut(str(path), str(error))
     command = str(state.get("command") or "")
     if state.get("state") == "failed":
         return LeftOut(str(path), f"failed: {state.get('error') or 'it does not say why'}", "failed", command)
@@ -102,8 +101,8 @@ def _read(path: Path) -> RunFolder | LeftOut:
     try:
         bare = not (path / "samples.parquet").exists() and (path / "cost.json").exists()
         return read_costs(path) if bare else read_run(path)
-    except (ValueError, KeyError, TypeError) as error:
-        return LeftOut(str(path), f"cannot be read: {error}", "failed", command)
+    except ValueError as error:
+        return LeftOut(str(path), str(error), "failed", command)
 
 
 def _each_once(runs: Sequence[RunFolder]) -> tuple[list[RunFolder], list[LeftOut]]:

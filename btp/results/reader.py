@@ -35,22 +35,19 @@ one would show.
   picture: the whole, and the mosaic of its tiles; tokens of none of them (newlines, other pictures) are not drawn.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-SAMPLES = (
-    *("arm", "sample", "ability", "question", "reference", "prediction", "score", "unpruned"),
-    *("agreement", "kl", "tokens_avg", "total"),
-)
-TRACE = ("arm", "sample", "site", "order", "before", "after", "kept")
-REGIONS = ("sample", "label", "target", "x0", "y0", "x1", "y1")
+from btp.results import folder_shapes as shapes
+from btp.results.shapes import read_json, read_yaml
+from btp.tasks.shown import short
+
 AGAIN = "Run its command again (finished samples are not computed twice)"
+ANEW = f"Delete it. {AGAIN}."
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ class RunFolder:
     cost: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
     pictures: Mapping[str, Picture] = field(default_factory=dict)
-    regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(REGIONS)))
+    regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.REGIONS)))
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of the config by its dotted key; a number in it counts the entries of a list."""
@@ -196,36 +193,36 @@ def read_run(folder: Path) -> RunFolder:
     folder = Path(folder)
     if not (folder / "run.json").is_file():
         raise ValueError(_no_run(folder))
-    run = _mapping(folder / "run.json", json.loads)
-    config = _mapping(folder / "config.yaml", yaml.safe_load)
+    run = read_json(folder / "run.json", shapes.RUN, ANEW)
+    config = read_yaml(folder / "config.yaml", shapes.CONFIG, ANEW)
     if (folder / "cost.json").exists() and not (folder / "samples.parquet").exists():
         raise ValueError(
             f"{folder} holds costs, but no answers to report on: its model has no weights, or it was stopped. "
             "Read its cost.json, or run its command with weights."
         )
-    samples = _frame(folder / "samples.parquet", SAMPLES)
+    samples = read_frame(folder / "samples.parquet", shapes.SAMPLES)
     _check_samples(samples, folder / "samples.parquet")
-    listed = _arms(run, config, folder / "run.json")
+    listed = _arms(run, config)
     unknown = sorted(set(samples["arm"]) - {a.arm for a in listed})
     if unknown:
         raise ValueError(
             f"{folder / 'samples.parquet'} holds arms that run.json does not list: {', '.join(unknown)}. "
             f"{AGAIN}, so that both are written by the same run."
         )
-    trace = folder / "trace.parquet"
-    calibration, regions = folder / "calibration.yaml", folder / "regions.parquet"
+    trace, regions = folder / "trace.parquet", folder / "regions.parquet"
+    layers, cost, calibration = (folder / name for name in ("layers.json", "cost.json", "calibration.yaml"))
     return RunFolder(
         path=folder,
         config=config,
         run=run,
         arms=tuple(a for a in listed if a.arm in set(samples["arm"])),
         samples=samples,
-        trace=_frame(trace, TRACE) if trace.exists() else pd.DataFrame(columns=list(TRACE)),
-        layers=_optional(folder / "layers.json", json.loads),
-        cost=_optional(folder / "cost.json", json.loads),
-        calibration=_optional(calibration, yaml.safe_load) or None,
+        trace=read_frame(trace, shapes.TRACE) if trace.exists() else pd.DataFrame(columns=list(shapes.TRACE)),
+        layers=read_json(layers, shapes.LAYERS, ANEW) if layers.exists() else {},
+        cost=read_json(cost, shapes.COST, ANEW) if cost.exists() else {},
+        calibration=read_yaml(calibration, shapes.CALIBRATION, ANEW) if calibration.exists() else None,
         pictures=_pictures(folder / "pictures"),
-        regions=_frame(regions, REGIONS) if regions.exists() else pd.DataFrame(columns=list(REGIONS)),
+        regions=read_frame(regions, shapes.REGIONS) if regions.exists() else pd.DataFrame(columns=list(shapes.REGIONS)),
     )
 
 
@@ -236,16 +233,16 @@ def read_costs(folder: Path) -> RunFolder:
         ValueError: the folder is no run folder, or a file in it is missing or broken.
     """
     folder = Path(folder)
-    run = _mapping(folder / "run.json", json.loads)
-    config = _mapping(folder / "config.yaml", yaml.safe_load)
+    run = read_json(folder / "run.json", shapes.RUN, ANEW)
+    config = read_yaml(folder / "config.yaml", shapes.CONFIG, ANEW)
     return RunFolder(
         path=folder,
         config=config,
         run=run,
-        arms=tuple(_arms(run, config, folder / "run.json")),
-        samples=pd.DataFrame(columns=list(SAMPLES)),
-        trace=pd.DataFrame(columns=list(TRACE)),
-        cost=_mapping(folder / "cost.json", json.loads),
+        arms=tuple(_arms(run, config)),
+        samples=pd.DataFrame(columns=list(shapes.SAMPLES)),
+        trace=pd.DataFrame(columns=list(shapes.TRACE)),
+        cost=read_json(folder / "cost.json", shapes.COST, ANEW),
     )
 
 
@@ -261,36 +258,29 @@ def _no_run(folder: Path) -> str:
     return f"{folder} is no run folder: it holds no run.json. Name a folder that run.py wrote."
 
 
-def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing. {AGAIN}.")
-    try:
-        value = parse(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be read: {reason}. Delete it. {AGAIN}.") from error
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{path} holds {type(value).__name__}, not keys with values. Delete it. {AGAIN}.")
-    return value
+def read_frame(path: Path, columns: dict[str, tuple[str, shapes.Fits]]) -> pd.DataFrame:
+    """A table of a run folder.
 
+    Args:
+        columns: that it has to have, with what they take.
 
-def _optional(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
-    return _mapping(path, parse) if path.exists() else {}
-
-
-def _frame(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    Raises:
+        ValueError: it is missing, broken, or a cell is of another kind; says which.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is missing: no sample has been answered. {AGAIN}.")
     try:
         frame = pd.read_parquet(path)
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"{path} cannot be read: {reason}. Delete it. {AGAIN}.") from error
+    except Exception as error:  # of a corrupt page arrow and pandas raise anything
+        raise ValueError(f"{path} cannot be read: {short(error, 200).rstrip('.')}. {ANEW}") from error
     if frame.shape == (0, 0):  # what is written where there was no row to take columns from
         return pd.DataFrame(columns=list(columns))
     missing = [c for c in columns if c not in frame.columns]
     if missing:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}. Delete it. {AGAIN}.")
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}. {ANEW}")
+    odd = shapes.odd_cell(frame, columns)
+    if odd:
+        raise ValueError(f"{path} is broken: {odd}. {ANEW}")
     return frame.reset_index(drop=True)
 
 
@@ -309,13 +299,10 @@ def _check_samples(samples: pd.DataFrame, path: Path) -> None:
         )
 
 
-def _arms(run: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> list[Arm]:
-    listed = run.get("arms")
-    if not isinstance(listed, list) or not listed or not all("arm" in entry for entry in listed):
-        raise ValueError(f"{path} lists no arms. Delete it. {AGAIN}.")
+def _arms(run: Mapping[str, Any], config: Mapping[str, Any]) -> list[Arm]:
     planned = (config.get("pruner") or {}).get("schedule")
     arms = []
-    for entry in listed:
+    for entry in run["arms"]:
         role = entry.get("role", "method")
         schedule = entry.get("schedule") or (planned if role == "method" else None)
         if not isinstance(schedule, list) or not all(isinstance(s, Mapping) and "site" in s for s in schedule):
@@ -342,19 +329,25 @@ def _budget(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pictures(folder: Path) -> dict[str, Picture]:
-    found = {}
-    for sample, entry in _optional(folder / "index.json", json.loads).items():
+    index, found = folder / "index.json", {}
+    if not index.exists():
+        return {}
+    for sample, entry in read_json(index, shapes.PICTURES, ANEW).items():
         path = folder / f"{sample}.png"
         if not path.is_file():
-            raise ValueError(f"{path} is missing, but {folder / 'index.json'} names it. {AGAIN}.")
+            raise ValueError(f"{path} is missing, but {index} names it. {AGAIN}.")
         boxes = tuple(tuple(map(float, box)) for box in entry.get("boxes") or ())
-        views = tuple(_view(view) for view in entry.get("views") or [entry])
+        views = tuple(_view(view, sample, index) for view in entry.get("views") or [entry])
         total = int(entry.get("total") or views[0].grid[0] * views[0].grid[1])
-        found[sample] = Picture(path, views, total, boxes, tuple(map(str, entry.get("labels") or ())))
+        found[sample] = Picture(path, views, total, boxes, tuple(entry.get("labels") or ()))
     return found
 
 
-def _view(entry: Mapping[str, Any]) -> View:
-    rows, columns = map(int, entry["grid"])
+def _view(entry: Mapping[str, Any], sample: str, index: Path) -> View:
+    rows, columns = entry["grid"]
     tokens = entry.get("tokens")
-    return View((rows, columns), None if tokens is None else tuple(map(int, tokens)), str(entry.get("name", "")))
+    if tokens is not None and len(tokens) != rows * columns:
+        raise ValueError(
+            f"{index} is broken: {short(sample, 60)} has {len(tokens)} tokens on a grid of {rows} x {columns}. {ANEW}"
+        )
+    return View((rows, columns), None if tokens is None else tuple(tokens), entry.get("name") or "")

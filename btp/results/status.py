@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from btp.results.folder_shapes import STATE
+from btp.results.shapes import read_json
 
 UNPRUNED = "unpruned"  # the arm that all others are compared with
 ANSWERED = ("config.yaml", "samples.parquet", "trace.parquet", "layers.json", "report.html")  # what a run leaves behind
@@ -17,13 +19,13 @@ def is_finished(folder: Path) -> bool:
     What somebody deleted is written again from the answers in the store.
     """
     state = read_state(folder)
-    needed = ANSWERED if "samples" in state.get("phases", {}) else COSTED
+    needed = ANSWERED if "samples" in (state.get("phases") or {}) else COSTED
     return state.get("state") == "finished" and all((folder / name).exists() for name in needed)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """What run.json says; nothing where it is missing or broken."""
     try:
-        return json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError):
+        return read_json(folder / "run.json", STATE, "")
+    except ValueError:
         return {}

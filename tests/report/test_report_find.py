@@ -70,7 +70,7 @@ def test_what_did_not_finish_is_named_with_its_reason(tmp_path):
     assert left[1].command == "python run.py pruner=b"
     assert "config.yaml is missing" in reasons[2]
     assert "run.json cannot be read" in reasons[3]
-    assert "it holds list" in reasons[4]
+    assert "it holds [], not keys with values" in reasons[4]
 
 
 def test_folders_without_runs_are_named(tmp_path):

@@ -86,7 +86,7 @@ def test_a_trace_of_a_run_without_stages_has_no_columns(tmp_path):
 def test_a_file_holds_something_else(tmp_path):
     folder = write_run(tmp_path / "run")
     (folder / "cost.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match=r"cost\.json holds list, not keys with values"):
+    with pytest.raises(ValueError, match=r"cost\.json is broken: it holds \[1, 2\], not keys with values"):
         read_run(folder)
 
 
@@ -103,7 +103,7 @@ def test_arms_must_be_listed(tmp_path):
     with pytest.raises(ValueError, match=r"holds arms that run\.json does not list: random"):
         read_run(folder)
     (folder / "run.json").write_text(json.dumps(run | {"arms": []}))
-    with pytest.raises(ValueError, match=r"run\.json lists no arms"):
+    with pytest.raises(ValueError, match=r"run\.json is broken: arms is \[\], not a list of 1 or more"):
         read_run(folder)
 
 

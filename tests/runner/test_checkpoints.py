@@ -79,7 +79,11 @@ def test_a_calibration_of_another_model_is_refused(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(":\n  - ][", "is not YAML"), ("stages: []", "it lacks identity, model, curves"), ("", "it lacks")],
+    [
+        (":\n  - ][", "cannot be read"),
+        ("stages: []", "identity is missing"),
+        ("", "it holds None, not keys with values"),
+    ],
 )
 def test_a_corrupt_calibration_is_refused(text, message, tmp_path):
     (tmp_path / "broken.yaml").write_text(text)
@@ -88,7 +92,7 @@ def test_a_corrupt_calibration_is_refused(text, message, tmp_path):
 
 
 def test_a_missing_calibration_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"none\.yaml, but there is no such file"):
         job(tmp_path, f"calibration.artefact={tmp_path / 'none.yaml'}", "limit=9")
 
 

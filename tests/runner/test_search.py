@@ -147,7 +147,7 @@ def test_a_named_artefact_is_used_and_one_of_another_budget_or_kind_refused(pock
     with pytest.raises(ValueError, match=r"the search artefact .* is of kind vflowopt, not vtw\."):
         vtw(pocket, tmp_path, f"+{name}")
     (tmp_path / "broken.yaml").write_text("identity: 1")
-    with pytest.raises(ValueError, match=r"the search artefact .* is corrupt: it lacks kind"):
+    with pytest.raises(ValueError, match=r"the search artefact .* is broken: identity is 1, not a text"):
         vflowopt(pocket, tmp_path, f"pruner.search.artefact={tmp_path / 'broken.yaml'}")
     changed = yaml.safe_load((folder / "calibration" / f"{artefact['identity']}.yaml").read_text())
     changed["model"]["checkpoint"] = "another"

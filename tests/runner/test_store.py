@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from btp.results.atomic import write_json
+from btp.results.shapes import keys, number
 from btp.runner.calibration.artifact import find_or_make
-from btp.runner.evaluation.answer_store import Answers
+from btp.runner.evaluation.answer_store import ANSWER, Answers
 from btp.runner.identity import checkpoint, digest
 
 
@@ -47,7 +48,21 @@ def test_a_broken_line_does_not_count_and_the_rest_does(tmp_path):
     assert answers.rows()["2"]["prediction"] == "no"
 
 
-@pytest.mark.parametrize("content", [b"", b"torn", None])
+NO_ANSWERS = ["[]", "3", "null", '{"prediction": "a"}', '{"sample": 4}', '{"sample": "2"}', "[" * 9999]
+
+
+@pytest.mark.parametrize("line", [*NO_ANSWERS, '{"sample": "2", "prediction": "a", "total": "x"}'])
+def test_a_line_that_is_no_answer_does_not_count(tmp_path, line):
+    answers = Answers(tmp_path / "a", shape=ANSWER)
+    whole = row("1") | {"kl": 0.5, "total": 4, "visual": [4, 2], "tokens": [9, 7], "stages": []}
+    answers.add([whole])
+    with (tmp_path / "a" / "rows-0.jsonl").open("a") as f:
+        f.write(f"{line}\n")
+    answers.add([whole | {"sample": "3", "kl": float("inf")}])
+    assert list(answers.rows()) == ["1", "3"]
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", b"PK\x03\x04", None])
 def test_a_broken_first_distribution_names_its_file(tmp_path, content):
     answers = Answers(tmp_path / "a")
     answers.add_logits(["x"], np.zeros((1, 3)))
@@ -57,16 +72,19 @@ def test_a_broken_first_distribution_names_its_file(tmp_path, content):
         answers.logits("x")
 
 
-@pytest.mark.parametrize("content", ["", "{", "- a", None])
+HEAD = {"identity": "a", "model": {"name": "pocket", "checkpoint": "b"}}
+
+
+@pytest.mark.parametrize("content", ["", "{", "- a", "made: 1", yaml.safe_dump(HEAD | {"made": "one"}), None])
 def test_a_broken_artefact_in_the_store_is_made_again(tmp_path, content):
     """And a whole one is not."""
     path, machine = tmp_path / "found.yaml", SimpleNamespace(leads=True, sync=lambda: None)
     if content is not None:
         path.write_text(content)
-    find_or_make(path, lambda: {"made": 1}, "it", machine, resume=True)
-    assert yaml.safe_load(path.read_text()) == {"made": 1}
-    find_or_make(path, lambda: {"made": 2}, "it", machine, resume=True)
-    assert yaml.safe_load(path.read_text()) == {"made": 1}
+    find_or_make(path, lambda: HEAD | {"made": 1}, keys(made=number()), "it", machine, resume=True)
+    assert yaml.safe_load(path.read_text()) == HEAD | {"made": 1}
+    find_or_make(path, lambda: HEAD | {"made": 2}, keys(made=number()), "it", machine, resume=True)
+    assert yaml.safe_load(path.read_text()) == HEAD | {"made": 1}
 
 
 def test_ranks_write_apart_and_read_together(tmp_path):

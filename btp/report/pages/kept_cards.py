@@ -12,6 +12,7 @@ import pandas as pd
 from btp.report.comparison.groups import Entry, Field
 from btp.report.figures.token_overlays import StageView, kept_cells, on_grid, stage_views
 from btp.report.pages.sample_cards import picture_view
+from btp.report.spared import Spared
 from btp.report.tables.columns import number
 from btp.results.reader import RunFolder, View
 
@@ -96,7 +97,11 @@ def kept_cards(field: Field, rows: pd.DataFrame) -> tuple[list[dict[str, Any]], 
         if len(scores) >= max(enough, 1):
             found.append((sample, run, len(set(scores)) > 1))
     chosen = {f[0] for f in sorted(found, key=lambda f: not f[2])[:MOST]}
-    cards = [_card(sample, run, split, entries, answers) for sample, run, split in found if sample in chosen]
+    cards, spared = [], Spared()
+    for sample, run, split in found:
+        if sample in chosen:
+            with spared.part(f"sample {sample} of {run.path} in the browser"):
+                cards.append(_card(sample, run, split, entries, answers))
     return cards, len(found)
 
 

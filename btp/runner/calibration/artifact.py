@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import yaml
 
 from btp.models.loading.load import Loaded
 from btp.results.atomic import write_text
+from btp.results.shapes import TEXT, Shape, keys, read_yaml
 from btp.runner.devices import Machine
 from btp.runner.evaluation.answer_store import held
 
 PACKAGES = ("btp", "torch", "transformers")
+HEAD = keys(identity=TEXT, model=keys(name=TEXT, checkpoint=TEXT))
 
 
 def origin(config: Mapping[str, Any], loaded: Loaded, checkpoint: str, identity: str) -> dict[str, Any]:
@@ -47,58 +50,71 @@ def write_artefact(path: Path, artefact: Mapping[str, Any]) -> None:
     write_text(path, yaml.safe_dump(dict(artefact), sort_keys=False))
 
 
-def read_artefact(
-    path: Path, what: str, key: str, required: Sequence[str], checkpoint: str, advice: str
-) -> dict[str, Any]:
+def read_artefact(path: Path, what: str, key: str, shape: Shape, checkpoint: str, advice: str) -> dict[str, Any]:
     """Read an artefact, and refuse one that is broken or of another model.
 
     Args:
         what: calibration or search.
         key: config key that may name the file.
-        required: keys it must have, `model` among them.
+        shape: that it must have beside `HEAD`.
         checkpoint: identity of the run's model.
         advice: what to do.
 
     Raises:
         ValueError: says which file, what is wrong and what to do.
     """
+    if not path.is_file():
+        raise ValueError(f"{key} is {path}, but there is no such file. {advice}")
     try:
-        artefact = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{key} is {path}, which cannot be read: {error.strerror}. {advice}") from None
-    except yaml.YAMLError:
-        raise ValueError(f"the {what} artefact {path} is corrupt: it is not YAML. {advice}") from None
-    missing = [name for name in required if not isinstance(artefact, dict) or name not in artefact]
-    if missing:
-        raise ValueError(f"the {what} artefact {path} is corrupt: it lacks {', '.join(missing)}. {advice}")
-    model = artefact["model"]
-    if model["checkpoint"] != checkpoint:
-        raise ValueError(
-            f"the {what} artefact {path} was made for model {model['name']!r} (checkpoint "
-            f"{model['checkpoint']}), but this run's checkpoint is {checkpoint}. {advice}"
-        )
-    return artefact
+        artefact = read_yaml(path, HEAD, advice)
+        model = artefact["model"]
+        if model["checkpoint"] == checkpoint:
+            return read_yaml(path, shape, advice)
+    except ValueError as error:
+        raise ValueError(f"the {what} artefact {error}") from None
+    raise ValueError(
+        f"the {what} artefact {path} was made for model {model['name']!r} (checkpoint "
+        f"{model['checkpoint']}), but this run's checkpoint is {checkpoint}. {advice}"
+    )
 
 
-def find_or_make(path: Path, make: Callable[[], Mapping[str, Any]], what: str, machine: Machine, resume: bool) -> None:
+@contextmanager
+def artefact_named(path: Path, what: str, advice: str) -> Iterator[None]:
+    """Name the artefact in whatever is refused inside, which was read from it.
+
+    Raises:
+        ValueError: as it was raised, with the file in front and the advice behind.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"the {what} artefact {path} is broken: {str(error).rstrip('.')}. {advice}") from None
+
+
+def find_or_make(
+    path: Path, make: Callable[[], Mapping[str, Any]], shape: Shape, what: str, machine: Machine, resume: bool
+) -> None:
     """Make an artefact where it is not there yet, or broken; one process does, the others wait.
 
     Args:
         path: where it lies, or will.
         make: makes it.
+        shape: that it has beside `HEAD`; what has another is broken.
         what: is computed, for who has to wait.
         resume: false makes it anew.
     """
     if machine.leads:
         with held(path.with_suffix(".lock"), what):
-            if not (resume and _is_whole(path)):
+            if not (resume and _is_whole(path, shape)):
                 write_artefact(path, make())
     machine.sync()
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(path: Path, shape: Shape) -> bool:
     """Whether there is an artefact to read; what a full disk or a power cut left is made again."""
     try:
-        return isinstance(yaml.safe_load(path.read_text()), dict)
-    except (OSError, ValueError, yaml.YAMLError):
+        read_yaml(path, HEAD, "")
+        read_yaml(path, shape, "")
+    except ValueError:
         return False
+    return True

@@ -19,6 +19,7 @@ from btp.core.signals import Signal
 from btp.core.site import Site
 from btp.engine.observe import Look, observe
 from btp.models.loading.load import Loaded
+from btp.results.shapes import TEXT, Shape, either, keys, listed, number, optional, whole
 from btp.runner.calibration import artifact as artefacts
 from btp.runner.datasets import make_dataset
 from btp.runner.devices import Machine
@@ -29,7 +30,16 @@ from btp.runner.sources import modules_of
 from btp.schedules.calibrated import calibrated_stages, deepest_first
 from btp.schedules.solve import solve_fit
 
-REQUIRED = ("identity", "model", "curves", "stages")
+WHAT, ADVICE = (
+    "calibration",
+    "Set calibration.artefact=null to calibrate anew, or name the calibration.yaml of another run.",
+)
+_KEEP = either("tokens, a share or fit", number(0), TEXT)
+_STAGE = keys(site=TEXT, keep=_KEEP, layer=optional(whole(-1)), balance=optional(number(0, 1)), over=optional(number()))
+SHAPE = keys(
+    curves=keys(changed=listed(number(0)), attention=listed(number(0)), tau=number(), samples=whole(1)),
+    stages=either("a list of stages, or null", Shape("null", lambda value: value is None), listed(_STAGE, 1)),
+)
 
 
 class Calibrate(Pass):
@@ -121,8 +131,7 @@ def calibrate(
     asked, schedule = config["calibration"]["artefact"], config["schedule"]
     if asked is not None:
         artefact = read_artefact(Path(asked), checkpoint, loaded.host.num_layers)
-        named = [{k: v for k, v in stage.items() if k != "layer"} for stage in artefact["stages"]]
-        stages = [stage | {"keep": stage["keep"] if stage["keep"] == 0 else FIT} for stage in named]
+        stages = named_stages(Path(asked), artefact, loaded.host.num_layers)
     else:
         identity = curves_identity(config, checkpoint)
         path = store / "calibration" / f"{identity}.yaml"
@@ -130,7 +139,7 @@ def calibrate(
         def make() -> dict[str, Any]:
             return _measure(config, loaded, checkpoint, identity, machine)
 
-        artefacts.find_or_make(path, make, "the calibration", machine, config["resume"])
+        artefacts.find_or_make(path, make, SHAPE, "the calibration", machine, config["resume"])
         artefact = read_artefact(path, checkpoint, loaded.host.num_layers)
         stages = calibrated_stages(
             artefact["curves"]["changed"],
@@ -175,12 +184,23 @@ def read_artefact(path: Path, checkpoint: str, layers: int) -> dict[str, Any]:
     Raises:
         ValueError: says which file, what is wrong and what to do.
     """
-    advice = "Set calibration.artefact=null to calibrate anew, or name the calibration.yaml of another run."
-    artefact = artefacts.read_artefact(path, "calibration", "calibration.artefact", REQUIRED, checkpoint, advice)
-    curves = artefact["curves"]
-    if not len(curves["changed"]) == len(curves["attention"]) == layers:
-        raise ValueError(
-            f"the calibration artefact {path} is corrupt: its curves have {len(curves['changed'])} and "
-            f"{len(curves['attention'])} layers, the model {layers}. {advice}"
-        )
+    artefact = artefacts.read_artefact(path, WHAT, "calibration.artefact", SHAPE, checkpoint, ADVICE)
+    with artefacts.artefact_named(path, WHAT, ADVICE):
+        for name in ("changed", "attention"):
+            if len(artefact["curves"][name]) != layers:
+                raise ValueError(f"curves.{name} has {len(artefact['curves'][name])} layers, the model {layers}")
     return artefact
+
+
+def named_stages(path: Path, artefact: Mapping[str, Any], layers: int) -> list[dict[str, Any]]:
+    """The stages that a named artefact holds, to be solved for the run's own budget.
+
+    Raises:
+        ValueError: it holds none, or such as this model has no layers for; says which file.
+    """
+    with artefacts.artefact_named(path, WHAT, ADVICE):
+        if artefact["stages"] is None:
+            raise ValueError("stages is null, as in the store: the calibration.yaml of a run has them")
+        stages = [{k: v for k, v in stage.items() if k != "layer"} for stage in artefact["stages"]]
+        Schedule.from_config(stages).check_sites(layers)
+        return [stage | {"keep": stage["keep"] if stage["keep"] == 0 else FIT} for stage in stages]

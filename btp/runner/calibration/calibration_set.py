@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from btp.results.shapes import NAMED, TEXT, keys, optional, read_yaml
 
 ARTEFACTS = {"calibration.yaml": "calibrated", "search.yaml": "searched"}  # that a run leaves beside its run.json
+
+_SET = keys(name=optional(TEXT), path=optional(TEXT), dataset=optional(NAMED))
+SHAPE = keys(calibration=optional(_SET), curves=optional(NAMED), search=optional(NAMED))
 
 
 def calibration_set(folder: Path, task: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -25,9 +28,9 @@ def calibration_set(folder: Path, task: Mapping[str, Any]) -> dict[str, Any] | N
     """
     for file, done in ARTEFACTS.items():
         path = folder / file
-        made = (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+        made = read_yaml(path, SHAPE, "Run the command again with resume=false.") if path.exists() else {}
         known = made.get("calibration")
-        if not isinstance(known, Mapping):
+        if known is None:
             continue
         name, target = known.get("name", "?"), (known.get("dataset") or {}).get("_target_")
         own = target == task["dataset"]["_target_"] if target else name == task["name"]

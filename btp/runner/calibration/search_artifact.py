@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from btp.results.shapes import TEXT, Shape, keys
 from btp.runner.calibration.artifact import find_or_make, read_artefact
 from btp.runner.devices import Machine
 from btp.runner.identity import code, code_of, model_identity
 from btp.runner.sources import modules_of
 
 NAME = "pruner.search.artefact"
+WHAT = "search"
 ADVICE = "Set pruner.search.artefact=null to search anew, or name the search.yaml of another run."
 
 
@@ -19,7 +21,7 @@ def find_search(
     kind: str,
     settings: Mapping[str, Any],
     identity: str,
-    required: Sequence[str],
+    shape: Shape,
     config: Mapping[str, Any],
     checkpoint: str,
     store: Path,
@@ -32,7 +34,7 @@ def find_search(
         kind: of search.
         settings: the pruner's `search` node.
         identity: names the search by all that changes its outcome.
-        required: keys that the artefact has, beside those of all searches.
+        shape: of the artefact, beside what those of all searches have.
         config: of the run, resolved.
         checkpoint: identity of the model.
         store: where artefacts that runs share lie.
@@ -44,11 +46,11 @@ def find_search(
     named = settings.get("artefact")
     path = Path(named) if named is not None else home(store, identity)
     if named is None:
-        find_or_make(path, make, "the search", machine, config["resume"])
-    found = read_artefact(path, "search", NAME, ("identity", "kind", "model"), checkpoint, ADVICE)
+        find_or_make(path, make, shape, "the search", machine, config["resume"])
+    found = read_artefact(path, WHAT, NAME, keys(kind=TEXT), checkpoint, ADVICE)
     if found["kind"] != kind:
         raise ValueError(f"the search artefact {path} is of kind {found['kind']}, not {kind}. {ADVICE}")
-    return read_artefact(path, "search", NAME, required, checkpoint, ADVICE)
+    return read_artefact(path, WHAT, NAME, shape, checkpoint, ADVICE)
 
 
 def home(store: Path, identity: str) -> Path:

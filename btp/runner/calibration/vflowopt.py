@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader
 from btp.core.keep import FIT
 from btp.core.schedule import Schedule, Stage
 from btp.models.loading.load import Loaded
-from btp.runner.calibration.artifact import PACKAGES, made, origin
+from btp.results.shapes import TEXT, Shape, either, keys, listed, number, one_of, whole
+from btp.runner.calibration.artifact import PACKAGES, artefact_named, made, origin
 from btp.runner.calibration.reference import Kept, Reference, run_reference, similarity
-from btp.runner.calibration.search_artifact import ADVICE, find_search, home, search_identity
+from btp.runner.calibration.search_artifact import ADVICE, WHAT, find_search, home, search_identity
 from btp.runner.calibration.trials import Trials
 from btp.runner.devices import Machine
 from btp.runner.evaluation.answer_store import Answers
@@ -31,7 +32,17 @@ from btp.schedules.place import place_stages
 if TYPE_CHECKING:
     from btp.schedules.meet import Facts
 
+SHAPE = keys(
+    method=keys(True, t=number(), m=number(), alpha=number()),
+    schedule=listed(keys(site=TEXT, keep=either("a share or fit", number(0, 1), one_of(FIT))), 1),
+    budget_tokens=number(0),
+    total=whole(1),
+)
 SPACE = ("first", "second", "t", "m", "alpha")
+_NUMBER = Shape("a number as text", lambda value: isinstance(value, str) and value.isdecimal())
+TRIAL = keys(
+    sample=_NUMBER, value=number(), counts=listed(whole(1), 3, 3), **dict.fromkeys(SPACE, number())
+)  # a row of the store
 
 
 def search_vflowopt(
@@ -82,7 +93,7 @@ def search_vflowopt(
         make = partial(Reference, loaded, watched=pruned)
         module = run_reference(config, loaded, settings["samples"], machine, make, "search: unpruned")
         space = _space(settings["space"], share, module.kept, pruned)
-        rows = Answers(home(store, identity).with_suffix(""))
+        rows = Answers(home(store, identity).with_suffix(""), shape=TRIAL)
         if not config["resume"]:
             rows.clear()
         trials = Trials(space, settings["optimiser"], settings["startup"], settings["seed"], rows)
@@ -119,13 +130,25 @@ def search_vflowopt(
         facts.total,
         facts.layers,
     )
-    required = ("method", "schedule", "budget_tokens", "total")
-    artefact = find_search("vflowopt", settings, identity, required, config, checkpoint, store, machine, make)
+    artefact = find_search("vflowopt", settings, identity, SHAPE, config, checkpoint, store, machine, make)
+    path = Path(settings["artefact"]) if settings["artefact"] is not None else home(store, identity)
+    checked(artefact, path, facts.layers)
     if (artefact["budget_tokens"], artefact["total"]) != (budget_tokens, facts.total):
         raise ValueError(
-            f"the search artefact {artefact['identity']} was made for a budget of {artefact['budget_tokens']:g} of "
+            f"the search artefact {path} was made for a budget of {artefact['budget_tokens']:g} of "
             f"{artefact['total']} visual tokens, but this run's budget is {budget_tokens:g} of {facts.total}. {ADVICE}"
         )
+    return artefact
+
+
+def checked(artefact: Mapping[str, Any], path: Path, layers: int) -> Mapping[str, Any]:
+    """An artefact whose stages are such as this model has layers for.
+
+    Raises:
+        ValueError: they are not; says which file.
+    """
+    with artefact_named(path, WHAT, ADVICE):
+        Schedule.from_config(artefact["schedule"]).check_sites(layers)
     return artefact
 
 

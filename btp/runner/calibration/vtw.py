@@ -14,6 +14,7 @@ from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
 from btp.models.loading.load import Loaded
 from btp.ops.kl_search import DIRECTIONS, divergence, first_passing
+from btp.results.shapes import keys, listed, number, whole
 from btp.runner.calibration.artifact import made, origin
 from btp.runner.calibration.reference import forward, reference, run_reference
 from btp.runner.calibration.search_artifact import find_search, search_identity
@@ -74,7 +75,8 @@ def search_vtw(
         }
 
     identity = digest("vtw", search_identity(__name__, config, checkpoint, pruner, curve_settings), positions, layers)
-    artefact = find_search("vtw", settings, identity, ("curve",), config, checkpoint, store, machine, make)
+    curve = listed(keys(layer=whole(0, layers - 1), divergence=number()), 1)
+    artefact = find_search("vtw", settings, identity, keys(curve=curve), config, checkpoint, store, machine, make)
     return artefact | {"search": dict(settings)} | _chosen(artefact["curve"], settings["eta"], layers)
 
 

@@ -9,9 +9,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock, Timeout
+
+from btp.results.shapes import TEXT, Shape, fault, keys, listed, number, optional, whole
+from btp.tasks.files.nesting import json_of
+
+ROW = keys(sample=TEXT)
+_STAGE = keys(site=TEXT, before=whole(0), after=whole(0), kept=listed(whole(0)))
+ANSWER = keys(
+    sample=TEXT,
+    prediction=TEXT,
+    kl=optional(Shape("a number", lambda value: isinstance(value, int | float))),  # inf too
+    total=whole(0),
+    visual=listed(number(0), 1),
+    tokens=listed(number(0), 1),
+    stages=listed(_STAGE),
+)
 
 
 class Answers:
@@ -20,20 +36,22 @@ class Answers:
     Args:
         folder: of this arm's identity.
         rank: this process's; each writes its own file, all are read.
+        shape: of a row.
     """
 
-    def __init__(self, folder: Path, rank: int = 0):
-        self.folder, self.rank = folder, rank
+    def __init__(self, folder: Path, rank: int = 0, shape: Shape = ROW):
+        self.folder, self.rank, self.shape = folder, rank, shape
         folder.mkdir(parents=True, exist_ok=True)
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """Every finished sample, by its id; a line that cannot be read does not count."""
+        """Every finished sample, by its id; a line that cannot be read, or is no row, does not count."""
         found: dict[str, dict[str, Any]] = {}
         for file in sorted(self.folder.glob("rows-*.jsonl")):
             for line in file.read_bytes().split(b"\n")[:-1]:
                 with suppress(ValueError):
-                    row = json.loads(line)
-                    found.setdefault(row["sample"], row)
+                    row = json_of(line.decode())
+                    if fault(row, self.shape) is None:
+                        found.setdefault(row["sample"], row)
         return found
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -66,8 +84,11 @@ class Answers:
         """
         file = self.folder / "first" / f"{sample}.npy"
         try:
-            return np.load(file)
-        except (OSError, EOFError, ValueError) as error:
+            found = np.load(file)
+            if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind != "f":
+                raise ValueError("it holds no list of numbers")
+            return found
+        except (OSError, EOFError, ValueError, BadZipFile) as error:
             raise ValueError(
                 f"{file} with the unpruned model's first token is gone or broken ({error}). Set resume=false once to "
                 "answer anew."

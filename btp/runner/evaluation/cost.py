@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,9 @@ from btp.measure.timed_pruner import TimedPruner
 from btp.models.loading.load import Loaded
 from btp.report.terminal import literal
 from btp.results.atomic import write_json
+from btp.results.folder_shapes import COST
+from btp.results.reader import ANEW
+from btp.results.shapes import NAMED, read_json
 from btp.results.status import UNPRUNED
 from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Collate
@@ -55,7 +57,9 @@ class Costs:
 
     def find(self, path: Path) -> dict[str, Any] | None:
         """What was measured before."""
-        return json.loads(path.read_text()) if self.reuse and path.exists() else None
+        with suppress(ValueError):  # broken, so that it is measured again
+            return read_json(path, NAMED, "") if self.reuse else None
+        return None
 
 
 def profile(
@@ -201,7 +205,7 @@ def hardware_line(device: torch.device, dtype: str) -> str:
 
 def cost_table(folder: Path) -> Table:
     """Costs of a run that has nothing else to show, for the screen."""
-    costs = json.loads((folder / "cost.json").read_text())
+    costs = read_json(folder / "cost.json", COST, ANEW)
     arms = [arm for arm in costs if arm != "hardware"]
     named = [literal(arm.replace("_", " ")) for arm in arms]
     first = Column("per sample", no_wrap=True)

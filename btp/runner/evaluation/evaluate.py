@@ -19,7 +19,7 @@ from btp.models.lvlm import LVLM
 from btp.models.vision_cache import PictureFeatures, Shelf
 from btp.runner.arms import Arm
 from btp.runner.devices import Machine
-from btp.runner.evaluation.answer_store import Answers
+from btp.runner.evaluation.answer_store import ANSWER, Answers
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches, Feed
 from btp.runner.evaluation.oracle_targets import aim
@@ -161,14 +161,14 @@ def answer(
         folder: of this arm's answers; `reference` that of the unpruned ones.
         features: where pictures behind the vision tower lie; None has every arm compute its own.
     """
-    answers = Answers(folder, machine.rank)
+    answers = Answers(folder, machine.rank, ANSWER)
     done = answers.rows()
     todo = machine.agree([i for i in order if samples[i].id not in done])  # others may have begun to write
     if todo:
         pruner = arm.build()
         shares = {}
         if arm.picture == "shrunk" and reference is not None:
-            totals = {name: row["total"] for name, row in Answers(reference).rows().items()}
+            totals = {name: row["total"] for name, row in Answers(reference, shape=ANSWER).rows().items()}
             each = {i: totals[samples[i].id] for i in todo}
             shares = {i: arm.schedule[0].count(n) / n for i, n in each.items() if n}
         ready = None

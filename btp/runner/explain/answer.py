@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -22,9 +21,11 @@ from btp.models.loading.load import Loaded, load
 from btp.models.token_layout import describe_views
 from btp.report.figures.token_overlays import stage_views
 from btp.report.pages.explain_data import Life, Said, numbered
-from btp.results.reader import RunFolder, View, read_run
+from btp.results.reader import ANEW, RunFolder, View, read_run
+from btp.results.shapes import ANYTHING, NAMED, keys, mapped, optional, read_yaml, whole
 from btp.results.status import UNPRUNED
 from btp.runner.arms import Arm
+from btp.runner.calibration import vflowopt
 from btp.runner.calibration.sources import SEARCH
 from btp.runner.datasets import make_dataset, with_contents
 from btp.runner.devices import Machine
@@ -42,6 +43,14 @@ from btp.schedules.serialize import restored
 from btp.tasks.sample import Sample, Task
 
 LIKELY = 3  # first answer tokens shown
+CONFIG = keys(  # what is read of a config here; what lies deeper is for the part that it is of
+    model=keys(name=ANYTHING),
+    task=keys(name=ANYTHING, dataset=NAMED),
+    trainer=keys(accelerator=ANYTHING),
+    pruner=keys(name=ANYTHING),
+    controls=optional(mapped(keys(method=ANYTHING))),
+    limit=optional(whole(1)),
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ def explain(folder: Path, sample: str, arm: str | None = None) -> Life:
         ValueError: no such run, sample or arm, nothing to explain, or a checkpoint or files that are gone.
     """
     run = read_run(folder)
+    read_yaml(run.path / "config.yaml", CONFIG, ANEW)
     chosen, sample = _chosen(run, arm), _sample_of(run, sample)
     config = run.config
     task: Task = make_dataset(config["task"]["dataset"])
@@ -160,7 +170,8 @@ def method_config(run: RunFolder, arm: str, role: str) -> Mapping[str, Any] | No
         artefact = run.path / "search.yaml"
         if not artefact.is_file():
             raise ValueError(f"{artefact} is missing, with what the search of this run found. Run its command again.")
-        pruner = {**pruner, "method": {**pruner["method"], **yaml.safe_load(artefact.read_text())["method"]}}
+        found = read_yaml(artefact, vflowopt.SHAPE, "Run the command of the run again.")
+        pruner = {**pruner, "method": {**pruner["method"], **found["method"]}}
     return method_of(pruner)
 
 

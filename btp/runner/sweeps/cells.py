@@ -8,7 +8,6 @@ another machine can tell a slow cell from a dead one. No torch here.
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import socket
 import threading
@@ -22,12 +21,26 @@ from typing import Any
 import psutil
 
 from btp.results.atomic import write_json
+from btp.results.shapes import NAMED, TEXT, TIME, either, keys, listed, one_of, optional, read_json, whole
 from btp.runner.workers.launch import STOPPED, Outcome
 
 BEAT_S, SILENT_S = 5.0, 60.0
 ELSEWHERE = ("-", "hydra/launcher", "hydra.launcher", "hydra.sweep.", "hydra.sweeper.n_", "hydra.verbose")
 ELSEWHERE += ("trainer", "logger", "resume", "debug", "cache")
 RUNNING, FINISHED, FAILED, BEYOND, DIED, OPEN = "running", "finished", "failed", "beyond budget", "died", "open"
+SWEEP = keys(words=listed(TEXT), study=optional(NAMED))  # sweep.json
+PLANNED = listed(TEXT)
+_TIMES = dict.fromkeys(("began", "ended"), optional(either("a time, or nothing", one_of(""), TIME)))
+CELL = keys(
+    number=whole(0),
+    words=TEXT,
+    state=one_of(RUNNING, FINISHED, FAILED, BEYOND, DIED, OPEN),
+    folder=optional(TEXT),
+    pid=optional(whole(0, 2**31 - 1)),
+    starts=optional(whole(0)),
+    **dict.fromkeys(("reason", "host", "job"), optional(TEXT)),
+    **_TIMES,
+)
 
 
 @dataclass(frozen=True)
@@ -109,30 +122,26 @@ class Cells:
             ValueError: the folder is no sweep's.
         """
         file = self.sweep / "sweep.json"
-        try:
-            return json.loads(file.read_text())["words"]
-        except OSError:
+        if not file.exists():
             raise ValueError(
                 f"{self.sweep} holds no sweep.json, so it is no sweep's folder. Name the one that "
                 "`python run.py -m ...` printed, by default below outputs/multirun."
-            ) from None
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{file} is broken. Delete it and give the sweep's own command again, with "
-                f"hydra.sweep.dir={self.sweep}: finished cells are not computed again."
-            ) from None
+            )
+        return read_json(file, SWEEP, self._again())["words"]
 
     def study(self) -> dict[str, Any] | None:
         """The study that the sweep makes, as its experiment's yaml has it; None where it makes none."""
-        try:
-            return json.loads((self.sweep / "sweep.json").read_text()).get("study")
-        except (OSError, ValueError, AttributeError):
-            return None
+        file = self.sweep / "sweep.json"
+        return read_json(file, SWEEP, self._again()).get("study") if file.exists() else None
 
     def read(self) -> list[Cell]:
-        """All cells, in order; those that began and whose process is gone are `died`."""
+        """All cells, in order; those that began and whose process is gone are `died`.
+
+        Raises:
+            ValueError: planned.json is broken.
+        """
         found = {number: Cell(number, words) for number, words in enumerate(self._planned())}
-        for file in sorted(self.folder.glob("*.json")):
+        for file in sorted(file for file in self.folder.glob("*.json") if file.stem.isdecimal()):
             cell = _read(file)
             cell = replace(cell, words=cell.words or found.get(cell.number, cell).words)
             if cell.state == RUNNING and not _alive(cell, file):
@@ -141,10 +150,14 @@ class Cells:
         return sorted(found.values(), key=lambda cell: cell.number)
 
     def _planned(self) -> list[str]:
-        try:
-            return json.loads((self.sweep / "planned.json").read_text())
-        except (OSError, ValueError):
-            return []  # of an older release
+        file = self.sweep / "planned.json"
+        return read_json(file, PLANNED, self._again()) if file.exists() else []  # none of an older release
+
+    def _again(self) -> str:
+        return (
+            f"Delete it and give the sweep's own command again, with hydra.sweep.dir={self.sweep}: finished cells are "
+            "not computed again."
+        )
 
     @contextmanager
     def running(self, number: int, words: str) -> Iterator[_Note]:
@@ -183,10 +196,10 @@ class _Note:
 def _read(file: Path) -> Cell:
     """A cell's file, of whichever release; one that a full disk or a power cut broke says so and begins anew."""
     try:
-        facts = json.loads(file.read_text())
+        facts = read_json(file, CELL, "resume writes it anew")
         return Cell(**{name: facts[name] for name in Cell.__dataclass_fields__ if name in facts})
-    except (ValueError, TypeError):
-        return Cell(int(file.stem), "", reason=f"{file.name} is broken; resume writes it anew")
+    except ValueError as error:
+        return Cell(int(file.stem), "", reason=str(error).replace(str(file), file.name))
 
 
 def _cells_of(words: Sequence[str]) -> set[str]:
@@ -206,6 +219,8 @@ def _beat(file: Path, stop: threading.Event) -> None:
 
 
 def _alive(cell: Cell, file: Path) -> bool:
+    if not cell.began:
+        return False
     if cell.host == socket.gethostname():
         try:
             process = psutil.Process(cell.pid)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from btp.results.folder_shapes import COST as COSTS
+from btp.results.folder_shapes import RUN, SAMPLES
+from btp.results.reader import ANEW, read_frame
+from btp.results.shapes import read_json
 from btp.results.status import UNPRUNED
 from btp.runner.datasets import make_dataset
 from btp.runner.evaluation.task_protocol import draw
@@ -26,11 +29,14 @@ def outcomes(run: Path) -> dict[str, float]:
 
     Args:
         run: the folder of a finished run.
+
+    Raises:
+        ValueError: a file in it is missing or broken.
     """
-    state = json.loads((run / "run.json").read_text())
+    state = read_json(run / "run.json", RUN, ANEW)
     found = corpus(state.get("metrics") or {}) | costs(run)
     if (run / "samples.parquet").exists():
-        found |= summary(pd.read_parquet(run / "samples.parquet"))
+        found |= summary(read_frame(run / "samples.parquet", SAMPLES))
     method = method_arm(state)
     for prefix, short in ((f"{method}/", ""), (f"cost/{method}/", "cost/")):
         found |= {short + key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
@@ -86,7 +92,7 @@ def costs(run: Path) -> dict[str, float]:
             flat[key] = node
 
     if path.exists():
-        walk(json.loads(path.read_text()), "cost")
+        walk(read_json(path, COSTS, ANEW), "cost")
     return flat
 
 

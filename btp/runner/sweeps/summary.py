@@ -41,10 +41,12 @@ class Sweep:
         Returns:
             1 where a cell is not finished for another reason than a budget out of reach, 0 otherwise.
         """
-        finished = [Path(cell.folder) for cell in self.cells if cell.state == FINISHED and cell.folder]
+        ended = [Path(cell.folder) for cell in self.cells if cell.state == FINISHED and cell.folder]
+        finished = [folder for folder in ended if folder.is_dir()]
         other = [cell for cell in self.cells if cell.state != FINISHED]
         begun = [cell for cell in other if cell.state != OPEN]
         left = [(self._own(cell), _why(cell)) for cell in other]
+        left += [(str(folder), "the folder of this finished run is gone") for folder in ended if folder not in finished]
         code = FAILED_CODE if any(cell.state != BEYOND for cell in other) else 0
         if finished:
             study, made = self.study(list(dict.fromkeys(finished)), left)
@@ -93,7 +95,7 @@ class Sweep:
             return write_study(asked, finished, self.folder, left, typed(Cells(self.folder).command())), 0
         except Exception as error:  # whatever it is, the comparison is still to be written
             what = str(error) if isinstance(error, ValueError | OSError) else repr(error)
-            say(f"the study {asked['name']} cannot be made: {what}")
+            say(f"the study {asked.get('name', '')} cannot be made: {what}")
             return None, FAILED_CODE
 
     def _track(self) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from btp.results.atomic import write_json
+from btp.results.shapes import TEXT, keys, read_json
 from btp.runner.identity import digest
 
 NOTE = "logger.json"
@@ -31,7 +31,9 @@ def grouped(logger: Mapping[str, Any], sweep: Path) -> dict[str, Any]:
 def logger_of(sweep: Path) -> dict[str, Any] | None:
     """How the cells of a sweep are logged; None where they are not."""
     note = sweep / NOTE
-    return json.loads(note.read_text()) if note.exists() else None
+    return (
+        read_json(note, keys(name=TEXT), "Delete it, or give the sweep's own command again.") if note.exists() else None
+    )
 
 
 def sweep_id(sweep: Path) -> str:

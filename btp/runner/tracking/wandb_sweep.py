@@ -12,6 +12,7 @@ import pandas as pd
 import wandb
 
 from btp.results.atomic import write_json
+from btp.results.status import read_state
 from btp.runner.identity import digest
 from btp.runner.sweeps.cells import Cell
 from btp.runner.tracking.groups import logger_of, sweep_id
@@ -80,7 +81,7 @@ def _row(cell: Cell) -> list[Any]:
     """A cell as the table of cells lists it, with the id of its W&B run."""
     found: dict[str, Any] = {}
     if cell.folder is not None and (Path(cell.folder) / "run.json").exists():
-        found = json.loads((Path(cell.folder) / "run.json").read_text()).get("wandb", {})
+        found = read_state(Path(cell.folder)).get("wandb") or {}
     name = Path(cell.folder).name if cell.folder else ""
     own = (found.get("id") or "", name, found.get("url") or "")
     return [cell.number, cell.state, cell.words, cell.starts, cell.reason, *own]

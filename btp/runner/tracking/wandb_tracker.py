@@ -28,7 +28,7 @@ class WandbTracker:
 
     def is_logged(self, run: Path, identity: str) -> bool:
         """Whether the run is in W&B under its identity."""
-        return read_state(run).get("wandb", {}).get("id") == identity
+        return (read_state(run).get("wandb") or {}).get("id") == identity
 
     def log_run(self, config: Mapping[str, Any], run: Path) -> None:
         """Log a run under its identity as W&B id."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pandas as pd
-
 from btp.results.find import run_folders
+from btp.results.folder_shapes import SAMPLES
+from btp.results.reader import read_frame
 
 PATIENCE_S = 20
 NAME = "btp: accuracy against tokens"
@@ -27,7 +27,7 @@ COLUMNS = ("config:budget_tag", "summary:accuracy", "summary:tokens_avg", "summa
 def abilities(folder: Path) -> list[str]:
     """What the answered samples below a folder ask for, sorted; nothing where no run is there."""
     files = [run / "samples.parquet" for run in run_folders(folder)] if folder.is_dir() else []
-    found = [pd.read_parquet(file, columns=["ability"])["ability"] for file in files if file.exists()]
+    found = [read_frame(file, {"ability": SAMPLES["ability"]})["ability"] for file in files if file.exists()]
     return sorted({str(name) for column in found for name in column})
 
 

@@ -13,6 +13,7 @@ from os.path import isfile
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
@@ -22,6 +23,7 @@ from btp.tasks.shown import PATH, short
 EDGE = 1 << 16  # bytes at each end of a file that tell it from others of its size
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 BROKEN = (UnidentifiedImageError, OSError, EOFError, SyntaxError, TypeError, ValueError, LookupError, struct.error)
+BROKEN += (pa.ArrowException,)
 
 
 class Source(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from hashlib import sha256
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from btp.tasks.files.images import PictureFile
+from btp.tasks.files.nesting import json_of
 from btp.tasks.sample import Sample
 
 
@@ -102,12 +102,12 @@ def read_json(path: Path, key: str) -> Any:
     """
     text = read_text(path, key)
     try:
-        return json.loads(text)
+        return json_of(text)
     except ValueError as whole:
         rows = []
         for number, line in enumerate(text.splitlines(), 1):
             try:
-                rows += [json.loads(line)] if line.strip() else []
+                rows += [json_of(line)] if line.strip() else []
             except ValueError as error:
                 if not rows:  # not even its first line: it is no JSON Lines either
                     raise ValueError(f"{path} is no JSON: {whole}. Get it anew, or correct {key}.") from None

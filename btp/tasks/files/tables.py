@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Iterator
 from io import StringIO
@@ -15,6 +14,8 @@ import pyarrow.parquet as pq
 
 from btp.tasks.files.images import PictureCell
 from btp.tasks.files.local import read_json, read_text
+from btp.tasks.files.nesting import json_of
+from btp.tasks.shown import short
 
 FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 Row = dict[str, Any]
@@ -62,7 +63,7 @@ def _cell(text: str) -> Any:
     if not text.startswith("["):
         return text
     try:
-        return json.loads(text)
+        return json_of(text)
     except ValueError:
         return text
 
@@ -70,15 +71,21 @@ def _cell(text: str) -> Any:
 def _parquet(path: Path, key: str) -> Iterator[Row]:
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is no parquet file: {error}. Get it anew, or correct {key}.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no parquet file: {short(error)}. Get it anew, or correct {key}.") from None
     kinds = {field.name: _binary(field.type) for field in file.schema_arrow}
     plain = [name for name, kind in kinds.items() if kind is None]
     pictures = [(name, kind) for name, kind in kinds.items() if kind is not None]
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
-        rows = file.read_row_group(group, columns=plain).to_pylist() if plain else [{} for _ in range(count)]
-        cells = {name: _pictures(file, path, group, name, kind) for name, kind in pictures}
+        try:
+            rows = file.read_row_group(group, columns=plain).to_pylist() if plain else [{} for _ in range(count)]
+            cells = {name: _pictures(file, path, group, name, kind) for name, kind in pictures}
+        except Exception as error:  # of a corrupt page arrow raises anything
+            raise ValueError(
+                f"{path} is broken: row group {group} of {file.num_row_groups} cannot be read: "
+                f"{short(error).rstrip('.')}. Get it anew, or correct {key}."
+            ) from None
         for i, row in enumerate(rows):
             found = row | {name: column[i] for name, column in cells.items()}
             yield {name: value for name, value in found.items() if value is not None}

@@ -10,13 +10,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from string import ascii_uppercase
 
-from btp.tasks.files.cells import absent, boxes_of, given, text_of, texts_of
+from btp.tasks.files.cells import absent, boxes_of, given, labels_of, text_of, texts_of
 from btp.tasks.files.images import Pictures, Source
 from btp.tasks.files.local import commonest
 from btp.tasks.files.picture_cells import source_of
 from btp.tasks.files.tables import FORMATS, Row, read_rows
 from btp.tasks.sample import Sample
-from btp.tasks.shown import short
+from btp.tasks.shown import brief, short
 
 KEY = "task.path"
 KNOWN = (
@@ -105,23 +105,24 @@ class VQAFolder:
 
     def _sample(self, table: Path, folder: Path, number: int, row: Row) -> Sample:
         row = row | {ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}
-        name = _text(row, "id") or f"{number:06d}"
+        name = _text(row, f"{table}, row {number + 1}", "id") or f"{number:06d}"
         where = f"{table}, sample {short(name, 60)}"
         images = _sources(row, table, folder, where)
         choices = texts_of(given(row, "choices"), "choices", where)
         options = tuple(choices.values())
         answers = _answers(row, choices, where)
+        boxes = boxes_of(given(row, "boxes") or [], where)
         return Sample(
             id=name,
             images=Pictures(short(name, 60), images),
             question=_question(row, len(images), options, where),
             reference=commonest(answers),
-            ability=_text(row, "ability", "category") or "all",
-            boxes=boxes_of(given(row, "boxes") or [], where),
-            labels=tuple(texts_of(given(row, "labels"), "labels", where).values()),
+            ability=_text(row, where, "ability", "category") or "all",
+            boxes=boxes,
+            labels=labels_of(given(row, "labels"), len(boxes), where),
             references=answers if len(answers) > 1 else (),
             choices=options,
-            group=_text(row, "group"),
+            group=_text(row, where, "group"),
         )
 
 
@@ -132,14 +133,16 @@ def _meant(name: str) -> str | None:
     return next((ours for ours, others in OTHER_NAMES.items() if plain in others), near[0] if near else None)
 
 
-def _text(row: Row, *names: str) -> str:
+def _text(row: Row, where: str, *names: str) -> str:
     value = given(row, *names)
-    return "" if value is None else str(value)
+    return "" if value is None else text_of(value, " or ".join(names), where)
 
 
 def _question(row: Row, pictures: int, choices: tuple[str, ...], where: str) -> str:
     """The question without the places of its pictures, which the prompt shows in front of it."""
     question = row.get("question")
+    if not absent(question) and not isinstance(question, str):
+        raise ValueError(f"{where}: `question` holds {brief(question)}, which is no text. Correct it.")
     if not isinstance(question, str) or not question.replace(PLACEHOLDER, "").strip():
         raise ValueError(f"{where} has no `question`. Give it one, or name its column: task.dataset.reader.columns.")
     if any(PLACEHOLDER in choice for choice in choices):
