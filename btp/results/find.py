@@ -88,7 +88,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> RunFolder | LeftOut:
     try:
-        state = json.loads((path / "run.json").read_text())
+        state = json.loads((path / "run.json").read_text(encoding="utf-8"))
         if not isinstance(state, dict):
             raise ValueError(f"it holds {type(state).__name__}, not keys with values")
     except (ValueError, OSError) as error:

@@ -265,7 +265,7 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is missing. {AGAIN}.")
     try:
-        value = parse(path.read_text())
+        value = parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read: {reason}. Delete it. {AGAIN}.") from error

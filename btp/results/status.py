@@ -24,6 +24,6 @@ def is_finished(folder: Path) -> bool:
 def read_state(folder: Path) -> dict[str, Any]:
     """What run.json says; nothing where it is missing or broken."""
     try:
-        return json.loads((folder / "run.json").read_text())
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

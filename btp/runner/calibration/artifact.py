@@ -63,7 +63,7 @@ def read_artefact(
         ValueError: says which file, what is wrong and what to do.
     """
     try:
-        artefact = yaml.safe_load(path.read_text())
+        artefact = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{key} is {path}, which cannot be read: {error.strerror}. {advice}") from None
     except yaml.YAMLError:
@@ -99,6 +99,6 @@ def find_or_make(path: Path, make: Callable[[], Mapping[str, Any]], what: str, m
 def _is_whole(path: Path) -> bool:
     """Whether there is an artefact to read; what a full disk or a power cut left is made again."""
     try:
-        return isinstance(yaml.safe_load(path.read_text()), dict)
+        return isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
     except (OSError, ValueError, yaml.YAMLError):
         return False

@@ -25,7 +25,7 @@ def calibration_set(folder: Path, task: Mapping[str, Any]) -> dict[str, Any] | N
     """
     for file, done in ARTEFACTS.items():
         path = folder / file
-        made = (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+        made = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
         known = made.get("calibration")
         if not isinstance(known, Mapping):
             continue

@@ -55,7 +55,7 @@ class Costs:
 
     def find(self, path: Path) -> dict[str, Any] | None:
         """What was measured before."""
-        return json.loads(path.read_text()) if self.reuse and path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if self.reuse and path.exists() else None
 
 
 def profile(
@@ -201,7 +201,7 @@ def hardware_line(device: torch.device, dtype: str) -> str:
 
 def cost_table(folder: Path) -> Table:
     """Costs of a run that has nothing else to show, for the screen."""
-    costs = json.loads((folder / "cost.json").read_text())
+    costs = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
     arms = [arm for arm in costs if arm != "hardware"]
     named = [literal(arm.replace("_", " ")) for arm in arms]
     first = Column("per sample", no_wrap=True)

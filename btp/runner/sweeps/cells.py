@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from btp.results.atomic import write_json
+from btp.results.command_line import as_line
 from btp.runner.workers.launch import STOPPED, Outcome
 
 BEAT_S, SILENT_S = 5.0, 60.0
@@ -82,7 +83,7 @@ class Cells:
         """
         if (self.sweep / "sweep.json").exists() and _cells_of(self.command()) != _cells_of(words):
             raise ValueError(
-                f"{self.sweep} is the folder of another sweep: python run.py {' '.join(self.command())}. Give this one "
+                f"{self.sweep} is the folder of another sweep: python run.py {as_line(self.command())}. Give this one "
                 "another folder: hydra.sweep.dir."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ class Cells:
         """
         file = self.sweep / "sweep.json"
         try:
-            return json.loads(file.read_text())["words"]
+            return json.loads(file.read_text(encoding="utf-8"))["words"]
         except OSError:
             raise ValueError(
                 f"{self.sweep} holds no sweep.json, so it is no sweep's folder. Name the one that "
@@ -125,7 +126,7 @@ class Cells:
     def study(self) -> dict[str, Any] | None:
         """The study that the sweep makes, as its experiment's yaml has it; None where it makes none."""
         try:
-            return json.loads((self.sweep / "sweep.json").read_text()).get("study")
+            return json.loads((self.sweep / "sweep.json").read_text(encoding="utf-8")).get("study")
         except (OSError, ValueError, AttributeError):
             return None
 
@@ -142,7 +143,7 @@ class Cells:
 
     def _planned(self) -> list[str]:
         try:
-            return json.loads((self.sweep / "planned.json").read_text())
+            return json.loads((self.sweep / "planned.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return []  # of an older release
 
@@ -183,7 +184,7 @@ class _Note:
 def _read(file: Path) -> Cell:
     """A cell's file, of whichever release; one that a full disk or a power cut broke says so and begins anew."""
     try:
-        facts = json.loads(file.read_text())
+        facts = json.loads(file.read_text(encoding="utf-8"))
         return Cell(**{name: facts[name] for name in Cell.__dataclass_fields__ if name in facts})
     except (ValueError, TypeError):
         return Cell(int(file.stem), "", reason=f"{file.name} is broken; resume writes it anew")

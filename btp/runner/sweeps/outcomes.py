@@ -27,7 +27,7 @@ def outcomes(run: Path) -> dict[str, float]:
     Args:
         run: the folder of a finished run.
     """
-    state = json.loads((run / "run.json").read_text())
+    state = json.loads((run / "run.json").read_text(encoding="utf-8"))
     found = corpus(state.get("metrics") or {}) | costs(run)
     if (run / "samples.parquet").exists():
         found |= summary(pd.read_parquet(run / "samples.parquet"))
@@ -86,7 +86,7 @@ def costs(run: Path) -> dict[str, float]:
             flat[key] = node
 
     if path.exists():
-        walk(json.loads(path.read_text()), "cost")
+        walk(json.loads(path.read_text(encoding="utf-8")), "cost")
     return flat
 
 
