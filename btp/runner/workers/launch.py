@@ -112,7 +112,7 @@ class Workers:
                 file.unlink(missing_ok=True)
 
     def _fresh(self, request: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen([*WORKER, str(request)], text=True, preexec_fn=deaf)
+        return subprocess.Popen([*WORKER, str(request)], encoding="utf-8", preexec_fn=deaf)
 
     def _hand_over(self, request: Path) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
