@@ -4,10 +4,12 @@ import sys
 
 try:
     from btp.cli.run import main
+    from btp.report.terminal import settle_locale
 except ModuleNotFoundError as error:
     if str(error.name).startswith("btp"):
         raise
     sys.exit(f"error: {error}. Activate the environment: source .venv/bin/activate (`make setup` makes it).")
 
 if __name__ == "__main__":
+    settle_locale()
     main()

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from btp.report.terminal import settle_output
+from btp.report.terminal import settle_locale, settle_output
 from btp.results.atomic import write_json
 from btp.runner.messages import say
 from btp.runner.tracking.wandb_session import logged_in, silence
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code: 0 where the workspace is published or written, 2 where it could not be laid out.
     """
     settle_output()
-    parser = argparse.ArgumentParser(prog="python -m btp.dashboard", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m btp.dashboard", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("project", metavar="PROJECT", help="in W&B, as logger.project")
     parser.add_argument("--entity", default="", help="user or team that the project belongs to")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"write the layout there; {OUT} where it stays here")
@@ -60,4 +60,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    settle_locale()
     sys.exit(main())

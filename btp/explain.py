@@ -11,7 +11,7 @@ from pathlib import Path
 
 from btp.report.pages.explain_page import write_life
 from btp.report.pages.explain_terminal import ScreenLife
-from btp.report.terminal import console, settle_output
+from btp.report.terminal import console, settle_locale, settle_output
 from btp.runner.messages import say
 
 
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code: 0 where the run kept the same tokens, 1 where it kept others, 2 where there is nothing to explain.
     """
     settle_output()
-    parser = argparse.ArgumentParser(prog="python -m btp.explain", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m btp.explain", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, as run.py printed it")
     parser.add_argument(
         "sample", metavar="SAMPLE", help="id of a sample in the report, or its number: 3 of test-0-000003"
@@ -49,4 +49,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    settle_locale()
     sys.exit(main())

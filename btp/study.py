@@ -13,7 +13,7 @@ from pathlib import Path
 from btp.cli.experiments import study_of
 from btp.cli.run import CONF
 from btp.report.studies.write import Written, typed, write_study
-from btp.report.terminal import settle_output
+from btp.report.terminal import settle_locale, settle_output
 from btp.runner.messages import say
 from btp.runner.sweeps.cells import FINISHED, Cells
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code: 0 where figure and table are written, 2 where the runs cannot make them.
     """
     settle_output()
-    parser = argparse.ArgumentParser(prog="python -m btp.study", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m btp.study", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a sweep; with --name, of any runs")
     parser.add_argument("--name", help="the experiment whose study is made; by default the sweep's own")
     parser.add_argument("--out", type=Path, help="where figure and table go; by default the first folder")
@@ -63,4 +63,5 @@ def _write(folders: list[Path], name: str | None, out: Path) -> Written:
 
 
 if __name__ == "__main__":
+    settle_locale()
     sys.exit(main())

@@ -9,7 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from btp.report.terminal import console, settle_output
+from btp.cli.words import quoted
+from btp.report.terminal import console, settle_locale, settle_output
+from btp.results.command_line import as_line
 from btp.runner.messages import say
 from btp.runner.sweeps.cells import FINISHED, Cells
 from btp.runner.sweeps.summary import Sweep
@@ -23,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     settle_output()
     doing = ("status", "resume", "table")
-    parser = argparse.ArgumentParser(prog="python -m btp.sweep", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m btp.sweep", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("do", choices=doing, metavar="|".join(doing), help="show the cells, run what is open, compare")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the sweep")
     parser.add_argument("words", nargs="*", help="with resume: further words of the command line, such as a launcher")
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
     screen = console()
     screen.print(sweep.status())
-    screen.print(f"python run.py {' '.join(command)}", soft_wrap=True, highlight=False)
+    screen.print(f"python run.py {as_line(command)}", soft_wrap=True, highlight=False)
     return int(any(cell.state != FINISHED for cell in sweep.cells))
 
 
@@ -55,7 +57,7 @@ def _resume(folder: Path, command: list[str], more: list[str]) -> int:
 
     changed = {word.split("=", 1)[0] for word in more}
     kept = [word for word in command if word.split("=", 1)[0] not in {*changed, "hydra.sweep.dir"}]
-    sys.argv = ["run.py", *kept, *more, f"hydra.sweep.dir={folder}"]
+    sys.argv = ["run.py", *kept, *more, quoted("hydra.sweep.dir", folder)]
     try:
         run()
     except SystemExit as end:
@@ -64,4 +66,5 @@ def _resume(folder: Path, command: list[str], more: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    settle_locale()
     sys.exit(main())

@@ -72,4 +72,4 @@ def study_of(conf: Path, name: str) -> Mapping[str, Any]:
 
 
 def _study(file: Path) -> Mapping[str, Any] | None:
-    return (yaml.safe_load(file.read_text()) or {}).get("study")
+    return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("study")

@@ -15,6 +15,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from btp.cli.experiments import Experiment
+from btp.cli.words import overrides_of
+from btp.results.command_line import as_line
 from btp.runner.keys import fault_of_keys, fault_of_option
 from btp.runner.messages import say
 from btp.runner.pruner_lists import GROUP, JOIN, as_typed
@@ -29,7 +31,7 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
 
     A sweep is tried with the first value of each choice, and every chosen group option must exist.
     """
-    words = _overrides(argv)
+    words = overrides_of(argv)
     try:
         experiment = experiment_of(conf, argv)
     except HydraException:
@@ -72,7 +74,7 @@ def sweep_folder(conf: Path, argv: list[str]) -> Path:
     Args:
         argv: words that `check_overrides` found nothing wrong with.
     """
-    return Path(_composed(conf, _overrides(with_sweep(conf, argv))).hydra.sweep.dir)
+    return Path(_composed(conf, overrides_of(with_sweep(conf, argv))).hydra.sweep.dir)
 
 
 def planned_cells(conf: Path, argv: list[str]) -> list[str]:
@@ -81,14 +83,14 @@ def planned_cells(conf: Path, argv: list[str]) -> list[str]:
     Args:
         argv: words that `check_overrides` found nothing wrong with.
     """
-    words = _overrides(with_sweep(conf, argv))
+    words = overrides_of(with_sweep(conf, argv))
     sweeper = _composed(conf, words).hydra.sweeper
     if "n_trials" in sweeper:
         return [""] * sweeper.n_trials
     if not str(sweeper["_target_"]).endswith(BasicSweeper.__name__):
         return []
     (cells,) = BasicSweeper.split_arguments(_parsed(conf, words), None)
-    return [" ".join(as_typed(word) for word in cell if not word.startswith("hydra")) for cell in cells]
+    return [as_line(as_typed(word) for word in cell if not word.startswith("hydra")) for cell in cells]
 
 
 def experiment_of(conf: Path, argv: list[str]) -> Experiment:
@@ -112,10 +114,6 @@ def _parsed(conf: Path, words: list[str]) -> list[Override]:
 def _first(override: Override) -> str:
     values = _values(override)
     return f"{override.input_line.split('=', 1)[0]}={values[0]}" if values else override.input_line
-
-
-def _overrides(argv: list[str]) -> list[str]:
-    return [a for a in argv if (not a.startswith("-") and "=" in a) or a.startswith(("~", "+"))]
 
 
 def find_fault(conf: Path, words: list[str]) -> str | None:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from btp.cli.overrides import MANY, check_overrides, experiment_of, planned_cells, sweep_folder, with_sweep
 from btp.cli.run_cell import end_workers, run_cell
+from btp.cli.words import hydra_words, quoted
 from btp.report.terminal import settle_output
 from btp.runner.messages import say
 from btp.runner.pruner_lists import name_lists
@@ -41,7 +42,7 @@ def main() -> None:
     """Run `run.py`'s command line; exit code 1 where a run failed, unless only its budget was out of reach."""
     settle_output()
     try:
-        words = name_lists(sys.argv[1:])
+        words = hydra_words(CONF, name_lists(sys.argv[1:]))
     except ValueError as error:
         say(error)
         sys.exit(FAILED)
@@ -70,7 +71,7 @@ def _sweep(words: list[str]) -> int:
         say(error)
         return FAILED
     words = [word for word in with_sweep(CONF, words) if not word.startswith("hydra.sweep.dir=")]
-    sys.argv[1:] = [*words, f"hydra.sweep.dir={folder}"]
+    sys.argv[1:] = [*words, quoted("hydra.sweep.dir", folder)]
     try:
         with _deaths_noted():
             app()

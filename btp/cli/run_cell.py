@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from btp.cli.check_config import check_config
+from btp.results.command_line import as_line
 from btp.runner.messages import say
 from btp.runner.pruner_lists import as_typed
 from btp.runner.run_identity import is_settled
@@ -39,7 +40,7 @@ def run_cell(config: DictConfig) -> Outcome:
     overrides = [as_typed(word) for word in hydra.overrides.task]
     if hydra.mode != RunMode.MULTIRUN:
         return _compute(config, overrides)
-    words, number = " ".join(overrides), hydra.job.num
+    words, number = as_line(overrides), hydra.job.num
     print(f"\n[{number}] {words}", flush=True)
     _share_threads(hydra.launcher)
     with Cells(Path(hydra.sweep.dir)).running(number, words) as note:
@@ -81,7 +82,7 @@ def _compute(
             raise
         say(error)
         return Outcome.of(error)
-    resolved["command"] = " ".join(["python", "run.py", *overrides])
+    resolved["command"] = as_line(["python", "run.py", *overrides])
     run = is_settled(resolved) if was_finished else None
     if run is not None:
         print(f"this run is finished: {run} (resume=false computes it anew)", flush=True)

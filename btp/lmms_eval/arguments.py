@@ -75,7 +75,7 @@ def _yaml_for(folder: Path) -> str:
     """A yaml of the checkpoint's family, where all of them treat it alike."""
     if not (folder / "config.json").is_file():
         return "pocket"  # what loads it will say what is wrong with the path
-    family = json.loads((folder / "config.json").read_text()).get("model_type")
+    family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     names = yamls_for(family)
     kinds = {json.dumps([_yaml(name)[key] for key in ("adapter", "processor")]) for name in names}
     if len(kinds) == 1:
@@ -87,7 +87,7 @@ def _yaml_for(folder: Path) -> str:
 
 
 def _yaml(name: str) -> Mapping[str, Any]:
-    return yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
+    return yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _trainer(device: str | None) -> list[str]:

@@ -24,7 +24,7 @@ def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, str | int | 
 
 def _cpu_model(listing: Path = Path("/proc/cpuinfo")) -> str:
     if listing.is_file():
-        for line in listing.read_text().splitlines():
+        for line in listing.read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 return value.strip()

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from btp.report.comparison.compare import compare
 from btp.report.pages.run_page import write_report
 from btp.report.tables.screen_table import screen_table
-from btp.report.terminal import console, settle_output
+from btp.report.terminal import console, settle_locale, settle_output
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,4 +54,5 @@ def _write(folders: list[Path], out: Path | None) -> tuple[RenderableType, list[
 
 
 if __name__ == "__main__":
+    settle_locale()
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import sys
 import unicodedata
 
@@ -22,6 +23,18 @@ def settle_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=SETTLED)
+
+
+def settle_locale() -> None:
+    """Start this program again in Python's UTF-8 mode where its locale, such as LC_ALL=C, has no name for other files.
+
+    Call it before anything else of a program; what it prints stays in the encoding of its terminal.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    settled = os.environ | {"PYTHONUTF8": "1"}
+    settled.setdefault("PYTHONIOENCODING", getattr(sys.stdout, "encoding", None) or "ascii")
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], settled)
 
 
 def console() -> Console:

@@ -38,7 +38,7 @@ class RunFolder:
     def begin(self, config: Mapping[str, Any], identity: str, hardware: str) -> None:
         """Write the config and mark the run as running."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         self.state = {
             "state": "running",
             "identity": identity,

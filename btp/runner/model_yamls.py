@@ -40,7 +40,7 @@ def yamls_for(family: str) -> list[str]:
     """Names of the model yamls whose architecture is of `family`, those with a published checkpoint only."""
     found = []
     for path in sorted(YAMLS.glob("*.yaml")):
-        about = yaml.safe_load(path.read_text())
+        about = yaml.safe_load(path.read_text(encoding="utf-8"))
         if about.get("hub") and (about.get("config") or {}).get("model_type") == family:
             found.append(path.stem)
     return found

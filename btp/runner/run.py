@@ -300,6 +300,7 @@ def main() -> int:
     if sys.argv[1:] != ["--serve"]:
         return handle(Path(sys.argv[1])).code
     code, loaded, threads = 0, {}, torch.get_num_threads()
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # paths, whatever terminals write
     for line in sys.stdin:
         environment = dict(os.environ)
         outcome = handle(Path(line.strip()), loaded)
@@ -320,7 +321,7 @@ def handle(request: Path, loaded: dict[str, Loaded] | None = None) -> Outcome:
         request: a JSON file with the resolved config; how it ended is written beside it.
         loaded: models that earlier requests of this process left, and this one may; None for a process of its own.
     """
-    config = json.loads(request.read_text())
+    config = json.loads(request.read_text(encoding="utf-8"))
     run, rank, world = None, 0, 1
     try:
         rank, world = place(config["trainer"])

@@ -12,7 +12,7 @@ from string import ascii_uppercase
 import numpy as np
 
 from btp.tasks.files.images import Pictures
-from btp.tasks.files.local import Reader, file_name
+from btp.tasks.files.local import Reader, file_name, id_hash
 from btp.tasks.metrics.base import make_metric, mean
 from btp.tasks.metrics.text import normalise
 from btp.tasks.sample import Sample
@@ -133,13 +133,19 @@ def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
 
 
 def _named(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples whose ids can name files.
+    """Samples whose ids can name files; those of ids that differ differ too.
 
     Raises:
         ValueError: two samples have the same.
     """
-    named = [replace(sample, id=file_name(sample.id)) for sample in samples]
-    twice = [name for name, count in Counter(s.id for s in named).items() if count > 1]
+    names = Counter(file_name(own) for own in {sample.id for sample in samples})
+
+    def name(own: str) -> str:
+        plain = file_name(own)
+        return plain if names[plain] == 1 or plain == own else f"{plain}-{id_hash(own)}"
+
+    named = [replace(sample, id=name(sample.id)) for sample in samples]
+    twice = [own for own, count in Counter(s.id for s in named).items() if count > 1]
     if twice:
         raise ValueError(
             f"{len(twice)} id(s) stand for several samples, for example {twice[0]}. Give every sample an id of its "

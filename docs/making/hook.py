@@ -76,11 +76,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def _experiments() -> list[Any]:
     """Pages of results: the studies in the order of their table, the ablations, and what is no study."""
     rest = [path for path in pages() if path.startswith(("experiments/", "btp/")) and not is_table(path)]
-    listed = [f"experiments/{target}" for _, target in links((ROOT / STUDIES).read_text())]
+    listed = [f"experiments/{target}" for _, target in links((ROOT / STUDIES).read_text(encoding="utf-8"))]
     studies = [path for path in dict.fromkeys(listed) if path in rest and _is_study(path)]
     other = [path for path in rest if path not in (STUDIES, ABLATIONS, *studies)]
     # A README among its like would be taken for the page of the section that they are in, so each is its own section's.
-    alone = [{(ROOT / path).read_text().splitlines()[0].removeprefix("# "): [path]} for path in other]
+    alone = [{(ROOT / path).read_text(encoding="utf-8").splitlines()[0].removeprefix("# "): [path]} for path in other]
     return [{"Studies": [STUDIES, *studies]}, {"Ablations": [ABLATIONS]}, {"Other": alone}]
 
 
@@ -121,7 +121,8 @@ def _reference() -> dict[str, str]:
     listed: dict[str, list[str]] = {}
     for dotted, at in modules().items():
         made[at] = f"# {dotted}\n\n::: {dotted}\n"
-        says = ast.get_docstring(ast.parse((ROOT / (dotted.replace(".", "/") + ".py")).read_text())) or ""
+        module = (ROOT / (dotted.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+        says = ast.get_docstring(ast.parse(module)) or ""
         name = _package(dotted)
         up = os.path.relpath(at, f"reference/{name.removeprefix('btp.')}")
         listed.setdefault(name, []).append(f"| [`{dotted}`]({up}) | {says.splitlines()[0] if says else ''} |")
@@ -160,7 +161,7 @@ def on_post_build(config: MkDocsConfig) -> None:
         f"{path.relative_to(built)}: {found[0]}"
         for path in sorted(built.rglob("*"))
         if path.suffix in (".html", ".css")
-        for found in _FETCHED.finditer(path.read_text())
+        for found in _FETCHED.finditer(path.read_text(encoding="utf-8"))
         if 'rel="canonical"' not in found[0]
     ]
     if fetched:
@@ -169,7 +170,7 @@ def on_post_build(config: MkDocsConfig) -> None:
         name
         for dotted, at in modules().items()
         for name in _public(dotted)
-        if f'id="{name}"' not in (built / at).with_suffix(".html").read_text()
+        if f'id="{name}"' not in (built / at).with_suffix(".html").read_text(encoding="utf-8")
     ]
     if missing:
         raise PluginError("These have a docstring, but no place in the reference:\n" + "\n".join(missing))
@@ -187,5 +188,5 @@ def _public(dotted: str) -> list[str]:
                 if isinstance(inner, ast.ClassDef):
                     visit(inner, f"{above}.{inner.name}")
 
-    visit(ast.parse((ROOT / (dotted.replace(".", "/") + ".py")).read_text()), dotted)
+    visit(ast.parse((ROOT / (dotted.replace(".", "/") + ".py")).read_text(encoding="utf-8")), dotted)
     return found

@@ -75,10 +75,12 @@ def broken(root: Path = ROOT) -> list[str]:
     """Every link that leads nowhere, as `page:line: target`."""
     wrong = []
     for page in pages(root):
-        for number, target in links((root / page).read_text()):
+        for number, target in links((root / page).read_text(encoding="utf-8")):
             path, _, anchor = target.partition("#")
             file = root / resolved(page, path) if path else root / page
-            known = file.exists() and (not anchor or file.suffix != ".md" or anchor in anchors(file.read_text()))
+            known = file.exists() and (
+                not anchor or file.suffix != ".md" or anchor in anchors(file.read_text(encoding="utf-8"))
+            )
             if not known:
                 wrong.append(f"{page}:{number}: {target}")
     return wrong

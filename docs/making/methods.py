@@ -28,7 +28,7 @@ class Method:
     @cached_property
     def text(self) -> str:
         """The yaml as it stands."""
-        return self.path.read_text()
+        return self.path.read_text(encoding="utf-8")
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -166,7 +166,7 @@ def _stage(stage: Mapping[str, Any]) -> str:
 
 def _fidelity(name: str, root: Path) -> str:
     """The section of docs/fidelity.md whose heading names the method; "" where there is none."""
-    for section in re.split(r"^## ", (root / "docs" / "fidelity.md").read_text(), flags=re.M)[1:]:
+    for section in re.split(r"^## ", (root / "docs" / "fidelity.md").read_text(encoding="utf-8"), flags=re.M)[1:]:
         heading, _, text = section.partition("\n")
         if f"`{name}`" in heading:
             return text.strip()
@@ -175,7 +175,10 @@ def _fidelity(name: str, root: Path) -> str:
 
 def _support(name: str, root: Path) -> Iterator[str]:
     """What the table of docs/support.md says of the method."""
-    rows = [line.strip("| ").split(" | ") for line in (root / "docs" / "support.md").read_text().splitlines()]
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in (root / "docs" / "support.md").read_text(encoding="utf-8").splitlines()
+    ]
     head = next(row for row in rows if row[0] == "model")
     if name not in head:
         return
@@ -193,7 +196,7 @@ def _support(name: str, root: Path) -> Iterator[str]:
 def _needs(target: str) -> str:
     """First paragraph of the docstring of a class's `needs`; "" where it inherits the one that asks for nothing."""
     module, name = target.rsplit(".", 1)
-    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
     own = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     for node in own.body:
         if isinstance(node, ast.FunctionDef) and node.name == "needs":
@@ -205,7 +208,7 @@ def _needs(target: str) -> str:
 def _arguments(target: str) -> dict[str, str]:
     """What the docstring of a class says of each argument; nothing of those that it inherits."""
     module, name = target.rsplit(".", 1)
-    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
     own = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     part = re.search(r"^Args:\n((?:    .*\n?|\n(?=    ))+)", ast.get_docstring(own) or "", re.M)
     found = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", part[1] if part else "", re.M)

@@ -35,7 +35,7 @@ from btp.schedules.published import PAPER
 from experiments.cost.arms import composed, make_arm, planned
 from experiments.cost.outline import Outline, outline
 
-DEVICES = yaml.safe_load(Path(__file__).with_name("devices.yaml").read_text())
+DEVICES = yaml.safe_load(Path(__file__).with_name("devices.yaml").read_text(encoding="utf-8"))
 LONGEST, LARGEST = 1 << 20, 1 << 12  # text tokens and prompts that are looked at
 
 
@@ -132,7 +132,7 @@ def read_costs(path: Path, pruner: str, args: argparse.Namespace) -> tuple[Mappi
     Raises:
         ValueError: the file does not hold this pruner.
     """
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     if "cells" not in found:
         if pruner not in found:
             raise ValueError(
@@ -207,7 +207,7 @@ def main() -> int:
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="llava15", help="name of conf/model")
     parser.add_argument("--pruner", default="fastv", help="name of conf/pruner")
     parser.add_argument("--share", type=float, default=0.22, help="budget, layer-averaged")

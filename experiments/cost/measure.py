@@ -41,14 +41,16 @@ def main() -> int:
         parser.error("--clock is processor, but a GPU's time does not pass on the processor. Leave it at wall.")
     json_file = args.out.with_name(args.out.name + ".json")
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    found = json.loads(json_file.read_text()) if json_file.exists() and not args.again else {"cells": {}}
+    found = (
+        json.loads(json_file.read_text(encoding="utf-8")) if json_file.exists() and not args.again else {"cells": {}}
+    )
     found["command"] = shlex.join(["python", "-m", "experiments.cost.measure", *sys.argv[1:]])
     for model in args.model:
         for cell in cells(args, model, device, found["cells"]):
             found["cells"][cell.pop("key")] = cell
             write_json(json_file, found)
-            args.out.with_name(args.out.name + ".csv").write_text(csv_text(found["cells"].values()))
-            args.out.with_name(args.out.name + ".md").write_text(markdown(found))
+            args.out.with_name(args.out.name + ".csv").write_text(csv_text(found["cells"].values()), encoding="utf-8")
+            args.out.with_name(args.out.name + ".md").write_text(markdown(found), encoding="utf-8")
     print(markdown(found))
     return 0
 
@@ -105,7 +107,7 @@ def measured(loaded: Loaded, arm: Arm, inputs: dict[str, Any], args: argparse.Na
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", nargs="+", default=["pocket"], help="names of conf/model")
     parser.add_argument("--pruner", nargs="+", default=["all"], help="names of conf/pruner")
     parser.add_argument("--share", type=float, nargs="+", default=[0.22], help="budgets, layer-averaged")

@@ -66,7 +66,7 @@ class Row:
 
 def rows() -> Iterator[Row]:
     """All figures of the yaml, in its order."""
-    data = yaml.safe_load(DATA.read_text())
+    data = yaml.safe_load(DATA.read_text(encoding="utf-8"))
     conventions = {name: Convention(**fields) for name, fields in data["conventions"].items()}
     towers = {name: _encoder(fields) for name, fields in data["towers"].items()}
     models = {name: _architecture(fields, towers) for name, fields in data["models"].items()}
@@ -142,7 +142,7 @@ def _digits(ours: float, published: float) -> str:
 
 def conventions_table() -> str:
     """What each convention counts and leaves out, as Markdown."""
-    data = yaml.safe_load(DATA.read_text())
+    data = yaml.safe_load(DATA.read_text(encoding="utf-8"))
     groups = data["groups"]
     lines = ["| convention | a layer of n tokens | over the layers | left out | used by |", "|---|---|---|---|---|"]
     for name, fields in data["conventions"].items():
@@ -180,10 +180,10 @@ def main() -> int:
     Returns:
         1 where a row is off and does not say why.
     """
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     found = list(rows())
     for name, text in documents(found).items():
-        (DOCS / name).write_text(text)
+        (DOCS / name).write_text(text, encoding="utf-8")
     print(figures_table(found))
     silent = [row for row in found if (row.off is None or abs(row.off) > TOLERANCE) and not row.why]
     for row in silent:
@@ -193,9 +193,13 @@ def main() -> int:
 
 def documents(found: list[Row]) -> dict[str, str]:
     """The documents with their tables as they are now, those that were measured as they lie in results/."""
-    tables = {"conventions": conventions_table(), "published": figures_table(found), "measured": MEASURED.read_text()}
+    tables = {
+        "conventions": conventions_table(),
+        "published": figures_table(found),
+        "measured": MEASURED.read_text(encoding="utf-8"),
+    }
     return {
-        document: replaced((DOCS / document).read_text(), name, tables[name].rstrip(), document)
+        document: replaced((DOCS / document).read_text(encoding="utf-8"), name, tables[name].rstrip(), document)
         for document, name in DOCUMENTS.items()
     }
 

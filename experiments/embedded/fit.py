@@ -110,7 +110,7 @@ class Fit(L.LightningModule):
             pace = (time.time() - self.began) / max(step - self.since, 1)
             line = {"phase": self.phase.name, "step": step, "s": round(pace, 3)}
             line |= {k: round(v / self.count[k], 4) for k, v in self.seen.items()}
-            with (Path(self.trainer.default_root_dir) / "log.jsonl").open("a") as log:
+            with (Path(self.trainer.default_root_dir) / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
             self.seen.clear()
             self.count.clear()

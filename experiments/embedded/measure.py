@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     """Print the tables and the acceptance; with --out also write them, as NAME.json and NAME.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help="a file of experiments/embedded/recipes")
     parser.add_argument("--checkpoint", type=Path, help="folder; the shipped one unless given")
     parser.add_argument("--samples", type=int, default=480, help="questions of each arm")
@@ -36,8 +36,8 @@ def main() -> None:
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         found = {k: v for k, v in measured.items() if k != "tables"}
-        (args.out / f"{args.name}.json").write_text(json.dumps(found, indent=1) + "\n")
-        (args.out / f"{args.name}.md").write_text(text + "\n")
+        (args.out / f"{args.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (args.out / f"{args.name}.md").write_text(text + "\n", encoding="utf-8")
 
 
 def acceptance(checks: list[dict]) -> str:

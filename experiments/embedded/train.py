@@ -37,12 +37,12 @@ def check_state(recipe: Recipe, out: Path) -> None:
         ValueError: It holds the state of another recipe.
     """
     card = out / "recipe.json"
-    if card.exists() and (found := json.loads(card.read_text())["name"]) != recipe.name:
+    if card.exists() and (found := json.loads(card.read_text(encoding="utf-8"))["name"]) != recipe.name:
         raise ValueError(
             f"{out} holds a training of {found!r}, not of {recipe.name!r}. Give another folder with --out."
         )
     out.mkdir(parents=True, exist_ok=True)
-    card.write_text(json.dumps({"name": recipe.name, "seed": recipe.seed}) + "\n")
+    card.write_text(json.dumps({"name": recipe.name, "seed": recipe.seed}) + "\n", encoding="utf-8")
 
 
 def train(recipe: Recipe, out: Path, *, minutes: float = 1e9, device: str = "cpu") -> bool:
@@ -70,7 +70,7 @@ def train(recipe: Recipe, out: Path, *, minutes: float = 1e9, device: str = "cpu
 
 def main() -> None:
     """Read the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help="a file of experiments/embedded/recipes")
     parser.add_argument("--out", type=Path, help="folder for state, log and model; work/NAME unless given")
     parser.add_argument("--minutes", type=float, default=1e9)

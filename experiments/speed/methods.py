@@ -59,7 +59,7 @@ def measure(case: Case, repeats: int) -> Row:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--width", type=int, nargs="+", default=[64, 256], help="of DivPrune's hidden states")
     parser.add_argument("--repeats", type=int, default=3, help="least runs of each")
     parser.add_argument("--only", nargs="+", help="methods to time, as DivPrune")
@@ -77,7 +77,9 @@ def main() -> None:
                 print(rows[-1], flush=True)
     if args.out is not None:
         facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "repeats": args.repeats}
-        args.out.write_text(json.dumps(facts | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        args.out.write_text(
+            json.dumps(facts | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

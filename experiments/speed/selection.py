@@ -124,7 +124,7 @@ def compare(N: int, width: int, repeats: int) -> list[str]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[576, 1152, 2880])
     parser.add_argument("--width", type=int, nargs="+", default=[256, 4096], help="of the hidden states")
     parser.add_argument("--repeats", type=int, default=3, help="least runs of each")

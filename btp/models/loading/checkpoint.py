@@ -152,7 +152,7 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
         ValueError: it cannot be read, or holds something else.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}. {advice}") from error
     if not isinstance(found, dict):

@@ -80,6 +80,6 @@ def _named(folder: Path) -> str:
     """The processor class that a checkpoint's files name; a family may come with that of another."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         path = folder / name
-        if path.is_file() and (found := json.loads(path.read_text()).get("processor_class")):
+        if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8")).get("processor_class")):
             return found
     return ""

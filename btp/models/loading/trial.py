@@ -118,7 +118,10 @@ def _check_ids(folder: Path, tokenizer: Any, ids: list[int], rows: int) -> None:
 def _template(folder: Path) -> Path:
     """The file that the chat template comes from."""
     found = (folder / name for name in TEMPLATES)
-    return next((file for file in found if file.is_file() and "chat_template" in file.name + file.read_text()), folder)
+    return next(
+        (file for file in found if file.is_file() and "chat_template" in file.name + file.read_text(encoding="utf-8")),
+        folder,
+    )
 
 
 def _texts(mark: Any) -> list[str]:

@@ -30,6 +30,7 @@ from btp.report.studies.reproduce import published
 from btp.report.studies.study import Answer, Study
 from btp.report.tables.export import to_csv, to_markdown
 from btp.report.tables.run_table import Table
+from btp.results.command_line import as_line, words_of
 from btp.results.find import LeftOut, find_runs, nothing_found
 
 KINDS = {
@@ -119,7 +120,7 @@ def typed(words: Sequence[str]) -> str:
 
 def plain(command: str) -> str:
     """A command without where its results went."""
-    return " ".join(word for word in command.split() if not word.startswith(PLACES))
+    return as_line(word for word in words_of(command) if not word.startswith(PLACES))
 
 
 def _caption(found: Sequence[Field]) -> str:

@@ -40,6 +40,7 @@ from btp.runner.pruner_lists import method_of
 from btp.runner.run_identity import run_identity
 from btp.schedules.published import with_published
 from btp.schedules.serialize import restored
+from btp.tasks.files.local import file_name, id_hash
 from btp.tasks.sample import Sample, Task
 
 LIKELY = 3  # first answer tokens shown
@@ -192,9 +193,10 @@ def _chosen(run: RunFolder, arm: str | None) -> Arm:
 
 
 def _sample_of(run: RunFolder, sample: str) -> str:
-    """Its id, from the id or the number that the id ends in."""
+    """Its id, from the id as the run or the table has it, or the number that the id ends in."""
     known = list(dict.fromkeys(run.samples["sample"]))
-    found = sample if sample in known else numbered(known).get(sample.lstrip("0") or "0")
+    names = (sample, file_name(sample), f"{file_name(sample)}-{id_hash(sample)}")
+    found = next((name for name in names if name in known), numbered(known).get(sample.lstrip("0") or "0"))
     if found is None:
         near = difflib.get_close_matches(sample, known, 3, 0.3) or known[:3]
         raise ValueError(f"{run.path} holds no sample {sample!r}. The nearest of its {len(known)}: {', '.join(near)}.")

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from btp.results.atomic import write_json
+from btp.results.command_line import as_line
 from btp.results.shapes import NAMED, TEXT, TIME, either, keys, listed, one_of, optional, read_json, whole
 from btp.runner.workers.launch import STOPPED, Outcome
 
@@ -95,7 +96,7 @@ class Cells:
         """
         if (self.sweep / "sweep.json").exists() and _cells_of(self.command()) != _cells_of(words):
             raise ValueError(
-                f"{self.sweep} is the folder of another sweep: python run.py {' '.join(self.command())}. Give this one "
+                f"{self.sweep} is the folder of another sweep: python run.py {as_line(self.command())}. Give this one "
                 "another folder: hydra.sweep.dir."
             )
         self.folder.mkdir(parents=True, exist_ok=True)

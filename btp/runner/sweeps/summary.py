@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from btp.report.terminal import console, literal
+from btp.results.command_line import as_line, words_of
 from btp.runner.messages import say
 from btp.runner.sweeps.cells import BEYOND, DIED, FAILED, FINISHED, OPEN, RUNNING, Cell, Cells
 from btp.runner.tracking.groups import logger_of
@@ -58,7 +60,7 @@ class Sweep:
         if len(begun) < len(other):
             print(f"\nnot finished: {len(other) - len(begun)} cell(s) not begun", file=sys.stderr)
         if any(cell.state != BEYOND for cell in other):
-            print(f"\nto go on: python -m btp.sweep resume {self.folder}", file=sys.stderr)
+            print(f"\nto go on: python -m btp.sweep resume {shlex.quote(str(self.folder))}", file=sys.stderr)
         if not finished and not begun:
             print(f"error: no cell of the sweep in {self.folder} has begun", file=sys.stderr)
             code = FAILED_CODE
@@ -80,9 +82,9 @@ class Sweep:
 
     def _own(self, cell: Cell) -> str:
         """The words of a cell that not all cells have, all words of the only one; its number before it has any."""
-        known = [set(other.words.split()) for other in self.cells if other.words]
+        known = [set(words_of(other.words)) for other in self.cells if other.words]
         shared = set.intersection(*known) if len(known) > 1 else set()
-        return " ".join(word for word in cell.words.split() if word not in shared) or f"cell {cell.number}"
+        return as_line(word for word in words_of(cell.words) if word not in shared) or f"cell {cell.number}"
 
     def study(self, finished: list[Path], left: list[tuple[str, str]]) -> tuple[Written | None, int]:
         """Write figure and table of the study that the sweep makes, if any; returns it and the exit code."""

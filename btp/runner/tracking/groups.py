@@ -39,4 +39,4 @@ def logger_of(sweep: Path) -> dict[str, Any] | None:
 def sweep_id(sweep: Path) -> str:
     """The id of the sweep's own W&B run: of its folder's name, and of when and with which words it was begun."""
     note = sweep / "sweep.json"
-    return digest(sweep.resolve().name, note.read_text() if note.exists() else str(sweep.resolve()))
+    return digest(sweep.resolve().name, note.read_text(encoding="utf-8") if note.exists() else str(sweep.resolve()))

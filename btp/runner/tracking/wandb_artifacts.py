@@ -67,7 +67,7 @@ def sources(config: Mapping[str, Any], run: Path, state: Mapping[str, Any]) -> l
     for kind in KINDS:
         copy = run / f"{kind}.yaml"
         if copy.exists():
-            content = yaml.safe_load(copy.read_text())
+            content = yaml.safe_load(copy.read_text(encoding="utf-8"))
             shared = Path(config["output"]) / ".store" / "calibration" / f"{content['identity']}.yaml"
             metadata = {
                 key: content[key] for key in ("identity", "model", "calibration", "kind", "made") if key in content

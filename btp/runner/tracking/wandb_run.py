@@ -58,12 +58,12 @@ def attempt(log: Callable[[], None], folder: Path, what: str, debug: bool = Fals
 
 def _logged(run: Path) -> bool:
     """True where this run is in W&B, under the id that it would get now."""
-    state = json.loads((run / "run.json").read_text())
+    state = json.loads((run / "run.json").read_text(encoding="utf-8"))
     return state.get("wandb", {}).get("id") == run_id(state["identity"])
 
 
 def _log(config: Mapping[str, Any], run: Path) -> None:
-    logger, state = config["logger"], json.loads((run / "run.json").read_text())
+    logger, state = config["logger"], json.loads((run / "run.json").read_text(encoding="utf-8"))
     budget, found = budget_tag(config), sources(config, run, state)
     names = [config[group]["name"] for group in ("model", "pruner", "task")]
     facts = {
@@ -99,7 +99,7 @@ def _log(config: Mapping[str, Any], run: Path) -> None:
         where = described(tracked)
     if where["mode"] == ONLINE:
         print(f"W&B: {where['url']}", flush=True)
-    write_json(run / "run.json", json.loads((run / "run.json").read_text()) | {"wandb": where})
+    write_json(run / "run.json", json.loads((run / "run.json").read_text(encoding="utf-8")) | {"wandb": where})
 
 
 def _log_samples(tracked: wandb.Run, run: Path, state: Mapping[str, Any]) -> None:

@@ -52,7 +52,8 @@ def _log(logger: Mapping[str, Any], folder: Path, table: list[list[Any]], conten
         "group": logger["group"],
         "job_type": "sweep",
         "tags": ["sweep", *logger["tags"]],
-        "config": json.loads((folder / "sweep.json").read_text()) | {"cells": [run for run in runs if run]},
+        "config": json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        | {"cells": [run for run in runs if run]},
     }
     with opened(logger, folder, sweep_id(folder), **facts) as tracked:
         tracked.summary.update({f"cells/{state}": count for state, count in states.items()} | {"cells/all": len(table)})
@@ -89,4 +90,4 @@ def _row(cell: Cell) -> list[Any]:
 
 def _noted(folder: Path) -> dict[str, Any]:
     note = folder / "wandb.json"
-    return json.loads(note.read_text()) if note.exists() else {}
+    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}

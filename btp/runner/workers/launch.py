@@ -79,7 +79,7 @@ class Workers:
         """
         world = len(devices(config["trainer"]))
         request = spool / f"{uuid4().hex}.json"  # hosts and process numbers repeat, between containers
-        request.write_text(json.dumps(config))
+        request.write_text(json.dumps(config), encoding="utf-8")
         if world > 1:
             return self._together(request, world)
         alone = not self.serving
@@ -112,11 +112,13 @@ class Workers:
                 file.unlink(missing_ok=True)
 
     def _fresh(self, request: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen([*WORKER, str(request)], text=True, preexec_fn=deaf)
+        return subprocess.Popen([*WORKER, str(request)], encoding="utf-8", preexec_fn=deaf)
 
     def _hand_over(self, request: Path) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen([*WORKER, "--serve"], stdin=subprocess.PIPE, text=True, preexec_fn=deaf)
+            self._process = subprocess.Popen(
+                [*WORKER, "--serve"], stdin=subprocess.PIPE, encoding="utf-8", errors="surrogateescape", preexec_fn=deaf
+            )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it is ending; waiting for it tells how
             self._process.stdin.write(f"{request}\n")
@@ -162,7 +164,7 @@ def _of_all(codes: Sequence[int], outcomes: Sequence[Outcome | None]) -> Outcome
 def _note(file: Path, reason: str) -> None:
     """Have run.json say that the run has failed, where none of its processes could."""
     with contextlib.suppress(OSError, ValueError):
-        state = json.loads(file.read_text())
+        state = json.loads(file.read_text(encoding="utf-8"))
         write_json(file, state | {"state": "failed", "error": reason})
 
 
@@ -177,7 +179,7 @@ def _outcome(request: Path, rank: int = 0) -> Path:
 def _read(request: Path, rank: int = 0) -> Outcome | None:
     """How a process says that its run ended; None where it could not."""
     file = _outcome(request, rank)
-    return Outcome(**json.loads(file.read_text())) if file.exists() else None
+    return Outcome(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -75,7 +75,7 @@ class Ranks:
         for rank in range(world):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
             env = plain | address | {k: str(v) for k, v in place.items()}
-            self._processes.append(subprocess.Popen([*command], env=env, text=True, preexec_fn=deaf))
+            self._processes.append(subprocess.Popen([*command], env=env, encoding="utf-8", preexec_fn=deaf))
 
     @property
     def codes(self) -> list[int | None]:

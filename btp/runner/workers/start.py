@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from btp.report.terminal import settle_output
+from btp.report.terminal import settle_locale, settle_output
 from btp.runner.workers.launch import STOPPED
 
 
@@ -26,4 +26,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    settle_locale()
     sys.exit(main())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from btp.tasks.files.images import ENDINGS, PictureFile, Pictures
-from btp.tasks.files.local import Place, read_text
+from btp.tasks.files.local import Place, lines_of, read_text
 from btp.tasks.metrics.mme import COGNITION, PERCEPTION
 from btp.tasks.sample import Sample
 
@@ -44,9 +44,9 @@ def _category(folder: Path) -> list[Sample]:
     pictures = folder / IMAGES if (folder / IMAGES).is_dir() else folder
     by_stem = {p.stem: p for p in pictures.iterdir() if p.suffix.lower() in ENDINGS}
     samples = []
-    for text in sorted(texts.glob("*.txt")):
+    for text in sorted(p for p in texts.iterdir() if p.suffix.lower() == ".txt"):
         picture = by_stem.get(text.stem, pictures / f"{text.stem}.jpg")
-        for number, line in enumerate(read_text(text, "task.path").splitlines()):
+        for number, line in enumerate(lines_of(read_text(text, "task.path"))):
             if not line.strip():
                 continue
             question, tab, answer = line.rstrip().rpartition("\t")

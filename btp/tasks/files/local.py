@@ -12,6 +12,8 @@ from btp.tasks.files.images import PictureFile
 from btp.tasks.files.nesting import json_of
 from btp.tasks.sample import Sample
 
+MOST_BYTES, CUT_BYTES = 120, 100  # of an id in a file's name, which has 255 and holds more than the id
+
 
 class Reader(Protocol):
     """Reads one layout of files."""
@@ -94,6 +96,11 @@ def read_text(path: Path, key: str) -> str:
         raise ValueError(f"{path}, line {line} is not UTF-8: {error}. Save it as UTF-8, or correct {key}.") from None
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a file; separators of Unicode, such as U+2028, are signs like others and divide none."""
+    return re.split(r"\r\n?|\n", text)
+
+
 def read_json(path: Path, key: str) -> Any:
     """JSON, or JSON Lines whatever the file's ending.
 
@@ -105,7 +112,7 @@ def read_json(path: Path, key: str) -> Any:
         return json_of(text)
     except ValueError as whole:
         rows = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(lines_of(text), 1):
             try:
                 rows += [json_of(line)] if line.strip() else []
             except ValueError as error:
@@ -121,9 +128,18 @@ def commonest(answers: tuple[str, ...]) -> str:
 
 
 def file_name(identity: object) -> str:
-    """An id that can name a file: its own text, but for signs that file systems or shells mind."""
+    """An id that can name a file: its own text, but for signs that file systems or shells mind.
+
+    One of more than 120 bytes of UTF-8 is cut, and ends in a hash that tells it from others.
+    """
     text = re.sub(r"[^\w.-]+", "-", str(identity)).strip("-.")
-    return text if 0 < len(text) <= 120 else f"{text[:100]}{sha256(str(identity).encode()).hexdigest()[:12]}"
+    whole = text.encode(errors="surrogatepass")
+    return text if 0 < len(whole) <= MOST_BYTES else whole[:CUT_BYTES].decode(errors="ignore") + id_hash(identity)
+
+
+def id_hash(identity: object) -> str:
+    """Twelve hexadecimal digits that tell an id from others."""
+    return sha256(str(identity).encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 def _some(names: list[str]) -> str:

@@ -34,16 +34,17 @@ def read_rows(path: Path, key: str) -> list[Row]:
     Raises:
         ValueError: the format is not known, or the file is broken or not UTF-8.
     """
-    if path.suffix not in FORMATS:
+    ending = path.suffix.lower()
+    if ending not in FORMATS:
         raise ValueError(f"{key} is {path}, which is none of {', '.join(FORMATS)}. Name a file of one of these kinds.")
-    if path.suffix == ".parquet":
+    if ending == ".parquet":
         return list(_parquet(path, key))
-    if path.suffix in (".csv", ".tsv"):
-        return list(_csv(read_text(path, key), "\t" if path.suffix == ".tsv" else ","))
+    if ending in (".csv", ".tsv"):
+        return list(_csv(read_text(path, key), "\t" if ending == ".tsv" else ","))
     found = read_json(path, key)
     if isinstance(found, dict):
         lists = [value for value in found.values() if _is_rows(value)]
-        found = lists[0] if len(lists) == 1 else [found] if path.suffix == ".jsonl" else None
+        found = lists[0] if len(lists) == 1 else [found] if ending == ".jsonl" else None
     if found != [] and not _is_rows(found):
         raise ValueError(f"{path} holds no list of objects. Write one object per question, or correct {key}.")
     return found

@@ -97,7 +97,7 @@ class VQAFolder:
                 f"{KEY} is {path}, but there is no such file or folder. Name a table of questions "
                 f"({', '.join(FORMATS)}), or the folder that holds one; docs/benchmarks.md says how it is written."
             )
-        tables = sorted(p for p in path.iterdir() if p.suffix in FORMATS)
+        tables = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMATS)
         if len(tables) != 1:
             found = f"{len(tables)} tables: {', '.join(p.name for p in tables)}" if tables else "no table of questions"
             raise ValueError(f"{KEY} is {path}, which holds {found}. Set {KEY} to the one to read.")

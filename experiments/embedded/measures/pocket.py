@@ -71,7 +71,8 @@ def arms(layers: int) -> Iterator[Arm]:
 
 def published(layers: int) -> Schedule:
     """BTP's published LLaVA-1.5 schedule (22% of 576 tokens on average), as shares of depth and tokens."""
-    stages = yaml.safe_load(Path("conf/pruner/btp.yaml").read_text())["published"]["llava15"]["paper"]["stages"]
+    method = yaml.safe_load(Path("conf/pruner/btp.yaml").read_text(encoding="utf-8"))
+    stages = method["published"]["llava15"]["paper"]["stages"]
     placed = []
     for stage in stages:
         layer, depth = stage["site"].removeprefix("llm.layer.").split("/")
