@@ -7,7 +7,7 @@ from typing import Any
 
 from btp.cli.effects import calibrates, parts_of
 from btp.cli.values import check_values
-from btp.models.loading.checkpoint import check_keys, find_checkpoint
+from btp.models.loading.checkpoint import check_keys, find_checkpoint, read_config
 from btp.runner.lmms_eval.settings import check_tasks
 from btp.runner.model_yamls import check_family
 from btp.runner.workers.ranks import devices
@@ -41,9 +41,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     _devices(config["trainer"], config["model"])
     _measured(config["cost"]["measure"], config["model"]["weights"])
     _budget(config["budget"]["tokens"], config["budget"]["share"])
-    _layer(config["pruner"])
     check_tasks(config)
     _model(config["model"])
+    _layers(config)
     _calibrated(config)
     _writable(Path(config["output"]))
 
@@ -57,13 +57,30 @@ def _calibrated(config: Mapping[str, Any]) -> None:
         )
 
 
-def _layer(pruner: Mapping[str, Any]) -> None:
+def _layers(config: Mapping[str, Any]) -> None:
+    """Refuse a pruner's layer that the model does not have, as far as its config says how many it has."""
+    pruner, depth = config["pruner"], _depth(config["model"])
     for name, part in parts_of(pruner).items():
         key = f"pruner.parts.{name}" if pruner.get("parts") else "pruner"
-        if part.get("layer") == "search" and "search" not in part:
+        layer = part.get("layer")
+        if layer == "search" and "search" not in part:
             raise ValueError(
                 f"{key}.layer is search, but pruner {part['name']!r} has no search. Set {key}.layer to a layer."
             )
+        if isinstance(layer, int) and depth is not None and layer >= depth:
+            raise ValueError(
+                f"{key}.layer is {layer}, but the model has {depth} decoder layers. Set {key}.layer to a layer from 0 "
+                f"to {depth - 1}."
+            )
+
+
+def _depth(model: Mapping[str, Any]) -> int | None:
+    """Decoder layers of a model, without loading it; None where no file says so."""
+    folder = find_checkpoint(model) if model["path"] is not None else None
+    found = read_config(folder) if folder is not None else model["config"] or {}
+    text = found.get("text_config") or found
+    depth = text.get("num_hidden_layers") if isinstance(text, Mapping) else None
+    return depth if isinstance(depth, int) else None
 
 
 def _measured(value: object, weights: object) -> None:

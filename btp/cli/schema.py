@@ -196,7 +196,8 @@ _GROUPS = {
     "schedule.withdraw_last": SWITCH,
     "schedule.model": TEXT,
     "schedule.setting": Kind(
-        "the name of a published setting, or to null", lambda value: value is None or _is_text(str(value))
+        "the name of a published setting, or to null",
+        lambda value: value is None or _is_text(value) or _is_whole(value),
     ),
     "schedule.tokens": KEYED,
     "schedule.tokens.*": COUNT,

@@ -45,7 +45,7 @@ def fault_of_values(config: Mapping[str, Any], needed: Sequence[str] = ()) -> st
                 return _no_group(key, value)
             if fault:
                 return fault
-    return _not_finite(config, "") or _balance(config)
+    return _not_finite(config, "") or _balance(config, bool(needed))
 
 
 def fault_of_words(overrides: Sequence[Override], composed: DictConfig) -> str | None:
@@ -148,11 +148,12 @@ def _not_finite(node: Any, place: str) -> str | None:
     return next((fault for fault in faults if fault), None)
 
 
-def _balance(config: Mapping[str, Any]) -> str | None:
-    """Ends of a balance in the wrong order, or not both."""
+def _balance(config: Mapping[str, Any], whole: bool) -> str | None:
+    """Ends of a balance in the wrong order, or, of a whole config, not both."""
     schedule = config.get("schedule")
     balance = schedule.get("balance") if isinstance(schedule, Mapping) else None
-    if balance is None or (set(balance) >= ENDS and balance["first"] <= balance["last"]):
+    both = balance is not None and set(balance) >= ENDS
+    if balance is None or (balance["first"] <= balance["last"] if both else not whole):
         return None
     return (
         f"schedule.balance is {shown(dict(balance))}. Give first and last with 0 <= first <= last <= 1, as "

@@ -42,7 +42,8 @@ def composed(
         words.append(f"model.path={_word(str(path))}")
         if "model" not in more:
             words.append(f"model={_yaml_for(Path(os.path.expanduser(str(path))))}")
-    words.append(f"pruner=[{pruner.replace(JOIN, ',')}]" if JOIN in pruner else f"pruner={pruner}")
+    several = JOIN in str(pruner)
+    words.append(f"pruner=[{pruner.replace(JOIN, ',')}]" if several else f"pruner={_word(pruner)}")
     if budget is not None:
         tokens = isinstance(budget, int | float) and budget > 1
         words.append(f"budget.{'tokens' if tokens else 'share'}={_word(budget)}")
@@ -94,4 +95,6 @@ def _trainer(device: str | None) -> list[str]:
     kind, _, number = str(device).partition(":")
     if kind == "cpu":
         return ["trainer=cpu"]
+    if kind != "cuda":
+        raise ValueError(f"--model_args: device is {device}. Choose from: cpu, cuda, cuda:N.")
     return ["trainer.accelerator=gpu", f"trainer.devices=[{number}]" if number else "trainer.devices=1"]

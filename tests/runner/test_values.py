@@ -235,7 +235,7 @@ def test_the_table_is_long():
 RIGHT = [
     "limit=null", "cache_gib=0.5", "budget.tokens=40", "trainer.devices=[0,2]", "trainer.devices=auto",
     "trainer.workers=0", "schedule.tau=0", "schedule.balance={first:0,last:0}", "schedule.balance=null",
-    "calibration.dataset.abilities=[digit,number]", "task.dataset.abilities=null", "model.device_map={'':cpu}",
+    "calibration.dataset.abilities=[digit,number]", "task.dataset.abilities=null", "model.device_map={vision:cpu}",
     "model.device_map=auto", "model.quantize=4bit", "cost.measure=false", "overlays=0", "cost.warmup=0",
     "controls=null", "pruner.schedule=[{site:llm.layer.2,keep:fit}]", "output='/tmp/a b'", "seed=0",
     "logger.wait_s=0.5", "study=null", "tasks=gqa",
@@ -363,9 +363,17 @@ def test_a_sweep_is_refused_before_its_first_cell(capsys):
     assert "error: cost.enabled=false,maybe: cost.enabled is 'maybe'. Set cost.enabled to" in capsys.readouterr().err
 
 
-def test_a_layer_that_is_searched_for_without_a_search(tmp_path):
-    with pytest.raises(ValueError, match=r"pruner\.layer is search, but pruner 'withdraw' has no search"):
-        check_config(put(config("pruner=withdraw"), "pruner.layer=search"))
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        ("search", r"pruner\.layer is search, but pruner 'withdraw' has no search"),
+        ("8", r"pruner\.layer is 8, but the model has 8 decoder layers\. Set pruner\.layer to a layer from 0 to 7"),
+    ],
+)
+def test_a_layer_that_the_pruner_or_the_model_does_not_have(layer, said):
+    """Before the model is loaded."""
+    with pytest.raises(ValueError, match=said):
+        check_config(put(config("pruner=withdraw"), f"pruner.layer={layer}"))
 
 
 def test_a_message_does_not_grow_with_the_value():
