@@ -1,15 +1,33 @@
 """Checks of the composed config that need neither a model nor torch."""
 
 import os
-from collections.abc import Mapping
-from numbers import Real
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from btp.models.loading.checkpoint import check_keys, find_checkpoint
+from btp.cli.effects import calibrates, parts_of
+from btp.cli.values import check_values
+from btp.models.loading.checkpoint import check_keys, find_checkpoint, read_config
 from btp.runner.lmms_eval.settings import check_tasks
 from btp.runner.model_yamls import check_family
 from btp.runner.workers.ranks import devices
+
+
+def settled(config: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
+    """A resolved config in which words of the command line stand for what they mean.
+
+    The default share gives way to `budget.tokens`, and `cache=off` is false.
+
+    Args:
+        words: as they were typed.
+    """
+    found, budget = dict(config), config.get("budget")
+    shared = any(word.startswith("budget.share=") for word in words)
+    if isinstance(budget, Mapping) and budget.get("tokens") is not None and not shared:
+        found["budget"] = {**budget, "share": None}
+    if found.get("cache") in ("on", "off"):
+        found["cache"] = found["cache"] == "on"
+    return found
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -19,58 +37,53 @@ def check_config(config: Mapping[str, Any]) -> None:
         ValueError: what was asked, and the key to change.
         OSError: the output folder cannot be written.
     """
-    _whole("stages", config["stages"], 1, "A calibrated or uniform schedule needs 1 stage or more.")
-    if config["limit"] is not None:
-        _whole("limit", config["limit"], 1, "No samples are left to run.")
-    _whole("calibration.samples", config["calibration"]["samples"], 1, "There is nothing to calibrate on.")
-    _whole("trainer.batch", config["trainer"]["batch"], 1, "")
-    if config["trainer"]["workers"] is not None:
-        _whole("trainer.workers", config["trainer"]["workers"], 0, "")
+    check_values(config)
     _devices(config["trainer"], config["model"])
-    for key in ("repeats", "output_tokens"):
-        _whole(f"cost.{key}", config["cost"][key], 2, "")
     _measured(config["cost"]["measure"], config["model"]["weights"])
     _budget(config["budget"]["tokens"], config["budget"]["share"])
-    for key in ("move", "nearest"):
-        _switch(f"budget.{key}", config["budget"][key])
-    _switch("cache", config["cache"])
-    if not isinstance(config["cache_gib"], Real) or isinstance(config["cache_gib"], bool) or config["cache_gib"] <= 0:
-        raise ValueError(
-            f"cache_gib is {config['cache_gib']!r}. Set cache_gib to a number of GiB above 0; cache=off keeps none."
-        )
     check_tasks(config)
     _model(config["model"])
+    _layers(config)
     _calibrated(config)
     _writable(Path(config["output"]))
 
 
 def _calibrated(config: Mapping[str, Any]) -> None:
     """Refuse to calibrate a model without weights before it is built."""
-    pruner, kind = config["pruner"], config["schedule"]["kind"]
-    asks = pruner["name"] != "none" and any(
-        kind == "calibrated" or (kind == "auto" and part["schedule"] is None)
-        for part in (pruner.get("parts") or {"": pruner}).values()
-    )
-    if asks and config["model"]["weights"] == "random":
+    if calibrates(config) and config["model"]["weights"] == "random":
         raise ValueError(
             "A calibrated schedule needs a model with weights, but model.weights is random. Choose schedule=uniform or "
             "schedule=paper."
         )
 
 
-def _whole(key: str, value: object, least: int, why: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{key} is {value!r}. {why} Set {key} to a whole number from {least} on.".replace("  ", " "))
+def _layers(config: Mapping[str, Any]) -> None:
+    """Refuse a pruner's layer that the model does not have, as far as its config says how many it has."""
+    pruner, depth = config["pruner"], _depth(config["model"])
+    for name, part in parts_of(pruner).items():
+        key = f"pruner.parts.{name}" if pruner.get("parts") else "pruner"
+        layer = part.get("layer")
+        if layer == "search" and "search" not in part:
+            raise ValueError(
+                f"{key}.layer is search, but pruner {part['name']!r} has no search. Set {key}.layer to a layer."
+            )
+        if isinstance(layer, int) and depth is not None and layer >= depth:
+            raise ValueError(
+                f"{key}.layer is {layer}, but the model has {depth} decoder layers. Set {key}.layer to a layer from 0 "
+                f"to {depth - 1}."
+            )
 
 
-def _switch(key: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{key} is {value!r}. Set {key} to true or false.")
+def _depth(model: Mapping[str, Any]) -> int | None:
+    """Decoder layers of a model, without loading it; None where no file says so."""
+    folder = find_checkpoint(model) if model["path"] is not None else None
+    found = read_config(folder) if folder is not None else model["config"] or {}
+    text = found.get("text_config") or found
+    depth = text.get("num_hidden_layers") if isinstance(text, Mapping) else None
+    return depth if isinstance(depth, int) else None
 
 
 def _measured(value: object, weights: object) -> None:
-    if value != "auto" and not isinstance(value, bool):
-        raise ValueError(f"cost.measure is {value!r}. Choose from: auto, true, false.")
     if value != "auto" and weights != "random":
         raise ValueError(
             f"cost.measure is {str(value).lower()}, which has an effect on a model without weights only "
@@ -84,13 +97,6 @@ def _budget(tokens: object, share: object) -> None:
             f"budget.tokens is {tokens} and budget.share is {share}, but a run has one budget. "
             "Set the one that you do not mean to null."
         )
-    if share is not None and not (isinstance(share, Real) and 0 < share <= 1):
-        raise ValueError(
-            f"budget.share is {share!r}, but it is the share of visual tokens that stays on average over the "
-            "layers. Set budget.share to a number above 0 and at most 1."
-        )
-    if tokens is not None and not (isinstance(tokens, Real) and tokens > 0):
-        raise ValueError(f"budget.tokens is {tokens!r}. Set budget.tokens to a number above 0.")
 
 
 def _devices(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
@@ -104,16 +110,6 @@ def _devices(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
 
 
 def _model(model: Mapping[str, Any]) -> None:
-    for key, known in {
-        "weights": ("pretrained", "random"),
-        "dtype": ("float32", "bfloat16", "float16", "float64"),
-        "attention": ("sdpa", "eager"),
-        "quantize": (None, "8bit", "4bit"),
-    }.items():
-        if model[key] not in known:
-            raise ValueError(f"model.{key} is {model[key]!r}. Choose from: {', '.join(k or 'null' for k in known)}.")
-    for key in ("trust_remote_code", "download"):
-        _switch(f"model.{key}", model[key])
     check_keys(model)
     if model["path"] is not None:
         check_family(model, find_checkpoint(model))

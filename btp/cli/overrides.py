@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Set
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -14,7 +15,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from btp.cli.check_config import settled
+from btp.cli.effects import fault_of_effects
 from btp.cli.experiments import Experiment
+from btp.cli.schema import CHOSEN, NEEDED
+from btp.cli.values import fault_of_size, fault_of_values, fault_of_words, resolved
 from btp.cli.words import overrides_of
 from btp.results.command_line import as_line
 from btp.runner.keys import fault_of_keys, fault_of_option
@@ -126,18 +131,39 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
     groups = {p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()}
     for override in parsed:
         group = override.key_or_group.removeprefix("hydra.")
+        if override.is_sweep_override() and (fault := fault_of_size(override)):
+            return fault
         values = _values(override)
         if group in groups and not override.is_delete():
             for choice in values or [override.value()]:
-                fault = _missing_option(conf, group, choice) or fault_of_option(conf, group, str(choice))
+                needed = group in CHOSEN and override.package is None
+                fault = _missing_option(conf, group, choice, needed) or fault_of_option(conf, group, str(choice))
                 if fault:
                     return fault
         first.append(_first(override))
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            return fault_of_keys(conf, compose("config", overrides=first, return_hydra_config=True))
+            composed = compose("config", overrides=first, return_hydra_config=True)
     except Exception as error:
         return _explain(conf, first, error)
+    return fault_of_keys(conf, composed) or fault_of_words(parsed, composed) or _fault_of_values(parsed, composed)
+
+
+def _fault_of_values(parsed: list[Override], composed: DictConfig) -> str | None:
+    """A value that its key does not take, or one that is not read."""
+    job = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    try:
+        config = settled(resolved(job), [str(override.input_line) for override in parsed])
+    except ValueError as error:
+        return str(error)
+    hydra = {part: _written(composed.hydra[part]) for part in ("sweeper", "launcher")}
+    return fault_of_values({**config, "hydra": hydra}, NEEDED) or fault_of_effects(parsed, config)
+
+
+def _written(node: DictConfig) -> dict[str, object]:
+    """What a part of Hydra's own config was given, without what only Hydra resolves."""
+    given: Any = OmegaConf.to_container(node, resolve=False)
+    return {key: value for key, value in given.items() if not (isinstance(value, str) and "${" in value)}
 
 
 def _unread(conf: Path, words: list[str]) -> str | None:
@@ -177,19 +203,26 @@ def _values(override: Override) -> list[str] | None:
     return list(override.sweep_string_iterator()) if override.is_sweep_override() else None
 
 
-def _missing_option(conf: Path, group: str, choice: object) -> str | None:
+def _missing_option(conf: Path, group: str, choice: object, needed: bool = False) -> str | None:
     options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
     if group.startswith("hydra/"):
         with initialize_config_dir(str(conf), version_base="1.3"):
             options = sorted({*options, *_options(group)})
-    if not isinstance(choice, str) or choice in options or choice == "null":
+    if isinstance(choice, list):
+        return next((fault for one in choice if (fault := _missing_option(conf, group, one, needed))), None)
+    name = "null" if choice is None else str(choice)
+    if name in options:
         return None
-    if group == GROUP and JOIN in choice:
-        faults = [fault for part in choice.split(JOIN) if (fault := _missing_option(conf, group, part))]
+    if name == "null":
+        none = f" {group}=none does without." if "none" in options else ""
+        lost = f"{group}=null leaves a run without a {group}, which it needs.{none} Options: {', '.join(options)}."
+        return lost if needed else None
+    if group == GROUP and JOIN in name:
+        faults = [fault for part in name.split(JOIN) if (fault := _missing_option(conf, group, part))]
         return faults[0] if faults else None
-    near = difflib.get_close_matches(choice, options, 1)
+    near = difflib.get_close_matches(name, options, 1)
     hint = f" Did you mean {group}={near[0]}?" if near else ""
-    return f"{group}={choice} is not there.{hint} Options: {', '.join(options)}."
+    return f"{group}={short(name)} is not there.{hint} Options: {', '.join(options)}."
 
 
 def _options(group: str) -> list[str]:
@@ -211,7 +244,15 @@ def _explain(conf: Path, words: list[str], error: Exception) -> str:
             key = word.split("=", 1)[0]
             if not key.startswith(("+", "~")) and key.split("@")[0] not in known:
                 return f"unknown key {key}.{_owner(key) or _nearest(key, known)} {_where(key)}"
-    return str(error).splitlines()[0]
+    return _reasons(error)
+
+
+def _reasons(error: Exception) -> str:
+    """What Hydra says, which names the word, and what OmegaConf says behind it, which says why."""
+    lines = [str(error).splitlines()[0].strip().rstrip(".")]
+    if error.__cause__ is not None and str(error.__cause__):
+        lines.append(str(error.__cause__).splitlines()[0].strip().rstrip("."))
+    return ": ".join(dict.fromkeys(lines)) + "."
 
 
 def _where(key: str) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from btp.cli.check_config import check_config
+from btp.cli.check_config import check_config, settled
+from btp.cli.values import resolved
 from btp.results.command_line import as_line
 from btp.runner.messages import say
 from btp.runner.pruner_lists import as_typed
@@ -67,27 +68,24 @@ def _compute(
 ) -> Outcome:
     """Hand a run to a worker, unless it `was_finished` as this cell before and still is what the words ask for."""
     try:
-        resolved: Any = OmegaConf.to_container(config, resolve=True)
-        if resolved["budget"]["tokens"] is not None and not any(o.startswith("budget.share=") for o in overrides):
-            resolved["budget"]["share"] = None  # the default share gives way to tokens that were asked for
-        resolved.pop("study", None)  # of the sweep: a run may be a cell of several
-        resolved["cache"] = {"on": True, "off": False}.get(resolved["cache"], resolved["cache"])
-        check_config(resolved)
-        spool = Path(resolved["output"]) / ".store" / "requests"
+        asked = settled(resolved(config), overrides)
+        check_config(asked)
+        asked.pop("study", None)  # of the sweep: a run may be a cell of several
+        spool = Path(asked["output"]) / ".store" / "requests"
         spool.mkdir(parents=True, exist_ok=True)
         if sweep is not None:
-            resolved["logger"] = grouped(resolved["logger"], sweep)
+            asked["logger"] = grouped(asked["logger"], sweep)
     except (ValueError, OSError) as error:
-        if config.debug:
+        if config.get("debug") is True:
             raise
         say(error)
         return Outcome.of(error)
-    resolved["command"] = as_line(["python", "run.py", *overrides])
-    run = is_settled(resolved) if was_finished else None
+    asked["command"] = as_line(["python", "run.py", *overrides])
+    run = is_settled(asked) if was_finished else None
     if run is not None:
         print(f"this run is finished: {run} (resume=false computes it anew)", flush=True)
         return Outcome(0, folder=str(run))
-    return _workers(serving=sweep is not None).run(spool, resolved)
+    return _workers(serving=sweep is not None).run(spool, asked)
 
 
 def _share_threads(launcher: Mapping[str, Any]) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from btp.cli.check_config import check_config
+from btp.cli.check_config import check_config, settled
 from btp.cli.overrides import find_fault
 from btp.cli.run import CONF
+from btp.cli.values import resolved
 from btp.runner.model_yamls import yamls_for
 from btp.runner.pruner_lists import JOIN, name_lists
 
@@ -42,20 +42,19 @@ def composed(
         words.append(f"model.path={_word(str(path))}")
         if "model" not in more:
             words.append(f"model={_yaml_for(Path(os.path.expanduser(str(path))))}")
-    words.append(f"pruner=[{pruner.replace(JOIN, ',')}]" if JOIN in pruner else f"pruner={pruner}")
+    several = JOIN in str(pruner)
+    words.append(f"pruner=[{pruner.replace(JOIN, ',')}]" if several else f"pruner={_word(pruner)}")
     if budget is not None:
-        words.append(f"budget.share={budget}" if budget <= 1 else f"budget.tokens={budget}")
+        tokens = isinstance(budget, int | float) and budget > 1
+        words.append(f"budget.{'tokens' if tokens else 'share'}={_word(budget)}")
     words += [f"trainer.batch={batch}", f"tasks=[{PART}]", "task=lmms_eval", *_trainer(device)]
     words = name_lists(words)
     fault = find_fault(CONF, words)
     if fault:
         raise ValueError(f"--model_args: {fault}")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=words), resolve=True)
-    assert isinstance(config, dict)
+        config = settled(resolved(compose("config", overrides=words)), words)
     config["command"] = " ".join(words)
-    if config["budget"]["tokens"] is not None and not any(word.startswith("budget.share=") for word in words):
-        config["budget"]["share"] = None
     config["controls"] = None  # lmms-eval's command line runs one model
     check_config(config)
     return config
@@ -96,4 +95,6 @@ def _trainer(device: str | None) -> list[str]:
     kind, _, number = str(device).partition(":")
     if kind == "cpu":
         return ["trainer=cpu"]
+    if kind != "cuda":
+        raise ValueError(f"--model_args: device is {device}. Choose from: cpu, cuda, cuda:N.")
     return ["trainer.accelerator=gpu", f"trainer.devices=[{number}]" if number else "trainer.devices=1"]

@@ -13,18 +13,24 @@ from btp.tasks.sample import Local
 GROUPS = ("task", "calibration")
 
 
-def make_dataset(node: Mapping[str, Any]) -> Any:
+def make_dataset(node: Mapping[str, Any], key: str = "task.dataset") -> Any:
     """Build the dataset that a task's or a calibration's yaml names; its complaints come through as they are.
 
+    Args:
+        key: of the node in the config.
+
     Raises:
-        ValueError: as the dataset says.
+        ValueError: as the dataset says; or there is no such class, or it does not take these settings.
     """
+    if "_target_" not in node:
+        raise ValueError(f"{key} has no _target_, so it names no dataset. Set {key}._target_ to a class.")
     try:
         return instantiate(dict(node))
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | OSError):
             raise error.__cause__ from None
-        raise
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{key} cannot be built from its settings: {reason}. Correct {key}.") from error
 
 
 def with_contents(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +46,7 @@ def with_contents(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     found = dict(config)
     for group in GROUPS:
-        dataset = make_dataset(config[group]["dataset"]) if "path" in config[group] else None
+        dataset = make_dataset(config[group]["dataset"], f"{group}.dataset") if "path" in config[group] else None
         if isinstance(dataset, Local):
             found[group] = {**config[group], "content": dataset.content()}
     return found

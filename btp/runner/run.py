@@ -41,6 +41,7 @@ from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
 from btp.runner.evaluation.inertness import check_inert
 from btp.runner.evaluation.processing import try_unusual
+from btp.runner.evaluation.prompt_length import check_lengths
 from btp.runner.evaluation.scores import corpus_metrics, scores_of
 from btp.runner.evaluation.shown_prompt import shown_prompt
 from btp.runner.evaluation.task_protocol import OwnWay, draw
@@ -155,6 +156,7 @@ class Run:
             collate = task.collate if isinstance(task, OwnWay) else Collate
             totals, pictures = visual_totals(samples, pictured, self.loaded.host, collate(self.loaded.processor))
             try_unusual(samples, collate(self.loaded.processor))
+            check_lengths(samples, totals, self.loaded, collate(self.loaded.processor))
         with self.phase("calibrate"):
             arms = self._arms(totals, pictures)
         if self.machine.leads:

@@ -61,6 +61,7 @@ class Named:
 def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names a run by what changes its result: not by where it is logged or on what it ran."""
     what = {k: v for k, v in config.items() if k not in FREE}
+    what["calibration"] = {k: v for k, v in config["calibration"].items() if k != "batch"}  # as trainer.batch
     what["model"] = {"name": config["model"]["name"], "example": config["model"]["example"]}
     what["model"] |= model_identity(config["model"])
     methods = [config["pruner"], *(config["controls"] or {}).values()]

@@ -87,6 +87,13 @@ def test_arguments_become_words_of_ours(tmp_path, monkeypatch):
     [
         ({"pruner": "btpp"}, "--model_args: pruner=btpp is not there. Did you mean pruner=btp?"),
         ({"more": {"stagse": 2}}, "--model_args: unknown key stagse. Did you mean stages?"),
+        ({"budget": "few"}, "--model_args: budget.share is 'few'. It is the share"),
+        ({"budget": float("nan")}, "--model_args: budget.share is nan"),
+        ({"batch": "auto"}, "--model_args: trainer.batch is 'auto'. Set trainer.batch to a whole number from 1 on"),
+        ({"device": "tpu"}, "--model_args: device is tpu. Choose from: cpu, cuda, cuda:N."),
+        ({"device": "cuda:x"}, "--model_args: trainer.devices is ['x']"),
+        ({"pruner": 3}, "--model_args: pruner=3 is not there. Options: "),
+        ({"pruner": "fastv", "more": {"stages": 2}}, "--model_args: stages=2 has no effect: pruner 'fastv' brings"),
         ({"path": "FOLDER"}, "no yaml in conf/model is for model_type unheard_of. Add model=NAME"),
     ],
 )

@@ -1,0 +1,338 @@
+"""What every key of the config takes: type, range and choices, declared once. No torch here.
+
+`btp.cli.values` holds configs and command lines against it. A `*` stands for any key of a mapping or any place of a
+list. Keys that only some options of a group have are checked where they are there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+LARGEST_SEED = 2**63 - 1  # of torch
+LARGEST_SAMPLER_SEED = 2**32 - 1  # of numpy's older generators, which Optuna's samplers take
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The values that a key takes.
+
+    Attributes:
+        takes: in words, behind "Set KEY to" or as a sentence of its own.
+        holds: True of these values.
+        why: a sentence before that, "" for none.
+    """
+
+    takes: str
+    holds: Callable[[Any], bool]
+    why: str = ""
+
+    def fault(self, key: str, given: object) -> str | None:
+        """What is wrong with a value; None where nothing is."""
+        if self.holds(given):
+            return None
+        advice = self.takes if self.takes.endswith(".") else f"Set {key} to {self.takes}."
+        return " ".join(part for part in (f"{key} is {shown(given)}.", self.why, advice) if part)
+
+
+def shown(given: object, most: int = 120) -> str:
+    """A value as a message shows it."""
+    text = " ".join(repr(given).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def whole(least: int, most: int | None = None, why: str = "") -> Kind:
+    """Whole numbers of a range."""
+    until = "on" if most is None else f"to {most}"
+
+    def holds(value: Any) -> bool:
+        return _is_whole(value) and value >= least and (most is None or value <= most)
+
+    return Kind(f"a whole number from {least} {until}", holds, why)
+
+
+def number(least: float, most: float | None = None, above: bool = False, unit: str = "", why: str = "") -> Kind:
+    """Finite numbers of a range; `above` leaves out its lower end."""
+    until = "" if most is None else f" {'and at most' if above else 'to'} {most:g}"
+    start = f"above {least:g}" if above else f"from {least:g}"
+    takes = f"a number {unit}{start}{until}" if most is not None or above else f"a number {unit}{start} on"
+
+    def holds(value: Any) -> bool:
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        return (value > least if above else value >= least) and (most is None or value <= most)
+
+    return Kind(takes, holds, why)
+
+
+def choice(*options: object) -> Kind:
+    """One of a few values."""
+    names = ", ".join("null" if o is None else str(o).lower() if isinstance(o, bool) else str(o) for o in options)
+    return Kind(f"Choose from: {names}.", lambda value: any(value is o or _same(value, o) for o in options))
+
+
+def maybe(kind: Kind) -> Kind:
+    """The same, or null."""
+    takes = f"{kind.takes[:-1]}, null." if kind.takes.endswith(".") else f"{kind.takes}, or to null"
+    return Kind(takes, lambda value: value is None or kind.holds(value), kind.why)
+
+
+def listed(kind: Callable[[Any], bool], of: str) -> Kind:
+    """A list."""
+    return Kind(f"a list of {of}", lambda value: isinstance(value, list | tuple) and all(map(kind, value)))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _same(value: Any, option: object) -> bool:
+    return type(value) is type(option) and value == option
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value != "???"
+
+
+def _is_devices(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(_is_whole(i) and i >= 0 for i in value) and len(set(value)) == len(value)
+    return value == "auto" or (_is_whole(value) and value >= 1)
+
+
+def _is_layer(value: Any) -> bool:
+    return value is None or value in ("budget", "search") or (_is_whole(value) and value >= 0)
+
+
+SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a text that is not empty", _is_text)
+TEXTS = listed(_is_text, "names, as [a,b]")
+KEYED = Kind("keys with values, as {key: value}", lambda value: isinstance(value, Mapping))
+GROUP = Kind("It holds keys of its own.", lambda value: isinstance(value, Mapping))
+DEVICES = Kind(
+    "a whole number from 1 on, to a list of different device indices such as [0,2], or to auto for all devices",
+    _is_devices,
+)
+LAYER = Kind("a decoder layer (a whole number from 0 on), or to budget or search where the pruner has them", _is_layer)
+STAGES = Kind(
+    "a list of stages, as [{site: llm.layer.2, keep: fit}], or to null for the run's schedule",
+    lambda value: value is None or (isinstance(value, list | tuple) and all(isinstance(s, Mapping) for s in value)),
+)
+CELLS_AT_ONCE = Kind(
+    "a whole number other than 0: cells at once, or -1 for as many as there are cores",
+    lambda value: _is_whole(value) and value != 0,
+)
+SEED, COUNT = whole(0, LARGEST_SEED), whole(1)
+
+CHOSEN = ("model", "pruner", "calibration", "schedule", "task", "trainer", "logger")  # groups that every run has
+
+_RUN = {
+    **dict.fromkeys(CHOSEN, GROUP),
+    "budget": GROUP,
+    "cost": GROUP,
+    "controls": maybe(KEYED),
+    "stages": whole(1, why="A calibrated or uniform schedule needs 1 stage or more."),
+    "limit": maybe(whole(1, why="No samples are left to run.")),
+    "tasks": Kind(
+        "names of lmms-eval's tasks, as [gqa,mme], or to null",
+        lambda value: (
+            value is None or _is_text(value) or (isinstance(value, list | tuple) and all(map(_is_text, value)))
+        ),
+    ),
+    "seed": SEED,
+    "overlays": whole(0),
+    "output": Kind("a folder", _is_text),
+    "resume": SWITCH,
+    "cache": SWITCH,
+    "cache_gib": number(0, above=True, unit="of GiB ", why="cache=off keeps none."),
+    "debug": SWITCH,
+    "study": maybe(KEYED),
+    "budget.tokens": maybe(number(0, above=True)),
+    "budget.share": maybe(
+        number(0, 1, above=True, why="It is the share of visual tokens that stays on average over the layers.")
+    ),
+    "budget.move": SWITCH,
+    "budget.nearest": SWITCH,
+    "cost.enabled": SWITCH,
+    "cost.measure": choice("auto", True, False),
+    "cost.repeats": whole(2),
+    "cost.warmup": whole(0),
+    "cost.batch": COUNT,
+    "cost.output_tokens": whole(2),
+    "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.devices": DEVICES,
+    "trainer.batch": COUNT,
+    "trainer.threads": maybe(whole(1, 1024)),
+    "trainer.workers": maybe(whole(0, 256)),
+}
+
+_GROUPS = {
+    "model.name": TEXT,
+    "model.path": maybe(TEXT),
+    "model.hub": maybe(TEXT),
+    "model.revision": maybe(TEXT),
+    "model.weights": choice("pretrained", "random"),
+    "model.adapter": TEXT,
+    "model.config": maybe(KEYED),
+    "model.processor": KEYED,
+    "model.example": KEYED,
+    "model.example.*": COUNT,
+    "model.dtype": choice("float32", "bfloat16", "float16", "float64"),
+    "model.attention": choice("sdpa", "eager"),
+    "model.device_map": Kind(
+        "auto, to {module: device}, or to null", lambda value: value is None or _is_text(value) or KEYED.holds(value)
+    ),
+    "model.quantize": choice(None, "8bit", "4bit"),
+    "model.trust_remote_code": SWITCH,
+    "model.download": SWITCH,
+    "schedule.kind": choice("auto", "calibrated", "uniform", "paper"),
+    "schedule.tau": number(-1, 1, why="It is a cosine."),
+    "schedule.min_gap": COUNT,
+    "schedule.balance": maybe(KEYED),
+    "schedule.balance.*": number(0, 1),
+    "schedule.withdraw_last": SWITCH,
+    "schedule.model": TEXT,
+    "schedule.setting": Kind(
+        "the name of a published setting, or to null",
+        lambda value: value is None or _is_text(value) or _is_whole(value),
+    ),
+    "schedule.tokens": KEYED,
+    "schedule.tokens.*": COUNT,
+    "calibration.name": TEXT,
+    "calibration.artefact": maybe(TEXT),
+    "calibration.path": TEXT,
+    "calibration.samples": whole(1, why="There is nothing to calibrate on."),
+    "calibration.batch": COUNT,
+    "task.name": TEXT,
+    "task.path": TEXT,
+    "task.reading": TEXTS,
+    "logger.name": choice("wandb", "none"),
+    "logger.mode": choice("offline", "online"),
+    "logger.project": TEXT,
+    "logger.entity": maybe(TEXT),
+    "logger.group": maybe(TEXT),
+    "logger.tags": TEXTS,
+    "logger.wait_s": number(0, above=True, unit="of seconds "),
+    "logger.upload_s": number(0, above=True, unit="of seconds "),
+}
+
+_DATASET = {
+    "_target_": TEXT,
+    "name": TEXT,
+    "metric": TEXT,
+    "max_new_tokens": COUNT,
+    "suffix": maybe(Kind("a text", lambda value: isinstance(value, str))),
+    "shuffle_seed": maybe(SEED),
+    "split": TEXT,
+    "seed": SEED,
+    "size": whole(1, 2**31 - 1),
+    "samples": COUNT,
+    "abilities": maybe(TEXTS),
+    "include_path": maybe(TEXT),
+    "num_fewshot": maybe(whole(0)),
+    "prompts": maybe(TEXT),
+    "generation": maybe(KEYED),
+    "reader": KEYED,
+    "reader._target_": TEXT,
+    "reader.path": TEXT,
+    "reader.split": TEXT,
+    "reader.questions": TEXT,
+    "reader.images": maybe(TEXT),
+    "reader.parts": TEXTS,
+    "reader.subsets": TEXTS,
+    "reader.categories": maybe(TEXTS),
+    "reader.table": TEXT,
+    "reader.ability": TEXT,
+    "reader.only_pictures": SWITCH,
+    "reader.columns": KEYED,
+    "reader.question": TEXT,
+    "reader.conversations": TEXT,
+}
+
+_PRUNER = {
+    "name": TEXT,
+    "picture": choice("full", "shrunk"),
+    "layer": LAYER,
+    "strategy": choice("search", "given"),
+    "method": maybe(KEYED),
+    "schedule": STAGES,
+    "published": maybe(KEYED),
+    "parts": maybe(KEYED),
+    "search": KEYED,
+    "search.kind": TEXT,
+    "search.artefact": maybe(TEXT),
+    "search.samples": COUNT,
+    "search.eta": number(0, above=True),
+    "search.first": whole(0),
+    "search.direction": choice("withdrawn", "full"),
+    "search.startup": COUNT,
+    "search.evaluations": whole(0),
+    "search.seed": whole(0, LARGEST_SAMPLER_SEED),
+    "search.optimiser": choice("gp", "tpe"),
+    "search.space": KEYED,
+    "search.space.*": Kind(
+        "two numbers, the lower first, as [0.5,1]",
+        lambda value: (
+            isinstance(value, list | tuple)
+            and len(value) == 2
+            and all(number(-math.inf).holds(n) for n in value)
+            and value[0] <= value[1]
+        ),
+    ),
+}
+
+_HYDRA = {
+    "hydra.sweeper.n_trials": COUNT,
+    "hydra.sweeper.n_jobs": COUNT,
+    "hydra.sweeper.maximize": TEXTS,
+    "hydra.sweeper.minimize": TEXTS,
+    "hydra.sweeper.sampler": TEXT,
+    "hydra.sweeper.seed": whole(0, LARGEST_SAMPLER_SEED),
+    "hydra.sweeper.storage": maybe(TEXT),
+    "hydra.sweeper.study_name": maybe(TEXT),
+    "hydra.sweeper.max_batch_size": maybe(COUNT),
+    "hydra.launcher.n_jobs": CELLS_AT_ONCE,
+    "hydra.launcher.timeout_min": COUNT,
+    "hydra.launcher.max_num_timeout": whole(0),
+    "hydra.launcher.nodes": COUNT,
+    "hydra.launcher.tasks_per_node": COUNT,
+    "hydra.launcher.cpus_per_task": maybe(COUNT),
+    "hydra.launcher.mem_gb": maybe(number(0, above=True, unit="of GB ")),
+    "hydra.launcher.array_parallelism": COUNT,
+}
+
+_NODES = {f"{group}.dataset": KEYED for group in ("task", "calibration")} | {
+    f"{place}.*": KEYED for place in ("pruner.parts", "controls")
+}
+
+
+def _below(place: str, kinds: Mapping[str, Kind]) -> dict[str, Kind]:
+    return {f"{place}.{key}": kind for key, kind in kinds.items()}
+
+
+KEYS: Mapping[str, Kind] = {
+    **_RUN,
+    **_GROUPS,
+    **_NODES,
+    **_below("task.dataset", _DATASET),
+    **_below("calibration.dataset", _DATASET),
+    **_below("pruner", _PRUNER),
+    **_below("pruner.parts.*", _PRUNER),
+    **_below("controls.*", _PRUNER),
+    **_HYDRA,
+}
+NEEDED = tuple(_RUN)  # keys that every run has, whatever its groups
+
+
+def kind_of(key: str) -> Kind | None:
+    """What a key takes; None where nothing is declared for it."""
+    return next((kind for pattern, kind in KEYS.items() if fits(pattern, key)), None)
+
+
+def fits(pattern: str, key: str) -> bool:
+    """Whether a dotted key is one of those that a key of the table stands for."""
+    asked, given = pattern.split("."), key.split(".")
+    return len(asked) == len(given) and all(a in ("*", g) for a, g in zip(asked, given, strict=True))
