@@ -16,13 +16,14 @@ from jobs import composed, job
 from PIL import Image
 
 from btp.core.schedule import Schedule
+from btp.runner.out_of_memory import out_of_memory
 from btp.models.loading.checkpoint import find_checkpoint
 from btp.models.loading.load import load
 from btp.runner import run as worker
 from btp.runner.arms import Arm
 from btp.runner.devices import Machine
 from btp.runner.evaluation import data as batches_module
-from btp.runner.evaluation.batch_size import BatchSize, out_of_memory
+from btp.runner.evaluation.batch_size import BatchSize
 from btp.runner.evaluation.data import Collate, Feed, by_length, workers_for
 from btp.runner.evaluation.evaluate import answer
 from btp.tasks.sample import Sample

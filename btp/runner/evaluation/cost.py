@@ -25,6 +25,7 @@ from btp.measure.timed_pruner import TimedPruner
 from btp.models.loading.load import Loaded
 from btp.report.terminal import literal
 from btp.results.atomic import write_json
+from btp.results.disk import make_folder
 from btp.results.status import UNPRUNED
 from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Collate
@@ -119,7 +120,7 @@ def profile(
         baseline = _flat(found | found["unpruned"], "baseline")
         out.setdefault(UNPRUNED, baseline)
         if arm.role == "control":
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write_json(path, {arm.role: out[arm.name], UNPRUNED: baseline})
     return out
 
