@@ -6,8 +6,7 @@ import pytest
 
 from btp.results.status import ANSWERED, COSTED, is_finished, lacks_report_alone
 
-
-ENDS = {".html": "<html></html>", ".parquet": "PAR1PAR1", ".json": "{}", ".yaml": "a: 1"}
+ENDS = {".html": "<html></html>", ".parquet": "PAR1 rows PAR1", ".json": "{}", ".yaml": "a: 1"}
 
 
 def write(folder, name):
