@@ -1,6 +1,10 @@
 """Entry point: composes the config and hands it to the runner. `python run.py --help` shows what can be set."""
 
+import os
+import signal
 import sys
+
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main listens: imports take a second
 
 try:
     from btp.cli.run import main

@@ -4,6 +4,8 @@ import difflib
 import shlex
 import sys
 from collections.abc import Set
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from btp.cli.schema import CHOSEN, NEEDED
 from btp.cli.values import fault_of_size, fault_of_values, fault_of_words, resolved
 from btp.cli.words import overrides_of
 from btp.results.command_line import as_line
+from btp.results.disk import make_folder, writing
 from btp.runner.keys import fault_of_keys, fault_of_option
 from btp.runner.messages import say
 from btp.runner.pruner_lists import GROUP, JOIN, as_typed
@@ -76,10 +79,27 @@ def with_sweep(conf: Path, argv: list[str]) -> list[str]:
 def sweep_folder(conf: Path, argv: list[str]) -> Path:
     """Where a sweep with these words goes: settled once, before any launcher asks.
 
+    A folder that is named by the time is made here and is nobody else's, also of sweeps that begin in one second.
+
     Args:
         argv: words that `check_overrides` found nothing wrong with.
+
+    Raises:
+        CannotWrite: it may not be made.
     """
-    return Path(_composed(conf, overrides_of(with_sweep(conf, argv))).hydra.sweep.dir)
+    words = overrides_of(with_sweep(conf, argv))
+    config = _composed(conf, words)
+    folder = Path(config.hydra.sweep.dir)
+    if any(word.startswith("hydra.sweep.dir=") for word in words):
+        return folder
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
+    for number in count(1):
+        mine = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with writing(mine), suppress(FileExistsError):
+            mine.mkdir()
+            return mine
+    raise AssertionError("count has no end")
 
 
 def planned_cells(conf: Path, argv: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ it or on other machines; how they ended is read from the sweep's folder.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from btp.cli.overrides import MANY, check_overrides, experiment_of, planned_cell
 from btp.cli.run_cell import end_workers, run_cell
 from btp.cli.words import hydra_words, quoted
 from btp.report.terminal import settle_output
-from btp.runner.messages import say
+from btp.runner.messages import one_line, say
 from btp.runner.pruner_lists import name_lists
 from btp.runner.sweeps.cells import Cells
 from btp.runner.sweeps.summary import Sweep
@@ -42,17 +43,8 @@ def main() -> None:
     """Run `run.py`'s command line; exit code 1 where a run failed, unless only its budget was out of reach."""
     settle_output()
     try:
-        words = hydra_words(CONF, name_lists(sys.argv[1:]))
-    except ValueError as error:
-        say(error)
-        sys.exit(FAILED)
-    many = any(flag in words for flag in MANY)
-    sys.argv[1:] = words
-    check_overrides(CONF, words)
-    try:
-        if many and "--cfg" not in words and "-c" not in words:
-            sys.exit(_sweep(words))
-        app()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _run(sys.argv[1:])
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(STOPPED)
@@ -60,15 +52,30 @@ def main() -> None:
         end_workers()
 
 
+def _run(words: list[str]) -> None:
+    try:
+        words = hydra_words(CONF, name_lists(words))
+    except ValueError as error:
+        say(error)
+        sys.exit(FAILED)
+    many = any(flag in words for flag in MANY)
+    sys.argv[1:] = words
+    check_overrides(CONF, words)
+    if many and "--cfg" not in words and "-c" not in words:
+        sys.exit(_sweep(words))
+    app()
+
+
 def _sweep(words: list[str]) -> int:
     """Run all cells and compare them; returns the exit code."""
-    folder = sweep_folder(CONF, words)
-    experiment, cells = experiment_of(CONF, words), Cells(folder)
+    experiment = experiment_of(CONF, words)
     study = experiment.study and {"name": experiment.name, **experiment.study}
     try:
+        folder = sweep_folder(CONF, words)
+        cells = Cells(folder)
         cells.open(sys.argv[1:], study, planned_cells(CONF, words))
     except (ValueError, OSError) as error:
-        say(error)
+        say(one_line(error, Path.cwd()))
         return FAILED
     words = [word for word in with_sweep(CONF, words) if not word.startswith("hydra.sweep.dir=")]
     sys.argv[1:] = [*words, quoted("hydra.sweep.dir", folder)]

@@ -18,12 +18,13 @@ from omegaconf import DictConfig
 from btp.cli.check_config import check_config, settled
 from btp.cli.values import resolved
 from btp.results.command_line import as_line
-from btp.runner.messages import say
+from btp.results.disk import CannotWrite, make_folder
+from btp.runner.messages import one_line, say
 from btp.runner.pruner_lists import as_typed
 from btp.runner.run_identity import is_settled
 from btp.runner.sweeps.cells import FINISHED, Cells
 from btp.runner.tracking.groups import grouped
-from btp.runner.workers.launch import Outcome, Workers
+from btp.runner.workers.launch import FAILED, Outcome, Workers
 
 _WORKERS: list[Workers] = []  # of this process: the cells that a launcher gives it share them
 
@@ -44,10 +45,15 @@ def run_cell(config: DictConfig) -> Outcome:
     words, number = as_line(overrides), hydra.job.num
     print(f"\n[{number}] {words}", flush=True)
     _share_threads(hydra.launcher)
-    with Cells(Path(hydra.sweep.dir)).running(number, words) as note:
-        was_finished = note.before.state == FINISHED and note.before.words == words
-        note.outcome = _compute(config, overrides, Path(hydra.sweep.dir), was_finished)
-        return note.outcome
+    try:
+        with Cells(Path(hydra.sweep.dir)).running(number, words) as note:
+            was_finished = note.before.state == FINISHED and note.before.words == words
+            note.outcome = _compute(config, overrides, Path(hydra.sweep.dir), was_finished)
+            return note.outcome
+    except OSError as error:  # the cell cannot be noted in the sweep's folder
+        message = one_line(error, Path(hydra.sweep.dir))
+        say(message)
+        return Outcome(FAILED, message)
 
 
 def end_workers() -> None:
@@ -72,20 +78,28 @@ def _compute(
         check_config(asked)
         asked.pop("study", None)  # of the sweep: a run may be a cell of several
         spool = Path(asked["output"]) / ".store" / "requests"
-        spool.mkdir(parents=True, exist_ok=True)
+        make_folder(spool)
         if sweep is not None:
             asked["logger"] = grouped(asked["logger"], sweep)
     except (ValueError, OSError) as error:
         if config.get("debug") is True:
             raise
-        say(error)
-        return Outcome.of(error)
+        return _failed(error, config)
     asked["command"] = as_line(["python", "run.py", *overrides])
     run = is_settled(asked) if was_finished else None
     if run is not None:
         print(f"this run is finished: {run} (resume=false computes it anew)", flush=True)
         return Outcome(0, folder=str(run))
-    return _workers(serving=sweep is not None).run(spool, asked)
+    try:
+        return _workers(serving=sweep is not None).run(spool, asked)
+    except CannotWrite as error:
+        return _failed(error, config)
+
+
+def _failed(error: Exception, config: DictConfig) -> Outcome:
+    message = one_line(error, Path(str(config.get("output"))))
+    say(message)
+    return Outcome(FAILED, message)
 
 
 def _share_threads(launcher: Mapping[str, Any]) -> None:

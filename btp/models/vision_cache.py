@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from btp.models.families.packed import PackedLVLM
 from btp.models.lvlm import LVLM
+from btp.results.atomic import write_array
+from btp.results.disk import CannotWrite, make_folder
 
 SPARE = 10  # of the free disk, one part in ten at most
 USED = ".used"  # touched in a folder whenever a run begins to use it
@@ -82,13 +84,21 @@ class PictureFeatures:
         features = self.host.model.model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
         made = list(features.pooler_output)
         if self._has_room(made[0]):
+            self._keep(files, made)
+        return made
+
+    def _keep(self, files: Sequence[Path], made: Sequence[Tensor]) -> None:
+        """Write features down, and none any more once the disk is full: a run does without."""
+        try:
             for file, feature in zip(files, made, strict=True):
                 _write(file, feature)
-        return made
+        except CannotWrite as error:
+            self._room = False
+            warnings.warn(f"pictures are not kept any more: {error}", stacklevel=2)
 
     def _has_room(self, feature: Tensor) -> bool:
         if self._room is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             (self.folder / USED).touch()
             needed = self.pictures * feature.numel() * feature.element_size()
             fits = make_room(self.folder, needed, self.limit)
@@ -126,8 +136,5 @@ def _last_used(folder: Path) -> float:
 
 def _write(file: Path, feature: Tensor) -> None:
     """Whole or not at all; bytes, since numpy has no bfloat16."""
-    part = file.with_suffix(f".{uuid4().hex}")
-    file.parent.mkdir(exist_ok=True)  # it may have been given up for another model's
-    with part.open("wb") as f:
-        np.save(f, feature.detach().cpu().contiguous().view(torch.uint8).numpy())
-    part.replace(file)
+    make_folder(file.parent)  # it may have been given up for another model's
+    write_array(file, feature.detach().cpu().contiguous().view(torch.uint8).numpy())

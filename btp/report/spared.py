@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from btp.results.disk import CannotWrite
+
 
 class Spared:
     """Collects what could not be drawn, and warns of it.
@@ -22,6 +24,8 @@ class Spared:
         """Let this part fail: it is missing then, and `said` has why."""
         try:
             yield
+        except CannotWrite:
+            raise  # the disk is full: the next part would not get further
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             why = reason if isinstance(error, ValueError | OSError) and reason else f"{type(error).__name__}: {reason}"

@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from btp.results.atomic import write_json
+from btp.results.atomic import clear_parts, whole, write_json, write_parquet, write_text
+from btp.results.disk import make_folder
 from btp.results.status import UNPRUNED, is_finished
 from btp.tasks.metrics.text import normalise
 from btp.tasks.sample import Sample
@@ -27,7 +28,7 @@ class RunFolder:
     """One run on disk. `run.json` says how far it came; everything is written whole or not at all."""
 
     def __init__(self, path: Path):
-        self.path, self.fresh = path, not path.exists()
+        self.path, self.fresh = path, True
         self.state: dict[str, Any] = {}
 
     @property
@@ -37,8 +38,11 @@ class RunFolder:
 
     def begin(self, config: Mapping[str, Any], identity: str, hardware: str) -> None:
         """Write the config and mark the run as running."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
+        clear_parts(self.path)
+        self.fresh = not (self.path / "run.json").exists()
+        write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         self.state = {
             "state": "running",
             "identity": identity,
@@ -59,11 +63,11 @@ class RunFolder:
 
     def fail(self, message: str, details: str, rank: int = 0) -> Path:
         """Say in run.json why the run ended, and with all details in the log that is returned."""
-        if self.state:
-            self.update(state="failed", error=message)
         log = self.path / f"error{f'-{rank}' if rank else ''}.log"
-        with suppress(FileNotFoundError):  # the leading process has withdrawn the run meanwhile
-            log.write_text(details, encoding="utf-8")
+        with suppress(OSError):  # a full disk, or the leading process has withdrawn the run meanwhile
+            if self.state:
+                self.update(state="failed", error=message)
+            write_text(log, details)
         return log
 
     def withdraw(self) -> None:
@@ -115,9 +119,9 @@ class RunFolder:
                 for key in ("visual", "tokens")
             }
         frame = pd.DataFrame(table)
-        frame.to_parquet(self.path / "samples.parquet", index=False)
+        write_parquet(self.path / "samples.parquet", frame)
         columns = ["arm", "sample", "site", "order", "before", "after", "kept", "merged"]
-        pd.DataFrame(trace, columns=columns).to_parquet(self.path / "trace.parquet", index=False)
+        write_parquet(self.path / "trace.parquet", pd.DataFrame(trace, columns=columns))
         write_json(self.path / "layers.json", layers)
         self._write_regions(samples)
         return frame
@@ -134,7 +138,7 @@ class RunFolder:
                 corners = dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))
                 rows.append({"sample": sample.id, "label": label, "target": box in sample.targets, **corners})
         if rows:
-            pd.DataFrame(rows).to_parquet(self.path / "regions.parquet", index=False)
+            write_parquet(self.path / "regions.parquet", pd.DataFrame(rows))
 
     def write_pictures(self, samples: Sequence[Sample], places: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep the pictures of the samples that the report shows, with their boxes.
@@ -143,11 +147,12 @@ class RunFolder:
             places: of a sample's visual tokens, as `btp.models.token_layout.describe_views` says.
         """
         folder = self.path / "pictures"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         index = {}
         for sample in samples:
             if places[sample.id]:
-                sample.images[0].save(folder / f"{sample.id}.png")
+                with whole(folder / f"{sample.id}.png") as file:
+                    sample.images[0].save(file, "PNG")
                 index[sample.id] = {**places[sample.id], "boxes": sample.boxes, "labels": sample.labels}
         write_json(folder / "index.json", index)
 

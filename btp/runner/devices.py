@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,9 +133,11 @@ class Machine:
         """True in the process that writes what all found."""
         return self.rank == 0
 
-    def feed(self, samples: Samples, processor: Any, collate: type[Collate] = Collate) -> Feed:
+    def feed(
+        self, samples: Samples, processor: Any, collate: type[Collate] = Collate, pixels: Sequence[int] = ()
+    ) -> Feed:
         """What makes batches for this process."""
-        return Feed(samples, processor, self.workers, self.device.type == "cuda", collate)
+        return Feed(samples, processor, self.workers, self.device.type == "cuda", collate, pixels)
 
     def trainer(self, phase: str, samples: int | None = None) -> L.Trainer:
         """A trainer for one phase on this process's device, with its own bar; processes know of each other here only.

@@ -7,6 +7,8 @@ import sys
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+from btp.results.disk import FULL, refusal
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "errors.md"
 _ROW = re.compile(r"^\| `([^`]+)` \| .* \| (.*) \|$", re.MULTILINE)
@@ -23,6 +25,25 @@ def say(error: object, *more: str) -> None:
     page = page_of(" ".join(str(error).split()))
     lines = [*more, *([f"see {page}"] if page else [])]
     print(f"error: {error}", *(f"  {line}" for line in lines), sep="\n", file=sys.stderr)
+
+
+def one_line(error: Exception, output: Path) -> str:
+    """One line on an error that ended a run.
+
+    Args:
+        output: folder of the runs; what cannot be written in it is said with what to do.
+    """
+    place = Path(error.filename) if isinstance(error, OSError) and isinstance(error.filename, str) else output
+    ours = output.absolute() in (place.absolute(), *place.absolute().parents)
+    if ours or (isinstance(error, OSError) and error.errno in FULL):
+        error = refusal(error, place) or error
+    if isinstance(error, MemoryError):
+        return (
+            f"out of memory in this machine's own memory: {' '.join(str(error).split()) or 'no more is to be had'}. "
+            "Lower trainer.batch, calibration.batch and trainer.workers, or ask on smaller pictures."
+        )
+    expected = isinstance(error, ValueError | OSError | RuntimeError)
+    return " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
 
 
 def page_of(message: str) -> str | None:

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from btp.report.pages.run_page import write_report
 from btp.report.tables.screen_table import screen_table
 from btp.report.terminal import console
 from btp.report.text.floor import example, nothing_right
-from btp.results.atomic import write_json
-from btp.results.status import UNPRUNED
+from btp.results.atomic import clear_parts, write_json
+from btp.results.status import UNPRUNED, lacks_report_alone
 from btp.results.writer import RunFolder, spread
 from btp.runner.arms import Arm, build_method, shared_identity
 from btp.runner.calibration.calibration_set import calibration_set
@@ -47,7 +48,7 @@ from btp.runner.evaluation.shown_prompt import shown_prompt
 from btp.runner.evaluation.task_protocol import OwnWay, draw
 from btp.runner.evaluation.visual_totals import visual_totals
 from btp.runner.identity import digest
-from btp.runner.messages import say
+from btp.runner.messages import one_line, say
 from btp.runner.plan_arms import plan_arms
 from btp.runner.pruner_lists import method_of
 from btp.runner.run_identity import Named
@@ -57,6 +58,7 @@ from btp.runner.workers.ranks import LOST
 from btp.schedules.fit import OutOfReach
 from btp.schedules.meet import pictures_of
 from btp.schedules.serialize import missed_lines, what_happened
+from btp.tasks.bounds import check_questions, pixels, sizes_within
 from btp.tasks.sample import Sample, Task
 
 
@@ -102,14 +104,27 @@ class Run:
         if self.machine.agree(self.folder.finished and self.config["resume"]):
             if self.machine.leads:
                 print(f"this run is finished: {self.folder.path} (resume=false computes it anew)")
-        else:
-            guard = held(self.folder.path / ".lock", "this very run") if self.machine.leads else nullcontext()
-            with guard:
-                if not self.machine.agree(self.folder.finished and self.config["resume"]):  # by another run meanwhile
-                    self._compute_or_refuse()
-        if self.machine.leads:
-            tracker_of(self.config["logger"]).log_run(self.config, self.folder.path)
-            self._show(table)
+                self._tell(table)
+            return
+        guard = held(self.folder.path / ".lock", "this very run") if self.machine.leads else nullcontext()
+        with guard:
+            if self.machine.leads:
+                clear_parts(self.store)
+            if not self.machine.agree(self.config["resume"] and self._settled()):  # by another run meanwhile
+                self._compute_or_refuse()
+            if self.machine.leads:
+                self._tell(table)  # before another run that computes it anew may begin
+
+    def _settled(self) -> bool:
+        """Whether the run is finished, once its report is drawn where that alone is missing."""
+        if self.machine.leads and lacks_report_alone(self.folder.path):
+            print(f"this run is finished but for its report, which is drawn from {self.folder.path}")
+            write_report(self.folder.path)
+        return self.folder.finished
+
+    def _tell(self, table: bool) -> None:
+        tracker_of(self.config["logger"]).log_run(self.config, self.folder.path)
+        self._show(table)
 
     def _compute_or_refuse(self) -> None:
         try:
@@ -143,15 +158,20 @@ class Run:
         return kept[key]
 
     def _finish(self) -> None:
-        """Mark the run as finished, and only then draw the report, which says so."""
-        self.folder.update(state="finished", seconds=round(time.perf_counter() - self.began, 1))
+        """Draw the report, and only then mark the run as finished: a kill in between costs the report alone."""
+        ended = {"state": "finished", "seconds": round(time.perf_counter() - self.began, 1)}
+        if "samples" in self.folder.state["phases"]:
+            write_report(self.folder.path, ended)
+        self.folder.update(**ended)
 
     def _study(self) -> None:
         config = self.config
         task: Task = make_dataset(config["task"]["dataset"])
         with self.phase("samples"):
             samples = draw(task, config["limit"])
-            pictured = visual_tokens(samples, self.loaded.processor)
+            check_questions(samples)
+            sizes = sizes_within(samples)
+            pictured = visual_tokens(samples, self.loaded.processor, sizes)
             order = by_length(samples, self.loaded.processor, pictured)
             collate = task.collate if isinstance(task, OwnWay) else Collate
             totals, pictures = visual_totals(samples, pictured, self.loaded.host, collate(self.loaded.processor))
@@ -166,10 +186,11 @@ class Run:
             self.folder.update(prompt={"sample": samples[shown].id, "text": text})
             self._say_calibration()
         rows = {}
-        with self.machine.feed(samples, self.loaded.processor, collate) as feed:
+        with self.machine.feed(samples, self.loaded.processor, collate, [*map(pixels, sizes)]) as feed:
             for arm in arms:
                 with self.phase(f"answer {arm.name}"):
-                    rows[arm.name] = self._answer(arm, task, samples, feed, order)
+                    totals = {name: row["total"] for name, row in rows.get(UNPRUNED, {}).items()}
+                    rows[arm.name] = self._answer(arm, task, samples, feed, order, totals)
                 if arm.name == UNPRUNED and self.machine.leads and not isinstance(task, OwnWay):
                     self._say_floor(task, samples, rows[UNPRUNED], shown)  # before more time goes into it
         sizes = self.machine.gather(self.machine.batch.used)
@@ -193,7 +214,6 @@ class Run:
             measured = [s for s, tokens in zip(samples, pictured, strict=True) if tokens] or samples
             self._cost(arms, task_inputs(self.loaded, measured[: config["cost"]["batch"]]))
         self._finish()
-        write_report(self.folder.path)
 
     def _cost_only(self) -> None:
         """Without weights there is nothing to answer: only what the architecture costs, by formula first."""
@@ -237,7 +257,7 @@ class Run:
         return plan_arms(self.config, self.loaded, *place, totals, pictures)
 
     def _answer(
-        self, arm: Arm, task: Task, samples: list[Sample], feed: Feed, order: list[int]
+        self, arm: Arm, task: Task, samples: list[Sample], feed: Feed, order: list[int], totals: dict[str, int]
     ) -> dict[str, dict[str, Any]]:
         self.computing = True
         shared = shared_identity(self.config, self.checkpoint)
@@ -252,7 +272,10 @@ class Run:
                 Answers(folder).clear()
             self.machine.sync()
             reference = None if arm.name == UNPRUNED else baseline
-            return answer(self.loaded, arm, task, samples, feed, order, folder, reference, features, self.machine)
+            where = (folder, reference, features)
+            rows = answer(self.loaded, arm, task, samples, feed, order, *where, self.machine, totals)
+            self.machine.sync()  # all have read them, before another run may clear them
+            return rows
 
     def _cost(self, arms: list[Arm], inputs: dict[str, Any]) -> None:
         self.computing = True
@@ -339,8 +362,7 @@ def handle(request: Path, loaded: dict[str, Loaded] | None = None) -> Outcome:
     except Exception as error:
         if config["debug"]:
             raise
-        expected = isinstance(error, ValueError | OSError | RuntimeError)
-        message = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
+        message = one_line(error, Path(config["output"]))
         folder = log = None
         if run is not None and run.folder.path.exists():  # not of a run that was refused
             folder = str(run.folder.path)
@@ -349,7 +371,12 @@ def handle(request: Path, loaded: dict[str, Loaded] | None = None) -> Outcome:
             say(message, *([f"({log} says where)"] if log else []))
         sound = isinstance(error, ValueError | OSError)  # anything else may have left the device in disorder
         outcome = Outcome(FAILED, message, folder, isinstance(error, OutOfReach), not sound)
-    outcome.write(request, rank)
+    try:
+        outcome.write(request, rank)
+    except OSError as error:  # nobody hears of it but by the end of this process
+        if not outcome.code:
+            say(one_line(error, request.parent))
+        outcome = replace(outcome, code=outcome.code or FAILED, leaves=True)
     return outcome
 
 

@@ -22,9 +22,10 @@ from btp.runner import run as worker
 from btp.runner.arms import Arm
 from btp.runner.devices import Machine
 from btp.runner.evaluation import data as batches_module
-from btp.runner.evaluation.batch_size import BatchSize, out_of_memory
+from btp.runner.evaluation.batch_size import BatchSize
 from btp.runner.evaluation.data import Collate, Feed, by_length, workers_for
 from btp.runner.evaluation.evaluate import answer
+from btp.runner.out_of_memory import out_of_memory
 from btp.tasks.sample import Sample
 
 STAGES = [{"site": "llm.layer.2", "keep": 0.5}, {"site": "llm.layer.4", "keep": 20}, {"site": "llm.layer.6", "keep": 0}]
@@ -255,3 +256,45 @@ def test_a_batch_that_came_too_large_is_not_tried(pocket):
     size.used = 3
     size.fit(next(iter(batches)), batches.again, lambda batch: seen.append(batch.indices))
     assert seen == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+class Cramped(Collate):
+    """Makes batches of two at most."""
+
+    def __call__(self, samples, indices=(), shares=()):
+        if len(samples) > 2:
+            raise MemoryError
+        return super().__call__(samples, indices, shares)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_that_cannot_be_made_is_halved(pocket, tmp_path, monkeypatch, capsys, workers):
+    """Memory may end while pictures are read, in this process or in one that makes batches ahead."""
+    plenty, _ = answers(pocket, tmp_path / "plenty", "btp", batch=2)
+    monkeypatch.setattr(
+        Machine, "feed", lambda machine, samples, processor: Feed(samples, processor, workers, False, Cramped)
+    )
+    tight, machine = answers(pocket, tmp_path / "tight", "btp", batch=8)
+    assert machine.batch.describe() == {"asked": 8, "used": 2}
+    assert "out of memory with 8 samples in a batch: going on with 4" in capsys.readouterr().out
+    assert {n: r["prediction"] for n, r in tight.items()} == {n: r["prediction"] for n, r in plenty.items()}
+
+
+def test_a_sample_that_cannot_be_made_alone_is_said(pocket, tmp_path, monkeypatch):
+    def full(self, *args):
+        raise MemoryError
+
+    monkeypatch.setattr(Cramped, "__call__", full)
+    monkeypatch.setattr(
+        Machine, "feed", lambda machine, samples, processor: Feed(samples, processor, 0, False, Cramped)
+    )
+    with pytest.raises(RuntimeError, match=r"out of memory with a single sample, so a smaller trainer\.batch"):
+        answers(pocket, tmp_path, "btp", batch=4)
+
+
+def test_pictures_of_too_many_pixels_are_not_decoded_together(pocket, monkeypatch):
+    """A batch takes fewer samples then, down to one."""
+    loaded, _, samples = pocket
+    monkeypatch.setattr(batches_module, "MOST_PIXELS", 100)
+    feed = Feed(samples[:6], loaded.processor, pixels=[40, 50, 20, 300, 10, 10])
+    assert [batch.indices for batch in feed.batches(range(6), 4)] == [(0, 1), (2,), (3,), (4, 5)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from btp.models.loading.peft_folder import adapter_file, base_of, is_adapter
 
 EMBEDDED = Path(__file__).resolve().parents[1]
+MOST_LAYERS = 1000
+_DEPTH = re.compile(r"(^|_)(n|num)?_?(layers?|depths?|blocks?)(_types)?$")  # how configs call a number of layers
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -73,7 +76,30 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder / 'config.json'} names no model_type, so it is no config of a transformers model. Set model.path "
             "to a checkpoint in the format of save_pretrained."
         )
+    check_depth(found, str(folder / "config.json"))
     return found
+
+
+def check_depth(about: Mapping[str, Any], where: str) -> None:
+    """Refuse an architecture of more layers than any model has, before one of them is built.
+
+    Args:
+        about: a model's config; configs of its parts lie in it.
+        where: it comes from, for the message.
+
+    Raises:
+        ValueError: names the key and the bound.
+    """
+    for key, value in about.items():
+        if isinstance(value, Mapping):
+            check_depth(value, where)
+        count = len(value) if isinstance(value, list) else value
+        if not (_DEPTH.search(key) and isinstance(count, int) and count > MOST_LAYERS):
+            continue
+        raise ValueError(
+            f"{where}: {key} says {count:,} layers, more than the {MOST_LAYERS:,} that are built. Correct {key}, or "
+            "restore the file from the original model."
+        )
 
 
 def model_folder(folder: Path) -> Path:

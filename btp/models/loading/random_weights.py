@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from btp.models.loading.checkpoint import check_depth
 from btp.models.loading.weight_memory import check_memory, model_bytes
 
 BLOCK, STD = 2**20 + 7, 0.02  # an odd length, so that no two rows of a matrix are the same
@@ -19,8 +20,9 @@ def describe(config: Mapping[str, Any]) -> PreTrainedConfig:
     """The architecture of a model yaml's `config`.
 
     Raises:
-        ValueError: this transformers does not know its model_type, or refuses a value.
+        ValueError: this transformers does not know its model_type, or refuses a value; or it has too many layers.
     """
+    check_depth(config, "model.config")
     try:
         return AutoConfig.for_model(**config)
     except Exception as error:

@@ -12,10 +12,13 @@ from torch import nn
 
 from btp.models.chat import chat_inputs
 from btp.models.loading.checkpoint import first_line
+from btp.models.loading.time_limit import Endless, time_limit
 from btp.models.lvlm import LVLM
 
 TEXT = {"type": "text", "text": "What is it?"}
 SIDES = 60, 40  # width and height of the picture, in pixels
+TEMPLATE_S = 10  # for a template that takes milliseconds
+MOST_CHARACTERS = 1_000_000  # that it makes of one question
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json")
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
@@ -35,15 +38,26 @@ def try_prompt(folder: Path, processor: Any) -> Any:
     """
     chat = [{"role": "user", "content": [{"type": "image"}, TEXT]}]
     try:
-        shown, bare = (
-            processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-            for content in (chat[0]["content"], [TEXT])
-        )
+        with time_limit(TEMPLATE_S):
+            shown, bare = (
+                processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+                for content in (chat[0]["content"], [TEXT])
+            )
+    except Endless as error:
+        raise ValueError(
+            f"{_template(folder)} (chat_template) cannot write a question about a picture: {error}. Look for a loop in "
+            "it, or copy chat_template.jinja of the original model into the folder of model.path."
+        ) from error
     except Exception as error:
         raise ValueError(
             f"{_template(folder)} (chat_template) cannot write a question about a picture: {first_line(error)}. It is "
             "that of a text model. Copy chat_template.jinja of the original model into the folder of model.path."
         ) from error
+    if len(shown) > MOST_CHARACTERS:
+        raise ValueError(
+            f"{_template(folder)} (chat_template) makes {len(shown):,} characters of a question of {len(TEXT['text'])} "
+            "about a picture. Copy chat_template.jinja of the original model into the folder of model.path."
+        )
     marks = [*processor.tokenizer.get_added_vocab(), *_texts(getattr(processor, "image_token", None))]
     if not any(shown.count(mark) > bare.count(mark) for mark in marks):
         raise ValueError(

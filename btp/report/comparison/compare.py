@@ -21,6 +21,8 @@ from btp.report.tables.run_table import Table
 from btp.report.tables.screen_table import ScreenTable, minded
 from btp.report.text.comparison_text import notes
 from btp.report.text.run_text import Remark
+from btp.results.atomic import write_bytes, write_text
+from btp.results.disk import make_folder
 from btp.results.find import LeftOut, find_runs, nothing_found
 
 _STEM = "comparison"
@@ -57,18 +59,18 @@ def compare(
     found = fields(runs)
     table = ranking(found)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     looks = series_looks(table.frame)
     spared = Spared()
     figures = [_figures(number, field, table, looks, out, spared) for number, field in enumerate(found)]
     left += [LeftOut(*said.split(" is missing: ", 1)) for said in spared.said]
     page = out / f"{_STEM}.html"
-    page.write_text(render(found, table, left, looks, figures, out, study), encoding="utf-8")
+    write_text(page, render(found, table, left, looks, figures, out, study))
     texts = {"csv": to_csv(table), "md": _markdown(table, left), "tex": _latex(table)}
     written = [page]
     for ending, text in texts.items():
         written.append(out / f"{_STEM}.{ending}")
-        written[-1].write_text(text, encoding="utf-8")
+        write_text(written[-1], text)
     return _screen(table, left, notes(found, table.frame, left)), [
         *written,
         *(path for paths in figures for path in paths["paths"]),
@@ -84,7 +86,7 @@ def _figures(
         shown: title, caption and data URI, in order; paths: of the files.
     """
     folder = out / "figures"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     rows = table.frame[table.frame["field"].eq(number)]
     slug = re.sub(r"[^\w.]+", "-", field.name).strip("-")
     shown, paths = [], []
@@ -94,7 +96,7 @@ def _figures(
             if light is None:
                 continue
             path = folder / f"{slug}-{name}.png"
-            path.write_bytes(light)
+            write_bytes(path, light)
             paths.append(path)
             shown.append({"name": name, "title": title, "caption": caption, "uri": data_uri(light)})
     return {"shown": shown, "paths": paths}

@@ -17,6 +17,8 @@ from btp.report.figures.style import looks
 from btp.report.pages.explain_data import MEANING, Life, Said, StageLife, mark_of, places, ranks, shades
 from btp.report.pages.html import environment
 from btp.report.pages.sample_cards import LARGEST, data_uri, svg_path
+from btp.results.atomic import write_text
+from btp.results.disk import make_folder
 from btp.results.reader import View
 
 _SMALL = 200  # pixels of the longer side below which they are shown as squares
@@ -29,8 +31,8 @@ def write_life(life: Life, page: Path) -> Path:
     Returns:
         `page`.
     """
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(_render(life), encoding="utf-8")
+    make_folder(page.parent)
+    write_text(page, _render(life))
     return page
 
 

@@ -20,6 +20,8 @@ from btp.report.tables.export import write_table
 from btp.report.tables.run_table import Table, run_table
 from btp.report.text.fired import fired
 from btp.report.text.run_text import Remark, headline, remarks
+from btp.results.atomic import write_bytes, write_text
+from btp.results.disk import make_folder
 from btp.results.reader import RunFolder, read_run
 
 _PLOT_TEXTS = {
@@ -39,38 +41,44 @@ _PLOT_TEXTS = {
 }
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, facts: Mapping[str, Any] | None = None) -> Path:
     """Write report.html, table.csv, .md and .tex, figures/ and overlays/ into a run folder.
 
-    A figure or an overlay that cannot be drawn is left out; a warning and the page say so.
+    A figure or an overlay that cannot be drawn is left out; a warning and the page say so. The page comes last, and
+    each file is written whole or not at all.
+
+    Args:
+        facts: that run.json will have behind it, such as how the run ended.
 
     Returns:
         Path of report.html.
 
     Raises:
         ValueError: the folder is no run folder, or a file in it is missing or broken.
+        CannotWrite: there is no room, or no permission.
     """
     run = read_run(folder)
+    run = replace(run, run={**run.run, **(facts or {})})
     table = run_table(run)
     write_table(table, run.path, "table")
     spared = Spared()
     figures = _write_figures(run, table, spared)
     _write_overlays(run, spared)
     page = run.path / "report.html"
-    page.write_text(_render(run, table, figures, spared), encoding="utf-8")
+    write_text(page, _render(run, table, figures, spared))
     return page
 
 
 def _write_figures(run: RunFolder, table: Table, spared: Spared) -> dict[str, dict[str, str]]:
     folder = run.path / "figures"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     figures = {}
     for name, draw in PLOTS.items():
         with spared.part(f"the figure {name}"):
             png = to_png(draw, run, table, LIGHT)
             if png is None:
                 continue
-            (folder / f"{name}.png").write_bytes(png)
+            write_bytes(folder / f"{name}.png", png)
             dark = to_png(draw, run, table, DARK)
             title, caption = _PLOT_TEXTS[name]
             uris = {"light": browser.data_uri(png), "dark": browser.data_uri(dark)}
@@ -82,14 +90,14 @@ def _write_overlays(run: RunFolder, spared: Spared) -> None:
     if not run.pictures:
         return
     folder = run.path / "overlays"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     for sample, picture in run.pictures.items():
         with spared.part(f"the overlay of sample {sample}"):
             arms = [arm for arm in run.arms if on_grid(run, arm.arm, sample)]
             rows = [(arm.title, stage_views(run, arm.arm, sample)) for arm in arms]
             with Image.open(picture.path) as image:
                 png = overlay_png(image, picture.views, [row for row in rows if row[1]])
-            (folder / f"{sample}.png").write_bytes(png)
+            write_bytes(folder / f"{sample}.png", png)
 
 
 def _render(run: RunFolder, table: Table, figures: Mapping[str, Any], spared: Spared) -> str:

@@ -30,7 +30,9 @@ from btp.report.studies.reproduce import published
 from btp.report.studies.study import Answer, Study
 from btp.report.tables.export import to_csv, to_markdown
 from btp.report.tables.run_table import Table
+from btp.results.atomic import write_bytes, write_text
 from btp.results.command_line import as_line, words_of
+from btp.results.disk import make_folder
 from btp.results.find import LeftOut, find_runs, nothing_found
 
 KINDS = {
@@ -97,17 +99,17 @@ def write_study(
         raise ValueError(nothing_found(folders, left))
     found = fields(runs)
     answer = KINDS[study.figure](found, study)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     figure, table, page = (out / f"{study.name}.{ending}" for ending in ("png", "csv", "md"))
     caption = _caption(found)
     png = _png(answer, caption)
-    figure.write_bytes(png)
+    write_bytes(figure, png)
     shown = answer.frame.drop(columns=[x for x in ("entry", "folder", "run") if x in answer.frame])
     if "command" in shown:
         shown["command"] = shown["command"].map(plain)
-    table.write_text(to_csv(Table(shown, (), study.name)), encoding="utf-8")
+    write_text(table, to_csv(Table(shown, (), study.name)))
     text = _page(study, answer, found, [x for x in left if x.kind != "twice"], command)
-    page.write_text(text, encoding="utf-8")
+    write_text(page, text)
     paths = (figure, table, page, *_into_readme(out / "README.md", study.name, text))
     shown = {"question": study.question, "said": answer.said, "caption": caption, "uri": data_uri(png)}
     return Written(study.question, tuple(answer.said), paths, shown | _cells(answer))
@@ -175,5 +177,5 @@ def _into_readme(readme: Path, name: str, text: str) -> list[Path]:
     if begin not in old or end not in old:
         return []
     between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    readme.write_text(between.sub(lambda _: f"{begin}\n{text}{end}", old, count=1), encoding="utf-8")
+    write_text(readme, between.sub(lambda _: f"{begin}\n{text}{end}", old, count=1))
     return [readme]

@@ -8,6 +8,8 @@ from typing import Any
 
 from btp.report.tables.columns import DASH, Column, number, spread
 from btp.report.tables.run_table import Table
+from btp.results.atomic import write_text
+from btp.results.disk import make_folder
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -27,11 +29,11 @@ _LATEX = {
 
 def write_table(table: Table, folder: Path, stem: str) -> list[Path]:
     """Write `<stem>.csv`, `.md` and `.tex` into `folder` and return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = []
     for ending, text in (("csv", to_csv(table)), ("md", to_markdown(table)), ("tex", to_latex(table))):
         path = folder / f"{stem}.{ending}"
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         written.append(path)
     return written
 

@@ -13,6 +13,7 @@ import yaml
 
 from btp.models.loading.load import Loaded
 from btp.results.atomic import write_text
+from btp.results.disk import make_folder
 from btp.results.shapes import TEXT, Shape, keys, read_yaml
 from btp.runner.devices import Machine
 from btp.runner.evaluation.answer_store import held
@@ -46,7 +47,7 @@ def made(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
 
 def write_artefact(path: Path, artefact: Mapping[str, Any]) -> None:
     """Write it whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, yaml.safe_dump(dict(artefact), sort_keys=False))
 
 

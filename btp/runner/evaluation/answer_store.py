@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -14,6 +14,8 @@ from zipfile import BadZipFile
 import numpy as np
 from filelock import FileLock, Timeout
 
+from btp.results.atomic import write_array
+from btp.results.disk import make_folder, open_up, writing
 from btp.results.shapes import TEXT, Shape, fault, keys, listed, number, optional, whole
 from btp.tasks.files.nesting import json_of
 
@@ -41,7 +43,7 @@ class Answers:
 
     def __init__(self, folder: Path, rank: int = 0, shape: Shape = ROW):
         self.folder, self.rank, self.shape = folder, rank, shape
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Every finished sample, by its id; a line that cannot be read, or is no row, does not count."""
@@ -57,24 +59,22 @@ class Answers:
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append finished samples in one write that reaches the disk."""
         file = self.folder / f"rows-{self.rank}.jsonl"
-        self._mend(file)
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        with file.open("ab") as f:
-            f.write(text.encode())
-            f.flush()
-            os.fsync(f.fileno())
+        with writing(file):
+            self._mend(file)
+            new = not file.exists()
+            with file.open("ab", buffering=0) as f:  # what a full disk refuses stays nowhere
+                if new:
+                    open_up(file)
+                _write_all(f, text.encode())
+                os.fsync(f.fileno())
 
     def add_logits(self, samples: Sequence[str], logits: np.ndarray) -> None:
         """Keep the log-probabilities [B, V] of the first answer token; call it before `add`."""
         folder = self.folder / "first"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         for sample, row in zip(samples, logits, strict=True):
-            part = folder / f"{sample}.npy.part"
-            with part.open("wb") as f:
-                np.save(f, row.astype(np.float32))
-                f.flush()
-                os.fsync(f.fileno())
-            part.replace(folder / f"{sample}.npy")
+            write_array(folder / f"{sample}.npy", row.astype(np.float32))
 
     def logits(self, sample: str) -> np.ndarray:
         """[V] log-probabilities of a sample's first answer token.
@@ -95,9 +95,14 @@ class Answers:
             ) from None
 
     def clear(self) -> None:
-        """Forget everything."""
-        shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
+        """Forget every answer.
+
+        The distributions stay, for other runs that compare theirs with them right now; each is replaced, whole, before
+        its sample's new row is written.
+        """
+        for file in self.folder.glob("rows-*.jsonl"):
+            with writing(file):
+                file.unlink(missing_ok=True)
 
     @staticmethod
     def _mend(file: Path) -> None:
@@ -111,13 +116,20 @@ class Answers:
                 f.truncate(whole)
 
 
+def _write_all(file: RawIOBase, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
 @contextmanager
 def held(path: Path, what: str) -> Iterator[None]:
     """Hold a lock that ends with the process; says so while another run holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    make_folder(path.parent)
+    lock = FileLock(path, mode=0o666)  # it holds nothing, and whoever shares the folder has to take it
     try:
-        lock.acquire(timeout=0.5)
+        with writing(path):
+            lock.acquire(timeout=0.5)
     except Timeout:
         print(f"waiting for another run that is computing {what} ...", flush=True)
         lock.acquire()

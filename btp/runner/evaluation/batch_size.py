@@ -10,8 +10,7 @@ import torch
 from tqdm import tqdm
 
 from btp.runner.evaluation.data import Batch, Batches
-
-SAID = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
+from btp.runner.out_of_memory import out_of_memory
 
 
 class BatchSize:
@@ -31,7 +30,7 @@ class BatchSize:
         return {"asked": self.asked, "used": self.used}
 
     def fit(self, batch: Batch, make: Callable[[Sequence[int]], Batch], step: Callable[[Batch], None]) -> None:
-        """Do a step for a batch, in parts where it does not fit, and remember what does.
+        """Do a step for a batch, in parts where it cannot be made or does not fit, and remember what does.
 
         Args:
             batch: of any size; larger than what is known to fit it is not tried.
@@ -41,23 +40,24 @@ class BatchSize:
         Raises:
             RuntimeError: there is no room for a single sample.
         """
-        waiting = self._parts(batch, make)
+        waiting = list(batch.indices)
+        if len(waiting) <= self.used:
+            if self._fits(lambda: batch, step):
+                return
+            self._shrink(max(1, len(waiting)))
         while waiting:
-            part = waiting.pop(0)
-            if self._fits(part, step):
-                continue
-            rows = [i for late in (part, *waiting) for i in late.indices]
-            self._shrink(len(part.indices))
-            waiting = [make(rows[at : at + self.used]) for at in range(0, len(rows), self.used)]
+            part = waiting[: self.used]
+            if self._fits(lambda part=part: make(part), step):
+                del waiting[: len(part)]
+            else:
+                self._shrink(len(part))
 
-    def _parts(self, batch: Batch, make: Callable[[Sequence[int]], Batch]) -> list[Batch]:
-        if len(batch.indices) <= self.used:
-            return [batch]
-        return [make(batch.indices[at : at + self.used]) for at in range(0, len(batch.indices), self.used)]
-
-    def _fits(self, part: Batch, step: Callable[[Batch], None]) -> bool:
+    def _fits(self, made: Callable[[], Batch], step: Callable[[Batch], None]) -> bool:
         try:
-            step(part)
+            batch = made()
+            if not batch.made:
+                return False
+            step(batch)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -110,10 +110,3 @@ class Pass(L.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Left to each step, which goes where the model's first layer is."""
         return batch
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the host has no room left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in SAID)

@@ -24,6 +24,7 @@ from btp.measure.timed_pruner import TimedPruner
 from btp.models.loading.load import Loaded
 from btp.report.terminal import literal
 from btp.results.atomic import write_json
+from btp.results.disk import make_folder
 from btp.results.folder_shapes import COST
 from btp.results.reader import ANEW
 from btp.results.shapes import NAMED, read_json
@@ -123,7 +124,7 @@ def profile(
         baseline = _flat(found | found["unpruned"], "baseline")
         out.setdefault(UNPRUNED, baseline)
         if arm.role == "control":
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write_json(path, {arm.role: out[arm.name], UNPRUNED: baseline})
     return out
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from btp.models.chat import chat_inputs
 from btp.runner.evaluation.processing import processed
+from btp.runner.out_of_memory import out_of_memory
+from btp.tasks.bounds import MOST_PIXELS
 from btp.tasks.files.images import picture_sizes
 from btp.tasks.sample import Sample, Task
 
@@ -32,7 +35,10 @@ class Batch:
         samples: one per row, without their pictures.
         pictures: names of the pictures in the inputs, in order.
         indices: of the samples, for who makes the batch again; empty where nobody does.
+        made: False where there was no memory to make it: it has no inputs, and its samples go in smaller batches.
     """
+
+    made = True
 
     def __init__(
         self,
@@ -116,6 +122,7 @@ class Feed:
         workers: processes; 0 makes batches here, when they are asked for.
         pin: batches are for a GPU.
         collate: what makes them.
+        pixels: of each sample's pictures; a batch takes fewer samples where its pictures would have too many together.
     """
 
     def __init__(
@@ -125,8 +132,9 @@ class Feed:
         workers: int = 0,
         pin: bool = False,
         collate: type[Collate] = Collate,
+        pixels: Sequence[int] = (),
     ):
-        self.samples, self.processor, self.collate = samples, processor, collate
+        self.samples, self.processor, self.collate, self.pixels = samples, processor, collate, pixels
         self._plan = _Plan()
         ahead = {"persistent_workers": True, "multiprocessing_context": "fork"} if workers else {}
         make = _Make(samples, processor, collate)
@@ -182,7 +190,12 @@ class Batches:
         for batch in self.feed._here if alone else self.feed._ahead:
             if isinstance(batch, _Failed):
                 raise batch.error
-            yield batch
+            yield self._unmade(batch.indices) if isinstance(batch, _NoRoom) else batch
+
+    def _unmade(self, indices: Sequence[int]) -> Batch:
+        batch = Batch({}, [replace(self.feed.samples[i], images=()) for i in indices], indices=indices)
+        batch.made = False
+        return batch
 
     def again(self, indices: Sequence[int]) -> Batch:
         """A batch of some of the samples."""
@@ -200,9 +213,15 @@ class _Plan(Sampler):
         assert mine is not None
         at = 0
         while at < mine.total:
-            size = mine.size
-            yield [(i, mine.shares.get(i, 1.0)) for i in mine.indices[at : at + size]]
+            some = mine.indices[at : at + mine.size]
+            size = _decodable([mine.feed.pixels[i] for i in some]) if mine.feed.pixels else len(some)
+            yield [(i, mine.shares.get(i, 1.0)) for i in some[:size]]
             at += size
+
+
+def _decodable(pixels: Sequence[int]) -> int:
+    """How many samples, from the first on, have pictures that are decoded together."""
+    return max(1, sum(total <= MOST_PIXELS for total in accumulate(pixels)))
 
 
 class _Items(Dataset):
@@ -219,18 +238,29 @@ class _Failed:
     error: ValueError | OSError
 
 
+@dataclass(frozen=True)
+class _NoRoom:
+    """A batch that there was no memory for, on its way from another process."""
+
+    indices: Sequence[int]
+
+
 class _Make:
     """Reads samples and turns them into a batch."""
 
     def __init__(self, samples: Samples, processor: Any, collate: type[Collate]):
         self.samples, self.processor, self.collate = samples, processor, collate
 
-    def __call__(self, items: Sequence[tuple[int, float]]) -> Batch | _Failed:
+    def __call__(self, items: Sequence[tuple[int, float]]) -> Batch | _Failed | _NoRoom:
         indices, shares = zip(*items, strict=True)
         try:
             return self.collate(self.processor)([self.samples[i] for i in indices], indices, shares)
         except (ValueError, OSError) as error:
             return _Failed(error)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            return _NoRoom(indices)
 
 
 def workers_for(asked: int | None, world: int) -> int:
@@ -272,9 +302,15 @@ def by_length(samples: Sequence[Sample], processor: Any = None, pictured: Sequen
     return sorted(range(len(samples)), key=lambda i: (samples[i].ability, -lengths[i], samples[i].id))
 
 
-def visual_tokens(samples: Sequence[Sample], processor: Any) -> list[int]:
-    """Visual tokens of each sample, as near as can be told without decoding its pictures."""
-    sizes = [picture_sizes(s.images) for s in samples]
+def visual_tokens(
+    samples: Sequence[Sample], processor: Any, sizes: Sequence[Sequence[tuple[int, int]]] | None = None
+) -> list[int]:
+    """Visual tokens of each sample, as near as can be told without decoding its pictures.
+
+    Args:
+        sizes: (height, width) of each sample's pictures, where they are known already.
+    """
+    sizes = [picture_sizes(s.images) for s in samples] if sizes is None else sizes
     unique = list(dict.fromkeys(size for mine in sizes for size in mine))
     known = dict(zip(unique, picture_tokens(processor, unique), strict=True))
     return [sum(known[size] for size in mine) for mine in sizes]

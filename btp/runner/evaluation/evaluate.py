@@ -153,6 +153,7 @@ def answer(
     reference: Path | None,
     features: Shelf | None,
     machine: Machine,
+    totals: Mapping[str, int] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Answer what is still open of `order`, and return the rows of all of it.
 
@@ -160,6 +161,7 @@ def answer(
         samples: of the task, of which `feed` makes batches; `order` holds indices into them, as they are batched.
         folder: of this arm's answers; `reference` that of the unpruned ones.
         features: where pictures behind the vision tower lie; None has every arm compute its own.
+        totals: visual tokens of each sample without pruning, for an arm whose pictures are shrunk to fewer.
     """
     answers = Answers(folder, machine.rank, ANSWER)
     done = answers.rows()
@@ -168,8 +170,7 @@ def answer(
         pruner = arm.build()
         shares = {}
         if arm.picture == "shrunk" and reference is not None:
-            totals = {name: row["total"] for name, row in Answers(reference, shape=ANSWER).rows().items()}
-            each = {i: totals[samples[i].id] for i in todo}
+            each = {i: (totals or {})[samples[i].id] for i in todo}
             shares = {i: arm.schedule[0].count(n) / n for i, n in each.items() if n}
         ready = None
         if features is not None and blind_to_pictures(arm, pruner) and PictureFeatures.fits(loaded.host):

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from btp.runner.out_of_memory import out_of_memory
 from btp.tasks.files.images import picture_sizes
 from btp.tasks.sample import Sample
 
@@ -33,14 +34,16 @@ def processed(
 
     try:
         return make(prompts, pictures)
-    except MemoryError:
-        raise
-    except Exception:
+    except Exception as error:
+        if out_of_memory(error):
+            raise
         for sample, prompt, mine in zip(samples, prompts, pictures, strict=True):
             try:
                 make([prompt], [mine])
-            except Exception as error:
-                raise ValueError(_said(sample, mine, error)) from error
+            except Exception as refused:
+                if out_of_memory(refused):
+                    raise
+                raise ValueError(_said(sample, mine, refused)) from refused
         raise
 
 

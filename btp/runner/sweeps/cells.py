@@ -20,8 +20,9 @@ from typing import Any
 
 import psutil
 
-from btp.results.atomic import write_json
+from btp.results.atomic import clear_parts, write_json
 from btp.results.command_line import as_line
+from btp.results.disk import make_folder
 from btp.results.shapes import NAMED, TEXT, TIME, either, keys, listed, one_of, optional, read_json, whole
 from btp.runner.workers.launch import STOPPED, Outcome
 
@@ -99,12 +100,14 @@ class Cells:
                 f"{self.sweep} is the folder of another sweep: python run.py {as_line(self.command())}. Give this one "
                 "another folder: hydra.sweep.dir."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.sweep.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         facts = {"words": list(words), "cwd": os.getcwd(), "host": socket.gethostname(), "began": _now()}
         facts |= {"study": dict(study)} if study else {}
         if not (self.sweep / "sweep.json").exists():
             write_json(self.sweep / "sweep.json", facts)
         write_json(self.sweep / "planned.json", list(planned))
+        clear_parts(self.folder)
 
     def withdraw(self) -> None:
         """Leave nothing of a sweep that was refused before its first cell began."""
@@ -164,7 +167,7 @@ class Cells:
     def running(self, number: int, words: str) -> Iterator[_Note]:
         """A cell from its start to its end; what is noted in between is its outcome."""
         file = self.folder / f"{number:04d}.json"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         before = _read(file) if file.exists() else Cell(number, words)
         where = {"host": socket.gethostname(), "pid": os.getpid(), "job": _job(), "starts": before.starts + 1}
         cell = replace(Cell(number, words), state=RUNNING, began=_now(), **where)

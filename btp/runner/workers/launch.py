@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from btp.results.atomic import write_json
 from btp.runner.messages import say
-from btp.runner.workers.ranks import LOST, Ranks, deaf, devices
+from btp.runner.workers.ranks import LOST, Ranks, bound_to, devices
+from btp.runner.workers.requests import handed_in
 
 FAILED, STOPPED = 1, 130
 LISTEN_S = 0.05
@@ -76,22 +77,19 @@ class Workers:
 
         Raises:
             KeyboardInterrupt: the user stopped it; the worker has ended.
+            CannotWrite: there is no room for the request, or no permission.
         """
         world = len(devices(config["trainer"]))
-        request = spool / f"{uuid4().hex}.json"  # hosts and process numbers repeat, between containers
-        request.write_text(json.dumps(config), encoding="utf-8")
-        if world > 1:
-            return self._together(request, world)
-        alone = not self.serving
-        process = self._fresh(request) if alone else self._hand_over(request)
-        try:
-            return self._wait(process, request, alone)
-        except KeyboardInterrupt:
-            _end(process)
-            raise
-        finally:
-            request.unlink(missing_ok=True)
-            _outcome(request).unlink(missing_ok=True)
+        with handed_in(spool, config) as request:
+            if world > 1:
+                return self._together(request, world)
+            alone = not self.serving
+            process = self._fresh(request) if alone else self._hand_over(request)
+            try:
+                return self._wait(process, request, alone)
+            except KeyboardInterrupt:
+                _end(process)
+                raise
 
     def close(self) -> None:
         """Let the serving process end."""
@@ -108,16 +106,18 @@ class Workers:
             return _of_all(codes, [_read(request, rank) for rank in range(world)])
         finally:
             ranks.end()
-            for file in (request, *(_outcome(request, rank) for rank in range(world))):
-                file.unlink(missing_ok=True)
 
     def _fresh(self, request: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen([*WORKER, str(request)], encoding="utf-8", preexec_fn=deaf)
+        return subprocess.Popen([*WORKER, str(request)], encoding="utf-8", preexec_fn=bound_to(os.getpid()))
 
     def _hand_over(self, request: Path) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [*WORKER, "--serve"], stdin=subprocess.PIPE, encoding="utf-8", errors="surrogateescape", preexec_fn=deaf
+                [*WORKER, "--serve"],
+                stdin=subprocess.PIPE,
+                encoding="utf-8",
+                errors="surrogateescape",
+                preexec_fn=bound_to(os.getpid()),
             )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it is ending; waiting for it tells how

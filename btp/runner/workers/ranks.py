@@ -6,17 +6,20 @@ them as well. Only the parent watches them: where one ends badly, it ends the ot
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 LOST = 75  # exit code of a process that ends because another one did
 GRACE_S = 2.0  # for others that are about to end with an error of their own
 END_S = 15.0  # for what was told to end
+PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # loaded here: a process that was just forked should load nothing
 FOREIGN = ("SLURM_", "PMI_", "OMPI_", "TORCHELASTIC_")  # a launcher's, who does not know of these processes
 
 
@@ -55,9 +58,25 @@ def devices(trainer: Mapping[str, Any]) -> list[int]:
     return list(wanted)
 
 
-def deaf() -> None:
-    """In a new process: not to be ended by a batch system's warning, which is for the cell that waits for it."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+def bound_to(parent: int) -> Callable[[], None]:
+    """What a new worker process does before anything else, as subprocess.Popen's preexec_fn.
+
+    It ends with its parent, however that ends. A batch system's warning is not for it but for the cell that waits for
+    it, and an interrupt waits until the worker can end without a word (btp/runner/workers/start.py).
+
+    Args:
+        parent: id of the process that starts it, from its main thread.
+    """
+
+    def begin() -> None:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        if _PRCTL is not None:
+            _PRCTL(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)  # nothing that a worker writes minds it
+            if os.getppid() != parent:  # it has ended already
+                os._exit(LOST)
+
+    return begin
 
 
 class Ranks:
@@ -75,7 +94,8 @@ class Ranks:
         for rank in range(world):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
             env = plain | address | {k: str(v) for k, v in place.items()}
-            self._processes.append(subprocess.Popen([*command], env=env, encoding="utf-8", preexec_fn=deaf))
+            begin = bound_to(os.getpid())
+            self._processes.append(subprocess.Popen([*command], env=env, encoding="utf-8", preexec_fn=begin))
 
     @property
     def codes(self) -> list[int | None]:

@@ -7,8 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from btp.report.terminal import settle_locale, settle_output
-from btp.runner.workers.launch import STOPPED
+STOPPED = 130  # as btp.runner.workers.launch has it, whose import takes longer
 
 
 def _leave(number: int, frame: Any) -> None:
@@ -18,6 +17,10 @@ def _leave(number: int, frame: Any) -> None:
 def main() -> int:
     """As `btp.runner.run.main`, whose imports take seconds."""
     signal.signal(signal.SIGINT, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # one that came while Python started comes now
+    from btp.report.terminal import settle_locale, settle_output
+
+    settle_locale()
     settle_output()
     from btp.runner.run import main as work
 
@@ -26,5 +29,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    settle_locale()
     sys.exit(main())

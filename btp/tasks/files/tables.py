@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from btp.tasks.files.local import read_json, read_text
 from btp.tasks.files.nesting import json_of
 from btp.tasks.shown import short
 
+MOST_ROWS, MOST_BYTES = 2_000_000, 4 * 2**30  # of one table, pictures apart; rows become objects in memory
 FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 Row = dict[str, Any]
 
@@ -32,22 +34,40 @@ def read_rows(path: Path, key: str) -> list[Row]:
         key: config key that named it.
 
     Raises:
-        ValueError: the format is not known, or the file is broken or not UTF-8.
+        ValueError: the format is not known, the file is broken or not UTF-8, or it is too large to be read whole.
     """
     ending = path.suffix.lower()
     if ending not in FORMATS:
         raise ValueError(f"{key} is {path}, which is none of {', '.join(FORMATS)}. Name a file of one of these kinds.")
     if ending == ".parquet":
         return list(_parquet(path, key))
+    _bounded(path, key, size=path.stat().st_size)
     if ending in (".csv", ".tsv"):
-        return list(_csv(read_text(path, key), "\t" if ending == ".tsv" else ","))
+        rows = _csv(read_text(path, key), "\t" if ending == ".tsv" else ",")
+        return _at_most(list(islice(rows, MOST_ROWS + 1)), path, key)
     found = read_json(path, key)
     if isinstance(found, dict):
         lists = [value for value in found.values() if _is_rows(value)]
         found = lists[0] if len(lists) == 1 else [found] if ending == ".jsonl" else None
     if found != [] and not _is_rows(found):
         raise ValueError(f"{path} holds no list of objects. Write one object per question, or correct {key}.")
-    return found
+    return _at_most(found, path, key)
+
+
+def _at_most(rows: list[Row], path: Path, key: str) -> list[Row]:
+    _bounded(path, key, rows=len(rows))
+    return rows
+
+
+def _bounded(path: Path, key: str, rows: int = 0, size: int = 0) -> None:
+    """Refuse a table that would fill the memory."""
+    if rows > MOST_ROWS or size > MOST_BYTES:
+        found = f"more than {MOST_ROWS:,} rows" if rows > MOST_ROWS else f"{size / 2**30:.1f} GiB of text"
+        found += f" ({rows:,})" if rows > MOST_ROWS + 1 else ""
+        raise ValueError(
+            f"{path} holds {found}, but a table is read whole: at most {MOST_ROWS:,} rows and {MOST_BYTES / 2**30:.0f} "
+            f"GiB. Write the rows that you mean into a table of their own, and set {key} to it."
+        )
 
 
 def _is_rows(value: Any) -> bool:
@@ -76,6 +96,7 @@ def _parquet(path: Path, key: str) -> Iterator[Row]:
         raise ValueError(f"{path} is no parquet file: {short(error)}. Get it anew, or correct {key}.") from None
     kinds = {field.name: _binary(field.type) for field in file.schema_arrow}
     plain = [name for name, kind in kinds.items() if kind is None]
+    _bounded(path, key, rows=file.metadata.num_rows, size=_bytes(file.metadata, plain))
     pictures = [(name, kind) for name, kind in kinds.items() if kind is not None]
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
@@ -90,6 +111,13 @@ def _parquet(path: Path, key: str) -> Iterator[Row]:
         for i, row in enumerate(rows):
             found = row | {name: column[i] for name, column in cells.items()}
             yield {name: value for name, value in found.items() if value is not None}
+
+
+def _bytes(metadata: Any, names: Collection[str]) -> int:
+    """Bytes of columns once they are unpacked, as the file's foot says."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
 
 
 def _binary(kind: pa.DataType) -> str | None:
