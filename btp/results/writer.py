@@ -28,7 +28,7 @@ class RunFolder:
     """One run on disk. `run.json` says how far it came; everything is written whole or not at all."""
 
     def __init__(self, path: Path):
-        self.path, self.fresh = path, True
+        self.path, self.fresh = path, False
         self.state: dict[str, Any] = {}
 
     @property
@@ -38,10 +38,10 @@ class RunFolder:
 
     def begin(self, config: Mapping[str, Any], identity: str, hardware: str) -> None:
         """Write the config and mark the run as running."""
+        self.fresh = not (self.path / "run.json").exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         make_folder(self.path)
         clear_parts(self.path)
-        self.fresh = not (self.path / "run.json").exists()
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         self.state = {
             "state": "running",

@@ -1,12 +1,13 @@
 """What the command line gets wrong is said in one message, with the nearest right word."""
 
 import shlex
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from btp.cli.overrides import check_overrides, find_fault, planned_cells
+from btp.cli.overrides import check_overrides, find_fault, planned_cells, sweep_folder
 from btp.runner.pruner_lists import as_typed, name_lists
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -120,6 +121,24 @@ def test_the_cells_of_a_sweep_are_known_before_it_begins():
     assert len({words.split()[0] for words in everything}) * len(some) == len(set(everything)) > len(some)
     assert all("pruner=dart" in words for words in some)
     assert planned("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "stages=1,2") == [""] * 3
+
+
+def test_sweeps_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    """Unless the user names one, in which an earlier sweep goes on."""
+
+    class Noon(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2024, 1, 1, 12)
+
+    monkeypatch.setattr("hydra.core.utils.datetime", Noon)
+    words = ["-m", "pruner=btp,random", f"output={tmp_path}"]
+    folders = [sweep_folder(CONF, words) for _ in range(3)]
+    name = "2024-01-01_12-00-00"
+    assert folders == [tmp_path / "multirun" / end for end in (name, f"{name}-2", f"{name}-3")]
+    assert all(folder.is_dir() for folder in folders)
+    mine = [*words, f"hydra.sweep.dir={tmp_path / 'mine'}"]
+    assert sweep_folder(CONF, mine) == sweep_folder(CONF, mine) == tmp_path / "mine"
 
 
 @pytest.mark.parametrize("word", ["pruner=[btp,btp]", "pruner=[]", "pruner=btp,[1,2]"])
