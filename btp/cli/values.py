@@ -57,7 +57,6 @@ def fault_of_words(overrides: Sequence[Override], composed: DictConfig) -> str |
         composed: config of them with the first value of each, Hydra's own part with it.
     """
     for override in overrides:
-        key = override.key_or_group
         fault = _deleted(override) if override.is_delete() else _swept(override, composed)
         if fault:
             return fault
