@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from btp.cli.check_config import settled
 from btp.cli.effects import fault_of_effects
@@ -166,6 +167,9 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
             composed = compose("config", overrides=first, return_hydra_config=True)
     except Exception as error:
         return _explain(conf, first, error)
+    for part in ("sweeper", "launcher"):
+        if not isinstance(OmegaConf.select(composed, f"hydra.{part}", throw_on_missing=False), DictConfig):
+            return f"hydra.{part} is not there, and Hydra needs one. Choose it: hydra/{part}=basic."
     return fault_of_keys(conf, composed) or fault_of_words(parsed, composed) or _fault_of_values(parsed, composed)
 
 
@@ -174,9 +178,12 @@ def _fault_of_values(parsed: list[Override], composed: DictConfig) -> str | None
     job = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
     try:
         config = settled(resolved(job), [str(override.input_line) for override in parsed])
+        folder = str(composed.hydra.sweep.dir)
+    except OmegaConfBaseException as error:
+        return f"hydra.sweep.dir cannot be resolved: {str(error).splitlines()[0]}. Set it to a folder."
     except ValueError as error:
         return str(error)
-    hydra = {part: _written(composed.hydra[part]) for part in ("sweeper", "launcher")}
+    hydra = {part: _written(composed.hydra[part]) for part in ("sweeper", "launcher")} | {"sweep": {"dir": folder}}
     return fault_of_values({**config, "hydra": hydra}, NEEDED) or fault_of_effects(parsed, config)
 
 

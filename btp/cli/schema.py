@@ -285,6 +285,7 @@ _PRUNER = {
 }
 
 _HYDRA = {
+    "hydra.sweep.dir": Kind("a folder", _is_text),
     "hydra.sweeper.n_trials": COUNT,
     "hydra.sweeper.n_jobs": COUNT,
     "hydra.sweeper.maximize": TEXTS,

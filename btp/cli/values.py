@@ -15,7 +15,7 @@ from btp.tasks.shown import short
 
 MOST_VALUES = 10_000  # of one key of a sweep
 ENDS = {"first", "last"}  # of a balance
-CLOSED = ("budget", "cost", "trainer", "schedule")  # nothing reads another key in them
+CLOSED = ("budget", "cost", "trainer", "schedule", "model", "logger")  # nothing reads another key in them
 
 
 def check_values(config: Mapping[str, Any]) -> None:
@@ -29,14 +29,15 @@ def check_values(config: Mapping[str, Any]) -> None:
         raise ValueError(fault)
 
 
-def fault_of_values(config: Mapping[str, Any], needed: Sequence[str] = ()) -> str | None:
+def fault_of_values(config: Mapping[str, Any], needed: Sequence[str] = (), at: str = "") -> str | None:
     """What is wrong with the values of a config, or of a part of one; None where nothing is.
 
     Args:
         needed: keys that have to be there.
+        at: look at this key and those below it alone; "" at all.
     """
     for pattern, kind in KEYS.items():
-        found = list(_found(config, pattern.split(".")))
+        found = [(key, value) for key, value in _found(config, pattern.split(".")) if _within(key, at)]
         if pattern in needed and not found:
             return _missing(pattern)
         for key, value in found:
@@ -56,15 +57,12 @@ def fault_of_words(overrides: Sequence[Override], composed: DictConfig) -> str |
         composed: config of them with the first value of each, Hydra's own part with it.
     """
     for override in overrides:
-        key = override.key_or_group
         fault = _deleted(override) if override.is_delete() else _swept(override, composed)
         if fault:
             return fault
-        place, _, last = key.rpartition(".")
-        if override.is_add() and place in CLOSED and kind_of(key) is None:
-            return f"{short(override.input_line)} has no effect: nothing reads {last} in {place}. Drop it."
-        if override.is_add() and place == "schedule.balance" and last not in ("first", "last"):
-            return f"{short(override.input_line)} has no effect: schedule.balance holds first and last. Drop it."
+        fault = _added(override, composed) if override.is_add() or override.is_force_add() else None
+        if fault:
+            return f"{short(override.input_line)} has no effect: {fault} Drop it."
     return None
 
 
@@ -127,6 +125,10 @@ def _found(node: Any, pattern: Sequence[str], place: str = "") -> Iterator[tuple
             yield from _found(node[key], pattern[1:], f"{place}.{key}" if place else str(key))
 
 
+def _within(key: str, place: str) -> bool:
+    return not place or key == place or key.startswith(f"{place}.")
+
+
 def _missing(key: str) -> str:
     if key in CHOSEN:
         return f"{key} is not there, and every run needs one. Choose it: {key}=NAME."
@@ -161,6 +163,26 @@ def _balance(config: Mapping[str, Any], whole: bool) -> str | None:
     )
 
 
+def _added(override: Override, composed: DictConfig) -> str | None:
+    """Why a key that a word adds is not read."""
+    key = override.key_or_group
+    place, _, last = key.rpartition(".")
+    if not place and not _is_read(key, composed):
+        return f"nothing reads {key}."
+    if place in CLOSED and kind_of(key) is None:
+        return f"nothing reads {last} in {place}."
+    if place == "schedule.balance" and last not in ENDS:
+        return "schedule.balance holds first and last."
+    return None
+
+
+def _is_read(key: str, composed: DictConfig) -> bool:
+    """Whether a key at the top is one that runs read, a group, or named by an interpolation."""
+    known = kind_of(key) is not None or key in composed.hydra.runtime.choices
+    job = {str(name): composed._get_node(name) for name in composed if name not in ("hydra", key)}
+    return known or f"${{{key}" in OmegaConf.to_yaml(OmegaConf.create(job), resolve=False)
+
+
 def _deleted(override: Override) -> str | None:
     """`~key` of what runs read; entries of mappings with keys of the user's own may go."""
     key = override.key_or_group
@@ -183,7 +205,7 @@ def _swept(override: Override, composed: DictConfig) -> str | None:
     if isinstance(OmegaConf.select(composed, key), DictConfig) and kind is GROUP:
         return None  # names of options, which `find_fault` looks up
     for value in _values(override):
-        fault = fault_of_values(_nested(key, value))
+        fault = fault_of_values(_nested(key, value), at=key)
         if fault and override.is_interval_sweep() and isinstance(value, float) and value.is_integer():
             whole = kind is not None and kind.holds(int(value))
             return f"{short(override.input_line)}: {fault}" + (" int(interval(...)) draws whole ones." if whole else "")

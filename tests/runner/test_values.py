@@ -287,6 +287,7 @@ def words_fault(*words, base=()):
         ("~controls", "Set controls=null instead."),
         ("+trainer.bach=4", "+trainer.bach=4 has no effect: nothing reads bach in trainer. Drop it."),
         ("+cost.foo=1", "nothing reads foo in cost"),
+        ("+model.pth=x", "nothing reads pth in model"),
         ("+schedule.balance.middle=0.5", "schedule.balance holds first and last"),
         ("stages=1,0", "stages=1,0: stages is 0."),
         ("stages=1,two", "stages is 'two'"),
@@ -302,7 +303,16 @@ def test_words_that_no_composed_config_shows(word, said):
     assert said in words_fault(word)
 
 
-@pytest.mark.parametrize("word", ["~controls.random", "~pruner@controls.random", "+model.config.x=1", "stages=1,2"])
+MAY_BE = [
+    "~controls.random",
+    "~pruner@controls.random",
+    "+model.config.x=1",
+    "stages=1,2",
+    "pruner.schedule.0.keep=0.5,2",
+]
+
+
+@pytest.mark.parametrize("word", MAY_BE)
 def test_words_that_may_be(word):
     assert words_fault(word) is None
 
@@ -347,6 +357,9 @@ def test_ranges_and_intervals_that_hold_nothing(word, said):
         (["limit=${limit}"], "limit is '${limit}', which cannot be resolved"),
         (["limit=???"], "limit is '???'"),
         (["output=''"], "output is ''"),
+        (["+foo=1"], "+foo=1 has no effect: nothing reads foo. Drop it."),
+        (["hydra/launcher=null"], "hydra.launcher is not there, and Hydra needs one"),
+        (["hydra.sweep.dir=${nothing}"], "hydra.sweep.dir cannot be resolved: Interpolation key 'nothing' not found"),
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=x"], "could not be converted to Integer"),
         (["hydra/sweeper=optuna", "stages=1,2", "hydra.sweeper.n_trials=x"], "hydra.sweeper.n_trials is 'x'"),
         (["pruner=withdraw", "pruner.layer=-1"], "pruner.layer is -1"),
@@ -354,6 +367,10 @@ def test_ranges_and_intervals_that_hold_nothing(word, said):
 )
 def test_on_a_command_line(words, said):
     assert said in find_fault(CONF, words)
+
+
+def test_a_key_of_ones_own_may_be_named_elsewhere():
+    assert find_fault(CONF, ["+mine=9", "limit=${mine}"]) is None
 
 
 def test_a_sweep_is_refused_before_its_first_cell(capsys):
