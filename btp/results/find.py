@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from btp.results.folder_shapes import STATE
 from btp.results.reader import ANEW, RunFolder, read_costs, read_run
 from btp.results.shapes import read_json
+from btp.results.status import STATE
 
 _PASSED = ("wandb", "wandb-data", "figures", "overlays", "pictures")
 

@@ -49,15 +49,6 @@ _INERT = keys(checked=optional(whole(0)), identical=optional(FLAG), max_logit_di
 _METRICS = keys(all=optional(mapped(_UNKNOWN)), by_ability=optional(mapped(mapped(_UNKNOWN))))
 _CALIBRATED = keys(name=TEXT, own=FLAG, said=TEXT)
 
-# run.json of a run that may not have come far
-STATE = keys(
-    state=optional(TEXT),
-    command=optional(TEXT),
-    error=optional(TEXT),
-    phases=optional(mapped(number(0))),
-    wandb=optional(NAMED),
-)
-
 RUN = keys(
     state=optional(TEXT),
     identity=optional(TEXT),

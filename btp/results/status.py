@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from btp.results.folder_shapes import STATE
-from btp.results.shapes import read_json
+from btp.results.shapes import NAMED, TEXT, keys, mapped, number, optional, read_json
 
 UNPRUNED = "unpruned"  # the arm that all others are compared with
 REPORT = "report.html"
 ANSWERED = ("config.yaml", "samples.parquet", "trace.parquet", "layers.json", REPORT)  # what a run leaves behind
 COSTED = ("config.yaml", "cost.json")  # without weights
+# run.json of a run that may not have come far
+STATE = keys(
+    state=optional(TEXT),
+    command=optional(TEXT),
+    error=optional(TEXT),
+    phases=optional(mapped(number(0))),
+    wandb=optional(NAMED),
+)
 
 
 def is_finished(folder: Path) -> bool:

@@ -74,12 +74,6 @@ class Bar(TQDMProgressBar):
         """As of a test."""
         self._count(self.predict_progress_bar, batch)
 
-    def on_exception(self, trainer: Any, module: Any, error: BaseException) -> None:
-        """End the bar's line, so that the error starts on its own."""
-        for bar in (self._test_progress_bar, self._predict_progress_bar):
-            if bar is not None:
-                bar.close()
-
     def _begin(self, bar: Tqdm, phase: str, batches: int | float) -> None:
         bar.reset(batches if self.samples is None else self.samples)
         bar.set_description(phase)

@@ -16,12 +16,13 @@ _LINK = re.compile(r"\]\(([^)]+)\)")
 
 
 def say(error: object, *more: str) -> None:
-    """Print an error for a person, with the page that has more of it.
+    """Print an error for a person, on a line of its own, with the page that has more of it.
 
     Args:
         error: or its message.
         more: lines behind it.
     """
+    _end_bars()
     page = page_of(" ".join(str(error).split()))
     lines = [*more, *([f"see {page}"] if page else [])]
     print(f"error: {error}", *(f"  {line}" for line in lines), sep="\n", file=sys.stderr)
@@ -44,6 +45,13 @@ def one_line(error: Exception, output: Path) -> str:
         )
     expected = isinstance(error, ValueError | OSError | RuntimeError)
     return " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
+
+
+def _end_bars() -> None:
+    """End the lines of progress bars that what went wrong has left open, so that the message starts its own."""
+    if "tqdm.std" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm.std"].tqdm, "_instances", ())):
+            bar.close()
 
 
 def page_of(message: str) -> str | None:

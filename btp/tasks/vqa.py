@@ -16,7 +16,7 @@ from btp.tasks.files.local import Reader, file_name, id_hash
 from btp.tasks.metrics.base import make_metric, mean
 from btp.tasks.metrics.text import normalise
 from btp.tasks.sample import Sample
-from btp.tasks.shown import short
+from btp.tasks.shown import brief, short
 
 GUESSES = 10  # constant answers that chance tries per ability
 
@@ -52,6 +52,8 @@ class VQA:
         samples = _named(reader.read())
         if not samples:
             raise ValueError("task.path holds no question. Name a file or a split that holds some.")
+        for sample in samples:
+            _check_kinds(sample)
         samples = _of_abilities(samples, abilities)
         for sample in samples:
             _check_text(sample)
@@ -152,6 +154,15 @@ def _named(samples: Sequence[Sample]) -> list[Sample]:
             "own, or leave ids out to have samples numbered."
         )
     return named
+
+
+def _check_kinds(sample: Sample) -> None:
+    """Refuse what a reader took from a file as it was, and which is no text."""
+    one = {"question": sample.question, "answer": sample.reference, "ability": sample.ability, "group": sample.group}
+    several = (("answers", sample.references), ("choices", sample.choices), ("labels", sample.labels))
+    for name, value in (*one.items(), *((name, value) for name, values in several for value in values)):
+        if not isinstance(value, str):
+            raise ValueError(f"sample {sample.id}: its {name} is {brief(value)}, not a text. Correct it in its file.")
 
 
 def _check_text(sample: Sample) -> None:

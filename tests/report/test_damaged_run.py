@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from sample_run import ARMS, write_run
 
+from btp.explain import main as explain
 from btp.report.__main__ import main
 from btp.results.find import find_runs
 from btp.results.reader import read_run
@@ -159,6 +161,26 @@ def test_the_command_says_it_in_one_message(copied, capsys):
     assert main([str(copied)]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {copied / 'run.json'} is broken: started is 5, not a time")
+    assert "Traceback" not in said
+
+
+EXPLAINED = [
+    ("run.json", "arms.1.schedule", 3, r"run\.json is broken: arms\.1\.schedule is 3"),
+    ("config.yaml", "trainer", 3, r"config\.yaml is broken: trainer is 3, not keys with values"),
+    ("config.yaml", "task", {"name": "mine"}, r"config\.yaml is broken: task\.dataset is missing"),
+    ("config.yaml", "limit", "all", r"config\.yaml is broken: limit is 'all', not a whole number"),
+]
+
+
+@pytest.mark.parametrize(("file", "key", "value", "message"), EXPLAINED)
+def test_explain_names_file_and_key(copied, capsys, file, key, value, message):
+    known = yaml.safe_load((copied / "config.yaml").read_text())
+    known["task"]["dataset"], known["trainer"] = {"_target_": "mine"}, {"accelerator": "cpu"}
+    (copied / "config.yaml").write_text(yaml.safe_dump(known))
+    edited(copied / file, key, value)
+    assert explain([str(copied), PICTURE]) == 2
+    said = capsys.readouterr().err
+    assert re.match(rf"error: {re.escape(str(copied))}/{message}", said), said
     assert "Traceback" not in said
 
 

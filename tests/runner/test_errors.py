@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from jobs import command
+from tqdm import tqdm
 
 from btp.runner.messages import PAGE, ROOT, page_of, say
 
@@ -31,6 +32,17 @@ def test_every_message_of_the_page_that_has_a_link_finds_a_file():
         page = page_of(said.replace("…", "x"))
         assert page is not None, said
         assert (ROOT / page.partition("#")[0]).is_file(), page
+
+
+def test_an_error_starts_on_a_line_of_its_own_behind_a_bar(capsys):
+    bar = tqdm(total=5, file=sys.stderr)
+    bar.update(2)
+    say("sample 7 is broken")
+    said = capsys.readouterr().err
+    assert said.endswith("\nerror: sample 7 is broken\n")
+    assert "2/5" in said
+    bar.update(1)  # of whoever still holds it
+    assert capsys.readouterr().err == ""
 
 
 def test_say(capsys):

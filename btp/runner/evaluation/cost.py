@@ -27,7 +27,7 @@ from btp.results.atomic import write_json
 from btp.results.disk import make_folder
 from btp.results.folder_shapes import COST
 from btp.results.reader import ANEW
-from btp.results.shapes import NAMED, read_json
+from btp.results.shapes import NAMED, keys, read_json
 from btp.results.status import UNPRUNED
 from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Collate
@@ -38,6 +38,9 @@ from btp.tasks.sample import Sample
 
 Inputs = Mapping[str, Tensor]
 BAR = "{desc} {percentage:3.0f}%|{bar:28}| {n_fmt}/{total_fmt} arms, {elapsed}"
+
+
+KNOWN = keys(control=NAMED, **{UNPRUNED: NAMED})  # what the store holds of a control
 
 
 class Costs:
@@ -59,7 +62,7 @@ class Costs:
     def find(self, path: Path) -> dict[str, Any] | None:
         """What was measured before."""
         with suppress(ValueError):  # broken, so that it is measured again
-            return read_json(path, NAMED, "") if self.reuse else None
+            return read_json(path, KNOWN, "") if self.reuse else None
         return None
 
 

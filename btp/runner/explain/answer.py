@@ -22,10 +22,9 @@ from btp.models.token_layout import describe_views
 from btp.report.figures.token_overlays import stage_views
 from btp.report.pages.explain_data import Life, Said, numbered
 from btp.results.reader import ANEW, RunFolder, View, read_run
-from btp.results.shapes import ANYTHING, NAMED, keys, mapped, optional, read_yaml, whole
+from btp.results.shapes import ANYTHING, NAMED, keys, mapped, number, optional, read_yaml, whole
 from btp.results.status import UNPRUNED
 from btp.runner.arms import Arm
-from btp.runner.calibration import vflowopt
 from btp.runner.calibration.sources import SEARCH
 from btp.runner.datasets import make_dataset, with_contents
 from btp.runner.devices import Machine
@@ -171,7 +170,8 @@ def method_config(run: RunFolder, arm: str, role: str) -> Mapping[str, Any] | No
         artefact = run.path / "search.yaml"
         if not artefact.is_file():
             raise ValueError(f"{artefact} is missing, with what the search of this run found. Run its command again.")
-        found = read_yaml(artefact, vflowopt.SHAPE, "Run the command of the run again.")
+        settings = {name: optional(number()) for name in pruner["method"] if not name.startswith("_")}
+        found = read_yaml(artefact, keys(method=keys(True, **settings)), "Run the command of the run again.")
         pruner = {**pruner, "method": {**pruner["method"], **found["method"]}}
     return method_of(pruner)
 

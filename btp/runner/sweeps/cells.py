@@ -136,7 +136,10 @@ class Cells:
     def study(self) -> dict[str, Any] | None:
         """The study that the sweep makes, as its experiment's yaml has it; None where it makes none."""
         file = self.sweep / "sweep.json"
-        return read_json(file, SWEEP, self._again()).get("study") if file.exists() else None
+        try:
+            return read_json(file, SWEEP, "").get("study")
+        except ValueError:  # which `command` says
+            return None
 
     def read(self) -> list[Cell]:
         """All cells, in order; those that began and whose process is gone are `died`.

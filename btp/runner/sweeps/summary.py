@@ -48,12 +48,16 @@ class Sweep:
         other = [cell for cell in self.cells if cell.state != FINISHED]
         begun = [cell for cell in other if cell.state != OPEN]
         left = [(self._own(cell), _why(cell)) for cell in other]
-        left += [(str(folder), "the folder of this finished run is gone") for folder in ended if folder not in finished]
+        gone = [folder for folder in ended if folder not in finished]
+        left += [(str(folder), "the folder of this finished run is gone") for folder in gone]
         code = FAILED_CODE if any(cell.state != BEYOND for cell in other) else 0
         if finished:
             study, made = self.study(list(dict.fromkeys(finished)), left)
             code = max(code, made, self._compare(list(dict.fromkeys(finished)), left, study))
         self._track()
+        for folder in gone:
+            print(f"\nthe folder of this finished run is gone: {folder}", file=sys.stderr)
+            code = FAILED_CODE
         if begun:
             lines = [f"[{cell.number}] {self._own(cell)}: {_briefly(cell)}" for cell in begun]
             print(f"\n{len(begun)} run(s) did not finish:", *lines, sep="\n  ", file=sys.stderr)
@@ -61,7 +65,7 @@ class Sweep:
             print(f"\nnot finished: {len(other) - len(begun)} cell(s) not begun", file=sys.stderr)
         if any(cell.state != BEYOND for cell in other):
             print(f"\nto go on: python -m btp.sweep resume {shlex.quote(str(self.folder))}", file=sys.stderr)
-        if not finished and not begun:
+        if not ended and not begun:
             print(f"error: no cell of the sweep in {self.folder} has begun", file=sys.stderr)
             code = FAILED_CODE
         return code

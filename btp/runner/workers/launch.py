@@ -134,6 +134,7 @@ class Workers:
                 self.close()
             return outcome
         reason = f"the worker process ended with {_how(process.returncode)}"
+        print(file=sys.stderr)  # its progress bar may have left the line open
         say(reason)
         return Outcome(FAILED, reason)
 

@@ -34,7 +34,7 @@ class ChartQA:
         )
         samples = []
         for part, file in files.items():
-            asked = place.json(file, "task.dataset.reader.split")
+            asked = place.entries(file, "task.dataset.reader.split")
             place.find(f"{self.split}/png")
             for number, q in enumerate(asked):
                 name = f"{part}-{number:05d}"

@@ -28,10 +28,10 @@ class DocVQA:
             f"{self.questions} and documents/<page>.png",
             "Single Page Document VQA of rrc.cvc.uab.es/?ch=17, behind a registration",
         )
-        asked = place.json(self.questions, "task.dataset.reader.questions")["data"]
+        asked = place.entry(self.questions, "task.dataset.reader.questions").entries("data")
         samples = []
         for q in asked:
-            name, answers = str(q["questionId"]), tuple(q.get("answers") or ("",))
+            name, answers = str(q["questionId"]), q.texts("answers") or ("",)
             samples.append(
                 Sample(
                     id=name,
@@ -39,7 +39,7 @@ class DocVQA:
                     question=q["question"],
                     reference=answers[0],
                     references=answers,
-                    ability=(q.get("question_types") or ["document"])[0],
+                    ability=(q.texts("question_types") or ("document",))[0],
                 )
             )
         return samples

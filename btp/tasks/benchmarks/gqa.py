@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from btp.tasks.files.entries import Entry
 from btp.tasks.files.images import Pictures
 from btp.tasks.files.local import Place
 from btp.tasks.sample import Sample
@@ -30,7 +31,7 @@ class GQA:
             f"{self.questions} and {self.images}/<imageId>.jpg",
             "questions1.2.zip and images.zip of cs.stanford.edu/people/dorarad/gqa/download.html",
         )
-        asked = place.json(self.questions, "task.dataset.reader.questions")
+        asked = place.entry(self.questions, "task.dataset.reader.questions")
         place.find(self.images, "task.dataset.reader.images")
         return [
             Sample(
@@ -38,7 +39,7 @@ class GQA:
                 images=Pictures(name, [place.picture(f"{self.images}/{q['imageId']}.jpg")]),
                 question=q["question"],
                 reference=q.get("answer", ""),
-                ability=q.get("types", {}).get("structural", "all"),
+                ability=Entry(q.get("types") or {}, f"{q.where}, types").get("structural", "all"),
             )
-            for name, q in asked.items()
+            for name, q in ((name, Entry(q, f"{asked.where}, {name}")) for name, q in asked.items())
         ]

@@ -12,6 +12,7 @@ from typing import IO
 from btp.tasks.files.images import Pictures
 from btp.tasks.files.local import Place
 from btp.tasks.sample import Sample
+from btp.tasks.shown import brief
 
 LETTERS = "ABCD"
 ROUND = 1_000_000  # copies of a question with its options in another order have indices this much higher
@@ -102,6 +103,11 @@ def _rows(path: Path) -> Iterator[tuple[PictureRow, dict[str, str], bool]]:
         start = ahead
         for cells in table:
             row = dict(zip(columns, cells, strict=False))
+            if len(cells) < len(columns) or not row["index"].isdecimal():
+                raise ValueError(
+                    f"{path}, byte {start}: a row has {len(cells)} of {len(columns)} cells, and begins with "
+                    f"{brief(cells[:1])}, where `index` is a whole number. Get it anew, or correct task.path."
+                )
             inside = len(row["image"]) > SHORT
             yield PictureRow(path, start, columns), row | ({"image": ""} if inside else {}), inside
             start = ahead

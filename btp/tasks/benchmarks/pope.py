@@ -38,7 +38,7 @@ class POPE:
             name = self.questions.format(subset=subset)
             lines = Path(name).with_suffix(".jsonl").as_posix()
             name = lines if not (place.root / name).exists() and (place.root / lines).exists() else name
-            asked = place.json(name, "task.dataset.reader.subsets")
+            asked = place.entries(name, "task.dataset.reader.subsets")
             place.find(self.images, "task.dataset.reader.images")
             for q in asked:
                 own = f"{subset}-{q['question_id']}"

@@ -30,11 +30,11 @@ class TextVQA:
             f"{self.questions} and {self.images}/<image_id>.jpg",
             "textvqa.org/dataset (train_val_images.zip)",
         )
-        asked = place.json(self.questions, "task.dataset.reader.questions")["data"]
+        asked = place.entry(self.questions, "task.dataset.reader.questions").entries("data")
         place.find(self.images, "task.dataset.reader.images")
         samples = []
         for q in asked:
-            name, answers = str(q["question_id"]), tuple(q.get("answers") or ("",))
+            name, answers = str(q["question_id"]), q.texts("answers") or ("",)
             samples.append(
                 Sample(
                     id=name,

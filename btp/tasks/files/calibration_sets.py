@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from btp.tasks.files.entries import Entry
 from btp.tasks.files.images import ENDINGS, PictureFile, Pictures
 from btp.tasks.files.local import Place, Reader, file_name
 from btp.tasks.sample import Sample
@@ -80,20 +81,21 @@ class LlavaInstruct:
             "huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K, train2017.zip of cocodataset.org",
             KEY,
         )
-        listed = place.json(self.conversations, "calibration.dataset.reader.conversations")
+        listed = place.entries(self.conversations, "calibration.dataset.reader.conversations")
         place.find(self.images, "calibration.dataset.reader.images")
         samples = []
         for number, entry in enumerate(listed):
             if not entry.get("image"):
                 continue
-            turns = {turn["from"]: turn["value"] for turn in reversed(entry["conversations"])}
+            said = {turn["from"]: turn["value"] for turn in reversed(entry.entries("conversations"))}
+            turns = Entry(said, f"{entry.where}, conversations")
             name = f"{number:06d}-{file_name(entry['id'])}"
             samples.append(
                 Sample(
                     id=name,
                     images=Pictures(name, [place.picture(f"{self.images}/{entry['image']}")], KEY),
-                    question=turns["human"].replace("<image>", "").strip(),
-                    reference=turns.get("gpt", ""),
+                    question=str(turns["human"]).replace("<image>", "").strip(),
+                    reference=str(turns.get("gpt", "")),
                     ability="all",
                 )
             )

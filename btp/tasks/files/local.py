@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
+from btp.tasks.files.entries import Entry, entries
 from btp.tasks.files.images import PictureFile
 from btp.tasks.files.nesting import json_of
 from btp.tasks.sample import Sample
@@ -73,6 +74,14 @@ class Place:
     def json(self, name: str, key: str | None = None) -> Any:
         """What a JSON file holds; a list of objects, one a line, where it is written so."""
         return read_json(self.find(name, key), self.key)
+
+    def entries(self, name: str, key: str | None = None) -> list[Entry]:
+        """The objects that a JSON file lists, or that stand one on a line."""
+        return entries(self.json(name, key), str(self.root / name))
+
+    def entry(self, name: str, key: str | None = None) -> Entry:
+        """The object that a JSON file is."""
+        return Entry(self.json(name, key), str(self.root / name))
 
     def picture(self, name: str) -> PictureFile:
         """A picture below the root, which need not be there yet."""
