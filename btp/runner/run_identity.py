@@ -62,7 +62,7 @@ def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     what = {k: v for k, v in config.items() if k not in FREE}
     what["model"] = {"name": config["model"]["name"], "example": config["model"]["example"]}
     what["model"] |= model_identity(config["model"])
-    methods = [config["pruner"], *(config["controls"] or {}).values()]
+    methods = [config["pruner"], *(config.get("controls") or {}).values()]
     of_methods = [code_of(method_of(pruner)) for pruner in methods]
     named = modules_of(config["task"], config["calibration"], {"_target_": config["model"]["adapter"]})
     of_task = shared_part(config["task"])  # and of files of another harness's tasks
