@@ -117,7 +117,7 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         main = Arm(name, "method", node, met.schedule, picture, met.asked, met.reached, met.moved, budget=met.budget)
         arms.append(main)
         lines = _say(main, met, planned)
-        for name, control in (config["controls"] or {}).items():
+        for name, control in (config.get("controls") or {}).items():
             if control["name"] != pruner["name"]:
                 arms.append(_control(control | {"name": name}, main, facts))
     for arm in arms:

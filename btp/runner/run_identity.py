@@ -64,7 +64,7 @@ def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     what["calibration"] = {k: v for k, v in config["calibration"].items() if k != "batch"}  # as trainer.batch
     what["model"] = {"name": config["model"]["name"], "example": config["model"]["example"]}
     what["model"] |= model_identity(config["model"])
-    methods = [config["pruner"], *(config["controls"] or {}).values()]
+    methods = [config["pruner"], *(config.get("controls") or {}).values()]
     of_methods = [code_of(method_of(pruner)) for pruner in methods]
     named = modules_of(config["task"], config["calibration"], {"_target_": config["model"]["adapter"]})
     of_task = shared_part(config["task"])  # and of files of another harness's tasks

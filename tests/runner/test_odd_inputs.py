@@ -13,6 +13,7 @@ from sweeps import cells, sweep_command
 
 from btp.cli.words import quoted
 from btp.explain import main as explain
+from btp.runner.run_identity import is_settled
 
 ODD = 'größe a[1],b=c\'d "x" 日本'
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
@@ -96,6 +97,13 @@ def test_optimised_python_computes_the_same(tmp_path, level):
     ]
     for name in ("samples.parquet", "trace.parquet"):
         pd.testing.assert_frame_equal(*[pd.read_parquet(run / name) for run in runs])
+
+
+def test_a_run_may_have_no_control(tmp_path):
+    """All were taken out, and the group is gone with them."""
+    config = composed(*QUICK, f"output={tmp_path}")
+    assert "controls" not in config
+    assert is_settled(config) is None
 
 
 @pytest.mark.parametrize("name", ["explain", "sweep", "study", "dashboard", "report"])

@@ -110,7 +110,7 @@ class Prospect:
         random = config["model"]["weights"] == "random"
         self.answers = not random or "model" in self.open
         self.costs = config["cost"]["enabled"] or random or bool(self.open & {"cost", "model"})
-        self.arms = {UNPRUNED, config["pruner"]["name"], *(config["controls"] or {})}
+        self.arms = {UNPRUNED, config["pruner"]["name"], *(config.get("controls") or {})}
         self._task: Task | None = None
 
     def names(self) -> list[str]:
