@@ -10,6 +10,7 @@ from btp.models.loading.checkpoint import check_keys, find_checkpoint
 from btp.runner.lmms_eval.settings import check_tasks
 from btp.runner.model_yamls import check_family
 from btp.runner.workers.ranks import devices
+from btp.tasks.shown import NO_NAME, is_name, short
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -39,9 +40,18 @@ def check_config(config: Mapping[str, Any]) -> None:
             f"cache_gib is {config['cache_gib']!r}. Set cache_gib to a number of GiB above 0; cache=off keeps none."
         )
     check_tasks(config)
+    _names(config)
     _model(config["model"])
     _calibrated(config)
     _writable(Path(config["output"]))
+
+
+def _names(config: Mapping[str, Any]) -> None:
+    """Run folders are called by them."""
+    for group in ("model", "pruner", "task", "calibration"):
+        name = config[group]["name"]
+        if not is_name(name):
+            raise ValueError(f"{group}.name is {short(repr(name))}, {NO_NAME}. Correct {group}.name.")
 
 
 def _calibrated(config: Mapping[str, Any]) -> None:

@@ -16,7 +16,9 @@ import pandas as pd
 import yaml
 
 from btp.results.atomic import write_json
+from btp.results.links import refuse_links
 from btp.results.status import UNPRUNED, is_finished
+from btp.tasks.files.local import file_name
 from btp.tasks.metrics.text import normalise
 from btp.tasks.sample import Sample
 
@@ -34,6 +36,14 @@ class RunFolder:
     def finished(self) -> bool:
         """As `is_finished` says."""
         return is_finished(self.path)
+
+    def check(self) -> None:
+        """See that what is written stays in the folder.
+
+        Raises:
+            ValueError: it is a symbolic link, or one stands in it.
+        """
+        refuse_links(self.path)
 
     def begin(self, config: Mapping[str, Any], identity: str, hardware: str) -> None:
         """Write the config and mark the run as running."""
@@ -147,7 +157,7 @@ class RunFolder:
         index = {}
         for sample in samples:
             if places[sample.id]:
-                sample.images[0].save(folder / f"{sample.id}.png")
+                sample.images[0].save(folder / f"{file_name(sample.id)}.png")
                 index[sample.id] = {**places[sample.id], "boxes": sample.boxes, "labels": sample.labels}
         write_json(folder / "index.json", index)
 

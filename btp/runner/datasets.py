@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-
+from btp.runner.targets import Samples, make
 from btp.tasks.sample import Local
 
 GROUPS = ("task", "calibration")
 
 
-def make_dataset(node: Mapping[str, Any]) -> Any:
+def make_dataset(node: Mapping[str, Any], key: str = "task.dataset") -> Any:
     """Build the dataset that a task's or a calibration's yaml names; its complaints come through as they are.
 
     Raises:
-        ValueError: as the dataset says.
+        ValueError: as the dataset says, or no dataset is named.
     """
-    try:
-        return instantiate(dict(node))
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | OSError):
-            raise error.__cause__ from None
-        raise
+    return make(node, Samples, key)
 
 
 def with_contents(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +33,7 @@ def with_contents(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     found = dict(config)
     for group in GROUPS:
-        dataset = make_dataset(config[group]["dataset"]) if "path" in config[group] else None
+        dataset = make_dataset(config[group]["dataset"], f"{group}.dataset") if "path" in config[group] else None
         if isinstance(dataset, Local):
             found[group] = {**config[group], "content": dataset.content()}
     return found

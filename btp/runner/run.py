@@ -103,6 +103,7 @@ class Run:
             if self.machine.leads:
                 print(f"this run is finished: {self.folder.path} (resume=false computes it anew)")
         else:
+            self.folder.check()
             guard = held(self.folder.path / ".lock", "this very run") if self.machine.leads else nullcontext()
             with guard:
                 if not self.machine.agree(self.folder.finished and self.config["resume"]):  # by another run meanwhile

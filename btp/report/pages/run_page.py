@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from btp.report.figures.run_figures import PLOTS, to_png
 from btp.report.figures.style import DARK, LIGHT, looks
@@ -20,7 +19,10 @@ from btp.report.tables.export import write_table
 from btp.report.tables.run_table import Table, run_table
 from btp.report.text.fired import fired
 from btp.report.text.run_text import Remark, headline, remarks
+from btp.results.links import refuse_links
 from btp.results.reader import RunFolder, read_run
+from btp.tasks.files.decode_image import open_picture
+from btp.tasks.files.local import file_name
 
 _PLOT_TEXTS = {
     "accuracy_by_ability": (
@@ -48,9 +50,10 @@ def write_report(folder: Path) -> Path:
         Path of report.html.
 
     Raises:
-        ValueError: the folder is no run folder, or a file in it is missing or broken.
+        ValueError: the folder is no run folder, is a symbolic link or holds one, or a file in it is missing or broken.
     """
     run = read_run(folder)
+    refuse_links(run.path)
     table = run_table(run)
     write_table(table, run.path, "table")
     spared = Spared()
@@ -87,9 +90,9 @@ def _write_overlays(run: RunFolder, spared: Spared) -> None:
         with spared.part(f"the overlay of sample {sample}"):
             arms = [arm for arm in run.arms if on_grid(run, arm.arm, sample)]
             rows = [(arm.title, stage_views(run, arm.arm, sample)) for arm in arms]
-            with Image.open(picture.path) as image:
+            with open_picture(picture.path) as image:
                 png = overlay_png(image, picture.views, [row for row in rows if row[1]])
-            (folder / f"{sample}.png").write_bytes(png)
+            (folder / f"{file_name(sample)}.png").write_bytes(png)
 
 
 def _render(run: RunFolder, table: Table, figures: Mapping[str, Any], spared: Spared) -> str:

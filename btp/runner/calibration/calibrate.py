@@ -153,7 +153,7 @@ def _measure(
     config: Mapping[str, Any], loaded: Loaded, checkpoint: str, identity: str, machine: Machine
 ) -> dict[str, Any]:
     """Run the calibration set once through the unpruned model."""
-    task = make_dataset(config["calibration"]["dataset"])
+    task = make_dataset(config["calibration"]["dataset"], "calibration.dataset")
     count = min(len(task), config["calibration"]["samples"])
     samples = [task[i] for i in range(count)]
     size = BatchSize(config["calibration"]["batch"], "calibration.batch")

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 
 from btp.core.host import Host
@@ -23,6 +22,7 @@ from btp.core.signals import Signal, Signals
 from btp.engine.attach import attach
 from btp.engine.hooks.arguments import Binding
 from btp.models.loading.load import Loaded
+from btp.runner.datasets import make_dataset
 from btp.runner.devices import Machine
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches, by_length
@@ -200,7 +200,7 @@ def run_reference(
             "A search needs a model with weights, but model.weights is random. Name a search.yaml of another run in "
             "pruner.search.artefact, or do without a search."
         )
-    task = instantiate(config["calibration"]["dataset"])
+    task = make_dataset(config["calibration"]["dataset"], "calibration.dataset")
     if not 1 <= samples <= len(task):
         raise ValueError(
             f"pruner.search.samples is {samples}, but the calibration set has {len(task)}. Set pruner.search.samples "
