@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 TARGET = "_target_"
 PROJECT = "btp"
 DATA = ("btp.pruners.", "btp.tasks.", "btp.models.")  # what a file that somebody else wrote may name
+CONF = Path(__file__).resolve().parents[2] / "conf"
+_NAMED = re.compile(r"(?:_target_|^adapter): *[\"']?([\w.]+)", re.MULTILINE)
 _SAFE = ("hydra.sweep.", "hydra.sweeper.", "hydra.launcher.")
 _PLAIN = re.compile(r"[\w.,:-]*")  # no list, no path, nothing for a shell
 Kind = TypeVar("Kind")
@@ -78,20 +81,24 @@ def find_class(path: Any, key: str) -> type:
     return found
 
 
-def foreign(config: Mapping[str, Any]) -> str | None:
+def foreign(config: Mapping[str, Any], conf: Path = CONF) -> str | None:
     """Why a config that comes from a file of somebody else would run code that is not this project's; None if not.
 
-    No module outside of the project is imported to find out.
+    Classes that the user's own yamls name are not foreign. No module outside of the project is imported to find out.
 
     Args:
         config: of a run, resolved.
+        conf: folder of the user's yamls.
     """
+    texts = (file.read_text(encoding="utf-8") for file in conf.rglob("*.yaml"))
+    own = {name for text in texts for name in _NAMED.findall(text) if not name.startswith(f"{PROJECT}.")}
     for place, node in targets(config, ""):
-        if not _of_project(node[TARGET]):
+        if node[TARGET] not in own and not _of_project(node[TARGET]):
             return f"{place}.{TARGET} is {node[TARGET]}"
     model = config.get("model")
     if isinstance(model, Mapping):
-        if not str(model.get("adapter")).startswith(f"{PROJECT}.models."):
+        adapter = str(model.get("adapter"))
+        if adapter not in own and not adapter.startswith(f"{PROJECT}.models."):
             return f"model.adapter is {model.get('adapter')}"
         if model.get("trust_remote_code") not in (None, False):
             return "model.trust_remote_code is true"

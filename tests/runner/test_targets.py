@@ -121,6 +121,17 @@ def test_a_config_of_somebody_else_names_code_of_btp_only(config, said):
     assert said in foreign(config)
 
 
+def test_what_the_users_own_yamls_name_is_trusted(tmp_path):
+    """A run of a pruner of one's own is explained without a word."""
+    config = {"pruner": {"method": {"_target_": here(Mine)}}, "model": {"adapter": "mine.Adapter"}}
+    (tmp_path / "pruner").mkdir()
+    (tmp_path / "pruner" / "mine.yaml").write_text(f"method:\n  _target_: {here(Mine)}\nsaid: adapter\n")
+    assert foreign(config, tmp_path) == "model.adapter is mine.Adapter"
+    (tmp_path / "model.yaml").write_text("name: mine\nadapter: mine.Adapter\n")
+    assert foreign(config, tmp_path) is None
+    assert foreign({"pruner": {"method": {"_target_": here(Harmful)}}}, tmp_path) is not None
+
+
 @pytest.mark.parametrize("pruner", ["btp", "oracle", "vflowopt", "none"])
 def test_every_config_of_ours_is_of_btp_only(pruner):
     assert foreign(composed(f"pruner={pruner}")) is None
