@@ -4,6 +4,7 @@ import ast
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 from sample_run import write_run
@@ -23,12 +24,15 @@ def run(tmp_path):
 
 
 def rename_picture(run, name, path):
-    """Call the first sample of the index otherwise, and put its picture there."""
+    """Call the first sample of the index otherwise, in every file, and put its picture there."""
     file = run / "pictures" / "index.json"
     index = json.loads(file.read_text())
     first = next(iter(index))
     (run / "pictures" / f"{first}.png").rename(path)
     file.write_text(json.dumps({name: index[first], **{k: v for k, v in index.items() if k != first}}))
+    for table in ("samples", "trace"):
+        frame = pd.read_parquet(run / f"{table}.parquet")
+        frame.assign(sample=frame["sample"].replace(first, name)).to_parquet(run / f"{table}.parquet")
 
 
 def test_an_id_that_leads_elsewhere_is_a_file_of_the_folder(run, tmp_path):

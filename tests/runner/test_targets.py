@@ -200,21 +200,24 @@ def test_a_search_holds_plain_stages(stages):
     assert found_stages({"schedule": plain}, "x") == plain
 
 
+@pytest.fixture(scope="module")
+def default():
+    """What `python run.py model=pocket_mini` comes to."""
+    return composed("model=pocket_mini")
+
+
 @pytest.mark.parametrize("name", ["../../there", "a/b", "..", ".hidden", "-m", "a b", "", "x" * 101, 7])
 @pytest.mark.parametrize("group", ["task", "model", "pruner", "calibration"])
-def test_names_are_names(tmp_path, group, name):
+def test_names_are_names(default, tmp_path, group, name):
     """Run folders are called by them."""
-    config = composed(f"output={tmp_path / 'out'}")
-    config[group] = {**config[group], "name": name}
+    config = {**default, "output": str(tmp_path / "out"), group: {**default[group], "name": name}}
     with pytest.raises(ValueError, match=rf"{group}\.name is .*, but a name has letters, digits, _, - and \. only"):
         check_config(config)
     assert not Path(tmp_path / "out").exists()
 
 
-def test_names_of_other_scripts_are_names(tmp_path):
-    config = composed(f"output={tmp_path}")
-    config["model"] = {**config["model"], "name": "Größe-7.5_b"}
-    check_config(config)
+def test_names_of_other_scripts_are_names(default, tmp_path):
+    check_config({**default, "output": str(tmp_path), "model": {**default["model"], "name": "Größe-7.5_b"}})
 
 
 def test_make_looks_at_everything_first():

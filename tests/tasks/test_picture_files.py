@@ -43,7 +43,6 @@ def turned(path, orientation, kind=None):
 
 HIDDEN = {
     "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n",
-    "XPM": b'/* XPM */ static char *x[] = {\n"1 1 1 1",\n"a c #000000",\n"a"};\n',
     "SUN": b"\x59\xa6\x6a\x95" + struct.pack(">7I", 1, 1, 24, 3, 1, 0, 0) + b"\0\0\0\0",
 }
 
