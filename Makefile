@@ -47,8 +47,8 @@ test-gpu: setup ## the tests that need a CUDA device
 test-slurm: setup ## a sweep on a Slurm of one node that the test starts for itself (apt: slurmctld slurmd munge)
 	$(BIN)/python -m pytest tests/slurm $(ARGS)
 
-support: setup ## run every method on every family and write docs/support.md
-	cd tests && OMP_NUM_THREADS=1 PYTHONPATH=.:engine ../$(BIN)/python -m families.support
+support: setup ## run every method on every family and write docs/support.md (ARGS="--pruner NAME": that one alone)
+	cd tests && OMP_NUM_THREADS=1 PYTHONPATH=.:engine ../$(BIN)/python -m families.support $(ARGS)
 
 # without --quiet, which hides warnings from --strict
 docs: $(DOCS)/.ready ## build the site in site/ and check it: every link, every public docstring, nothing from elsewhere

@@ -29,11 +29,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--arm", metavar="NAME", help="an arm of the run with stages; its method where none is named")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the same as an HTML page, scores included")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="execute code outside btp that the run's config.yaml names: of your own runs",
+    )
     given = parser.parse_args(arguments)
     from btp.runner.explain.answer import explain  # late: torch and transformers, which --help does without
 
     try:
-        life = explain(given.run, given.sample, given.arm)
+        life = explain(given.run, given.sample, given.arm, given.trust)
         page = write_life(life, given.page) if given.page is not None else None
     except (ValueError, OSError, RuntimeError) as error:
         say(error)

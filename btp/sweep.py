@@ -15,6 +15,8 @@ from btp.results.command_line import as_line
 from btp.runner.messages import say
 from btp.runner.sweeps.cells import FINISHED, Cells
 from btp.runner.sweeps.summary import Sweep
+from btp.runner.targets import chooses_code
+from btp.tasks.shown import short
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("do", choices=doing, metavar="|".join(doing), help="show the cells, run what is open, compare")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the sweep")
     parser.add_argument("words", nargs="*", help="with resume: further words of the command line, such as a launcher")
+    parser.add_argument("--trust", action="store_true", help="with resume: also where the sweep's command names code")
     given = parser.parse_intermixed_args(arguments)
     try:
         command, sweep = Cells(given.folder).command(), Sweep(given.folder)
@@ -36,6 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
         say(error)
         return 2
     if given.do == "resume":
+        named = None if given.trust else chooses_code(command)
+        if named is not None:
+            say(
+                f"the command in {given.folder / 'sweep.json'} has the word {short(named)}, which can choose code from "
+                "outside btp. If the sweep is yours, or you trust who made it, add --trust."
+            )
+            return 2
         return _resume(given.folder, command, given.words)
     if given.words:
         parser.error(f"{given.do} takes no further words, got: {' '.join(given.words)}")

@@ -1,14 +1,17 @@
 """The pages hold: links lead somewhere, quoted messages exist, methods' pages can be made, the nav is whole."""
 
 import ast
+import importlib
 import re
 import shutil
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
+from btp.core.pruner import Tokens
 from docs.making.links import anchors, broken, in_site, is_table, links, pages, place, prose, slug
 from docs.making.methods import NO_SIGNAL, Method, methods, overview, page
 
@@ -148,7 +151,10 @@ def test_a_methods_page_has_everything(method):
     assert text.startswith(f"# {title}\n")
     assert what.endswith(".")
     assert method.command.startswith("python run.py")
-    assert bool(paper) == ("arXiv" in method.text.splitlines()[0])
+    assert bool(paper) == ("arXiv" in method.text.splitlines()[0]), (
+        f"conf/pruner/{method.name}.yaml names its paper in a form that is not read. Write its first line as "
+        "`# Longest (You et al. 2025, arXiv:0000.00000): keeps ...`."
+    )
     rows = {key: value for key, value, _ in method.settings()}
     assert all(text.count(f"| `{key}` |") == 1 for key in rows)
     assert "show_docstring_parameters: false" in text or not method.target  # they are the settings
@@ -165,11 +171,62 @@ def test_a_methods_page_has_everything(method):
     for settings in (method.config.get("published") or {}).values():
         assert all(f"schedule.setting={name}`" in text for name in list(settings)[1:])
     if paper:
-        assert "## Fidelity" in text
-        assert "- *Parity, held against*: " in text
-        assert "## Where it works" in text
-        assert method.signals != NO_SIGNAL or method.name in ("divprune", "vtw")
+        where = f"{method.name} names a paper (CONTRIBUTING.md, A published method)"
+        assert "## Fidelity" in text, f"{where}: write a section `## {title} (`{method.name}`)` into docs/fidelity.md."
+        assert "- *Parity, held against*: " in text, (
+            f"{where}: its section of docs/fidelity.md lacks the line `- *Held against*: ...`."
+        )
+        assert "## Where it works" in text, (
+            f'{where}: docs/support.md has no column for it. Run `make support ARGS="--pruner {method.name}"`.'
+        )
+        assert method.signals != NO_SIGNAL or "needs" not in vars(class_of(method)), (
+            f"{where}: give {method.target}.needs a docstring, whose first paragraph says which signals it asks for."
+        )
     assert f"]({method.name}.md)" in overview(methods())
+
+
+def class_of(method):
+    module, _, name = method.target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_what_a_published_method_lacks_is_said(tmp_path):
+    """A copy of FastV under another name: its page wants a section, a line in it and a column, and has them then."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("images", "making"))
+    folder = tmp_path / "conf" / "pruner"
+    folder.mkdir(parents=True)
+    yaml_text = (ROOT / "conf" / "pruner" / "fastv.yaml").read_text()
+    (folder / "longest.yaml").write_text(yaml_text.replace("name: fastv", "name: longest"))
+    (made,) = methods(tmp_path)
+    parts = ("## Fidelity", "*Parity", "## Where it works")
+
+    def lacking():
+        return [part for part in parts if part not in page(made, tmp_path)]
+
+    assert lacking() == list(parts)
+    fidelity, support = (tmp_path / "docs" / f"{name}.md" for name in ("fidelity", "support"))
+    section = "\n## Longest (`longest`)\n\n- *Held against*: worked examples by hand.\n"
+    fidelity.write_text(fidelity.read_text() + section)
+    assert lacking() == ["## Where it works"]
+    support.write_text(support.read_text().replace("| fastv |", "| longest |"))
+    assert lacking() == []
+
+
+def test_contributing_names_every_place_of_a_published_method():
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## A published method")[2].partition("\n# ")[0]
+    for place_ in ("btp/pruners/longest.py", "conf/pruner/longest.yaml", "docs/fidelity.md", "docs/support.md"):
+        assert f"`{place_}`" in text
+    assert 'make support ARGS="--pruner longest"' in text
+    assert "*Held against*" in text
+
+
+def test_every_field_of_tokens_is_on_a_page():
+    """docs/concepts.md has them all, but for those that the engine keeps for itself."""
+    part = (ROOT / "docs" / "concepts.md").read_text().partition("### What a pruner is shown")[2].partition("###")[0]
+    listed = re.findall(
+        r"`(\w+)`", " ".join(line.split("|")[1] for line in part.splitlines() if line.startswith("| `"))
+    )
+    assert sorted(listed) == sorted(f.name for f in fields(Tokens) if not f.name.startswith("host_"))
 
 
 def test_a_setting_without_a_comment_takes_its_words_from_the_class():

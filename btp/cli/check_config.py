@@ -11,6 +11,7 @@ from btp.models.loading.checkpoint import check_keys, find_checkpoint, read_conf
 from btp.runner.lmms_eval.settings import check_tasks
 from btp.runner.model_yamls import check_family
 from btp.runner.workers.ranks import devices
+from btp.tasks.shown import NO_NAME, is_name, short
 
 
 def settled(config: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
@@ -42,10 +43,19 @@ def check_config(config: Mapping[str, Any]) -> None:
     _measured(config["cost"]["measure"], config["model"]["weights"])
     _budget(config["budget"]["tokens"], config["budget"]["share"])
     check_tasks(config)
+    _names(config)
     _model(config["model"])
     _layers(config)
     _calibrated(config)
     _writable(Path(config["output"]))
+
+
+def _names(config: Mapping[str, Any]) -> None:
+    """Run folders are called by them."""
+    for group in ("model", "pruner", "task", "calibration"):
+        name = config[group]["name"]
+        if not is_name(name):
+            raise ValueError(f"{group}.name is {short(repr(name))}, {NO_NAME}. Correct {group}.name.")
 
 
 def _calibrated(config: Mapping[str, Any]) -> None:

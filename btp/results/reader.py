@@ -28,11 +28,12 @@ one would show.
   hardware: text}. Quantities are named in btp/report/tables/columns.py; any may be missing or null.
 - `calibration.yaml`: {stages: [{layer, site, keep, balance}], curves: {changed: [mean visual tokens that each
   layer changed], attention: [mass on the picture in each layer], tau, samples}, ...}.
-- `pictures/<sample>.png` and `pictures/index.json`: {sample: {grid: [H, W], labels: [...],
-  boxes: [[x0, y0, x1, y1] in shares of the sides], total?, views?}}. Without views, visual token i is patch i of the
-  grid, row by row. Otherwise `total` is how many visual tokens the sample has, and views: [{name, grid: [H, W],
-  tokens: [visual token of each patch, row by row, -1 where there is none]}] are grids that each cover all of the
-  picture: the whole, and the mosaic of its tiles; tokens of none of them (newlines, other pictures) are not drawn.
+- `pictures/<sample>.png`, called as `file_name` makes of its id, and `pictures/index.json`: {sample: {grid: [H, W],
+  labels: [...], boxes: [[x0, y0, x1, y1] in shares of the sides], total?, views?}}. Without views, visual token i is
+  patch i of the grid, row by row. Otherwise `total` is how many visual tokens the sample has, and views: [{name,
+  grid: [H, W], tokens: [visual token of each patch, row by row, -1 where there is none]}] are grids that each cover
+  all of the picture: the whole, and the mosaic of its tiles; tokens of none of them (newlines, other pictures) are
+  not drawn.
 """
 
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ import pandas as pd
 
 from btp.results import folder_shapes as shapes
 from btp.results.shapes import read_json, read_yaml
+from btp.tasks.files.local import file_name
 from btp.tasks.shown import short
 
 AGAIN = "Run its command again (finished samples are not computed twice)"
@@ -333,8 +335,8 @@ def _pictures(folder: Path) -> dict[str, Picture]:
     if not index.exists():
         return {}
     for sample, entry in read_json(index, shapes.PICTURES, ANEW).items():
-        path = folder / f"{sample}.png"
-        if not path.is_file():
+        path = folder / f"{file_name(sample)}.png"  # whatever the index says, a file of this folder
+        if folder.is_symlink() or path.is_symlink() or not path.is_file():
             raise ValueError(f"{path} is missing, but {index} names it. {AGAIN}.")
         boxes = tuple(tuple(map(float, box)) for box in entry.get("boxes") or ())
         views = tuple(_view(view, sample, index) for view in entry.get("views") or [entry])

@@ -17,7 +17,9 @@ import yaml
 
 from btp.results.atomic import clear_parts, whole, write_json, write_parquet, write_text
 from btp.results.disk import make_folder
+from btp.results.links import refuse_links
 from btp.results.status import UNPRUNED, is_finished
+from btp.tasks.files.local import file_name
 from btp.tasks.metrics.text import normalise
 from btp.tasks.sample import Sample
 
@@ -35,6 +37,14 @@ class RunFolder:
     def finished(self) -> bool:
         """As `is_finished` says."""
         return is_finished(self.path)
+
+    def check(self) -> None:
+        """See that what is written stays in the folder.
+
+        Raises:
+            ValueError: it is a symbolic link, or one stands in it.
+        """
+        refuse_links(self.path)
 
     def begin(self, config: Mapping[str, Any], identity: str, hardware: str) -> None:
         """Write the config and mark the run as running."""
@@ -151,7 +161,7 @@ class RunFolder:
         index = {}
         for sample in samples:
             if places[sample.id]:
-                with whole(folder / f"{sample.id}.png") as file:
+                with whole(folder / f"{file_name(sample.id)}.png") as file:
                     sample.images[0].save(file, "PNG")
                 index[sample.id] = {**places[sample.id], "boxes": sample.boxes, "labels": sample.labels}
         write_json(folder / "index.json", index)

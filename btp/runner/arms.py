@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hydra.utils import instantiate
-
 from btp.core.keep import FIT
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
@@ -17,6 +15,7 @@ from btp.runner.identity import code, code_of, digest, model_identity
 from btp.runner.lmms_eval.settings import shared_part
 from btp.runner.pruner_lists import method_of
 from btp.runner.sources import modules_of
+from btp.runner.targets import make
 from btp.schedules.budget import Budget
 from btp.schedules.meet import Facts, Met, Planned, meet, wanted_budget
 from btp.schedules.place import place_stages
@@ -204,7 +203,7 @@ def build_method(name: str, method: Mapping[str, Any] | None) -> Pruner | None:
     if method is None:
         return None
     try:
-        return instantiate(dict(method))
+        return make(method, Pruner, "pruner.method")
     except Exception as error:
-        reason = str(error.__cause__ or error).rstrip(".")
+        reason = str(error).rstrip(".")
         raise ValueError(f"pruner {name!r} cannot be built from its yaml: {reason}. Correct pruner.method.") from error

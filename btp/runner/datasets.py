@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-
+from btp.runner.targets import TARGET, Samples, make
 from btp.tasks.sample import Local
 
 GROUPS = ("task", "calibration")
@@ -20,16 +18,14 @@ def make_dataset(node: Mapping[str, Any], key: str = "task.dataset") -> Any:
         key: of the node in the config.
 
     Raises:
-        ValueError: as the dataset says; or there is no such class, or it does not take these settings.
+        ValueError: as the dataset says; or no dataset is named, or it does not take these settings.
     """
-    if "_target_" not in node:
-        raise ValueError(f"{key} has no _target_, so it names no dataset. Set {key}._target_ to a class.")
+    if TARGET not in node:
+        raise ValueError(f"{key} has no {TARGET}, so it names no dataset. Set {key}.{TARGET} to a class.")
     try:
-        return instantiate(dict(node))
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | OSError):
-            raise error.__cause__ from None
-        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
+        return make(node, Samples, key)
+    except TypeError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"{key} cannot be built from its settings: {reason}. Correct {key}.") from error
 
 

@@ -106,6 +106,7 @@ class Run:
                 print(f"this run is finished: {self.folder.path} (resume=false computes it anew)")
                 self._tell(table)
             return
+        self.folder.check()
         guard = held(self.folder.path / ".lock", "this very run") if self.machine.leads else nullcontext()
         with guard:
             if self.machine.leads:

@@ -9,7 +9,7 @@ from typing import Any
 from btp.core.keep import FIT, fit_times
 from btp.core.schedule import PART, Schedule, Stage
 
-_RELATIVE = re.compile(r"^(llm\.layer)\.(\d+)/(\d+)$")
+_RELATIVE = re.compile(r"^(llm\.layer|vision\.layer|vision\.mlp)\.(\d+)/(\d+)$")
 _EVERY = re.compile(r"^(vision\.(?:layer|mlp))\.\*$")
 
 
@@ -19,6 +19,7 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
     `llm.layer.8/32` is layer 8 of a model of 32 layers: the layer at the same share of this model's depth, halves
     rounded up, never layer 0 unless it says 0, and never beyond the last. A stage that falls on another's layer by
     that takes its place; where the first `fit` is gone then, the first `fit*X` becomes it and the others refer to that.
+    `vision.layer.1/2` and `vision.mlp.1/2` mean the same of the vision tower up to the layer that the projector reads.
     `vision.mlp.*` (or `vision.layer.*`) becomes one stage for each layer of the vision tower up to the one that the
     projector reads. Other sites stay as they are.
 
@@ -31,24 +32,26 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
         Stages with plain sites, in the same order.
 
     Raises:
-        ValueError: a relative site lies outside its own depth, or a vision site is written for a model without tower.
+        ValueError: a relative site lies outside its own depth, or one of the tower is written for a model without one.
     """
     placed: list[tuple[str, bool, dict[str, Any]]] = []  # site, whether it is relative, stage
     for i, stage in enumerate(stages):
         text, relative = str(stage.get("site")), False
-        if found := _EVERY.match(text):
-            if not vision_layers:
-                raise ValueError(
-                    f"schedule.{i}.site is {text}, but this model has no vision tower whose layers can be cut. "
-                    "Choose a method that works in the language model."
-                )
+        every, share = _EVERY.match(text), _RELATIVE.match(text)
+        if not vision_layers and (every or share) and text.startswith("vision."):
+            raise ValueError(
+                f"schedule.{i}.site is {text}, but this model has no vision tower whose layers can be cut. "
+                "Choose a method that works in the language model."
+            )
+        if found := every:
             sites = [f"{found[1]}.{layer}" for layer in range(vision_layers)]
-        elif found := _RELATIVE.match(text):
+        elif found := share:
             layer, depth = int(found[2]), int(found[3])
+            layers = num_layers if text.startswith("llm.") else vision_layers
             if layer >= depth:
                 raise ValueError(f"schedule.{i}.site is {text}, beyond its own {depth} layers. Write a lower layer.")
-            nearest = (2 * layer * num_layers + depth) // (2 * depth)
-            sites, relative = [f"{found[1]}.{min(max(nearest, min(layer, 1)), num_layers - 1)}"], True
+            nearest = (2 * layer * layers + depth) // (2 * depth)
+            sites, relative = [f"{found[1]}.{min(max(nearest, min(layer, 1)), layers - 1)}"], True
         else:
             sites = [text]
         for site in sites:

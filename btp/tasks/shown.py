@@ -1,10 +1,20 @@
-"""What a message shows of a text that may be as long as a picture."""
+"""What a message shows of a text that may be as long as a picture, and which texts can be names."""
 
 from __future__ import annotations
 
+import re
 import reprlib
 
+LONGEST = 100  # characters of a name
+NO_NAME = (
+    f"but a name has letters, digits, _, - and . only, begins with no . or -, and has at most {LONGEST} characters"
+)
 MOST, PATH, BRIEF = 120, 200, 60  # characters of a text, of one that may be a path, and of a value
+
+
+def is_name(text: object) -> bool:
+    """Whether folders and files can be called so, without leading elsewhere."""
+    return isinstance(text, str) and len(text) <= LONGEST and re.fullmatch(r"\w[\w.-]*", text) is not None
 
 
 def short(value: object, most: int = MOST) -> str:

@@ -18,8 +18,14 @@ _ELSEWHERE = re.compile(r"^[a-z][a-z0-9+.-]*:")
 
 def pages(root: Path = ROOT) -> list[str]:
     """Paths in the repository of all pages that people wrote, sorted."""
-    found = [root / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-    for pattern in ("docs/**/*.md", "notebooks/*.md", "experiments/**/*.md", "btp/models/checkpoints/*/README.md"):
+    found = []
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "notebooks/*.md",
+        "experiments/**/*.md",
+        "btp/models/checkpoints/*/README.md",
+    ):
         found += root.glob(pattern)
     return sorted(path.relative_to(root).as_posix() for path in found)
 

@@ -33,6 +33,31 @@ def test_depth(site, layers, placed):
 
 
 @pytest.mark.parametrize("kind", ["layer", "mlp"])
+@pytest.mark.parametrize(
+    ("share", "layers", "placed"),
+    [
+        ("1/2", 24, 12),
+        ("1/2", 23, 12),
+        ("1/2", 2, 1),
+        ("0/24", 23, 0),
+        ("1/24", 4, 1),
+        ("23/24", 12, 11),
+        ("8/24", 27, 9),
+    ],
+)
+def test_depth_of_the_tower(kind, share, layers, placed):
+    """The same share of the way to the layer that the projector reads, whatever the decoder's depth."""
+    assert sites(f"vision.{kind}.{share}", layers=4, vision=layers) == [f"vision.{kind}.{placed}"]
+
+
+def test_shares_of_tower_and_decoder_stand_together():
+    """In the order in which tokens meet them; those that fall together become one, in their own tower."""
+    written = ("vision.layer.1/24", "vision.layer.2/24", "vision.output", "llm.layer.1/32", "llm.layer.2/32")
+    placed = ["vision.layer.1", "vision.output", "llm.layer.1"]
+    assert sites(*written, layers=4, vision=6) == placed
+
+
+@pytest.mark.parametrize("kind", ["layer", "mlp"])
 def test_every_layer_of_the_tower(kind):
     """One stage each, with all that was written for them, in front of what comes behind."""
     placed = place_stages(
@@ -64,3 +89,9 @@ def test_messages():
     for kind in ("layer", "mlp"):
         with pytest.raises(ValueError, match=rf"schedule\.0\.site is vision\.{kind}\.\*, but this model has no vision"):
             sites(f"vision.{kind}.*")
+        with pytest.raises(
+            ValueError, match=rf"schedule\.0\.site is vision\.{kind}\.1/2, but this model has no vision"
+        ):
+            sites(f"vision.{kind}.1/2")
+        with pytest.raises(ValueError, match=rf"schedule\.0\.site is vision\.{kind}\.24/24, beyond its own 24 layers"):
+            sites(f"vision.{kind}.24/24", vision=4)

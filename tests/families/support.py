@@ -1,5 +1,7 @@
 """Which method works on which family, found by running each: `python -m families.support` writes docs/support.md.
 
+`--pruner NAME` runs that one alone, and takes what the page says of the others.
+
 A method works where it prunes a padded batch of unequal pictures through prefill and decode, and where removing equals
 hiding for all that it only removes. Where it is refused and the message names a setting of the pruner that would do,
 that is tried too.
@@ -7,9 +9,10 @@ that is tried too.
 
 from __future__ import annotations
 
+import argparse
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +44,8 @@ GIVEN = {
 SETTING = re.compile(r"pruner\.(?:method|schedule)[\w.]*=[\w.]*\w")
 POSITIONS = "positions=original"
 TRIES = 6
+REFUSAL = re.compile(r"- (?P<methods>\w+(?:, \w+)*)(?: works with `(?P<setting>[^`]+)`; without it)?: (?P<reason>.+)")
+FACTS = ("- Visual tokens: ", "- In the vision tower: ")  # of a family
 INSIDE = (("attention", "cls"), ("attention", "mean"), ("queries", None), ("keys", None), ("values", None))
 SITES = ("vision.layer.1", "vision.mlp.0", "vision.output")
 TOLERANCE = 2e-6
@@ -157,9 +162,14 @@ def row(family: str, found: dict[str, Outcome]) -> str:
     return f"| [{family}](#{family}) | " + " | ".join(found[method].mark for method in METHODS) + " |"
 
 
-def section(family: str, found: dict[str, Outcome]) -> str:
-    """What there is to say about a family: its tokens, what can be seen and cut, refusals with their reason."""
-    lines = [f"## {family}", "", f"- Visual tokens: {places(family)}.", f"- In the vision tower: {tower(family)}."]
+def section(family: str, found: dict[str, Outcome], facts: Sequence[str] = ()) -> str:
+    """What there is to say about a family: its tokens, what can be seen and cut, refusals with their reason.
+
+    Args:
+        facts: the lines of its tokens and its tower, where they are known.
+    """
+    facts = facts or (f"{FACTS[0]}{places(family)}.", f"{FACTS[1]}{tower(family)}.")
+    lines = [f"## {family}", "", *facts]
     by_reason: dict[tuple[str, str], list[str]] = {}
     for method, one in found.items():
         if one.mark != "+":
@@ -209,14 +219,49 @@ def _goes(check: Callable[..., object], *asked: object) -> bool:
     return True
 
 
-def page() -> str:
-    """All of docs/support.md."""
-    found = {family: {m: outcome(family, m) for m in METHODS} for family in sorted(kit.families())}
+def written(text: str) -> tuple[dict[str, dict[str, Outcome]], dict[str, list[str]]]:
+    """What a page says: outcomes by family and method, and the lines of each family's facts."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    methods, found, facts = rows[0][1:], {}, {}
+    for name, *marks in rows[1:]:
+        family = name[1:].split("]")[0]
+        found[family] = {method: Outcome(mark) for method, mark in zip(methods, marks, strict=True)}
+    for part in re.split(r"^## ", text, flags=re.M)[1:]:
+        family, _, body = part.partition("\n")
+        facts[family] = [line for line in body.splitlines() if line.startswith(FACTS)]
+        for line in body.splitlines():
+            said = None if line.startswith(FACTS) else REFUSAL.fullmatch(line)
+            for method in said["methods"].split(", ") if said else ():
+                found[family][method] = Outcome(found[family][method].mark, said["setting"] or "", said["reason"])
+    return found, facts
+
+
+def page(known: str = "", again: Collection[str] = METHODS) -> str:
+    """All of docs/support.md.
+
+    Args:
+        known: a page, whose word is taken for the methods that are not run.
+        again: methods to run; those that the page does not know are run too.
+    """
+    before, facts = written(known) if known else ({}, {})
+    found = {}
+    for family in sorted(kit.families()):
+        old = before.get(family, {})
+        found[family] = {m: outcome(family, m) if m in again or m not in old else old[m] for m in METHODS}
     table = ["| model | " + " | ".join(METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
     table += [row(family, one) for family, one in found.items()]
-    sections = [section(family, one) for family, one in found.items()]
+    sections = [section(family, one, facts.get(family, ())) for family, one in found.items()]
     return HEAD + "\n".join(table) + "\n\n" + "\n".join(sections)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page anew, all of it or one column."""
+    parser = argparse.ArgumentParser(prog='make support ARGS="..."', description=__doc__.split("\n\n")[0])
+    parser.add_argument("--pruner", choices=METHODS, metavar="NAME", help="run this one alone: a yaml of conf/pruner")
+    one = parser.parse_args(arguments).pruner
+    PAGE.write_text(page() if one is None else page(PAGE.read_text(), [one]))
+    print(f"wrote {PAGE.relative_to(kit.CONF.parent)}" + (f", with the column of {one} anew" if one else ""))
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    main()

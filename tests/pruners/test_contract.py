@@ -8,13 +8,15 @@ import torch
 from hand import published, row, signals, stage, tokens
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from tiny import shared
 
 import btp
 from btp.core.keep import is_fit
-from btp.core.pruner import ScorePruner
-from btp.core.schedule import Schedule
+from btp.core.pruner import Pruner, ScorePruner
+from btp.core.schedule import Schedule, Stage
 from btp.core.selection import check_selection
-from btp.core.signals import COUNTED, Signals
+from btp.core.signals import COUNTED, Signal, Signals
+from btp.engine.checks.plan import make_plan
 from btp.engine.decide import Decider
 from btp.engine.hooks.deferred_checks import Doubts
 from btp.schedules.place import place_stages
@@ -50,11 +52,17 @@ def kept_stages(name):
 def test_yaml_is_complete(name):
     """Two comment lines, the second a command; a name, a method and a schedule that it accepts."""
     lines = (CONF / "pruner" / f"{name}.yaml").read_text().splitlines()
-    assert lines[0].startswith("# ")
-    assert lines[1].startswith("# python run.py")
+    file = f"conf/pruner/{name}.yaml"
+    assert lines[0].startswith("# "), (
+        f"{file}: write into its first line what it is: `# Longest (you, this year): keeps ...`"
+    )
+    assert lines[1].startswith("# python run.py"), (
+        f"{file}: write into line 2 a command: `# python run.py pruner={name}`"
+    )
     config = load(name)
-    assert {"name", "method", "schedule"} <= set(config)
-    assert config["name"] == name
+    for key in ("name", "method", "schedule"):
+        assert key in config, f"{file}: write `{key}:`, with null where it has none"
+    assert config["name"] == name, f"{file}: write `name: {name}`, as the file is called"
     pruner = build(name)
     if config["schedule"] is not None and pruner is not None:
         pruner.check(Schedule.from_config(place_stages(config["schedule"], 32, 4)))
@@ -73,14 +81,17 @@ def test_selection_is_sound_and_the_same_alone(name):
         if hasattr(pruner, "set_targets"):
             pruner.set_targets([[0, (0.0, 0.0, 0.5, 0.3)], [], [2, 3]])
         selection = pruner.select(seen, values, at)
-        assert selection.counts is None or pruner.adaptive, "only an adaptive method decides its own counts"
+        assert selection.counts is None or pruner.adaptive, f"{name} decides its own counts: write `adaptive = True`"
         keep, counts = selection.keep, selection.counts or counts
         check_selection(selection, counts, seen.host_alive, name, at.site)
         for b, count in enumerate(counts):
             if hasattr(pruner, "set_targets"):
                 pruner.set_targets([[[0, (0.0, 0.0, 0.5, 0.3)], [], [2, 3]][b]])
             alone, its_values = row(b, seen, values)
-            assert pruner.select(alone, its_values, at).keep[0].tolist() == keep[b, :count].tolist()
+            assert pruner.select(alone, its_values, at).keep[0].tolist() == keep[b, :count].tolist(), (
+                f"{name} keeps other tokens of row {b} at {at.site} in a batch than alone: leave padding out by "
+                "tokens.valid, and let no sum go over rows"
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,10 +157,52 @@ def test_scores_are_shown_to_the_engine(name):
         if hasattr(pruner, "set_targets"):
             pruner.set_targets([[], [], []])
         selection = pruner.select(seen, signals(pruner, seen, at), at)
-        assert selection.scores is not None or not isinstance(pruner, ScorePruner)
+        assert selection.scores is not None or not isinstance(pruner, ScorePruner), (
+            f"{name}.select hides what it ranks by: return Selection(keep, scores=scores)"
+        )
         if selection.scores is not None:
             assert selection.scores.shape == seen.valid.shape
             assert selection.scores[seen.valid].isfinite().all()
+
+
+class Ahead(Pruner):
+    """Another method, which asks for something that is not computed yet as well."""
+
+    def __init__(self, inner, signal):
+        self.inner, self.signal = inner, signal
+
+    @property
+    def name(self):
+        return self.inner.name
+
+    @property
+    def stage_settings(self):
+        return self.inner.stage_settings
+
+    def needs(self, stage):
+        return (self.signal, *self.inner.needs(stage))
+
+    def select(self, tokens, signals, stage):
+        raise AssertionError("asked before its signals were there")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signals_come_from_before_the_stage(name):
+    """All that it declares is there when it decides; one of a later layer is refused before anything runs."""
+    pruner = build(name)
+    if pruner is None:
+        return
+    for at in kept_stages(name):
+        for signal in pruner.needs(at):
+            assert signal.ready_for(at.site), (
+                f"{name} asks for {signal} at a stage that cuts at {at.site}: ask for stage.site.previous_layer, or "
+                "put the stage of its yaml behind the layer that it looks at"
+            )
+    for late in ("llm.layer.2", "llm.layer.3"):
+        at = Stage("llm.layer.2", 0.5)
+        with pytest.raises(ValueError, match=r"A stage may only use signals from sites before it\.") as error:
+            make_plan(shared("llava"), Ahead(pruner, Signal("keys", late)), Schedule((at,)))
+        assert f"pruner {pruner.name!r} asks for keys at {late}, but its stage cuts at llm.layer.2" in str(error.value)
 
 
 def test_schedules_load():

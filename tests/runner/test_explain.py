@@ -185,6 +185,25 @@ def test_a_sample_that_is_gone(copy, capsys):
     assert f"sample '{SAMPLE}' is in {copy}, but its task does not have it any more" in said
 
 
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"pruner": {"method": {"_target_": "os.system", "command": "true"}}}, "pruner.method._target_ is os.system"),
+        ({"task": {"dataset": {"_target_": "os.system", "command": "true"}}}, "task.dataset._target_ is os.system"),
+        ({"model": {"adapter": "somewhere.Adapter"}}, "model.adapter is somewhere.Adapter"),
+        ({"model": {"trust_remote_code": True}}, "model.trust_remote_code is true"),
+    ],
+)
+def test_a_run_of_somebody_else_executes_nothing(copy, capsys, groups, said):
+    """Unless it is trusted, and then the class still has to be what is asked for."""
+    folder = changed(copy, **groups)
+    error = refused(capsys, folder, SAMPLE)
+    assert f"config.yaml {said}, which is code from outside btp" in error
+    assert "add --trust" in error
+    if "os.system" in said:
+        assert "os.system, which is no class. Nothing was called" in refused(capsys, folder, SAMPLE, "--trust")
+
+
 class Few(list):
     """A task of these samples."""
 

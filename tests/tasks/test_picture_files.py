@@ -13,6 +13,7 @@ from PIL import Image, ImageFile
 
 from btp.tasks.benchmarks.mme import MME
 from btp.tasks.files.calibration_sets import LlavaInstruct, PictureFolder
+from btp.tasks.files.decode_image import FORMATS
 from btp.tasks.files.images import PictureFile, Pictures, picture_sizes
 from btp.tasks.files.vqa_folder import VQAFolder
 
@@ -38,6 +39,31 @@ def turned(path, orientation, kind=None):
     exif[ORIENTATION] = orientation
     halves().save(path, kind, exif=exif, **({"quality": 100} if path.suffix == ".jpg" else {}))
     return path
+
+
+HIDDEN = {
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n",
+    "SUN": b"\x59\xa6\x6a\x95" + struct.pack(">7I", 1, 1, 24, 3, 1, 0, 0) + b"\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_other_formats_are_not_even_tried(tmp_path, kind):
+    """Whatever a file is called: EPS, for one, would be handed to Ghostscript."""
+    path = tmp_path / "x.jpg"
+    path.write_bytes(HIDDEN[kind])
+    with Image.open(path) as seen:
+        assert seen.format == kind
+    for look in (lambda shown: shown[0], picture_sizes):
+        with pytest.raises(ValueError, match=r"x\.jpg cannot be read: no picture format is known for it \(JPEG, PNG"):
+            look(Pictures("7", [PictureFile(path)]))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats_that_are_read_whatever_the_file_is_called(tmp_path, kind):
+    halves().save(tmp_path / "x.jpg", kind)
+    shown, size = read(tmp_path / "x.jpg")
+    assert size == shown.shape[:2] == (4, 6)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from btp.report.figures.run_figures import PLOTS, to_png
 from btp.report.figures.style import DARK, LIGHT, looks
@@ -22,7 +21,10 @@ from btp.report.text.fired import fired
 from btp.report.text.run_text import Remark, headline, remarks
 from btp.results.atomic import write_bytes, write_text
 from btp.results.disk import make_folder
+from btp.results.links import refuse_links
 from btp.results.reader import RunFolder, read_run
+from btp.tasks.files.decode_image import open_picture
+from btp.tasks.files.local import file_name
 
 _PLOT_TEXTS = {
     "accuracy_by_ability": (
@@ -54,10 +56,11 @@ def write_report(folder: Path, facts: Mapping[str, Any] | None = None) -> Path:
         Path of report.html.
 
     Raises:
-        ValueError: the folder is no run folder, or a file in it is missing or broken.
+        ValueError: the folder is no run folder, is a symbolic link or holds one, or a file in it is missing or broken.
         CannotWrite: there is no room, or no permission.
     """
     run = read_run(folder)
+    refuse_links(run.path)
     run = replace(run, run={**run.run, **(facts or {})})
     table = run_table(run)
     write_table(table, run.path, "table")
@@ -95,9 +98,9 @@ def _write_overlays(run: RunFolder, spared: Spared) -> None:
         with spared.part(f"the overlay of sample {sample}"):
             arms = [arm for arm in run.arms if on_grid(run, arm.arm, sample)]
             rows = [(arm.title, stage_views(run, arm.arm, sample)) for arm in arms]
-            with Image.open(picture.path) as image:
+            with open_picture(picture.path) as image:
                 png = overlay_png(image, picture.views, [row for row in rows if row[1]])
-            write_bytes(folder / f"{sample}.png", png)
+            write_bytes(folder / f"{file_name(sample)}.png", png)
 
 
 def _render(run: RunFolder, table: Table, figures: Mapping[str, Any], spared: Spared) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from btp.report.figures.token_overlays import StageView, kept_cells, on_grid, stage_views
 from btp.report.pages.explain_data import numbered
 from btp.report.spared import Spared
 from btp.results.reader import Picture, RunFolder, View
+from btp.tasks.files.decode_image import open_picture
 
 LARGEST = 640  # pixels of the longer side of a picture inside the page
 _SMALL = 200  # below, pixels are shown as squares instead of a blur
@@ -98,7 +98,7 @@ def _card(run: RunFolder, rows: dict[str, pd.DataFrame], number: int, sample: st
 
 def picture_view(picture: Picture) -> dict[str, Any]:
     """Data URI, aspect (width over height), whether to show its pixels sharp, grids, and boxes in percent."""
-    with Image.open(picture.path) as opened:
+    with open_picture(picture.path) as opened:
         image = opened.convert("RGB")
     sharp = max(image.size) < _SMALL
     image.thumbnail((LARGEST, LARGEST))

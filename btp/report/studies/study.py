@@ -15,6 +15,7 @@ from btp.report.figures.style import Theme
 from btp.report.studies.setting_names import title
 from btp.report.tables import columns as c
 from btp.results.reader import Arm, RunFolder
+from btp.tasks.shown import NO_NAME, is_name, short
 
 METRICS = {x.key: x for x in (c.MACRO, c.READING, c.REST, *c.ANSWERS)}
 SHARE = c.Column(
@@ -47,11 +48,13 @@ class Study:
         """Read a yaml's `study`, its name among the keys.
 
         Raises:
-            ValueError: a key is missing.
+            ValueError: a key is missing, or the name is none.
         """
         missing = [key for key in ("name", "question", "figure") if not config.get(key)]
         if missing:
             raise ValueError(f"study.{missing[0]} is missing. Write it into the experiment's yaml.")
+        if not is_name(config["name"]):
+            raise ValueError(f"study.name is {short(str(config['name']))}, {NO_NAME}, since files are called by it.")
         own = {key: value for key, value in config.items() if key not in ("name", "question", "figure")}
         return cls(config["name"], config["question"], config["figure"], own)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from btp.runner.calibration.artifact import find_or_make, read_artefact
 from btp.runner.devices import Machine
 from btp.runner.identity import code, code_of, model_identity
 from btp.runner.sources import modules_of
+from btp.runner.targets import TARGET
+from btp.tasks.shown import short
 
 NAME = "pruner.search.artefact"
 WHAT = "search"
@@ -51,6 +54,48 @@ def find_search(
     if found["kind"] != kind:
         raise ValueError(f"the search artefact {path} is of kind {found['kind']}, not {kind}. {ADVICE}")
     return read_artefact(path, WHAT, NAME, shape, checkpoint, ADVICE)
+
+
+def found_settings(artefact: Mapping[str, Any], method: Mapping[str, Any], file: str) -> dict[str, float]:
+    """The settings that a search found: plain numbers for settings that the method has, since files are no code.
+
+    Args:
+        artefact: as a search.yaml holds it, whoever wrote it.
+        method: of the pruner's config.
+        file: that the artefact is from, for messages.
+
+    Raises:
+        ValueError: it names anything else.
+    """
+    found = artefact["method"]
+    if not isinstance(found, Mapping):
+        raise _no_search(file, f"its method is {short(repr(found))}, not settings with numbers")
+    for name, value in found.items():
+        if name not in method or str(name).startswith("_"):
+            raise _no_search(file, f"its method holds {short(str(name))}, which is no setting of {method[TARGET]}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise _no_search(file, f"its method.{name} is {short(repr(value))}, which is no number")
+    return dict(found)
+
+
+def found_stages(artefact: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
+    """The stages that a search found: settings with a text or a number each.
+
+    Raises:
+        ValueError: they are anything else.
+    """
+    stages = artefact["schedule"]
+    if not isinstance(stages, list) or not all(isinstance(stage, Mapping) for stage in stages):
+        raise _no_search(file, f"its schedule is {short(repr(stages))}, not a list of stages")
+    for at, stage in enumerate(stages):
+        for name, value in stage.items():
+            if not isinstance(value, str | int | float | None):
+                raise _no_search(file, f"its schedule.{at}.{name} is {short(repr(value))}, neither a text nor a number")
+    return [dict(stage) for stage in stages]
+
+
+def _no_search(file: str, why: str) -> ValueError:
+    return ValueError(f"the search artefact {file} cannot be used: {why}. {ADVICE}")
 
 
 def home(store: Path, identity: str) -> Path:

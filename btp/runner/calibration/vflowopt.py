@@ -13,20 +13,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
-from hydra.utils import instantiate
 from torch.utils.data import DataLoader
 
 from btp.core.keep import FIT
+from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.models.loading.load import Loaded
 from btp.results.shapes import TEXT, Shape, either, keys, listed, number, one_of, whole
 from btp.runner.calibration.artifact import PACKAGES, artefact_named, made, origin
 from btp.runner.calibration.reference import Kept, Reference, run_reference, similarity
-from btp.runner.calibration.search_artifact import ADVICE, WHAT, find_search, home, search_identity
+from btp.runner.calibration.search_artifact import (
+    ADVICE,
+    WHAT,
+    find_search,
+    found_settings,
+    found_stages,
+    home,
+    search_identity,
+)
 from btp.runner.calibration.trials import Trials
 from btp.runner.devices import Machine
 from btp.runner.evaluation.answer_store import Answers
 from btp.runner.identity import digest
+from btp.runner.targets import make
 from btp.schedules.place import place_stages
 
 if TYPE_CHECKING:
@@ -38,7 +47,9 @@ SHAPE = keys(
     budget_tokens=number(0),
     total=whole(1),
 )
-SPACE = ("first", "second", "t", "m", "alpha")
+FOUND = ("t", "m", "alpha")  # settings of the method
+SPACE = ("first", "second", *FOUND)
+METHOD = "pruner.method"
 _NUMBER = Shape("a number as text", lambda value: isinstance(value, str) and value.isdecimal())
 TRIAL = keys(
     sample=_NUMBER, value=number(), counts=listed(whole(1), 3, 3), **dict.fromkeys(SPACE, number())
@@ -87,11 +98,11 @@ def search_vflowopt(
     if missing:
         raise ValueError(f"pruner.search.space lacks {', '.join(missing)}. Give each its lowest and highest value.")
 
-    def make() -> dict[str, Any]:
+    def search() -> dict[str, Any]:
         alpha = max(settings["space"]["alpha"], key=abs)  # one that asks for pixels, where any does
-        pruned = instantiate(dict(pruner["method"]) | {"alpha": alpha})
-        make = partial(Reference, loaded, watched=pruned)
-        module = run_reference(config, loaded, settings["samples"], machine, make, "search: unpruned")
+        pruned = make(dict(pruner["method"]) | {"alpha": alpha}, Pruner, METHOD)
+        begin = partial(Reference, loaded, watched=pruned)
+        module = run_reference(config, loaded, settings["samples"], machine, begin, "search: unpruned")
         space = _space(settings["space"], share, module.kept, pruned)
         rows = Answers(home(store, identity).with_suffix(""), shape=TRIAL)
         if not config["resume"]:
@@ -101,7 +112,7 @@ def search_vflowopt(
         def attempt() -> None:
             params = trials.propose()
             counts = strategy_counts(params["first"], params["second"], stages, facts, budget_tokens)
-            method = instantiate(dict(pruner["method"]) | {name: params[name] for name in ("t", "m", "alpha")})
+            method = make(dict(pruner["method"]) | {name: params[name] for name in FOUND}, Pruner, METHOD)
             schedule = Schedule.from_config(_stages(stages, counts, facts.total))
             value = similarity(loaded.host, module.kept, method, schedule)
             trials.add(params, value, counts=list(counts))
@@ -116,7 +127,7 @@ def search_vflowopt(
             "budget_tokens": float(budget_tokens),
             "total": facts.total,
             "found": dict(best),
-            "method": {name: best[name] for name in ("t", "m", "alpha")},
+            "method": {name: best[name] for name in FOUND},
             "schedule": _stages(stages, best["counts"], facts.total, FIT),
             "trials": trials.found,
             **made((*PACKAGES, "optuna")),
@@ -130,7 +141,7 @@ def search_vflowopt(
         facts.total,
         facts.layers,
     )
-    artefact = find_search("vflowopt", settings, identity, SHAPE, config, checkpoint, store, machine, make)
+    artefact = find_search("vflowopt", settings, identity, SHAPE, config, checkpoint, store, machine, search)
     path = Path(settings["artefact"]) if settings["artefact"] is not None else home(store, identity)
     checked(artefact, path, facts.layers)
     if (artefact["budget_tokens"], artefact["total"]) != (budget_tokens, facts.total):
@@ -152,9 +163,18 @@ def checked(artefact: Mapping[str, Any], path: Path, layers: int) -> Mapping[str
     return artefact
 
 
-def with_strategy(pruner: Mapping[str, Any], artefact: Mapping[str, Any]) -> dict[str, Any]:
-    """A pruner's config with what a search found for it; the last stage is `fit`, as the budget gave it."""
-    return {**pruner, "method": {**pruner["method"], **artefact["method"]}, "schedule": list(artefact["schedule"])}
+def with_strategy(pruner: Mapping[str, Any], artefact: Mapping[str, Any], file: str = "") -> dict[str, Any]:
+    """A pruner's config with what a search found for it; the last stage is `fit`, as the budget gave it.
+
+    Args:
+        file: that the artefact was read from; "" takes the one that the config names, or its identity.
+
+    Raises:
+        ValueError: the artefact holds more than numbers for settings of the method, or stages that are none.
+    """
+    file = file or str(pruner["search"].get("artefact") or artefact.get("identity"))
+    method = {**pruner["method"], **found_settings(artefact, pruner["method"], file)}
+    return {**pruner, "method": method, "schedule": found_stages(artefact, file)}
 
 
 def strategy_counts(

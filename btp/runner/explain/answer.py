@@ -25,6 +25,7 @@ from btp.results.reader import ANEW, RunFolder, View, read_run
 from btp.results.shapes import ANYTHING, NAMED, keys, mapped, number, optional, read_yaml, whole
 from btp.results.status import UNPRUNED
 from btp.runner.arms import Arm
+from btp.runner.calibration.search_artifact import found_settings
 from btp.runner.calibration.sources import SEARCH
 from btp.runner.datasets import make_dataset, with_contents
 from btp.runner.devices import Machine
@@ -37,11 +38,13 @@ from btp.runner.explain.witness import Witness
 from btp.runner.identity import checkpoint
 from btp.runner.pruner_lists import method_of
 from btp.runner.run_identity import run_identity
+from btp.runner.targets import TARGET, foreign
 from btp.schedules.published import with_published
 from btp.schedules.serialize import restored
 from btp.tasks.files.local import file_name, id_hash
 from btp.tasks.sample import Sample, Task
 
+HARNESS = "btp.runner.lmms_eval.task.HarnessTask"
 LIKELY = 3  # first answer tokens shown
 CONFIG = keys(  # what is read of a config here; what lies deeper is for the part that it is of
     model=keys(name=ANYTHING),
@@ -70,19 +73,24 @@ class Answer:
     inputs: Mapping[str, Tensor]
 
 
-def explain(folder: Path, sample: str, arm: str | None = None) -> Life:
+def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = False) -> Life:
     """One sample's life under one arm of a run.
 
     Args:
         folder: of the run.
         sample: its id, or the number that it ends in.
         arm: name of the arm; None takes the run's method.
+        trust: run code that the run's config.yaml names outside of this project.
 
     Raises:
-        ValueError: no such run, sample or arm, nothing to explain, or a checkpoint or files that are gone.
+        ValueError: no such run, sample or arm, nothing to explain, a checkpoint or files that are gone, or a config
+            that names code of others without `trust`.
     """
     run = read_run(folder)
     read_yaml(run.path / "config.yaml", CONFIG, ANEW)
+    _refuse_harness(run.config["task"]["dataset"].get(TARGET) == HARNESS, folder)
+    if not trust:
+        _refuse_foreign(run.config, folder)
     chosen, sample = _chosen(run, arm), _sample_of(run, sample)
     config = run.config
     task: Task = make_dataset(config["task"]["dataset"])
@@ -137,11 +145,7 @@ def find_sample(task: Task, limit: int | None, sample: str, folder: Path) -> Sam
     Raises:
         ValueError: another harness owns it, the task does not have it any more, or it shows no picture.
     """
-    if isinstance(task, OwnWay):
-        raise ValueError(
-            f"{folder} was answered through lmms-eval, whose prompts are its own. Explain a sample of a run with one "
-            "of btp's own tasks, such as task=vqa_folder."
-        )
+    _refuse_harness(isinstance(task, OwnWay), folder)
     found = next((s for s in draw(task, limit) if s.id == sample), None)
     if found is None:
         raise ValueError(
@@ -153,6 +157,24 @@ def find_sample(task: Task, limit: int | None, sample: str, folder: Path) -> Sam
             f"sample {sample!r} shows no picture, so that no stage has a visual token to decide about. Choose another."
         )
     return found
+
+
+def _refuse_harness(other: bool, folder: Path) -> None:
+    if other:
+        raise ValueError(
+            f"{folder} was answered through lmms-eval, whose prompts are its own. Explain a sample of a run with one "
+            "of btp's own tasks, such as task=vqa_folder."
+        )
+
+
+def _refuse_foreign(config: Mapping[str, Any], folder: Path) -> None:
+    """Run no code that a run folder chooses: it may be somebody else's."""
+    named = foreign(config)
+    if named is not None:
+        raise ValueError(
+            f"in {folder / 'config.yaml'} {named}, which is code from outside btp, and explaining the run would "
+            "execute it. If the run is yours, or you trust who made it, add --trust."
+        )
 
 
 def method_config(run: RunFolder, arm: str, role: str) -> Mapping[str, Any] | None:
@@ -172,7 +194,7 @@ def method_config(run: RunFolder, arm: str, role: str) -> Mapping[str, Any] | No
             raise ValueError(f"{artefact} is missing, with what the search of this run found. Run its command again.")
         settings = {name: optional(number()) for name in pruner["method"] if not name.startswith("_")}
         found = read_yaml(artefact, keys(method=keys(True, **settings)), "Run the command of the run again.")
-        pruner = {**pruner, "method": {**pruner["method"], **found["method"]}}
+        pruner = {**pruner, "method": {**pruner["method"], **found_settings(found, pruner["method"], str(artefact))}}
     return method_of(pruner)
 
 

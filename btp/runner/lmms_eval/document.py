@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from btp.tasks.files.decode_image import open_picture
 from btp.tasks.sample import Sample
 
 Turn = dict[str, Any]
@@ -163,7 +165,7 @@ def _chat(doc_to_messages: Callable, doc: _Lazy, task: str) -> Callable[[], Show
 
 def _picture(seen: Any, task: str) -> Image.Image:
     if isinstance(seen, str) and seen.lower().endswith((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tiff", ".webp")):
-        seen = Image.open(seen)
+        seen = open_picture(Path(seen))
     if not isinstance(seen, Image.Image):
         raise ValueError(_no_picture(task, f"{seen!r:.60}"))
     return seen if seen.mode == "RGB" else seen.convert("RGB")

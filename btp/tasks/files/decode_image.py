@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+from functools import cache
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -18,7 +21,27 @@ TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }  # by the EXIF orientation
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 LYING = (5, 6, 7, 8)  # orientations that swap width and height
+
+
+def open_picture(source: Path | IO[bytes]) -> Image.Image:
+    """Open a picture in one of FORMATS; its pixels are not decoded yet.
+
+    Nothing else is tried, whatever the file is called: Pillow would hand EPS to Ghostscript, a program of its own.
+
+    Raises:
+        UnidentifiedImageError: it is none of them.
+        OSError: it cannot be read.
+    """
+    return Image.open(source, formats=_known())
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    """Those of FORMATS that this build of Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def as_seen(picture: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from btp.tasks.files.decode_image import as_seen, size_seen
+from btp.tasks.files.decode_image import FORMATS, as_seen, open_picture, size_seen
 from btp.tasks.shown import PATH, short
 
 EDGE = 1 << 16  # bytes at each end of a file that tell it from others of its size
@@ -142,10 +142,11 @@ class Pictures(Sequence[Image.Image]):
     def _open(self, source: Source, take: Callable[[Image.Image], Any]) -> Any:
         self._check(source)
         try:
-            with source.open() as file, Image.open(file) as picture:
+            with source.open() as file, open_picture(file) as picture:
                 return take(picture)
         except BROKEN as error:
-            reason = "no picture format is known for it" if isinstance(error, UnidentifiedImageError) else short(error)
+            unknown = isinstance(error, UnidentifiedImageError)
+            reason = f"no picture format is known for it ({', '.join(FORMATS)} are)" if unknown else short(error)
             raise ValueError(
                 f"sample {self.sample}: the picture {short(source.name, PATH)} cannot be read: {reason}. Replace the "
                 "file, or drop the sample."
