@@ -5,9 +5,6 @@ import json
 import os
 import resource
 import stat
-import subprocess
-import sys
-import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -180,39 +177,6 @@ def test_answers_computed_anew_leave_the_distributions_to_who_reads_them(tmp_pat
     Answers(tmp_path / "a").clear()
     assert not answers.rows()
     assert answers.logits("1").shape == (3,)
-
-
-WORKER = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-PARENT = f"""
-import os, subprocess, sys, time
-from btp.runner.workers.ranks import bound_to
-subprocess.Popen([sys.executable, "-c", {WORKER!r}], preexec_fn=bound_to(os.getpid()))
-time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux does it")
-@pytest.mark.parametrize("signal", ["SIGTERM", "SIGKILL"])
-def test_a_worker_ends_with_its_parent(signal):
-    import signal as signals
-
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
-    worker = int(parent.stdout.readline())
-    parent.send_signal(getattr(signals, signal))
-    parent.wait()
-    until = time.monotonic() + 20
-    while running(worker) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not running(worker)
-
-
-def running(process):
-    """Whether a process lives; a dead one that nobody has waited for does not."""
-    try:
-        with open(f"/proc/{process}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_writer_s_file_is_locked(tmp_path):
