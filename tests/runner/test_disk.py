@@ -14,6 +14,7 @@ import pytest
 from btp.report.spared import Spared
 from btp.results.atomic import clear_parts, whole, write_array, write_bytes, write_json, write_parquet, write_text
 from btp.results.disk import CannotWrite, make_folder
+from btp.results.writer import RunFolder
 from btp.runner.evaluation.answer_store import Answers, held
 from btp.runner.messages import one_line
 from btp.runner.workers.requests import handed_in
@@ -184,3 +185,26 @@ def test_a_writer_s_file_is_locked(tmp_path):
         (part,) = tmp_path.iterdir()
         with part.open("rb") as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_what_fails_behind_the_end_of_a_run_does_not_undo_it(tmp_path):
+    """Its log is left, where there is room for it, and its state is what it was."""
+    run = RunFolder(tmp_path / "run")
+    run.begin({"command": "python run.py"}, "identity", "hardware")
+    run.fail("first", "details")
+    assert json.loads((run.path / "run.json").read_text())["state"] == "failed"
+    run.update(state="finished")
+    with files_of_at_most(1):
+        run.fail("then", "details of it")
+    assert json.loads((run.path / "run.json").read_text())["state"] == "finished"
+    assert (run.path / "error.log").read_text() == "details"
+
+
+def test_a_refused_run_takes_no_earlier_one_along(tmp_path):
+    """Whoever waited for another run sees what that has left, not what was there at first."""
+    late = RunFolder(tmp_path / "run")
+    RunFolder(tmp_path / "run").begin({"command": "python run.py"}, "identity", "hardware")
+    late.withdraw()
+    late.begin({"command": "python run.py"}, "identity", "hardware")
+    late.withdraw()
+    assert (tmp_path / "run" / "run.json").is_file()
