@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 
-signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main listens: imports take a second
+if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which a shell asks of what runs in the background
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main listens: imports take a second
 
 try:
     from btp.cli.run import main

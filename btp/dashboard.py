@@ -11,6 +11,7 @@ from pathlib import Path
 
 from btp.report.terminal import settle_locale, settle_output
 from btp.results.atomic import write_json
+from btp.results.disk import make_folder
 from btp.runner.messages import say
 from btp.runner.tracking.wandb_session import logged_in, silence
 from btp.runner.tracking.wandb_workspace import abilities, default_entity, publish, spec, workspace
@@ -51,8 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
             reason = str(error)
     out = given.out or (OUT if reason else None)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, spec(space))
+        try:
+            make_folder(out.parent)
+            write_json(out, spec(space))
+        except OSError as error:
+            say(error)
+            return 2
         print(f"layout: {out}")
     if reason:
         print(f"not published: {reason}. The same command publishes it where that is settled.")

@@ -43,7 +43,8 @@ def main() -> None:
     """Run `run.py`'s command line; exit code 1 where a run failed, unless only its budget was out of reach."""
     settle_output()
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         _run(sys.argv[1:])
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

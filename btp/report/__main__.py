@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     screen = console()
     try:
         shown, written = _write(given.folders, given.out)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     screen.print(shown)

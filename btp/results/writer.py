@@ -75,7 +75,7 @@ class RunFolder:
         """Say in run.json why the run ended, and with all details in the log that is returned."""
         log = self.path / f"error{f'-{rank}' if rank else ''}.log"
         with suppress(OSError):  # a full disk, or the leading process has withdrawn the run meanwhile
-            if self.state:
+            if self.state and self.state["state"] != "finished":  # what came behind its end does not undo it
                 self.update(state="failed", error=message)
             write_text(log, details)
         return log

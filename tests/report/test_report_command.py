@@ -1,6 +1,8 @@
 """`python -m btp.report`."""
 
 import os
+import re
+import resource
 
 from sample_run import of, write_run
 
@@ -14,6 +16,19 @@ def test_one_folder_gets_its_report_again(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "btp on pocket, pocketvqa, 8 samples" in printed
     assert printed.strip().endswith("report.html")
+
+
+def test_a_disk_without_room_is_said_and_the_old_report_stays(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", samples=8, overlays=1)
+    (folder / "report.html").write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))  # enough for the tables
+    try:
+        assert main([str(folder)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.search(r"^error: \S+\.png cannot be written: .* bytes free\. Free some", capsys.readouterr().err)
+    assert (folder / "report.html").read_text() == "old"
 
 
 def test_several_folders_are_compared(tmp_path, capsys):

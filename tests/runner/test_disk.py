@@ -5,9 +5,6 @@ import json
 import os
 import resource
 import stat
-import subprocess
-import sys
-import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,6 +14,7 @@ import pytest
 from btp.report.spared import Spared
 from btp.results.atomic import clear_parts, whole, write_array, write_bytes, write_json, write_parquet, write_text
 from btp.results.disk import CannotWrite, make_folder
+from btp.results.writer import RunFolder
 from btp.runner.evaluation.answer_store import Answers, held
 from btp.runner.messages import one_line
 from btp.runner.workers.requests import handed_in
@@ -182,41 +180,31 @@ def test_answers_computed_anew_leave_the_distributions_to_who_reads_them(tmp_pat
     assert answers.logits("1").shape == (3,)
 
 
-WORKER = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-PARENT = f"""
-import os, subprocess, sys, time
-from btp.runner.workers.ranks import bound_to
-subprocess.Popen([sys.executable, "-c", {WORKER!r}], preexec_fn=bound_to(os.getpid()))
-time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux does it")
-@pytest.mark.parametrize("signal", ["SIGTERM", "SIGKILL"])
-def test_a_worker_ends_with_its_parent(signal):
-    import signal as signals
-
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
-    worker = int(parent.stdout.readline())
-    parent.send_signal(getattr(signals, signal))
-    parent.wait()
-    until = time.monotonic() + 20
-    while running(worker) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not running(worker)
-
-
-def running(process):
-    """Whether a process lives; a dead one that nobody has waited for does not."""
-    try:
-        with open(f"/proc/{process}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
 def test_a_writer_s_file_is_locked(tmp_path):
     with whole(tmp_path / "a"):
         (part,) = tmp_path.iterdir()
         with part.open("rb") as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_what_fails_behind_the_end_of_a_run_does_not_undo_it(tmp_path):
+    """Its log is left, where there is room for it, and its state is what it was."""
+    run = RunFolder(tmp_path / "run")
+    run.begin({"command": "python run.py"}, "identity", "hardware")
+    run.fail("first", "details")
+    assert json.loads((run.path / "run.json").read_text())["state"] == "failed"
+    run.update(state="finished")
+    with files_of_at_most(1):
+        run.fail("then", "details of it")
+    assert json.loads((run.path / "run.json").read_text())["state"] == "finished"
+    assert (run.path / "error.log").read_text() == "details"
+
+
+def test_a_refused_run_takes_no_earlier_one_along(tmp_path):
+    """Whoever waited for another run sees what that has left, not what was there at first."""
+    late = RunFolder(tmp_path / "run")
+    RunFolder(tmp_path / "run").begin({"command": "python run.py"}, "identity", "hardware")
+    late.withdraw()
+    late.begin({"command": "python run.py"}, "identity", "hardware")
+    late.withdraw()
+    assert (tmp_path / "run" / "run.json").is_file()

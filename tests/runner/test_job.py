@@ -39,23 +39,27 @@ def test_the_folder_holds_what_design_promises(finished):
     assert (run / "report.html").read_text().count("data:image/png") > 3
 
 
-@pytest.mark.parametrize("rest", [None, 1000])
-def test_a_report_that_is_missing_or_cut_is_drawn_from_what_is_there(finished, monkeypatch, capsys, rest):
+QUICK = ["model=pocket_mini", "cost.enabled=false", "overlays=0", "limit=9", "pruner=none"]
+
+
+def test_a_report_that_is_missing_or_cut_is_drawn_from_what_is_there(tmp_path, monkeypatch, capsys):
     """Nothing is loaded for it, and nothing computed."""
-    output, run = finished
+    run = job(tmp_path, *QUICK)
     report = run / "report.html"
     before = report.read_text()
-    report.unlink() if rest is None else report.write_text(before[:rest])
-    monkeypatch.setattr("btp.runner.run.load", None)
-    assert job(output) == run
-    assert "finished but for its report" in capsys.readouterr().out
-    assert report.read_text() == before
     assert 'class="state finished"' in before
+    monkeypatch.setattr("btp.runner.run.load", None)
+    for rest in (None, 0, len(before) // 2):
+        report.unlink() if rest is None else report.write_text(before[:rest])
+        capsys.readouterr()
+        assert job(tmp_path, *QUICK) == run
+        assert "finished but for its report" in capsys.readouterr().out
+        assert report.read_text() == before
 
 
 def test_a_run_is_finished_once_its_report_is_there(tmp_path, monkeypatch):
     """A kill or a full disk while the report is written costs the report alone; the state comes last."""
-    words, seen = ["cost.enabled=false", "overlays=0", "limit=9", "pruner=none"], []
+    seen = []
 
     def full(folder, facts=None):
         seen.append(json.loads((folder / "run.json").read_text())["state"])
@@ -64,13 +68,13 @@ def test_a_run_is_finished_once_its_report_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr("btp.runner.run.write_report", full)
     request = tmp_path / "request.json"
     quick = ["experiment=smoke", "trainer=cpu", "logger=none", f"output={tmp_path / 'out'}"]
-    request.write_text(json.dumps(composed(*quick, *words)))
+    request.write_text(json.dumps(composed(*quick, *QUICK)))
     outcome = handle(request)
     assert seen == ["running"]
     assert outcome.code == 1
     assert re.search(r"the disk is full, and \S+ has [\d,]+ bytes free", outcome.reason)
     monkeypatch.undo()
-    run = job(tmp_path / "out", *words)
+    run = job(tmp_path / "out", *QUICK)
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def attempt(log: Callable[[], None], folder: Path, what: str, debug: bool = Fals
     except Exception as error:
         if debug:
             raise
-        (folder / "wandb-error.log").write_text(traceback.format_exc(), encoding="utf-8")
+        with suppress(OSError):  # the disk may be full
+            (folder / "wandb-error.log").write_text(traceback.format_exc(), encoding="utf-8")
         reason = " ".join(str(error).split()) or type(error).__name__
         print(
             f"W&B: {what} could not be logged: {reason}. Its results are complete; {folder / 'wandb-error.log'} has "

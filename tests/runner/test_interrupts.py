@@ -1,0 +1,71 @@
+"""Whoever stops a command gets no traceback, and nothing goes on computing behind it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from jobs import ROOT
+
+from btp.runner.workers.ranks import bound_to
+
+INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+
+
+def test_an_interrupt_while_the_command_imports_is_quiet(tmp_path):
+    """A stand-in for the first library that it imports sends it."""
+    (tmp_path / "hydra.py").write_text(INTERRUPTED)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    env = os.environ | {"PYTHONPATH": path}
+    command = [sys.executable, "-c", "import runpy; runpy.run_path('run.py', run_name='__main__')"]
+    found = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, preexec_fn=listen)
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "")
+
+
+def listen():
+    """As a terminal starts a command, whatever these tests were started by."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_an_interrupt_while_a_worker_starts_is_quiet():
+    """It waits until the worker can end without a word."""
+    worker = [sys.executable, "-m", "btp.runner.workers.start", "none.json"]
+    process = subprocess.Popen(
+        worker, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=bound_to(os.getpid())
+    )
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "")
+
+
+WORKER = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+PARENT = f"""
+import os, subprocess, sys, time
+from btp.runner.workers.ranks import bound_to
+subprocess.Popen([sys.executable, "-c", {WORKER!r}], preexec_fn=bound_to(os.getpid()))
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux does it")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_ends_with_its_parent(how):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.send_signal(how)
+    parent.wait()
+    until = time.monotonic() + 20
+    while running(worker) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not running(worker)
+
+
+def running(process):
+    """Whether a process lives; a dead one that nobody has waited for does not."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
