@@ -358,7 +358,7 @@ def test_ranges_and_intervals_that_hold_nothing(word, said):
         (["limit=???"], "limit is '???'"),
         (["output=''"], "output is ''"),
         (["+foo=1"], "+foo=1 has no effect: nothing reads foo. Drop it."),
-        (["hydra/launcher=null"], "hydra.launcher is not there, and Hydra needs one"),
+        (["hydra/launcher=null"], "hydra/launcher=null leaves a run without a hydra/launcher, which it needs"),
         (["hydra.sweep.dir=${nothing}"], "hydra.sweep.dir cannot be resolved: Interpolation key 'nothing' not found"),
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=x"], "could not be converted to Integer"),
         (["hydra/sweeper=optuna", "stages=1,2", "hydra.sweeper.n_trials=x"], "hydra.sweeper.n_trials is 'x'"),
