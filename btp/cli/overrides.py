@@ -32,6 +32,7 @@ from btp.runner.pruner_lists import GROUP, JOIN, as_typed
 from btp.tasks.shown import short
 
 MANY = ("-m", "--multirun")
+OF_HYDRA = ("hydra/sweeper", "hydra/launcher")  # groups that Hydra cannot do without
 SWEEPS = ("experiment=", "hydra.sweeper.params.")  # words that say what an experiment sweeps over
 
 
@@ -157,7 +158,7 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
         values = _values(override)
         if group in groups and not override.is_delete():
             for choice in values or [override.value()]:
-                needed = group in CHOSEN and override.package is None
+                needed = group in (*CHOSEN, *OF_HYDRA) and override.package is None
                 fault = _missing_option(conf, group, choice, needed) or fault_of_option(conf, group, str(choice))
                 if fault:
                     return fault
@@ -167,9 +168,9 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
             composed = compose("config", overrides=first, return_hydra_config=True)
     except Exception as error:
         return _explain(conf, first, error)
-    for part in ("sweeper", "launcher"):
-        if not isinstance(OmegaConf.select(composed, f"hydra.{part}", throw_on_missing=False), DictConfig):
-            return f"hydra.{part} is not there, and Hydra needs one. Choose it: hydra/{part}=basic."
+    for part in OF_HYDRA:
+        if not isinstance(OmegaConf.select(composed, part.replace("/", "."), throw_on_missing=False), DictConfig):
+            return f"{part} is not there, and Hydra needs one. Choose it: {part}=basic."
     return fault_of_keys(conf, composed) or fault_of_words(parsed, composed) or _fault_of_values(parsed, composed)
 
 

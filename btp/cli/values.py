@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -95,7 +95,7 @@ def sweep_size(override: Override) -> float:
         if not value.step:
             return 0
         return max(0, math.ceil((value.stop - value.start) / value.step))
-    return len(value.list) if override.is_choice_sweep() else 1
+    return len(value.list) if isinstance(value, ChoiceSweep) else 1
 
 
 def fault_of_size(override: Override) -> str | None:
