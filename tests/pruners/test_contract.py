@@ -166,7 +166,7 @@ def test_scores_are_shown_to_the_engine(name):
 
 
 class Ahead(Pruner):
-    """Another method, which asks for something that is not computed yet as well."""
+    """Another method, which asks for something that is not computed yet."""
 
     def __init__(self, inner, signal):
         self.inner, self.signal = inner, signal
@@ -180,7 +180,7 @@ class Ahead(Pruner):
         return self.inner.stage_settings
 
     def needs(self, stage):
-        return (self.signal, *self.inner.needs(stage))
+        return (self.signal,)
 
     def select(self, tokens, signals, stage):
         raise AssertionError("asked before its signals were there")
