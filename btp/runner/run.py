@@ -363,7 +363,7 @@ def handle(request: Path, loaded: dict[str, Loaded] | None = None) -> Outcome:
     except Exception as error:
         if config["debug"]:
             raise
-        message = one_line(error, Path(config["output"]))
+        message = one_line(error, Path(config.get("output", ".")))
         folder = log = None
         if run is not None and run.folder.path.exists():  # not of a run that was refused
             folder = str(run.folder.path)

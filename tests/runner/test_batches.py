@@ -297,4 +297,4 @@ def test_pictures_of_too_many_pixels_are_not_decoded_together(pocket, monkeypatc
     loaded, _, samples = pocket
     monkeypatch.setattr(batches_module, "MOST_PIXELS", 100)
     feed = Feed(samples[:6], loaded.processor, pixels=[40, 50, 20, 300, 10, 10])
-    assert [batch.indices for batch in feed.batches(range(6), 4)] == [(0, 1), (2,), (3,), (4, 5)]
+    assert [batch.indices for batch in feed.batches(range(6), 4)] == [[0, 1], [2], [3], [4, 5]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from filelock import FileLock, Timeout
 
 from btp.results.atomic import write_text
 from btp.results.disk import make_folder, writing
+
+_OURS = re.compile(r"\.(json|lock|outcome\d*)(\.[0-9a-f]{32})?$")  # the last part of temporary names
 
 
 @contextmanager
@@ -42,7 +45,7 @@ def handed_in(spool: Path, config: Mapping[str, Any]) -> Iterator[Path]:
 
 def _clear(spool: Path) -> None:
     """Remove what belongs to requests whose process has ended; each holds its lock as long as it lives."""
-    for stem in {_stem(file.name) for file in spool.iterdir()}:
+    for stem in {_stem(file.name) for file in spool.iterdir() if _OURS.search(file.name)}:
         lock = FileLock(spool / f"{stem}.lock", mode=0o666)
         with suppress(Timeout, OSError):
             lock.acquire(timeout=0)
@@ -53,7 +56,7 @@ def _clear(spool: Path) -> None:
 
 
 def _remove(spool: Path, stem: str) -> None:
-    for file in [file for file in spool.iterdir() if _stem(file.name) == stem]:
+    for file in [file for file in spool.iterdir() if _stem(file.name) == stem and _OURS.search(file.name)]:
         with suppress(OSError):  # another user's
             file.unlink(missing_ok=True)
 
