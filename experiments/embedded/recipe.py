@@ -73,5 +73,13 @@ class Recipe(ABC):
         """The part of the learner whose weights `phase` changes; the rest is frozen."""
         return learner
 
+    def load(self, learner: nn.Module, folder: Path) -> None:
+        """Take up the weights of a checkpoint that `save` wrote; heads stay as they are.
+
+        Raises:
+            ValueError: The recipe has no way to.
+        """
+        raise ValueError(f"The recipe {self.name} cannot begin from a checkpoint. Train it without --init.")
+
     def begin(self, learner: nn.Module, phase: Phase) -> None:  # noqa: B027  (most recipes have nothing to do here)
         """Change the learner in front of a phase, once; a resumed phase does not come here again."""

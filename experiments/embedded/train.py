@@ -2,6 +2,7 @@
 
 python -m experiments.embedded.train pocket                 # state and log in work/pocket, model in work/pocket/model
 python -m experiments.embedded.train pocket --minutes 30    # stops in time, to be gone on with
+python -m experiments.embedded.train pocket --init btp/models/checkpoints/pocket576  # the last phase alone
 """
 
 import argparse
@@ -45,7 +46,7 @@ def check_state(recipe: Recipe, out: Path) -> None:
     card.write_text(json.dumps({"name": recipe.name, "seed": recipe.seed}) + "\n", encoding="utf-8")
 
 
-def train(recipe: Recipe, out: Path, *, minutes: float = 1e9, device: str = "cpu") -> bool:
+def train(recipe: Recipe, out: Path, *, minutes: float = 1e9, device: str = "cpu", init: Path | None = None) -> bool:
     """Train all phases that are not finished, and save the model.
 
     Args:
@@ -53,6 +54,7 @@ def train(recipe: Recipe, out: Path, *, minutes: float = 1e9, device: str = "cpu
         out: Folder for state, log and model.
         minutes: Time for each phase after which the training stops, to be gone on with.
         device: cpu | cuda.
+        init: Checkpoint to begin the last phase with, in place of the phases before it.
 
     Returns:
         Whether the model is finished.
@@ -60,7 +62,10 @@ def train(recipe: Recipe, out: Path, *, minutes: float = 1e9, device: str = "cpu
     check_state(recipe, out)
     torch.manual_seed(recipe.seed)
     learner = recipe.build()
-    for number, phase in enumerate(recipe.phases):
+    if init is not None:
+        recipe.load(learner, init)
+    first = 0 if init is None else len(recipe.phases) - 1
+    for number, phase in list(enumerate(recipe.phases))[first:]:
         folder = out / f"{number}_{phase.name}"
         if not train_phase(recipe, phase, learner, folder, minutes=minutes, device=device):
             return False
@@ -73,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help="a file of experiments/embedded/recipes")
     parser.add_argument("--out", type=Path, help="folder for state, log and model; work/NAME unless given")
+    parser.add_argument("--init", type=Path, help="checkpoint to begin the last phase with")
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -82,7 +88,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     out = args.out or Path("work") / args.name
     try:
-        finished = train(load_recipe(args.name), out, minutes=args.minutes, device=args.device)
+        finished = train(load_recipe(args.name), out, minutes=args.minutes, device=args.device, init=args.init)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     model = f"The model is in {out / 'model'}." if finished else "Not finished: the same command goes on."

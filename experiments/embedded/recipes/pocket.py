@@ -135,6 +135,11 @@ class Pocket(Recipe):
         found |= {"shape": each[~reads].sum() / len(name), "digit": each[reads].sum() / len(name)}
         return found | {"shapes named": right[~reads & (name > 0)].mean(), "digits named": right[reads].mean()}
 
+    def load(self, learner: nn.Module, folder: Path) -> None:
+        """The weights of a checkpoint of this size."""
+        found = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        learner["model"].load_state_dict(found.state_dict())
+
     def save(self, learner: nn.Module, folder: Path) -> None:
         """A LLaVA checkpoint with its processor."""
         learner["model"].save_pretrained(folder)
