@@ -209,7 +209,9 @@ _GROUPS = {
     "task.name": TEXT,
     "task.path": TEXT,
     "task.reading": TEXTS,
-    "logger.name": choice("wandb", "none"),
+    "logger.name": choice("wandb", "csv", "none"),
+    "logger.tracker": TEXT,
+    "logger.file": TEXT,
     "logger.mode": choice("offline", "online"),
     "logger.project": TEXT,
     "logger.entity": maybe(TEXT),
@@ -325,7 +327,7 @@ KEYS: Mapping[str, Kind] = {
     **_below("controls.*", _PRUNER),
     **_HYDRA,
 }
-NEEDED = tuple(_RUN)  # keys that every run has, whatever its groups
+NEEDED = tuple(key for key in _RUN if key != "controls")  # keys that every run has, whatever its groups
 
 
 def kind_of(key: str) -> Kind | None:

@@ -20,8 +20,8 @@ from btp.results.disk import make_folder
 from btp.results.links import refuse_links
 from btp.results.status import UNPRUNED, is_finished
 from btp.tasks.files.local import file_name
-from btp.tasks.metrics.text import normalise
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import normalise
 
 PACKAGES = ("btp", "torch", "transformers", "lightning", "hydra-core", "omegaconf", "wandb", "optuna")
 

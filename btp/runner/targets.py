@@ -17,6 +17,7 @@ PROJECT = "btp"
 DATA = ("btp.pruners.", "btp.tasks.", "btp.models.")  # what a file that somebody else wrote may name
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _NAMED = re.compile(r"(?:_target_|^adapter): *[\"']?([\w.]+)", re.MULTILINE)
+PLACE = "hydra.sweep.dir"  # where a sweep lies: resume gives its own
 _SAFE = ("hydra.sweep.", "hydra.sweeper.", "hydra.launcher.")
 _PLAIN = re.compile(r"[\w.,:-]*")  # no list, no path, nothing for a shell
 Kind = TypeVar("Kind")
@@ -121,7 +122,7 @@ def chooses_code(words: Iterable[str]) -> str | None:
             or (last in (TARGET, "adapter") and not ours)
             or (TARGET in word and last != TARGET)
             or last in ("trust_remote_code", "include_path")
-            or (key.startswith("hydra.") and not (key.startswith(_SAFE) and plain))
+            or (key.startswith("hydra.") and key != PLACE and not (key.startswith(_SAFE) and plain))
         ):
             return word
     return None

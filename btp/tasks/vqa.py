@@ -13,9 +13,9 @@ import numpy as np
 
 from btp.tasks.files.images import Pictures
 from btp.tasks.files.local import Reader, file_name, id_hash
-from btp.tasks.metrics.base import make_metric, mean
-from btp.tasks.metrics.text import normalise
+from btp.tasks.metric import make_metric, mean
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import normalise
 from btp.tasks.shown import brief, short
 
 GUESSES = 10  # constant answers that chance tries per ability

@@ -12,7 +12,7 @@ import torch
 
 from btp.core.schedule import Schedule
 from btp.measure.architecture import architecture
-from btp.runner.evaluation.cost import _segments
+from btp.runner.evaluation.cost import segments_of
 from experiments.cost import breakeven, measure
 from experiments.cost.arms import STAGES, all_pruners, composed, make_arm, named, planned
 from experiments.cost.outline import outline
@@ -130,9 +130,9 @@ def test_break_even_of_a_device(monkeypatch, capsys):
 def test_tiles_count_one_by_one():
     """Two prompts of five tiles are ten pictures to the tower; without a tower nothing is computed."""
     sizes = architecture(tiny.llava().config)
-    assert _segments(sizes, {"pixel_values": torch.ones(2, 5, 3, 42, 42)}) == [[10] * 10] * 2
-    assert _segments(sizes, {"pixel_values": torch.ones(2, 3, 42, 42)}) == [[10] * 2] * 2
-    assert _segments(replace(sizes, vision=None), {}) == ()
+    assert segments_of(sizes, {"pixel_values": torch.ones(2, 5, 3, 42, 42)}) == [[10] * 10] * 2
+    assert segments_of(sizes, {"pixel_values": torch.ones(2, 3, 42, 42)}) == [[10] * 2] * 2
+    assert segments_of(replace(sizes, vision=None), {}) == ()
 
 
 def test_planned_tokens(pocket):

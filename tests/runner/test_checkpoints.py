@@ -73,7 +73,7 @@ def test_what_a_checkpoint_asks_of_generation_changes_no_answer_and_is_said_once
 
 def test_a_calibration_of_another_model_is_refused(checkpoint, tmp_path):
     run = job(tmp_path, "limit=9", "cost.enabled=false")
-    with pytest.raises(ValueError, match="was made for model 'pocket'"):
+    with pytest.raises(ValueError, match="was made for model 'pocket_mini'"):
         job(tmp_path, f"model.path={checkpoint}", f"calibration.artefact={run / 'calibration.yaml'}", "limit=9")
 
 

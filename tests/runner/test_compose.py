@@ -58,7 +58,7 @@ def test_every_option_says_what_it_is_and_a_command(group, option):
         ("budget.move=2", "budget.move is 2. Set budget.move to true or false"),
         ("budget.nearest=maybe", "budget.nearest is 'maybe'"),
         ("cache=all", "cache is 'all'"),
-        ("cache_gib=0", "cache_gib is 0. Set cache_gib to a number of GiB above 0"),
+        ("cache_gib=0", "cache_gib is 0. cache=off keeps none. Set cache_gib to a number of GiB above 0"),
         ("trainer.batch=0", "Set trainer.batch to a whole number from 1 on"),
         ("model.dtype=fp8", "model.dtype is 'fp8'. Choose from: float32"),
         ("model.attention=flash", "model.attention is 'flash'"),

@@ -291,7 +291,7 @@ def test_resume_false_computes_anew(tmp_path):
         (["budget.share=0.05"], "cannot be met"),
         (["model.path=nowhere"], "model.path is nowhere, but there is no such folder"),
         (["pruner=withdraw", "pruner.layer=12"], "schedule.0.site is llm.layer.12, but the llm tower has 8 layers"),
-        (["schedule=paper"], "has no published schedule for model 'pocket'"),
+        (["schedule=paper"], "has no published schedule for model 'pocket_mini'"),
         (["pruner=pdrop", "pruner.schedule.1.keep=100", "pruner.schedule.0.keep=50"], "more than are alive"),
         (["pruner=fastv", "pruner.schedule.0.site=vision.output"], "schedule.0.site is vision.output"),
         (["pruner=withdraw", "pruner.layer=search"], "pruner 'withdraw' has no search"),
@@ -325,7 +325,7 @@ def test_what_an_earlier_start_left_outlives_a_refusal(tmp_path, monkeypatch):
     assert (run / "samples.parquet").is_file()
     with pytest.raises(ValueError, match="no room"):
         job(tmp_path, *words, "limit=8")
-    assert [path.name for path in tmp_path.glob("pocket-*")] == [run.name]
+    assert [path.name for path in tmp_path.glob("pocket_mini-*")] == [run.name]
 
 
 def test_a_run_that_fails_half_way_names_its_log(tmp_path, monkeypatch, capsys):
@@ -355,7 +355,7 @@ def test_a_sweep_goes_on_behind_a_failed_cell(tmp_path):
     assert process.returncode == 1
     assert "1 run(s) did not finish" in out
     assert "Traceback" not in out
-    (run,) = tmp_path.glob("pocket-*")
+    (run,) = tmp_path.glob("pocket_mini-*")
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
     (error,) = re.findall(r"error: (stages is 9, .*)", out)
     assert out.count(error) == 1  # in full where it happened, and only its first sentence below
@@ -373,7 +373,7 @@ def test_a_sweep_whose_budgets_are_out_of_reach_has_not_failed(tmp_path):
     out, _ = process.communicate(timeout=400)
     assert process.returncode == 0, out
     assert "The nearest is 18.88" in out
-    (run,) = tmp_path.glob("pocket-fastervlm_btp-*")
+    (run,) = tmp_path.glob("pocket_mini-fastervlm_btp-*")
     state = json.loads((run / "run.json").read_text())
     assert "pruner=[fastervlm,btp]" in state["command"]
     assert state["budget"]["reached"] == pytest.approx(14.4, abs=0.5)

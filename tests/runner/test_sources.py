@@ -60,7 +60,7 @@ RENEWED = {
     "btp/models/lvlm.py": EVERY,
     "btp/engine/decoder/stream.py": EVERY,
     "btp/core/keep.py": EVERY,
-    "btp/tasks/metrics/text.py": EVERY,
+    "btp/tasks/scoring.py": EVERY,
     "btp/tasks/metrics/vqa_accuracy.py": EVERY,
     "btp/tasks/pocketvqa/layout.py": EVERY,
     "btp/runner/evaluation/batch_size.py": EVERY,

@@ -206,7 +206,7 @@ def default():
     return composed("model=pocket_mini")
 
 
-@pytest.mark.parametrize("name", ["../../there", "a/b", "..", ".hidden", "-m", "a b", "", "x" * 101, 7])
+@pytest.mark.parametrize("name", ["../../there", "a/b", "..", ".hidden", "-m", "a b", "x" * 101])
 @pytest.mark.parametrize("group", ["task", "model", "pruner", "calibration"])
 def test_names_are_names(default, tmp_path, group, name):
     """Run folders are called by them."""

@@ -37,9 +37,9 @@ def table(run, key):
 
 def test_group_and_tags_come_from_the_choices(recorded):
     _, log = recorded
-    assert log["run"]["run_group"] == "pocket/pocketvqa"
+    assert log["run"]["run_group"] == "pocket_mini/pocketvqa"
     assert log["run"]["job_type"] == "btp"
-    assert {"pocket", "btp", "pocketvqa", "share=0.22", "mine"} <= set(log["run"]["tags"])
+    assert {"pocket_mini", "btp", "pocketvqa", "share=0.22", "mine"} <= set(log["run"]["tags"])
     assert log["config"]["stages"] == 3
     assert log["config"]["pruner"]["name"] == "btp"
 

@@ -47,7 +47,7 @@ def test_an_offline_run_is_sent_later_with_nothing_lost(tmp_path):
     assert {key for row in server.history for key in row} == {key for row in wanted["history"] for key in row}
     (bucket,) = {v["name"] for v in server.variables("UpsertBucket")}
     assert bucket == wanted["run"]["run_id"]
-    assert server.variables("UpsertBucket")[0]["groupName"] == "pocket/pocketvqa"
+    assert server.variables("UpsertBucket")[0]["groupName"] == "pocket_mini/pocketvqa"
     assert {name for _, name, _ in wanted["artifacts"]} == set(server.artefacts)
     sent = {}
     for name, content in server.uploads:
@@ -87,7 +87,7 @@ def test_a_dead_network_stops_and_slows_nothing(tmp_path, dead):
     assert code == 0, printed
     assert "W&B: logged to disk, since the server does not take it" in printed
     assert "cannot be reached (ConnectionError)" in printed
-    (folder,) = tmp_path.glob("pocket-none-*")
+    (folder,) = tmp_path.glob("pocket_mini-none-*")
     (record,) = folder.glob("wandb/*run-*/*.wandb")
     assert record.parent.name.startswith("offline-run-")
     assert f"wandb sync {folder}/wandb/offline-run-*-{record.stem.removeprefix('run-')}" in printed

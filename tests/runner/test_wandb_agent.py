@@ -50,5 +50,5 @@ def test_an_agents_command_runs_and_answers_the_sweep(tmp_path):
         found = [row[SWEEP["metric"]["name"]] for row in server.history if SWEEP["metric"]["name"] in row]
         assert len(found) == 2
         assert found[0] == found[1]
-    (run,) = Path(tmp_path).glob("pocket-btp-*")
+    (run,) = Path(tmp_path).glob("pocket_mini-btp-*")
     assert json.loads((run / "run.json").read_text())["state"] == "finished"

@@ -2,11 +2,11 @@
 
 import pytest
 
-from btp.tasks.metrics.choice import chosen
+from btp.tasks.choice import chosen
 from btp.tasks.metrics.relaxed import Metric as Relaxed
-from btp.tasks.metrics.text import bare, plain_answer
 from btp.tasks.metrics.yes_no import said
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import bare, plain_answer
 
 PETS = ("cat", "dog", "bird")
 

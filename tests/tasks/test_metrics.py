@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from btp.tasks.metrics.base import make_metric
+from btp.tasks.metric import make_metric
 from btp.tasks.metrics.cider import words
 from btp.tasks.metrics.multiple_choice import chosen
 from btp.tasks.metrics.vqa_accuracy import plain

@@ -6,11 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from btp.tasks.metrics.text import exact_match, list_f1
 from btp.tasks.pocketvqa.digits import SPLITS, digit_images
 from btp.tasks.pocketvqa.layout import Thing, draw_layout
 from btp.tasks.pocketvqa.questions import ABILITIES, ask, words
 from btp.tasks.pocketvqa.task import PocketVQA
+from btp.tasks.scoring import exact_match, list_f1
 
 
 def thing(name, color, row, col, cols=1):

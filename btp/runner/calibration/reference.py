@@ -170,10 +170,17 @@ def ready(host: Host, inputs: Mapping[str, Any], out: Any) -> dict[str, Any]:
     if not isinstance(features, Tensor) or inputs.get("pixel_values") is None or FEATURES not in Binding(host.model):
         return dict(inputs)
     rest = {k: v for k, v in inputs.items() if k != "pixel_values"}
-    rest[FEATURES] = {"image": SimpleNamespace(pooler_output=[features])}
+    rest[FEATURES] = {"image": SimpleNamespace(pooler_output=_by_picture(features, inputs["pixel_values"]))}
     before, after = host.layout(inputs), host.layout(rest)
     same = all(torch.equal(getattr(before, k), getattr(after, k)) for k in ("visual", "coord", "image"))
     return rest if same else dict(inputs)
+
+
+def _by_picture(features: Tensor, pixels: Tensor) -> list[Tensor]:
+    """[P * N, D] features of all pictures as P entries; as one where pictures are cut into tiles, or differ."""
+    pictures = len(pixels)
+    alike = features.dim() == 2 and pixels.dim() == 4 and len(features) % pictures == 0
+    return list(features.split(len(features) // pictures)) if alike else [features]
 
 
 def run_reference(

@@ -211,7 +211,7 @@ def cost_table(folder: Path) -> Table:
     """Costs of a run that has nothing else to show, for the screen."""
     costs = read_json(folder / "cost.json", COST, ANEW)
     arms = [arm for arm in costs if arm != "hardware"]
-    named = [literal(arm.replace("_", " ")) for arm in arms]
+    named = [Column(literal(arm.replace("_", " "))) for arm in arms]
     first = Column("per sample", no_wrap=True)
     table = Table(first, *named, title=literal(costs["hardware"]), title_style="")
     for key in costs[arms[-1]]:

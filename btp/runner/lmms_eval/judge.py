@@ -14,7 +14,7 @@ from lmms_eval.evaluator import evaluate
 from btp.runner.evaluation.task_protocol import Judgement
 from btp.runner.lmms_eval.document import Document, key_of
 from btp.runner.lmms_eval.quiet import reason_of, silent
-from btp.tasks.metrics.text import exact_match
+from btp.tasks.scoring import exact_match
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 

@@ -11,8 +11,8 @@ from btp.runner.lmms_eval.document import Document, as_documents, refuse_rounds
 from btp.runner.lmms_eval.quiet import hush, reason_of, silent
 from btp.runner.lmms_eval.respond import Prompts, Respond
 from btp.runner.lmms_eval.settings import NAME, check_folder, check_installed, check_names
-from btp.tasks.metrics.text import exact_match
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import exact_match
 
 SEED = 1234  # with which lmms-eval draws examples
 

@@ -2,9 +2,9 @@
 
 from rapidfuzz.distance import Levenshtein
 
-from btp.tasks.metrics import base as metric
-from btp.tasks.metrics.text import plain_answer
+from btp.tasks import metric
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import plain_answer
 
 LEAST = 0.5
 

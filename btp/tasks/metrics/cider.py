@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from btp.tasks.metrics import base as metric
-from btp.tasks.metrics.base import mean
+from btp.tasks import metric
+from btp.tasks.metric import mean
 from btp.tasks.sample import Sample
 
 HIGHEST = 10.0

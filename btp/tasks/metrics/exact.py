@@ -1,8 +1,8 @@
 """Exact match behind a light normalisation, with any of the references."""
 
-from btp.tasks.metrics import base as metric
-from btp.tasks.metrics.text import exact_match, plain_answer
+from btp.tasks import metric
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import exact_match, plain_answer
 
 
 class Metric(metric.Metric):

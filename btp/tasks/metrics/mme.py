@@ -3,8 +3,8 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+from btp.tasks.metric import mean
 from btp.tasks.metrics import yes_no
-from btp.tasks.metrics.base import mean
 from btp.tasks.sample import Sample
 
 PERCEPTION = (

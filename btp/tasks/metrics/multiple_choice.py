@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-from btp.tasks.metrics import base as metric
-from btp.tasks.metrics.base import mean
-from btp.tasks.metrics.choice import chosen
+from btp.tasks import metric
+from btp.tasks.choice import chosen
+from btp.tasks.metric import mean
 from btp.tasks.sample import Sample
 from btp.tasks.shown import short
 

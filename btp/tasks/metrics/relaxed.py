@@ -2,9 +2,9 @@
 
 import re
 
-from btp.tasks.metrics import base as metric
-from btp.tasks.metrics.text import normalise, plain_answer
+from btp.tasks import metric
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import normalise, plain_answer
 
 TOLERANCE = 0.05
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(?![\d,])")

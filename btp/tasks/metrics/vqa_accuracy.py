@@ -3,9 +3,9 @@
 import re
 from functools import lru_cache
 
-from btp.tasks.metrics import base as metric
-from btp.tasks.metrics.text import plain_answer
+from btp.tasks import metric
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import plain_answer
 
 LEAST = 4  # references; with fewer no answer could get 1
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

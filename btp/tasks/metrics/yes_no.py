@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from sklearn.metrics import precision_recall_fscore_support
 
-from btp.tasks.metrics import base as metric
-from btp.tasks.metrics.base import mean
-from btp.tasks.metrics.text import bare
+from btp.tasks import metric
+from btp.tasks.metric import mean
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import bare
 from btp.tasks.shown import short
 
 _SAID = re.compile(r"\b(?:answer|response)\s*(?:(?:is|would be|must be)\b\s*:?|:)\s*\W?(yes|no)\b")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from btp.tasks.metrics.text import exact_match
 from btp.tasks.pocketboxes.paint import paint
 from btp.tasks.pocketboxes.scene import Target, draw_color
 from btp.tasks.pocketboxes.task import Scene, box_of
 from btp.tasks.pocketvqa.digits import SPLITS
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import exact_match
 
 SIDE = 64
 CLASSES = tuple("0123456789")

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from btp.tasks.metrics.text import exact_match, list_f1, normalise
 from btp.tasks.pocketdocs.questions import ABILITIES, ask
 from btp.tasks.pocketdocs.text import Sentence, count_tokens, draw_text
 from btp.tasks.pocketdocs.vocabulary import SPLITS
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import exact_match, list_f1, normalise
 
 RESERVED = 20  # tokens for the question and the roles of the chat
 SHORTEST = 256

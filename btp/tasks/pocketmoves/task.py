@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from btp.tasks.metrics.text import exact_match
 from btp.tasks.pocketmoves.paint import paint
 from btp.tasks.pocketmoves.scene import CLASSES, MOVES, SIDE, Mover, draw_movers
 from btp.tasks.pocketvqa.digits import SPLITS
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import exact_match
 
 
 @dataclass(frozen=True)

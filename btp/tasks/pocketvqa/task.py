@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from btp.tasks.metrics.text import exact_match, list_f1, normalise
 from btp.tasks.pocketvqa.digits import SPLITS
 from btp.tasks.pocketvqa.draw import paint
 from btp.tasks.pocketvqa.layout import draw_layout
 from btp.tasks.pocketvqa.questions import ABILITIES, ask
 from btp.tasks.sample import Sample
+from btp.tasks.scoring import exact_match, list_f1, normalise
 
 
 class PocketVQA:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from string import ascii_uppercase
 
-from btp.tasks.metrics.text import bare, normalise
+from btp.tasks.scoring import bare, normalise
 
 CUE = 160  # letters in front of a letter that may say what it is
 # What cannot follow an article: in front of one of these, "A" is a letter.
