@@ -128,6 +128,8 @@ def test_a_sweep_ends_in_one_comparison(outcomes, code, tmp_path, monkeypatch, c
         return "the table", [out / "page.html"]
 
     monkeypatch.setattr("btp.report.comparison.compare.compare", compare)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()  # the folder of a finished run
     for i, outcome in enumerate([*outcomes, *outcomes[:1]]):
         ended(tmp_path, i, outcome)
     assert Sweep(tmp_path).end() == code
@@ -159,6 +161,8 @@ def test_a_comparison_that_fails_is_said(tmp_path, monkeypatch, capsys):
         raise ValueError("nothing to compare")
 
     monkeypatch.setattr("btp.report.comparison.compare.compare", compare)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()  # the folder of a finished run
     ended(tmp_path, 0, Outcome(0, folder="a"))
     assert Sweep(tmp_path).end() == 1
     assert "the runs cannot be compared: nothing to compare" in capsys.readouterr().err

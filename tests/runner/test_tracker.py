@@ -64,7 +64,7 @@ def test_samples_overlays_and_artefacts_are_there(recorded):
     assert log["exit"] == 0
     artefacts = {kind: (name, files) for kind, name, files in log["artifacts"] if kind != "run_table"}
     made = yaml.safe_load((run / "calibration.yaml").read_text())["identity"]
-    assert artefacts["calibration"] == (f"calibration-pocket-{made}", ["calibration.yaml"])
+    assert artefacts["calibration"] == (f"calibration-pocket_mini-{made}", ["calibration.yaml"])
     assert log["config"]["artefacts"]["calibration"]["made_here"] is True
     name, files = artefacts["result"]
     assert name == f"result-{run.name}"
@@ -150,4 +150,4 @@ def test_online_without_a_login_is_refused_before_anything_runs(tmp_path, monkey
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(ValueError, match="no login is found"):
         job(tmp_path, "logger=wandb")
-    assert not list(tmp_path.glob("pocket-*/samples.parquet"))
+    assert not list(tmp_path.glob("pocket_mini-*/samples.parquet"))
