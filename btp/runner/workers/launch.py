@@ -108,7 +108,8 @@ class Workers:
             ranks.end()
 
     def _fresh(self, request: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen([*WORKER, str(request)], encoding="utf-8", preexec_fn=bound_to(os.getpid()))
+        begin = bound_to(os.getpid())
+        return subprocess.Popen([*WORKER, str(request)], encoding="utf-8", env=_with_docstrings(), preexec_fn=begin)
 
     def _hand_over(self, request: Path) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
@@ -117,6 +118,7 @@ class Workers:
                 stdin=subprocess.PIPE,
                 encoding="utf-8",
                 errors="surrogateescape",
+                env=_with_docstrings(),
                 preexec_fn=bound_to(os.getpid()),
             )
         assert self._process.stdin is not None
@@ -137,6 +139,12 @@ class Workers:
         print(file=sys.stderr)  # its progress bar may have left the line open
         say(reason)
         return Outcome(FAILED, reason)
+
+
+def _with_docstrings() -> dict[str, str]:
+    """The environment of a worker: transformers reads its own docstrings, which PYTHONOPTIMIZE=2 leaves out."""
+    level = os.environ.get("PYTHONOPTIMIZE", "")
+    return {**os.environ, "PYTHONOPTIMIZE": "1"} if level.isdecimal() and int(level) > 1 else dict(os.environ)
 
 
 def _of_all(codes: Sequence[int], outcomes: Sequence[Outcome | None]) -> Outcome:
