@@ -35,6 +35,21 @@ DECODER_FROM = {0: 0, 1: 1, 2: 2, 3: 3, 5: 4, 7: 5, 8: 6, 10: 7}
 OUTPUTS = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "out_proj.bias", "fc2.weight", "fc2.bias")
 
 
+QUESTIONS = {
+    "questions": 16,
+    "weights": {
+        "presence": 1.0,
+        "attribute": 1.0,
+        "counting": 2.0,
+        "position": 1.2,
+        "relation": 3.0,
+        "same_as": 2.0,
+        "digit": 1.2,
+        "number": 1.8,
+    },
+}
+
+
 class TowerHeads(nn.Module):
     """Throw-away heads: what each patch shows, and what the class token knows of the whole picture."""
 
@@ -60,26 +75,26 @@ class Pocket(Recipe):
             losses={"shape": 1.0, "digit": 0.1, "color": 0.5, "kind": 0.5, "marks": 0.3},
             decay=0.5,
         ),
+        Phase("decoder", steps=700, batch=4, rate=1.5e-3, losses={"answer": 1.0}, decay=0.0, data=QUESTIONS),
         Phase(
-            "decoder",
-            steps=1500,
+            "together",
+            steps=1200,
             batch=4,
-            rate=1.5e-3,
-            losses={"answer": 1.0},
-            decay=0.4,
-            data={
-                "questions": 16,
-                "weights": {
-                    "presence": 1.0,
-                    "attribute": 1.0,
-                    "counting": 2.0,
-                    "position": 1.2,
-                    "relation": 3.0,
-                    "same_as": 2.0,
-                    "digit": 0.8,
-                    "number": 1.2,
-                },
-            },
+            rate=1.2e-3,
+            losses={"answer": 1.0, "shape": 0.3, "digit": 0.1, "color": 0.15, "kind": 0.15, "marks": 0.1},
+            warmup=50,
+            decay=0.6,
+            data=QUESTIONS,
+        ),
+        Phase(
+            "polish",
+            steps=1000,
+            batch=4,
+            rate=8e-4,
+            losses={"answer": 1.0, "shape": 0.2, "digit": 0.1, "color": 0.1, "kind": 0.1, "marks": 0.1},
+            warmup=50,
+            decay=0.7,
+            data=QUESTIONS,
         ),
     )
 
@@ -93,7 +108,9 @@ class Pocket(Recipe):
         return nn.ModuleDict({"model": model, "heads": TowerHeads(VISION["hidden_size"])})
 
     def begin(self, learner: nn.Module, phase: Phase) -> None:
-        """Grow the part that the phase trains from the small model."""
+        """Grow the part that the phase trains from the small model; later phases go on with all of it."""
+        if phase.name not in ("tower", "decoder"):
+            return
         small = LlavaForConditionalGeneration.from_pretrained(SMALL, dtype=torch.float32)
         grow(learner["model"], small, tower=phase.name == "tower")
 
@@ -112,28 +129,25 @@ class Pocket(Recipe):
         return collate(samples)
 
     def trained(self, learner: nn.Module, phase: Phase) -> nn.Module:
-        """The tower and its heads, then everything behind the tower."""
+        """The tower and its heads, then everything behind the tower, then all."""
         llava = learner["model"].model
         if phase.name == "tower":
             return nn.ModuleList([llava.vision_tower, learner["heads"]])
-        return nn.ModuleList([llava.multi_modal_projector, llava.language_model, learner["model"].lm_head])
+        if phase.name == "decoder":
+            return nn.ModuleList([llava.multi_modal_projector, llava.language_model, learner["model"].lm_head])
+        return learner
 
     def losses(self, learner: nn.Module, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
-        """What the patches tell, or what is answered."""
-        model, heads = learner["model"], learner["heads"]
+        """What the patches tell, and what is answered, as far as the phase weighs it."""
+        model = learner["model"]
         seen = model.model.vision_tower(pixel_values=(batch["pixels"].float() / 255 - MEAN) / STD)
-        if phase.name == "decoder":
+        found: dict[str, Tensor] = {}
+        if "answer" in phase.losses:
             head = [model.config.text_config.bos_token_id, *self.encode("USER :")]
-            return answer_loss(model, seen.last_hidden_state[:, 1:], batch, head)[0]
-        patches = heads.norm(seen.last_hidden_state[:, 1:]).flatten(0, 1)
-        found = {key: F.cross_entropy(getattr(heads, key)(patches), batch[key].flatten()) for key in ("color", "kind")}
-        found["marks"] = F.binary_cross_entropy_with_logits(heads.marks(seen.pooler_output), batch["marks"])
-        name, said = batch["name"].flatten(), heads.name(patches)
-        each = F.cross_entropy(said, name, reduction="none")
-        right = (said.argmax(-1) == name).float()
-        reads = name > len(SHAPES)
-        found |= {"shape": each[~reads].sum() / len(name), "digit": each[reads].sum() / len(name)}
-        return found | {"shapes named": right[~reads & (name > 0)].mean(), "digits named": right[reads].mean()}
+            found |= answer_loss(model, seen.last_hidden_state[:, 1:], batch, head)[0]
+        if "shape" in phase.losses:
+            found |= tower_losses(learner["heads"], seen.last_hidden_state[:, 1:], seen.pooler_output, batch)
+        return found
 
     def load(self, learner: nn.Module, folder: Path) -> None:
         """The weights of a checkpoint of this size."""
@@ -144,6 +158,26 @@ class Pocket(Recipe):
         """A LLaVA checkpoint with its processor."""
         learner["model"].save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+def tower_losses(heads: TowerHeads, patches: Tensor, whole: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is read off the tower's output.
+
+    Args:
+        heads: Throw-away heads.
+        patches: [B, N, D] output of the tower.
+        whole: [B, D] its class token.
+        batch: Labels of patches and picture.
+    """
+    patches = heads.norm(patches).flatten(0, 1)
+    found = {key: F.cross_entropy(getattr(heads, key)(patches), batch[key].flatten()) for key in ("color", "kind")}
+    found["marks"] = F.binary_cross_entropy_with_logits(heads.marks(whole), batch["marks"])
+    name, said = batch["name"].flatten(), heads.name(patches)
+    each = F.cross_entropy(said, name, reduction="none")
+    right = (said.argmax(-1) == name).float()
+    reads = name > len(SHAPES)
+    found |= {"shape": each[~reads].sum() / len(name), "digit": each[reads].sum() / len(name)}
+    return found | {"shapes named": right[~reads & (name > 0)].mean(), "digits named": right[reads].mean()}
 
 
 @torch.no_grad()
