@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from btp.cli.words import quoted
-from btp.report.terminal import console, settle_locale, settle_output
+from btp.report.terminal import console, literal, settle_locale, settle_output
 from btp.results.command_line import as_line
 from btp.runner.messages import say
 from btp.runner.sweeps.cells import FINISHED, Cells
@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             say(error)
             return 2
     screen = console()
+    screen.print(literal(sweep.counts(), "italic"), soft_wrap=True)
     screen.print(sweep.status())
     screen.print(f"python run.py {as_line(command)}", soft_wrap=True, highlight=False)
     return int(any(cell.state != FINISHED for cell in sweep.cells))
