@@ -7,6 +7,7 @@ list. Keys that only some options of a group have are checked where they are the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -104,6 +105,9 @@ def _is_devices(value: Any) -> bool:
 
 
 def _is_layer(value: Any) -> bool:
+    share = isinstance(value, str) and re.fullmatch(r"(\d+)/(\d+)", value)
+    if share:
+        return int(share[1]) < int(share[2])
     return value is None or value in ("budget", "search") or (_is_whole(value) and value >= 0)
 
 
@@ -116,7 +120,11 @@ DEVICES = Kind(
     "a whole number from 1 on, to a list of different device indices such as [0,2], or to auto for all devices",
     _is_devices,
 )
-LAYER = Kind("a decoder layer (a whole number from 0 on), or to budget or search where the pruner has them", _is_layer)
+LAYER = Kind(
+    "a decoder layer (a whole number from 0 on, or a share of the depth such as 8/32), or to budget or search where "
+    "the pruner has them",
+    _is_layer,
+)
 STAGES = Kind(
     "a list of stages, as [{site: llm.layer.2, keep: fit}], or to null for the run's schedule",
     lambda value: value is None or (isinstance(value, list | tuple) and all(isinstance(s, Mapping) for s in value)),

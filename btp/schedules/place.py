@@ -13,6 +13,12 @@ _RELATIVE = re.compile(r"^(llm\.layer|vision\.layer|vision\.mlp)\.(\d+)/(\d+)$")
 _EVERY = re.compile(r"^(vision\.(?:layer|mlp))\.\*$")
 
 
+def nearest_layer(layer: int, depth: int, layers: int) -> int:
+    """The layer of a model of `layers` layers at the share of the depth that `layer` of `depth` layers stands for."""
+    nearest = (2 * layer * layers + depth) // (2 * depth)
+    return min(max(nearest, min(layer, 1)), layers - 1)
+
+
 def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_layers: int = 0) -> list[dict[str, Any]]:
     """Turn the sites of a schedule's config into sites of one model.
 
@@ -50,8 +56,7 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
             layers = num_layers if text.startswith("llm.") else vision_layers
             if layer >= depth:
                 raise ValueError(f"schedule.{i}.site is {text}, beyond its own {depth} layers. Write a lower layer.")
-            nearest = (2 * layer * layers + depth) // (2 * depth)
-            sites, relative = [f"{found[1]}.{min(max(nearest, min(layer, 1)), layers - 1)}"], True
+            sites, relative = [f"{found[1]}.{nearest_layer(layer, depth, layers)}"], True
         else:
             sites = [text]
         for site in sites:
