@@ -179,7 +179,7 @@ class Run:
             try_unusual(samples, collate(self.loaded.processor))
             check_lengths(samples, totals, self.loaded, collate(self.loaded.processor))
         with self.phase("calibrate"):
-            arms = self._arms(totals, pictures)
+            arms = self._arms(totals, pictures, any(s.targets or s.boxes for s in samples))
         if self.machine.leads:
             shown = next((i for i, tokens in enumerate(pictured) if tokens), 0)
             first = collate(self.loaded.processor)([samples[shown]]).inputs
@@ -253,9 +253,9 @@ class Run:
             prompt, prediction = self.folder.state["prompt"]["text"], rows[sample.id]["prediction"]
             print(f"warning: {said} {example(sample.id, prompt, prediction, sample.reference)}", flush=True)
 
-    def _arms(self, totals: Sequence[int], pictures: int) -> list[Arm]:
+    def _arms(self, totals: Sequence[int], pictures: int, aimed: bool = True) -> list[Arm]:
         place = (self.checkpoint, self.store, self.folder.path, self.machine)
-        return plan_arms(self.config, self.loaded, *place, totals, pictures)
+        return plan_arms(self.config, self.loaded, *place, totals, pictures, aimed=aimed)
 
     def _answer(
         self, arm: Arm, task: Task, samples: list[Sample], feed: Feed, order: list[int], totals: dict[str, int]
