@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 
 from btp.cli.check_config import check_config, settled
 from btp.cli.overrides import find_fault
-from btp.cli.run import CONF
 from btp.cli.values import resolved
+from btp.results.shipped import CONF
 from btp.runner.model_yamls import yamls_for
 from btp.runner.pruner_lists import JOIN, name_lists
 

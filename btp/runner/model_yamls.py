@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 
 from btp.models.loading.checkpoint import read_config
+from btp.results.shipped import CONF
 
-YAMLS = Path(__file__).resolve().parents[2] / "conf" / "model"
+YAMLS = CONF / "model"
 
 
 def check_family(model: Mapping[str, Any], folder: Path | None) -> None:
