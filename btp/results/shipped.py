@@ -1,9 +1,6 @@
-"""What travels with the code: its version, and conf and docs, which a clone has at its top and a wheel inside of btp."""
+"""What travels with the code: its version, and conf and docs, which lie at the top of a clone and inside of a wheel."""
 
 from collections.abc import Iterable
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 VERSION = "0.3.0"
@@ -18,6 +15,9 @@ def shipped(name: str) -> Path:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Of this project and of those of these distributions that are installed."""
+    from contextlib import suppress
+    from importlib.metadata import PackageNotFoundError, version  # late, as below: `import btp` comes here
+
     found = {"btp": VERSION}
     for name in packages:
         with suppress(PackageNotFoundError):
@@ -26,7 +26,9 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def lacking(asked: str, module: str, extra: str) -> str | None:
-    """Why `asked` cannot run: it needs `module`, which an extra of the distribution installs; None where it is there."""
+    """Why `asked` cannot run: it needs `module`, which an extra of btp-prune installs; None where it is there."""
+    from importlib.util import find_spec
+
     try:
         found = find_spec(module)
     except ModuleNotFoundError:  # of the package around it
