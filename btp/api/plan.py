@@ -18,6 +18,7 @@ from btp.runner.calibration.sources import Finder
 from btp.runner.devices import Machine
 from btp.schedules.meet import Facts, facts_of, pictures_of
 from btp.schedules.plan import Sources
+from btp.tasks.files.decode_image import open_picture
 
 Pictures = str | Path | Sequence[Image.Image | str | Path]
 GIVEN = "given"  # identity of the model: what is found for it is kept in a folder of its own
@@ -115,7 +116,7 @@ def pictures_words(given: Pictures | None) -> Iterator[list[str]]:
         raise ValueError("calibration holds no picture. Pass some pictures, or a folder of them.")
     with TemporaryDirectory(prefix="btp-") as folder:
         for number, one in enumerate(given):
-            picture = one if isinstance(one, Image.Image) else Image.open(one)
+            picture = one if isinstance(one, Image.Image) else open_picture(Path(one))
             picture.convert("RGB").save(Path(folder) / f"{number:05}.png")
         yield ["calibration=folder", word("calibration.path", folder), f"calibration.samples={len(given)}"]
 
