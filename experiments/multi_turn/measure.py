@@ -1,8 +1,8 @@
 """`python -m experiments.multi_turn.measure`: what a question loses whose picture was pruned for another one.
 
 Visual tokens stand in front of the text and do not see it, so the keys and values that a pruned prompt leaves of a
-picture are those that a second question about it would find. Each picture is asked two questions; the second is answered
-once with tokens chosen for itself, once with those that the first has left.
+picture are those that a second question about it would find. Each picture is asked two questions; the second is
+answered once with tokens chosen for itself, once with those that the first has left.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ ROWS = {"one row": [[3, "i", 4]], "left padded": [[2, "i", 5], [1, "i", 1, "i", 
 
 def talk(lvlm, inputs):
     """Logits behind the prompt and behind each word of the next turn."""
-    rows, length = inputs["input_ids"].shape
+    rows = len(inputs["input_ids"])
     start = inputs["attention_mask"].cumsum(1) - 1
     with torch.no_grad():
         out = lvlm(**inputs, position_ids=start.clamp(min=0), use_cache=True)

@@ -43,7 +43,7 @@ def test_messages():
     """Other rows, and other pictures."""
     lvlm = tiny.shared("llava")
     _, kept = recorded(lvlm, tiny.prompts(lvlm, [[3, "i", 4]]))
-    with pytest.raises(ValueError, match="replay has no record of 2 rows at llm.input"):
+    with pytest.raises(ValueError, match=r"replay has no record of 2 rows at llm\.input"):
         recorded(lvlm, tiny.prompts(lvlm, [[3, "i", 4], ["i", 2]]), Replay(kept))
     lost = {site: [[40 + i for i, _ in enumerate(rows[0])]] for site, rows in kept.items()}
     with pytest.raises(ValueError, match="replay was recorded on other pictures"):

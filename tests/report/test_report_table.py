@@ -119,7 +119,9 @@ def test_the_screen_table_fits_and_says_what_is_left_out(wide, width):
     blocks = text.count("downsampled")
     assert blocks == 3 if width == 120 else blocks > 3
     titles = [line.strip() for line in text.splitlines() if line.startswith("Answers")]
-    left = {60: "; without retained, hard,", 80: "; without retained, hard, easy, rest, KL", 120: ""}[width]  # the first line of it
+    left = {60: "; without retained, hard,", 80: "; without retained, hard, easy, rest, KL", 120: ""}[
+        width
+    ]  # the first line of it
     assert titles == [f"Answers, 95% intervals below{left}"]  # one piece, however narrow
     answers = text.split("Accuracy by ability")[0]
     assert [answers.count(word) for word in ("macro", "p,", "random")] == [1, 3, 2]
