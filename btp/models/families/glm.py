@@ -32,8 +32,8 @@ class GLM4V(LVLM):
         """
         if inputs.get("video_grid_thw") is not None:
             raise ValueError(
-                f"{type(self.model).__name__} was given a video, whose frames stand in the prompt as pictures; which is "
-                "which is not read yet. Give pictures."
+                f"{type(self.model).__name__} was given a video, whose frames stand in the prompt as pictures, and is "
+                "not read yet. Give pictures."
             )
         return super().layout(inputs)
 

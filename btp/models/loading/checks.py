@@ -16,7 +16,7 @@ from transformers.utils import is_flash_attn_2_available
 from btp.models.loading.checkpoint import read_config
 
 OLDEST, NEWEST = "5.20", "6"
-TESTED = ("5.23", "5.24")  # 5.23: all tests; 5.24: removing against hiding, caches, threads, host facts
+TESTED = ("5.20", "5.23", "5.24")  # 5.23: all tests; the others: make test-transformers
 
 
 def check_library() -> None:
@@ -84,8 +84,8 @@ def check_attention(asked: str) -> None:
     """
     if asked == "flash_attention_2" and not is_flash_attn_2_available():
         raise ValueError(
-            "model.attention is flash_attention_2, which needs the package flash-attn and a GPU, and one of them is not "
-            "here. Install it (pip install flash-attn), or set model.attention=sdpa, which takes torch's own fused "
+            "model.attention is flash_attention_2, which needs the package flash-attn and a GPU, and one of them is "
+            "missing. Install it (pip install flash-attn), or set model.attention=sdpa, which takes torch's own fused "
             "kernels."
         )
 
