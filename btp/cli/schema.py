@@ -189,11 +189,11 @@ _GROUPS = {
     "model.example": KEYED,
     "model.example.*": COUNT,
     "model.dtype": choice("float32", "bfloat16", "float16", "float64"),
-    "model.attention": choice("sdpa", "eager"),
+    "model.attention": choice("sdpa", "eager", "flash_attention_2"),
     "model.device_map": Kind(
         "auto, to {module: device}, or to null", lambda value: value is None or _is_text(value) or KEYED.holds(value)
     ),
-    "model.quantize": choice(None, "8bit", "4bit"),
+    "model.quantize": choice(None, "8bit", "4bit", "torchao_int8"),
     "model.trust_remote_code": SWITCH,
     "model.download": SWITCH,
     "schedule.kind": choice("auto", "calibrated", "uniform", "paper"),

@@ -357,4 +357,6 @@ def _parts(layers: nn.ModuleList) -> dict[str, str | None]:
         found[part] = next((name for name in names if isinstance(getattr(layers[0], name, None), nn.Module)), None)
     if found["mlp_norm"] == "pre_feedforward_layernorm":  # norms on both sides of each block
         found |= {"attention_exit": "post_attention_layernorm", "mlp_exit": "post_feedforward_layernorm"}
+    elif hasattr(layers[0], "post_self_attn_layernorm"):
+        found |= {"attention_exit": "post_self_attn_layernorm", "mlp_exit": "post_mlp_layernorm"}
     return found

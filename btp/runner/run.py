@@ -68,14 +68,22 @@ class Run:
     Args:
         config: resolved.
         kept: models that earlier runs of this process left for later ones; None keeps none.
+        named: the run's names, where they are not those of a checkpoint on disk.
+        loaded: a model that is there already, in place of one on disk.
     """
 
-    def __init__(self, config: Mapping[str, Any], kept: dict[str, Loaded] | None = None):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        kept: dict[str, Loaded] | None = None,
+        named: Named | None = None,
+        loaded: Loaded | None = None,
+    ):
         check_library()
         tracker_of(config["logger"]).check()
         torch.manual_seed(config["seed"])
-        named = Named.of(config)
-        self.config, self._kept = named.config, kept
+        named = Named.of(config) if named is None else named
+        self.config, self._kept, self._given = named.config, kept, loaded
         self.checkpoint_folder, self.checkpoint, self.identity = named.source, named.checkpoint, named.identity
         self.store = Path(config["output"]) / ".store"
         self.folder = RunFolder(named.folder)
@@ -151,6 +159,8 @@ class Run:
         self._study()
 
     def _load(self) -> Loaded:
+        if self._given is not None:
+            return self._given
         key = digest(self.config["model"], self.checkpoint, str(self.checkpoint_folder), str(self.machine.device))
         kept = self._kept if self._kept is not None else {}
         if key not in kept:

@@ -85,6 +85,14 @@ def check_host(host: Host) -> None:
             "kernels too."
         )
     layer_kinds(host)
+    layer = Binding(host.towers["llm"].layers[0])
+    lent = [name for name in ("per_layer_input", "shared_kv_states") if name in layer]
+    if lent:
+        raise ValueError(
+            f"Layers of {type(host.decoder).__name__} take {' and '.join(lent)}, which hold rows of tokens that "
+            "a cut would have to take along, and this is not built yet. Use a family whose layers take hidden states "
+            "alone, such as gemma3 in place of Gemma 4."
+        )
     if "deepstack_features" in Binding(host.decoder):
         raise ValueError(
             f"{type(host.decoder).__name__} adds vision features in front of layers of its own choice "

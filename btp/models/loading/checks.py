@@ -11,11 +11,12 @@ import transformers
 from packaging.version import InvalidVersion, Version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import is_flash_attn_2_available
 
 from btp.models.loading.checkpoint import read_config
 
 OLDEST, NEWEST = "5.20", "6"
-TESTED = ("5.23", "5.24")  # 5.23: all tests; 5.24: removing against hiding, caches, threads, host facts
+TESTED = ("5.20", "5.23", "5.24")  # 5.23: all tests; the others: make test-transformers
 
 
 def check_library() -> None:
@@ -72,6 +73,20 @@ def check_kind(folder: Path, trusted: bool) -> None:
             f"the checkpoint in {folder} is of the class {strange[0]}, which transformers {transformers.__version__} "
             f"does not have: it is in the format of its authors' own code.{saved_with(about)} Set model.path to the "
             "version for transformers, whose name often ends in -hf."
+        )
+
+
+def check_attention(asked: str) -> None:
+    """Refuse kernels that are not there.
+
+    Raises:
+        ValueError: says what to install, and what does without.
+    """
+    if asked == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            "model.attention is flash_attention_2, which needs the package flash-attn and a GPU, and one of them is "
+            "missing. Install it (pip install flash-attn), or set model.attention=sdpa, which takes torch's own fused "
+            "kernels."
         )
 
 

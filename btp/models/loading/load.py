@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from btp.models.loading.checkpoint import check_keys, find_checkpoint, first_line, model_folder, read_config
-from btp.models.loading.checks import check_kind, refuse_code, saved_with
+from btp.models.loading.checks import check_attention, check_kind, refuse_code, saved_with
 from btp.models.loading.greedy import asked_generation, make_greedy
 from btp.models.loading.peft_folder import is_adapter
 from btp.models.loading.processor import load_processor
@@ -141,6 +141,7 @@ def find_adapter(path: str) -> type[LVLM]:
 
 def _pretrained(config: Mapping[str, Any], folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The weights of a folder, read straight onto their device, or onto those of model.device_map."""
+    check_attention(config["attention"])
     device, spread = _places(config["device_map"], device)
     quantized = quantization(config["quantize"], folder, device, dtype)
     needed = stored_bytes(folder, dtype, config["quantize"])

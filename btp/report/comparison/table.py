@@ -24,7 +24,7 @@ _ASKED = c.Column(
     "tokens",
     "Layer-averaged visual tokens that the run asked for; what was reached stands beside it.",
 )
-_GIVEN = (c.METHOD, _ASKED, c.TOKENS, c.MACRO, c.READING, c.REST)
+_GIVEN = (c.METHOD, _ASKED, c.TOKENS, c.MACRO, c.RETAINED, c.HARD, c.EASY, c.READING, c.REST)
 _COST = tuple(x for x in c.COST if x.key in (*PRICES, "kv_mib", "per_token_ratio"))
 
 

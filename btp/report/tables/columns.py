@@ -44,6 +44,31 @@ SAMPLES = Column("samples", "samples", "Method", "count", "Samples that were ans
 MACRO = Column(
     "macro", "macro", "Accuracy, %", "percent", "Mean over the abilities, each counted the same.", less=False
 )
+RETAINED = Column(
+    "retained",
+    "retained",
+    "Accuracy, %",
+    "percent",
+    "Macro over the unpruned model's macro in the same run, the share of its accuracy that is left.",
+    less=False,
+)
+HARD = Column(
+    "hard",
+    "hard",
+    "Accuracy, %",
+    "percent",
+    "Mean score on the samples that need the whole picture: the unpruned model scores higher there than with the "
+    "down-sampled picture of the same run. Those two have no number, since the samples are chosen by them.",
+    less=False,
+)
+EASY = Column(
+    "easy",
+    "easy",
+    "Accuracy, %",
+    "percent",
+    "Mean score on all samples that are not hard, in the same way.",
+    less=False,
+)
 READING = Column(
     "reading",
     "reading",

@@ -11,7 +11,7 @@ from btp.report.tables import columns as c
 from btp.results.reader import Arm, RunFolder
 from btp.results.stats import Interval, holm, macro_interval, mean_interval, paired_p
 
-_ANSWERS = (c.METHOD, c.TOKENS, c.MACRO, c.READING, c.REST, *c.ANSWERS)
+_ANSWERS = (c.METHOD, c.TOKENS, c.MACRO, c.RETAINED, c.HARD, c.EASY, c.READING, c.REST, *c.ANSWERS)
 _COST = tuple(column for column in c.COST if column.key in c.SHOWN_COST)
 
 
@@ -80,6 +80,7 @@ def arm_row(run: RunFolder, arm: Arm) -> dict[str, Any]:
         "tokens_avg": float(rows["tokens_avg"].mean()),
         **_spread("macro", macro_interval(list(parts.values()))),
     }
+    row |= {"retained": _retained(run, row["macro"]), **_by_need(run, arm)}
     if reading and rest:
         row |= _spread("reading", macro_interval(reading)) | _spread("rest", macro_interval(rest))
     drops = ability_drops(run, arm)
@@ -92,6 +93,37 @@ def arm_row(run: RunFolder, arm: Arm) -> dict[str, Any]:
     row["p_downsampled"] = nan if arm.role == "baseline" else paired(run, arm, run.downsampled)
     row |= {c.metric_column(name).key: float(value) for name, value in run.metrics(arm.arm).items()}
     return row | cost_of(run, arm.arm)
+
+
+def _retained(run: RunFolder, macro: float) -> float:
+    """The share of the unpruned model's macro; nan without that arm, or where it answers nothing."""
+    if run.baseline is None:
+        return nan
+    rows = run.rows(run.baseline.arm)
+    whole = macro_interval([mean_interval(rows.loc[rows["ability"] == a, "score"]) for a in run.abilities]).mean
+    return macro / whole if whole > 0 else nan
+
+
+def hard_samples(run: RunFolder) -> frozenset[str]:
+    """Samples that lose by a smaller picture; none where the run lacks the unpruned or the down-sampled arm.
+
+    Source: the filter of VTC-Bench, Liao et al. 2025, arXiv:2510.07143.
+    """
+    if run.baseline is None or run.downsampled is None:
+        return frozenset()
+    whole, less = (run.rows(arm.arm)["score"] for arm in (run.baseline, run.downsampled))
+    both = whole.index.intersection(less.index)
+    return frozenset(both[whole.loc[both] > less.loc[both]])
+
+
+def _by_need(run: RunFolder, arm: Arm) -> dict[str, float]:
+    """Scores on the samples that need the whole picture, and on the others."""
+    hard, chosen_by = hard_samples(run), [each.arm for each in (run.baseline, run.downsampled) if each is not None]
+    if not hard or arm.arm in chosen_by:
+        return {}
+    scores = run.rows(arm.arm)["score"]
+    mine = scores.index.isin(hard)
+    return _spread("hard", mean_interval(scores[mine])) | _spread("easy", mean_interval(scores[~mine]))
 
 
 def cost_of(run: RunFolder, arm: str) -> dict[str, float]:
