@@ -34,8 +34,11 @@ def test_a_round_by_hand():
 
 
 def test_the_next_round_halves_the_new_line():
-    """Behind the first round: 10, 0 (the more alike first), then 100, 140, 200. Now 10, 100, 200 are compared with 0
-    and 140: 10, 40, 60 degrees. 10 goes. Then 100, 200 come first, in front of 0, 140: 100 and 0 against 200 and 140."""
+    """Behind the first round: 10, 0 (the more alike first), then 100, 140, 200.
+
+    Now 10, 100, 200 are compared with 0 and 140, from which they lie 10, 40, 60 degrees: 10 goes. Then 100, 200 stand
+    in front of 0, 140, and 100 and 0 are compared with 200 and 140.
+    """
     assert left(ANGLES, 4, 1) == [0, 1, 3, 5]
     assert left(ANGLES, 3, 1) == [0, 3, 5]  # 100 lies 40 degrees from 140, 0 lies 140 from it
 
