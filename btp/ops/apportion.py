@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-4  # of a token, forgiven before the whole part is taken
+
 
 def apportion(weight: Tensor, total: Tensor, room: Tensor) -> Tensor:
     """Each group's whole part of its share; what is left goes one by one, then wherever there is room.
@@ -24,7 +26,7 @@ def apportion(weight: Tensor, total: Tensor, room: Tensor) -> Tensor:
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(room == 0, 0)
     weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, (room > 0).to(weight))
     share = weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
-    given = torch.minimum((share * total[:, None]).floor().long(), room)
+    given = torch.minimum((share * total[:, None] + ROUNDING).floor().long(), room)
     order = weight.argsort(dim=1, descending=True, stable=True)
     for most in (1, None):  # one each, then all that there is room for
         free = (room - given).gather(1, order)
