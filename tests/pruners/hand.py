@@ -45,6 +45,15 @@ def tokens(*alive, total=None, generator=0):
     )
 
 
+def video(frames, rows, columns, hidden=None, newlines=0, generator=0):
+    """One video of random tokens, or of these [N][D], with newlines behind it."""
+    n = frames * rows * columns
+    at = torch.cartesian_prod(torch.arange(frames), torch.arange(rows), torch.arange(columns))
+    coord = torch.cat([at.view(n, 3), torch.full((newlines, 3), -1)])
+    seen = replace(tokens(n + newlines, generator=generator), coord=coord[None])
+    return seen if hidden is None else replace(seen, hidden=torch.tensor(hidden)[None])
+
+
 def signals(pruner, seen, stage, generator=1):
     """Random values for everything the pruner declares: LEAD rows in front of the tokens, TEXT rows behind."""
     random = torch.Generator().manual_seed(generator)
