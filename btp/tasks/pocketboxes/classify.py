@@ -42,7 +42,8 @@ class PocketDigits(Drawn):
     """
 
     name = "pocketdigits"
-    max_new_tokens = 0
+    way = "classify"
+    classes = CLASSES
 
     def scene(self, index: int) -> Scene:
         """Picture `index` with its ground truth.

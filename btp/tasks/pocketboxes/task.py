@@ -1,12 +1,14 @@
 """The embedded task of detectors: find things on clutter; boxes and masks are known by construction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from btp.tasks.detection.task import check_threshold
 from btp.tasks.drawn import Drawn
 from btp.tasks.pocketboxes.paint import paint
 from btp.tasks.pocketboxes.scene import NAMES, SIDE, Target, draw_targets
@@ -70,6 +72,22 @@ class PocketBoxes(Drawn):
     """Pictures of one split. Splits draw from separate random streams and from separate handwritten digits."""
 
     name = "pocketboxes"
+    way = "detect"
+    names = NAMES
+    aliases: Mapping[str, Sequence[str]] = MappingProxyType({})
+
+    def __init__(self, split: str, seed: int, size: int, threshold: float = 0.5):
+        """
+        Args:
+            split, seed, size: see `Drawn`.
+            threshold: score from which on a box counts as found, in a picture's score and against the unpruned answer.
+
+        Raises:
+            ValueError: an unknown split, no samples, or no such score.
+        """
+        super().__init__(split, seed, size)
+        check_threshold(threshold)
+        self.threshold = threshold
 
     def scene(self, index: int) -> Scene:
         """Picture `index` with its ground truth.
@@ -94,6 +112,14 @@ class PocketBoxes(Drawn):
             labels=names,
             targets=boxes,
         )
+
+    def truth(self, samples: Sequence[Sample]) -> dict[str, list[dict]]:
+        """Ground truth of some samples in COCO's format, in their order."""
+        return self.coco([int(sample.id.rpartition("-")[2]) for sample in samples])
+
+    def chance(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Nobody finds a box without looking."""
+        return {sample.ability: 0.0 for sample in samples}
 
     def coco(self, indices: Sequence[int]) -> dict[str, list[dict]]:
         """Ground truth of some pictures in COCO's format, to be handed to pycocotools as `COCO().dataset`.

@@ -47,7 +47,8 @@ class PocketMoves(Drawn):
     """
 
     name = "pocketmoves"
-    max_new_tokens = 0
+    way = "classify"
+    classes = CLASSES
 
     def clip(self, index: int) -> Clip:
         """Clip `index` with its ground truth.
