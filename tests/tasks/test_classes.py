@@ -37,7 +37,9 @@ def test_pictures_in_class_folders(tmp_path):
     (tmp_path / "n03").mkdir()
     with pytest.raises(ValueError, match=r"n03 holds no picture"):
         Classes("mine", PictureFolders(str(tmp_path)))
-    with pytest.raises(ValueError, match=r"task.path is .*gone, but there is no such folder"):
+    with pytest.raises(
+        ValueError, match=r"task.path is .*gone, but there is no folder .*gone. It needs a folder of pictures"
+    ):
         PictureFolders(str(tmp_path / "gone"))
 
 
@@ -90,7 +92,7 @@ def test_other_layouts_are_named(tmp_path):
         Classes("mine", Clips(str(tmp_path), "val.csv", None, 4, None))
     with pytest.raises(ValueError, match=r"task.dataset.reader.frames is 0"):
         Clips(str(tmp_path), "val.csv", None, 0, None)
-    with pytest.raises(ValueError, match=r"there is no such folder. Name one with a folder of clips for each class"):
+    with pytest.raises(ValueError, match=r"but there is no folder .*val. It needs a folder of clips for each class"):
         ClassFolders(str(tmp_path), "val", 4, 4)
     (tmp_path / "empty").mkdir()
     (tmp_path / "val.csv").write_text("empty 0")

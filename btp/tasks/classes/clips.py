@@ -16,7 +16,7 @@ KEY = "task.path"
 
 
 class Clips:
-    """Reads a list of clips: on each line a path and a class, a blank or a comma between them, as VideoMAE's code has it.
+    """Reads a list of clips: on each line a path and a class, a blank or a comma between them, as for VideoMAE's code.
 
     A class is its number from 0 on, or its name. Paths are of videos, or of folders with frames.
 
@@ -65,7 +65,7 @@ class ClassFolders:
     def __init__(self, path: str, split: str, frames: int, stride: int | None):
         check_frames(frames, stride)
         self.root, self.frames, self.stride = Path(path) / split, frames, stride
-        self.folders = subfolders(self.root, "a folder of clips for each class")
+        self.folders = subfolders(Path(path), "a folder of clips for each class", split)
         self.classes: Sequence[str] = tuple(folder.name for folder in self.folders)
 
     def read(self) -> list[Named]:
@@ -75,8 +75,8 @@ class ClassFolders:
             clips = sorted(p for p in folder.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS)
             if not clips:
                 raise ValueError(
-                    f"{folder} holds no clip ({', '.join(VIDEOS[:-1])}, or folders of frames), but each folder in it is "
-                    "a class. Put its clips there, or take it away."
+                    f"{folder} holds no clip ({', '.join(VIDEOS[:-1])}, or folders of frames), but each folder in it "
+                    "is a class. Put its clips there, or take it away."
                 )
             for clip in clips:
                 name = clip.relative_to(self.root).as_posix()
@@ -113,8 +113,8 @@ class SomethingSomething:
             path = next((way for way in ways if way.exists()), None)
             if path is None:
                 raise ValueError(
-                    f"{entry.where}: there is neither {root / name}.webm nor a folder {root / name}. Put the clip there, "
-                    f"or correct {KEY}."
+                    f"{entry.where}: there is neither {root / name}.webm nor a folder {root / name}. Put the clip "
+                    f"there, or correct {KEY}."
                 )
             found.append(Named(name, clip_of(name, path, self.frames, self.stride, KEY), label, entry.where))
         return found

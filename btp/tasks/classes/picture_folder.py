@@ -35,8 +35,8 @@ class PictureFolders:
             files = sorted(file for file in folder.rglob("*") if is_picture(file))
             if not files:
                 raise ValueError(
-                    f"{folder} holds no picture ({', '.join(sorted(ENDINGS))}), but each folder in {KEY} is a class. Put "
-                    "its pictures there, or take it away."
+                    f"{folder} holds no picture ({', '.join(sorted(ENDINGS))}), but each folder in {KEY} is a class. "
+                    "Put its pictures there, or take it away."
                 )
             for file in files:
                 name = file.relative_to(self.root).as_posix()
@@ -44,20 +44,23 @@ class PictureFolders:
         return found
 
 
-def subfolders(root: Path, layout: str) -> list[Path]:
+def subfolders(path: Path, layout: str, below: str = "") -> list[Path]:
     """The folders in a folder, sorted by name; hidden ones are left out.
 
     Args:
+        path: the folder, as the config names it.
         layout: what must lie there, for messages.
+        below: where in it they lie.
 
     Raises:
         ValueError: there is no such folder, or none in it.
     """
+    root = path / below
     if not root.is_dir():
-        raise ValueError(f"{KEY} is {root}, but there is no such folder. Name one with {layout}.")
+        raise ValueError(f"{KEY} is {path}, but there is no folder {root}. It needs {layout}.")
     found = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not found:
-        raise ValueError(f"{KEY} is {root}, which holds no folder. It needs {layout}.")
+        raise ValueError(f"{KEY} is {path}, but {root} holds no folder. It needs {layout}.")
     return found
 
 

@@ -36,8 +36,8 @@ class CocoFiles:
             where, annotations = where.parent, where.name
         if annotations is None:
             raise ValueError(
-                f"task.path is {path}, a folder, and nothing says which file in it has the labels. Set task.path to the "
-                "JSON file, or task.dataset.reader.annotations to its name."
+                f"task.path is {path}, a folder, and nothing says which file in it has the labels. Set task.path to "
+                "the JSON file, or task.dataset.reader.annotations to its name."
             )
         layout = f"{annotations} (COCO's format) and the pictures that it names in {images or 'the same folder'}"
         self.place = Place(where, "A task of labelled boxes", layout, SOURCE)
@@ -48,8 +48,8 @@ class CocoFiles:
         self.names = tuple(self._names[i] for i in sorted(self._names))
         if not self.names or len(set(self.names)) < len(categories):
             raise ValueError(
-                f"{self.where}: `categories` lists {brief([c['name'] for c in categories])}, but each needs a name and an "
-                "id of its own, and there must be one. Correct them."
+                f"{self.where}: `categories` lists {brief([c['name'] for c in categories])}, but each needs a name "
+                "and an id of its own, and there must be one. Correct them."
             )
 
     def read(self) -> list[Labelled]:
@@ -62,8 +62,8 @@ class CocoFiles:
             image = _number(one, "image_id")
             if image not in images:
                 raise ValueError(
-                    f"{one.where}: `image_id` is {image}, but `images` lists no such id. Correct the annotation, or add "
-                    "its picture."
+                    f"{one.where}: `image_id` is {image}, but `images` lists no such id. Correct the annotation, or "
+                    "add its picture."
                 )
             objects[image].append(self._object(one, images[image]))
         return [
@@ -82,8 +82,8 @@ class CocoFiles:
         if category not in self._names:
             known = ", ".join(f"{i} {name}" for i, name in sorted(self._names.items()))
             raise ValueError(
-                f"{one.where}: `category_id` is {category}, but `categories` has no such id (there are {short(known)}). "
-                "Correct it."
+                f"{one.where}: `category_id` is {category}, but `categories` has no such id (there are "
+                f"{short(known)}). Correct it."
             )
         box = one["bbox"]
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):

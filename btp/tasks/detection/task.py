@@ -69,8 +69,8 @@ class Boxes:
     Args:
         name: of the task.
         reader: of the files.
-        threshold: score from which on a box counts as found: in the score of a picture, and against the unpruned answer.
-            Average precision takes all of them.
+        threshold: score from which on a box counts as found: in the score of a picture, and against the unpruned
+            answer. Average precision takes all of them.
         shuffle_seed: order in which pictures are asked, so that limit draws from all of them; None keeps the files'.
 
     Raises:

@@ -38,8 +38,8 @@ def clip_of(name: str, path: Path, frames: int, stride: int | None, key: str = "
         return FrameFolder(name, [PictureFile(files[i]) for i in chosen(len(files), frames, stride)], key)
     if path.is_file() and importlib.util.find_spec("av") is None:
         raise ValueError(
-            f"sample {name}: {path} is a video, and reading videos needs PyAV, which is not installed. Run `pip install "
-            "-r requirements-video.txt`, or save each video's frames as pictures in a folder of its name."
+            f"sample {name}: {path} is a video, and reading videos needs PyAV, which is not installed. Run `pip "
+            "install -r requirements-video.txt`, or save each video's frames as pictures in a folder of its name."
         )
     return Video(name, PictureFile(path), frames, stride, key)
 
@@ -108,8 +108,8 @@ class Video(Pictures):
 
     def _broken(self, error: Exception) -> ValueError:
         return ValueError(
-            f"sample {self.sample}: the video {short(self.sources[0].name, PATH)} cannot be read: {short(error)}. Replace "
-            "the file, or drop the sample."
+            f"sample {self.sample}: the video {short(self.sources[0].name, PATH)} cannot be read: {short(error)}. "
+            "Replace the file, or drop the sample."
         )
 
 
