@@ -13,7 +13,7 @@ one would show.
   moved?: layers by which the budget moved its stages towards the input}],
   inert: {checked, identical, max_logit_difference}, chance?: {ability: score of the best answer that ignores
   the picture}, calibration?: {name, samples, own: the set is the task's own, said: in a sentence},
-  prompt?: {sample, text}, metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the
+  prompt?: {sample, text}, unit?: what its tokens are called, where they are not visual tokens, metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the
   task's own scales, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
   arm, so that a stage that never ran is seen.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
@@ -49,6 +49,7 @@ from btp.results.shapes import read_json, read_yaml
 from btp.tasks.files.local import file_name
 from btp.tasks.shown import short
 
+UNIT = "visual tokens"  # what a run counts, unless it says otherwise
 AGAIN = "Run its command again (finished samples are not computed twice)"
 ANEW = f"Delete it. {AGAIN}."
 
@@ -156,6 +157,11 @@ class RunFolder:
     def metrics(self, arm: str) -> Mapping[str, float]:
         """What the task itself makes of all of an arm's answers, by metric; empty where it only scores samples."""
         return ((self.run.get("metrics") or {}).get(arm) or {}).get("all") or {}
+
+    @property
+    def unit(self) -> str:
+        """What this run's model has as tokens that may leave: visual tokens, patches, tubes."""
+        return self.run.get("unit") or UNIT
 
     @property
     def baseline(self) -> Arm | None:

@@ -72,7 +72,9 @@ def passing(pixels: Tensor) -> int:
 def pictures_of(inputs: Mapping[str, Any]) -> int:
     """Pictures that pass the vision tower for a row of a model's inputs, tiles counted one by one."""
     pixels = inputs.get("pixel_values")
-    return max(1, passing(pixels) // len(inputs["input_ids"])) if pixels is not None else 1
+    if pixels is None or "input_ids" not in inputs:
+        return 1
+    return max(1, passing(pixels) // len(inputs["input_ids"]))
 
 
 def facts_of(host: Host, totals: int | Sequence[int], pictures: int = 1, unequal: bool = False) -> Facts:
