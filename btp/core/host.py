@@ -70,6 +70,11 @@ class Tower:
         """Fixed rows in front of the patches."""
         return next(i for i, row in enumerate([*self.fixed(_MANY), _MANY]) if row != i)
 
+    @property
+    def fixed_count(self) -> int:
+        """Fixed rows, wherever they stand."""
+        return len(self.fixed(_MANY))
+
 
 @dataclass(frozen=True)
 class Layout:
