@@ -13,7 +13,8 @@ one would show.
   moved?: layers by which the budget moved its stages towards the input}],
   inert: {checked, identical, max_logit_difference}, chance?: {ability: score of the best answer that ignores
   the picture}, calibration?: {name, samples, own: the set is the task's own, said: in a sentence},
-  prompt?: {sample, text}, unit?: what its tokens are called, where they are not visual tokens, metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the
+  unit?: what its tokens are called, where they are not visual tokens, prompt?: {sample, text},
+  metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the
   task's own scales, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
   arm, so that a stage that never ran is seen.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,

@@ -44,9 +44,10 @@ def _method(
     run: RunFolder, arm: Arm, row: Mapping[str, Any], base: Mapping[str, Any] | None, rows: Mapping[str, Any]
 ) -> str:
     share = row["tokens_avg"] / row["visual_tokens"] if row["visual_tokens"] else 0.0
+    layers = "decoder layers" if run.unit == UNIT else "layers"
     said = [
-        f"{arm.title} works with {row['tokens_avg']:.1f} of {row['visual_tokens']:.4g} {run.unit}, "
-        f"averaged over the {'decoder ' if run.unit == UNIT else ''}layers ({100 * share:.0f}%), and answers {percent(row['macro'])} right"
+        f"{arm.title} works with {row['tokens_avg']:.1f} of {row['visual_tokens']:.4g} {run.unit}, averaged over the "
+        f"{layers} ({100 * share:.0f}%), and answers {percent(row['macro'])} right"
         + (f"; the unpruned model {percent(base['macro'])}." if base is not None else ".")
     ]
     if base is not None and floor(run):
