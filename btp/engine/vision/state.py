@@ -125,7 +125,7 @@ class Pictures:
             return torch.arange(len(self.fixed), self.rows, device=device).expand(P, n), fixed
         behind = 2 * max({*range(self.length)} - {*self.fixed}) + 1
         key = torch.cat([(2 * self.seats).masked_fill(self.seats < 0, behind), 2 * fixed], 1)
-        rank = key.argsort(1, stable=True).argsort(1)
+        rank = key.argsort(dim=1, stable=True).argsort(dim=1)
         return rank[:, :n], rank[:, n:]
 
     @property

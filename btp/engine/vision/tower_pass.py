@@ -285,9 +285,7 @@ class TowerPass(threading.local):
         return x if whole else pictures.alive(x, _AXIS[signal.kind])
 
 
-def _moved(
-    states: Tensor, decision: Decision, before: tuple[Tensor, Tensor] | None, pictures: Pictures
-) -> Tensor:
+def _moved(states: Tensor, decision: Decision, before: tuple[Tensor, Tensor] | None, pictures: Pictures) -> Tensor:
     """[P, rows, D] the rows that go on, with what flowed into them.
 
     Args:

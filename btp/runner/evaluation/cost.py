@@ -18,11 +18,11 @@ from btp.engine.attach import attach
 from btp.measure.architecture import Architecture, architecture
 from btp.measure.clock import Clock
 from btp.measure.cost import Subject, measure
-from btp.measure.forward import Forward, measure_forward
 from btp.measure.hardware import hardware
 from btp.measure.segments import Segments, packed, square
 from btp.measure.timed_pruner import TimedPruner
-from btp.measure.tower import tower_cost
+from btp.measure.vision.forward import Forward, measure_forward
+from btp.measure.vision.tower import tower_cost
 from btp.models.loading.load import Loaded
 from btp.report.terminal import literal
 from btp.results.atomic import write_json
@@ -152,7 +152,7 @@ def _looking(loaded: Loaded, inputs: Inputs) -> Meter:
     """Measures a model that answers in one forward."""
     host = loaded.host
     tower = host.towers["vision"]
-    cost = tower_cost(host.model, tower.layers, host.fixed_count, tower.attention if tower.attends else None)
+    cost = tower_cost(host.model, tower.layers, tower.fixed_count, tower.attention if tower.attends else None)
     subject = Forward(lambda: host(**inputs), cost, host.device)
 
     def meter(attached: Any, timed: TimedPruner | None, rounds: dict[str, Any]) -> Both:

@@ -15,7 +15,7 @@ from btp.measure.clock import Clock, Paired, Side, Spread, alternate, synchronis
 from btp.measure.flops import measured
 from btp.measure.hardware import peak_memory_mib
 from btp.measure.timed_pruner import TimedPruner
-from btp.measure.tower import TowerCost
+from btp.measure.vision.tower import TowerCost
 
 Attached = Callable[[], AbstractContextManager[Trace]]
 
