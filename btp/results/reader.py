@@ -25,6 +25,8 @@ one would show.
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
 - `regions.parquet`: labelled regions of the samples' first pictures, where the task knows any: sample, label,
   target (the answer needs it), x0, y0, x1, y1 in shares of the sides.
+- `marks.parquet`: boxes in an arm's answers, where answers are boxes: arm, sample, label, kind (matched with a labelled
+  one | wrong: matched with none | missed: a labelled one that none matches), x0, y0, x1, y1 in shares of the sides.
 - `layers.json`: {arm: {visual: [mean visual tokens per decoder layer], tokens: [...]}}.
 - `cost.json`: {arm: {quantity: number, or {median, p10, p90}, or for a *_ratio {median, low, high}},
   hardware: text}. Quantities are named in btp/report/tables/columns.py; any may be missing or null.
@@ -132,6 +134,7 @@ class RunFolder:
     calibration: Mapping[str, Any] | None = None
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.REGIONS)))
+    marks: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.MARKS)))
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of the config by its dotted key; a number in it counts the entries of a list."""
@@ -219,7 +222,7 @@ def read_run(folder: Path) -> RunFolder:
             f"{folder / 'samples.parquet'} holds arms that run.json does not list: {', '.join(unknown)}. "
             f"{AGAIN}, so that both are written by the same run."
         )
-    trace, regions = folder / "trace.parquet", folder / "regions.parquet"
+    trace, regions, marks = (folder / f"{name}.parquet" for name in ("trace", "regions", "marks"))
     layers, cost, calibration = (folder / name for name in ("layers.json", "cost.json", "calibration.yaml"))
     return RunFolder(
         path=folder,
@@ -233,6 +236,7 @@ def read_run(folder: Path) -> RunFolder:
         calibration=read_yaml(calibration, shapes.CALIBRATION, ANEW) if calibration.exists() else None,
         pictures=_pictures(folder / "pictures"),
         regions=read_frame(regions, shapes.REGIONS) if regions.exists() else pd.DataFrame(columns=list(shapes.REGIONS)),
+        marks=read_frame(marks, shapes.MARKS) if marks.exists() else pd.DataFrame(columns=list(shapes.MARKS)),
     )
 
 

@@ -204,6 +204,7 @@ class Run:
         self.folder.write_samples(samples, rows, scores, way.agrees)
         self.folder.update(metrics={a.name: m for a in arms if (m := way.metrics(samples, rows[a.name]))})
         drawn = spread(samples, config["overlays"])
+        self.folder.write_marks({arm.name: way.marks(drawn, rows[arm.name]) for arm in arms})
         self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s) for s in drawn})
         if config["cost"]["enabled"]:
             measured = [s for s, tokens in zip(samples, seen.estimates, strict=True) if tokens] or samples

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from btp.core.trace import Call, Trace
 from btp.measure.clock import Clock, Paired, Side, Spread, alternate, synchroniser
@@ -25,11 +26,13 @@ class Forward:
     """A model with one batch of inputs, ready to be measured.
 
     Attributes:
+        model: that runs.
         run: one forward of the batch, without gradients.
         cost: of its tower, for operations by formula.
         device: where it runs.
     """
 
+    model: nn.Module
     run: Callable[[], object]
     cost: TowerCost
     device: torch.device
@@ -59,10 +62,11 @@ def measure_forward(
         flops_model, in thousand millions), forward_ms and per_second (samples), selection_ms (candidate),
         forward_ratio, selection_share, peak_memory_mib (None on a CPU), batch. Counts are of one sample.
     """
-    with attached() as trace, nullcontext() if pruner is None else pruner.counting():
-        counted = measured(subject.run)
+    with frozen(subject.model):
+        with attached() as trace, nullcontext() if pruner is None else pruner.counting():
+            counted = measured(subject.run)
+        plain_counted = measured(subject.run)
     call = trace.last
-    plain_counted = measured(subject.run)
     seconds, selecting = _time(subject, attached, pruner, repeats, warmup, now)
     paired = Paired.of(seconds["baseline"], seconds["candidate"])
     memory = _memory(subject, attached)
@@ -77,6 +81,19 @@ def measure_forward(
         "candidate": candidate,
         "baseline": _side(subject, whole, 0, plain_counted, paired.baseline, memory[0]),
     }
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Weights that want no gradient: torch's counter stumbles over modules that take a weight as their input."""
+    wanting = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in wanting:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in wanting:
+            weight.requires_grad_(True)
 
 
 def _side(

@@ -10,7 +10,7 @@ import yaml
 
 from btp.report.figures.run_figures import PLOTS, to_png
 from btp.report.figures.style import DARK, LIGHT, looks
-from btp.report.figures.token_overlays import on_grid, overlay_png, stage_views
+from btp.report.figures.token_overlays import marks_of, on_grid, overlay_png, stage_views
 from btp.report.pages import sample_cards as browser
 from btp.report.pages.html import cell, duration, environment, grouped, keep_text
 from btp.report.spared import Spared
@@ -98,8 +98,9 @@ def _write_overlays(run: RunFolder, spared: Spared) -> None:
         with spared.part(f"the overlay of sample {sample}"):
             arms = [arm for arm in run.arms if on_grid(run, arm.arm, sample)]
             rows = [(arm.title, stage_views(run, arm.arm, sample)) for arm in arms]
+            marks = [marks_of(run, arm.arm, sample) for arm, row in zip(arms, rows, strict=True) if row[1]]
             with open_picture(picture.path) as image:
-                png = overlay_png(image, picture.views, [row for row in rows if row[1]])
+                png = overlay_png(image, picture.views, [row for row in rows if row[1]], marks)
             write_bytes(folder / f"{file_name(sample)}.png", png)
 
 

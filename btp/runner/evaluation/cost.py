@@ -153,7 +153,7 @@ def _looking(loaded: Loaded, inputs: Inputs) -> Meter:
     host = loaded.host
     tower = host.towers["vision"]
     cost = tower_cost(host.model, tower.layers, tower.fixed_count, tower.attention if tower.attends else None)
-    subject = Forward(lambda: host(**inputs), cost, host.device)
+    subject = Forward(host.model, lambda: host(**inputs), cost, host.device)
 
     def meter(attached: Any, timed: TimedPruner | None, rounds: dict[str, Any]) -> Both:
         found = measure_forward(subject, attached, pruner=timed, **rounds)
