@@ -18,21 +18,26 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 _NUMBERS = itertools.count()
 Look = Callable[[int, Tensor, Tensor, Tensor, Tensor | None, float], None]
+Bias = Callable[[Tensor], Tensor | None]
 
 
-def watch_attention(root: nn.Module, layers: Mapping[int, nn.Module], look: Look, undo: ExitStack) -> None:
+def watch_attention(
+    root: nn.Module, layers: Mapping[int, nn.Module], look: Look, undo: ExitStack, bias: Bias | None = None
+) -> None:
     """Call `look(layer, query, key, value, mask, scaling)` whenever one of `layers` attends.
 
     Args:
         root: whose configs choose the implementation: the decoder, or the vision tower.
         layers: number -> module.
         undo: receives what takes all of it back.
+        bias: query -> what is added to the logits of these layers, [B, 1, 1, S] of the query's dtype; masks of their own
+            must be additive then.
     """
     inside = {id(module): at for at, layer in layers.items() for module in layer.modules()}
     configs: dict[int, Any] = {id(m.config): m.config for m in root.modules() if hasattr(m, "config")}
     base = _implementation(configs.values())
     name = f"btp_{base}_{next(_NUMBERS)}"
-    AttentionInterface.register(name, _function(base, inside, look))
+    AttentionInterface.register(name, _function(base, inside, look, bias))
     undo.callback(AttentionInterface._global_mapping.pop, name)
     AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[base])
     undo.callback(AttentionMaskInterface._global_mapping.pop, name)
@@ -45,7 +50,7 @@ def _implementation(configs: Iterable[Any]) -> str:
     return next(config._attn_implementation for config in configs)
 
 
-def _function(base: str, inside: Mapping[int, int], look: Look) -> Callable:
+def _function(base: str, inside: Mapping[int, int], look: Look, bias: Bias | None) -> Callable:
     known = AttentionInterface._global_mapping.get(base)
 
     def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
@@ -58,6 +63,9 @@ def _function(base: str, inside: Mapping[int, int], look: Look) -> Callable:
                     "not follow yet. Use a method without attention signals on this model."
                 )
             factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+            added = None if bias is None else bias(query)
+            if added is not None:
+                attention_mask = added if attention_mask is None else attention_mask + added
             look(at, query, key, value, attention_mask, factor)
         original = known if known is not None else own_eager(module)
         return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from btp.models.backbone import Backbone
 from btp.models.loading.checkpoint import check_keys, find_checkpoint, first_line, model_folder, read_config
 from btp.models.loading.checks import check_attention, check_kind, refuse_code, saved_with
 from btp.models.loading.greedy import asked_generation, make_greedy
@@ -20,6 +21,7 @@ from btp.models.loading.processor import load_processor
 from btp.models.loading.quantize import quantization
 from btp.models.loading.random_weights import build, describe, empty
 from btp.models.loading.trial import try_picture, try_prompt
+from btp.models.loading.vision_model import load_model, sketch_model
 from btp.models.loading.weight_memory import check_memory, stored_bytes
 from btp.models.lvlm import LVLM
 
@@ -41,12 +43,12 @@ class Loaded:
     """A model ready to run.
 
     Attributes:
-        host: the model as the engine sees it.
+        host: the model as the engine sees it: an LVLM, or a Backbone.
         processor: makes inputs from pictures and text; None for an architecture without a checkpoint.
         notes: what a reader of results should know of how the checkpoint's files were taken, a sentence each.
     """
 
-    host: LVLM
+    host: Any
     processor: Any
     notes: tuple[str, ...] = ()
 
@@ -67,6 +69,11 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
     config = DEFAULTS | dict(config)
     check_keys(config)
     adapter = find_adapter(config["adapter"])
+    if issubclass(adapter, Backbone):
+        model, processor, info = load_model(config, folder, device)
+        if info and folder is not None:
+            _check_whole(info, folder)
+        return Loaded(adapter(model), processor)
     dtype = getattr(torch, config["dtype"])
     trusted = config["trust_remote_code"]
     if folder is not None:
@@ -89,7 +96,7 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
     return Loaded(host, processor, (note,) if note else ())
 
 
-def sketch(config: Mapping[str, Any], folder: Path | None) -> LVLM:
+def sketch(config: Mapping[str, Any], folder: Path | None) -> Any:
     """The architecture without memory for its weights: modules on the meta device, example inputs on the CPU.
 
     Args:
@@ -103,6 +110,8 @@ def sketch(config: Mapping[str, Any], folder: Path | None) -> LVLM:
     check_keys(config)
     adapter = find_adapter(config["adapter"])
     seen = type(adapter.__name__, (adapter,), {"device": torch.device("cpu")})  # where its example inputs lie
+    if issubclass(adapter, Backbone):
+        return seen(sketch_model(config, folder))
     model = empty(
         _architecture(config, folder), torch.device("meta"), getattr(torch, config["dtype"]), config["attention"]
     )
@@ -118,11 +127,11 @@ def _architecture(config: Mapping[str, Any], folder: Path | None) -> PreTrainedC
     return AutoConfig.from_pretrained(model_folder(folder), local_files_only=True, trust_remote_code=trusted)
 
 
-def find_adapter(path: str) -> type[LVLM]:
+def find_adapter(path: str) -> type[Any]:
     """The class at a dotted path.
 
     Raises:
-        ValueError: there is none, or it is no LVLM.
+        ValueError: there is none, or it is no host.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -132,9 +141,10 @@ def find_adapter(path: str) -> type[LVLM]:
             f"model.adapter is {path}, but it cannot be imported: {error}. Set model.adapter to the dotted path of a "
             "class, such as btp.models.lvlm.LVLM."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, LVLM)):
+    if not (isinstance(found, type) and issubclass(found, LVLM | Backbone)):
         raise ValueError(
-            f"model.adapter is {path}, which is not a subclass of btp.models.lvlm.LVLM. Set model.adapter to one."
+            f"model.adapter is {path}, which is not a subclass of btp.models.lvlm.LVLM or "
+            "btp.models.backbone.Backbone. Set model.adapter to one."
         )
     return found
 

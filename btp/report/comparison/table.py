@@ -15,7 +15,7 @@ from btp.report.tables.run_table import Table, arm_row, metric_columns, with_num
 from btp.report.text.checks import moved
 from btp.report.text.run_text import SAME_BUDGET
 
-PRICES = ("tokens_avg", "flops_visual_pdrop", "flops_prefill", "prefill_ratio")
+PRICES = ("tokens_avg", "flops_visual_pdrop", "flops_prefill", "prefill_ratio", "flops_model", "forward_ratio")
 _NAMES = {"unpruned": "unpruned", "random": "random", "downsampled": "down-sampled", "btp": "BTP"}
 _ASKED = c.Column(
     "budget_asked",
@@ -25,7 +25,7 @@ _ASKED = c.Column(
     "Layer-averaged visual tokens that the run asked for; what was reached stands beside it.",
 )
 _GIVEN = (c.METHOD, _ASKED, c.TOKENS, c.MACRO, c.RETAINED, c.HARD, c.EASY, c.READING, c.REST)
-_COST = tuple(x for x in c.COST if x.key in (*PRICES, "kv_mib", "per_token_ratio"))
+_COST = tuple(x for x in c.COST if x.key in (*PRICES, "kv_mib", "per_token_ratio", "per_second"))
 
 
 def ranking(fields: Sequence[Field]) -> Table:
@@ -56,7 +56,7 @@ def ranking(fields: Sequence[Field]) -> Table:
 def price(frame: pd.DataFrame, key: str) -> np.ndarray:
     """[n] what each row costs; the unpruned model's time is 1 of its own."""
     values = frame[key].to_numpy(float)
-    return np.where(frame["role"].eq("baseline"), 1.0, values) if key == "prefill_ratio" else values
+    return np.where(frame["role"].eq("baseline"), 1.0, values) if key in c.RATIOS else values
 
 
 def _field_rows(number: int, field: Field) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The table: one row per arm, made from a run folder's files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
 
@@ -36,7 +36,8 @@ def run_table(run: RunFolder) -> Table:
     frame = pd.DataFrame([arm_row(run, arm) for arm in run.arms])
     counts = {a: int(run.rows(run.arms[0].arm)["ability"].eq(a).sum()) for a in run.abilities}
     abilities = [c.ability_column(ability, n) for ability, n in counts.items()]
-    return Table(frame, with_numbers(frame, [*_ANSWERS, *metric_columns([run]), *_COST, *abilities]), run_title(run))
+    answers = [replace(column, title=run.unit) if column.key == c.TOKENS.key else column for column in _ANSWERS]
+    return Table(frame, with_numbers(frame, [*answers, *metric_columns([run]), *_COST, *abilities]), run_title(run))
 
 
 def metric_columns(runs: Sequence[RunFolder]) -> list[c.Column]:
