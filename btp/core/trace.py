@@ -55,6 +55,49 @@ class StageRecord:
 
 
 @dataclass
+class StepRecord:
+    """What a stage of phase both did in one forward: a prefill, or a decode step. B rows of the batch.
+
+    A position counts the real tokens of the prompt, and behind them those of the answer.
+
+    Attributes:
+        site: where.
+        entered: rows that the layers in front of it computed, per row of the batch.
+        computed: the same of the layers behind it.
+        revived: of those, how many had stayed behind before.
+        parked: rows that stay behind here and may come back.
+        held: states of such rows that are held behind this forward.
+        rows: [B, T] bool, the positions computed behind it.
+        seen: [B, T] bool, the positions that these see, each up to its own.
+    """
+
+    site: Site
+    entered: tuple[int, ...]
+    computed: tuple[int, ...]
+    revived: tuple[int, ...]
+    parked: tuple[int, ...]
+    held: tuple[int, ...]
+    rows: Tensor
+    seen: Tensor
+
+    @property
+    def computed_at(self) -> list[list[int]]:
+        """Positions computed behind it, per row of the batch. Syncs with the device on first reading."""
+        self.settle()
+        return [row.nonzero().flatten().tolist() for row in self.rows]
+
+    @property
+    def seen_at(self) -> list[list[int]]:
+        """Positions seen behind it, per row of the batch. Syncs with the device on first reading."""
+        self.settle()
+        return [row.nonzero().flatten().tolist() for row in self.seen]
+
+    def settle(self) -> None:
+        """Move the positions off the device."""
+        self.rows, self.seen = self.rows.cpu(), self.seen.cpu()
+
+
+@dataclass
 class Call:
     """One prefill and the decode steps behind it: one generate() call, or one forward where no cache is used.
 
@@ -69,6 +112,7 @@ class Call:
         slots: K/V slots of each layer behind prefill (of the longest row); empty without a cache.
         cache_bytes: bytes of those slots over all rows, keys and values; empty without a cache.
         decode_steps: forwards behind the prefill.
+        steps: what each stage of phase both did, in each forward; empty where there is none.
         vision: (tokens that attended, tokens that passed the MLP) in each vision layer, class tokens included, per
             picture; empty where no stage stands in the vision tower.
         projected: tokens of each picture that the projector took; empty likewise.
@@ -82,6 +126,7 @@ class Call:
     slots: list[int] = field(default_factory=list)
     cache_bytes: list[int] = field(default_factory=list)
     decode_steps: int = 0
+    steps: list[list[StepRecord]] = field(default_factory=list)
     vision: list[tuple[int, int]] = field(default_factory=list)
     projected: tuple[int, ...] = ()
 
@@ -97,8 +142,8 @@ class Call:
 
     def settle(self) -> None:
         """Move what is still on the device off it."""
-        for stage in self.stages:
-            stage.settle()
+        for record in (*self.stages, *(record for step in self.steps for record in step)):
+            record.settle()
 
 
 @dataclass

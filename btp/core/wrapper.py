@@ -41,6 +41,10 @@ class Around(Pruner):
         """The method's own."""
         return self.pruner.needs(stage)
 
+    def reads_states(self, stage: Stage) -> bool:
+        """The method's own."""
+        return self.pruner.reads_states(stage)
+
     def check(self, schedule: Schedule) -> None:
         """The method's own."""
         self.pruner.check(schedule)

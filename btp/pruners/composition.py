@@ -89,6 +89,10 @@ class Chain(Pruner):
         """What the stage's part needs."""
         return () if stage.withdraws_all else self._part(stage).needs(_bare(stage))
 
+    def reads_states(self, stage: Stage) -> bool:
+        """What the stage's part says."""
+        return self._part(stage).reads_states(_bare(stage))
+
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """What the stage's part decides.
 

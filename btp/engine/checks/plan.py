@@ -10,6 +10,7 @@ from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
 from btp.core.wrapped import unwrapped
+from btp.engine.checks.in_decode import check_in_decode, check_needs
 from btp.engine.checks.signals import attention_name, check_signal, vision_tower
 from btp.engine.checks.sliding_window import layer_kinds
 from btp.engine.hooks.arguments import Binding
@@ -39,6 +40,7 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
     for i, stage in enumerate(schedule):
         _check_stage(host, i, stage)
     _check_positions(schedule)
+    check_in_decode(host, pruner, schedule)
     _check_weighing(host, pruner, schedule)
     if pruner is None:
         for i, stage in enumerate(schedule):
@@ -48,7 +50,7 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
                     "which "
                     "tokens stay. Set pruner, or keep: 0 or 1.0."
                 )
-            if stage.settings:
+            if stage.settings and not stage.in_decode:
                 raise ValueError(
                     f"schedule.{i}.{next(iter(stage.settings))} is set, but there is no pruner. Remove it."
                 )
@@ -103,11 +105,16 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
         raise ValueError(f"schedule.{i}.site is {stage.site}, where nothing can be cut. Set it to vision.output.")
     if stage.site.tower == "vision":
         _check_vision(host, i, stage)
-    if stage.phase != "prefill":
+    if stage.phase != "prefill" and not stage.in_decode:
         raise ValueError(f"schedule.{i}.phase is {stage.phase}, which is not built yet. Set phase: prefill.")
     if stage.withdraws_all and stage.settings:
         key = next(iter(stage.settings))
         raise ValueError(f"schedule.{i}.{key} has no effect, because keep is 0 there. Remove it.")
+    if stage.of == "alive" and not isinstance(stage.keep, float) and not stage.in_decode:
+        raise ValueError(
+            f"schedule.{i}.of is alive, which has no effect: {stage.keep} says how many tokens stay. Write a share, or "
+            "remove it."
+        )
     rope = getattr(host.decoder.config, "rope_parameters", None) or {}
     if stage.positions == "renumber" and "mrope_section" in rope:
         raise ValueError(
@@ -167,6 +174,8 @@ def _needs(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> tuple[Sig
         needs = tuple(pruner.needs(stage))
     except ValueError as error:
         raise ValueError(f"pruner {pruner.name!r} cannot work at schedule.{i}.site: {error}") from None
+    if stage.in_decode:
+        check_needs(needs, i, stage, f"pruner {pruner.name!r}")
     for signal in needs:
         check_signal(host, signal, f"pruner {pruner.name!r}")
         if not signal.ready_for(stage.site):
