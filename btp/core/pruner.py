@@ -98,6 +98,10 @@ class Pruner(ABC):
         """Whether it looks at `Tokens.hidden` at this stage; at a stage of phase both there are none to look at."""
         return True
 
+    def needs_grid(self, stage: Stage) -> bool:
+        """Whether this stage goes by where tokens lie in a picture (`Tokens.coord`), which those of a text do not."""
+        return False
+
     @abstractmethod
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Decide. `tokens.keep_counts(stage)` says how many indices each row must return.

@@ -29,8 +29,8 @@ def check_in_decode(host: Host, pruner: Pruner | None, schedule: Schedule) -> No
         if not stage.in_decode and stage.moves_prefill and stage.site > mine[0][1].site:
             raise ValueError(
                 f"schedule.{i} at {stage.site} has phase {stage.phase} behind schedule.{mine[0][0]} at "
-                f"{mine[0][1].site} of phase both, whose tokens may still come back when it has decided. Put it in front, or set phase: "
-                "both there too."
+                f"{mine[0][1].site} of phase both, whose tokens may still come back when it has decided. Put it in "
+                "front, or set phase: both there too."
             )
     windows = [kind for kind in layer_kinds(host) if kind.window is not None]
     if windows:

@@ -61,15 +61,19 @@ class Rule:
     def kept(self, host: Host, run: Run, totals: Sequence[int], alive: Sequence[int], shares: Sequence[float]):
         """How many of the tokens in scope stay, per row.
 
+        The newest token counts where a share of those alive goes, and stands beside the others everywhere else.
+
         Args:
             totals: tokens in scope of the prompt.
             alive: tokens in scope in front of the stage.
             shares: what stayed of them in the prefill; () in the prefill itself.
         """
-        stage = self.stage
-        if run.in_prefill:
+        stage, answers = self.stage, self.counts_answers(host)
+        if stage.of == "alive" and isinstance(stage.keep, float):
             return tuple(stage.kept(n, a) for n, a in zip(totals, alive, strict=True))
-        if stage.of == "alive" and not isinstance(stage.keep, float):  # a number that was the prompt's
+        if stage.of == "alive" and shares:  # a number that was the prompt's
             return tuple(a - int(a * (1 - s) + 1e-6) for a, s in zip(alive, shares, strict=True))
-        more = run.call.decode_steps if self.counts_answers(host) and isinstance(stage.keep, float) else 0
-        return tuple(stage.kept(n + more, a) for n, a in zip(totals, alive, strict=True))
+        beside = 1 if answers else 0
+        more = run.call.decode_steps if answers and isinstance(stage.keep, float) else 0
+        pairs = zip(totals, alive, strict=True)
+        return tuple(stage.kept(n - beside + more, a - beside) + beside for n, a in pairs)
