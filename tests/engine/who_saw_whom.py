@@ -23,10 +23,14 @@ def saw(call, b, length):
     return sorted(found.items())
 
 
-def dense(host, call, b, inputs):
-    """[length, V] logits of row b's whole sequence, given alone and without padding."""
+def dense(host, call, b, inputs, more=()):
+    """[length, V] logits of row b's whole sequence, given alone and without padding.
+
+    Args:
+        more: (first layer, who saw whom) of stages in front of those of phase both.
+    """
     length = inputs["input_ids"].shape[1]
-    stages = [(0, torch.ones(length, length).bool().tril()), *saw(call, b, length)]
+    stages = [(0, torch.ones(length, length).bool().tril()), *more, *saw(call, b, length)]
 
     def before(layer):
         mask = next(m for first, m in reversed(stages) if first <= layer)

@@ -209,7 +209,8 @@ class LazyStages:
         keeps = tuple(max(f - (n - k), 0) for f, n, k in zip(frees, owns, kept, strict=True))
         if self._decider.pruner is None or not max(frees):
             return state.alive, shares, False
-        stays = self._ask(run, state, number, domain, first_places(free, max(frees)), totals, frees, keeps)
+        column = first_places(free, max(frees))
+        stays, keeps = self._ask(run, state, number, domain, column, totals, frees, keeps)
         return (state.alive & ~free) | stays, shares, keeps != frees
 
     def _ask(
@@ -222,12 +223,12 @@ class LazyStages:
         totals: tuple[int, ...],
         alive: tuple[int, ...],
         keeps: tuple[int, ...],
-    ) -> Tensor:
-        """[B, T] bool, those of the candidates [B, N] that the pruner keeps."""
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """[B, T] bool, those of the candidates [B, N] that the pruner keeps, and how many."""
         planned, pruner = self._plan[number], self._decider.pruner
         assert pruner is not None
         if not max(keeps):
-            return torch.zeros_like(domain)
+            return torch.zeros_like(domain), keeps
         tokens = _tokens(run, state, domain, column, totals, alive, keeps)
         at = state.slot_of().gather(1, column.clamp(min=0)).clamp(min=0)  # [B, N]
         seen = {}
@@ -244,7 +245,8 @@ class LazyStages:
                 "phase both, where tokens stay or leave. Set phase: prefill on that stage."
             )
         keep = decision.keep.to(column.device)
-        return marked(column.gather(1, keep.clamp(min=0)).masked_fill(keep < 0, -1), state.total)
+        kept = column.gather(1, keep.clamp(min=0)).masked_fill(keep < 0, -1)
+        return marked(kept, state.total), decision.counts
 
     def _companions(self, run: Run, state: State, hidden: Tensor, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Masks, positions and RoPE of the rows under way."""
