@@ -36,9 +36,9 @@ def evicts_nothing(stage: Stage) -> bool:
 class CachePruner(Pruner):
     """A method at `llm.cache.*`. It keeps no state: numbers that it needs again travel with the slots (`carried`).
 
-    A stage's `keep` counts slots per key head, of its scope; a share is one of the prompt's tokens in that scope, and 1.0
-    keeps all that ever comes. Settings of a stage: `scope` (all | visual | text: which slots may leave) and, in a phase
-    with decode, `every` (decode steps from one eviction to the next).
+    A stage's `keep` counts slots per key head, of its scope; a share is one of the prompt's tokens in that scope, and
+    1.0 keeps all that ever comes. Settings of a stage: `scope` (all | visual | text: which slots may leave) and, in a
+    phase with decode, `every` (decode steps from one eviction to the next).
 
     Attributes:
         accumulates: it is asked in every forward of its phases, the prompt's too, for the numbers that it carries;
@@ -166,15 +166,15 @@ def protected(stage: Stage, counts: tuple[int, ...], method: str) -> tuple[tuple
     for a, b, count in zip(first, recent, counts, strict=True):
         if a + b > count:
             raise ValueError(
-                f"pruner {method!r} keeps {count} slots at {stage.site}, of which the first {a} and the {b} most recent "
-                f"ones are {a + b}: nothing is left to choose. Raise the stage's keep (or the budget) to {a + b} slots "
-                "or more, or lower its first or recent."
+                f"pruner {method!r} keeps {count} slots at {stage.site}, of which the first {a} and the {b} most "
+                f"recent ones are {a + b}: nothing is left to choose. Raise the stage's keep (or the budget) to "
+                f"{a + b} slots or more, or lower its first or recent."
             )
     return first, recent
 
 
 def protect(score: Tensor, slots: Slots, first: tuple[int, ...], recent: tuple[int, ...]) -> Tensor:
-    """Scores, of as many heads as they have, in which the first and the most recent slots of each row stand above all others."""
+    """Scores in which the first and the most recent slots of each row stand above all others, of as many heads."""
     if not any(first) and not any(recent):
         return score
     position, length = slots.position[:, : score.shape[1]], slots.length[:, None, None]

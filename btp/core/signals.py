@@ -112,7 +112,8 @@ class Signal:
         _one_of(f"form of a {self.kind} signal", self.form, FORMS[self.kind])
         self._check_rows()
         if self.site.kind == "cache":
-            return self._check_cached()
+            self._check_cached()
+            return
         inside = self.site.kind in ("layer", "feature")
         state = self.kind == "hidden" and self.site.kind in ("input", "output")
         picture = self.kind == "pixels" and self.site.kind == "output"
@@ -142,8 +143,8 @@ class Signal:
         rows = CACHED.get(self.kind, ())
         if self.rows not in rows or self.form not in (None, "probs"):
             raise ValueError(
-                f"{str(self).replace(' at ', ' cannot be seen at ')}, in a cache. There are keys, values, and attention with form probs and rows "
-                f"{', '.join(map(str, CACHED['attention']))}."
+                f"A {self.kind} signal with rows {self.rows} cannot be seen at {self.site}, in a cache. There are "
+                f"keys, values, and attention with form probs and rows {', '.join(map(str, CACHED['attention']))}."
             )
 
     def __str__(self) -> str:
