@@ -89,6 +89,10 @@ class Pruner(ABC):
         """Signals to compute for this stage, each from a site before it (`stage.site.previous_layer`)."""
         return ()
 
+    def needs_grid(self, stage: Stage) -> bool:
+        """Whether this stage goes by where tokens lie in a picture (`Tokens.coord`), which those of a text do not."""
+        return False
+
     @abstractmethod
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Decide. `tokens.keep_counts(stage)` says how many indices each row must return.

@@ -41,6 +41,10 @@ class Around(Pruner):
         """The method's own."""
         return self.pruner.needs(stage)
 
+    def needs_grid(self, stage: Stage) -> bool:
+        """The method's own."""
+        return self.pruner.needs_grid(stage)
+
     def check(self, schedule: Schedule) -> None:
         """The method's own."""
         self.pruner.check(schedule)

@@ -90,6 +90,10 @@ class Chain(Pruner):
         """What the stage's part needs."""
         return () if stage.withdraws_all else self._part(stage).needs(_bare(stage))
 
+    def needs_grid(self, stage: Stage) -> bool:
+        """Whether the stage's part does."""
+        return not stage.withdraws_all and self._part(stage).needs_grid(_bare(stage))
+
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """What the stage's part decides.
 

@@ -12,7 +12,7 @@ from btp.models.loading.random_weights import BLOCK, STD, build, describe, empty
 
 CPU = torch.device("cpu")
 YAMLS = {p.stem: yaml.safe_load(p.read_text()) for p in Path(__file__).parents[2].glob("conf/model/*.yaml")}
-REAL = {name: config for name, config in YAMLS.items() if config["hub"]}
+REAL = {name: config for name, config in YAMLS.items() if config["hub"] and "vision_config" in config["config"]}
 PUBLISHED = {  # parameters of the checkpoint that the yaml's hub names, as its page counts its files
     "gemma3": 4.30e9,  # gemma-3-4b-it
     "idefics3": 8.46e9,  # Idefics3-8B-Llama3

@@ -58,6 +58,7 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
         )
     else:
         pruner.check(schedule)
+        _check_text(host, pruner, schedule)
     return tuple(PlannedStage(stage, i, _needs(host, pruner, i, stage)) for i, stage in enumerate(schedule))
 
 
@@ -108,6 +109,11 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
     if stage.withdraws_all and stage.settings:
         key = next(iter(stage.settings))
         raise ValueError(f"schedule.{i}.{key} has no effect, because keep is 0 there. Remove it.")
+    if stage.positions == "renumber" and host.rotary is None:
+        raise ValueError(
+            f"schedule.{i}.positions is renumber, but {type(host.decoder).__name__} adds positions to its embeddings, "
+            f"where they cannot be changed between layers. Set pruner.schedule.{i}.positions=original."
+        )
     rope = getattr(host.decoder.config, "rope_parameters", None) or {}
     if stage.positions == "renumber" and "mrope_section" in rope:
         raise ValueError(
@@ -115,6 +121,24 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
             "several axes, "
             f"where closing gaps has no agreed meaning. Set pruner.schedule.{i}.positions=original."
         )
+
+
+def _check_text(host: Host, pruner: Pruner, schedule: Schedule) -> None:
+    """Refuse a method that goes by a picture, where all of a prompt is text."""
+    if host.unit == "visual tokens":
+        return
+    for i, stage in enumerate(schedule):
+        if stage.withdraws_all:
+            continue
+        text = next((signal for signal in pruner.needs(stage) if signal.rows == "text"), None)
+        why = "goes by where tokens lie in a picture" if pruner.needs_grid(stage) else ""
+        why = why if text is None else f"asks for {text}, the text beside a picture"
+        if why:
+            raise ValueError(
+                f"pruner {pruner.name!r} {why} at schedule.{i} ({stage.site}), but {type(host.model).__name__} has no "
+                f"picture: its stages prune {host.unit}. Choose a pruner that goes by tokens alone, as random, "
+                "diversity or fastv, or a vision-language model."
+            )
 
 
 def _check_positions(schedule: Schedule) -> None:
