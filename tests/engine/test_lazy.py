@@ -11,6 +11,7 @@ from oracle import alone, steps
 from who_saw_whom import dense, worst
 
 from btp.core.schedule import Schedule, Stage
+from btp.core.signals import Signal
 from btp.engine.attach import attach
 from btp.engine.decoder.lazy.parked import Parked
 from btp.pruners.attention import Attention
@@ -90,7 +91,7 @@ def test_properties_of_every_step():
                 assert record.parked[b] == len(front - computed)
                 through |= computed
                 before, front = seen, computed
-        held = [record.held[b] for record in trace.last.steps[-1]]
+        held = [record.waiting[b] for record in trace.last.steps[-1]]
         layers = [set(range(length + 9)), *reached]
         assert held == [len(a) - len(z) for a, z in pairwise(layers)]
 
@@ -127,8 +128,8 @@ def test_worked_trace(rows):
         assert [r.seen_at[row] for r in b] == [[0, 6, 7, 8, 9], [0, 1, 4, 7, 8, 10], [0, 3, 4, 5, 7, 10, 11]]
         assert [r.computed_at[row] for r in a] == [[0, 3, 5, 6, 7, 8, 9], [1, 4, 10], [11]]
         assert [r.computed_at[row] for r in b] == [[0, 6, 7, 8, 9], [1, 4, 10], [3, 5, 11]]
-        assert [(r.revived[row], r.parked[row], r.held[row]) for r in a] == [(0, 3, 3), (2, 0, 1), (0, 0, 1)]
-        assert [(r.revived[row], r.parked[row], r.held[row]) for r in b] == [(0, 2, 2), (0, 0, 2), (2, 0, 0)]
+        assert [(r.revived[row], r.parked[row], r.waiting[row]) for r in a] == [(0, 3, 3), (2, 0, 1), (0, 0, 1)]
+        assert [(r.revived[row], r.parked[row], r.waiting[row]) for r in b] == [(0, 2, 2), (0, 0, 2), (2, 0, 0)]
         assert rows_per_step(trace.last, row) == [[10, 7, 5], [1, 3, 3], [1, 1, 3]]
     assert trace.last.slots == [10, 7, 5, 5]
 
@@ -139,9 +140,9 @@ def test_all_come_back_at_once():
     with attach(host, Everything(after=2), STAGES) as trace:
         tokens, logits = steps(host, inputs, n=5)
     before, then, after = trace.last.steps[1:4]
-    assert sum(sum(record.held) for record in before) > 0
-    assert then[0].revived == before[0].held
-    assert [record.held for record in then] == [(0, 0)] * 3
+    assert sum(sum(record.waiting) for record in before) > 0
+    assert then[0].revived == before[0].waiting
+    assert [record.waiting for record in then] == [(0, 0)] * 3
     assert [record.computed for record in after] == [(1, 1)] * 3
     assert [len(record.seen_at[0]) for record in then] == [14] * 3
     assert worst(host, trace.last, inputs, tokens, logits) < 1e-6 * logits.abs().max()
@@ -182,7 +183,7 @@ def test_without_revival_it_is_the_static_cut(attention, of):
         assert [stage.kept[0] for stage in plain.last.stages] == [stage.kept[b] for stage in trace.last.stages]
         assert torch.equal(same[0, -5:], tokens[b, -5:])
         assert torch.allclose(same_logits[:, 0], logits[:, b], atol=1e-5)
-    assert [record.held for record in trace.last.steps[-1]] == [(0, 0)] * 2
+    assert [record.waiting for record in trace.last.steps[-1]] == [(0, 0)] * 2
     assert [record.computed for step in trace.last.steps[1:] for record in step] == [(1, 1)] * 8
 
 
@@ -287,6 +288,25 @@ def test_behind_a_cut_of_the_prompt(attention):
         cut = torch.eye(n).bool() | (torch.ones(n, n).bool().tril() & torch.tensor([j in left for j in range(n)]))
         want = dense(host, trace.last, b, {"input_ids": ids}, [(1, cut)])[length - 1 :]
         assert (want - logits[:, b]).abs().max() < 1e-5 * logits.abs().max()
+
+
+class Ahead(LazyLLM):
+    """Goes by a preview where it acts in the prefill alone."""
+
+    def needs(self, stage):
+        return super().needs(stage) if stage.in_decode else (Signal("preview", stage.site, "last"),)
+
+
+def test_behind_a_stage_with_a_preview():
+    """A layer that is looked at ahead is not taken for one that ran."""
+    host, inputs = tiny_text.shared("llama"), tiny_text.prompts([14])
+    stages = Schedule((Stage("llm.layer.1", 0.6), *both(("llm.layer.2", 0.7))))
+    with attach(host, Ahead(), stages) as trace:
+        tokens, logits = steps(host, inputs, n=5)
+    left = torch.tensor([*trace.last.stages[0].kept[0], *range(13, 18)])
+    cut = torch.eye(18).bool() | (torch.ones(18, 18).bool().tril() & torch.isin(torch.arange(18), left))
+    want = dense(host, trace.last, 0, {"input_ids": tokens[:, :-1]}, [(1, cut)])[13:]
+    assert (want - logits[:, 0]).abs().max() < 1e-5 * logits.abs().max()
 
 
 def test_right_padding():

@@ -80,9 +80,9 @@ class Stream:
                 self._vision.open(undo)
                 enter = layers[0].register_forward_pre_hook(self._enter(Binding(layers[0])), with_kwargs=True)
                 undo.callback(enter.remove)  # in front of the probe, which sees what entered
+            self._lazy.open(undo)  # inside of the probe, whose previews end before they get here
             undo.enter_context(self._probe)
             self._deepstack.open(undo)
-            self._lazy.open(undo)
             for at in range(self._first, len(layers)):
                 hook = layers[at].register_forward_pre_hook(self._before_layer(at), with_kwargs=True)
                 undo.callback(hook.remove)

@@ -19,17 +19,18 @@ from torch import Tensor
 from btp.core.host import Host
 from btp.core.ledger import first_places, last_places
 from btp.core.pruner import Tokens
+from btp.core.signals import Signal
 from btp.core.topk import marked
 from btp.core.trace import StageRecord, StepRecord
 from btp.engine.checks.plan import PlannedStage
 from btp.engine.checks.signals import attention_name, unseen_message
 from btp.engine.decide import Decider
-from btp.engine.decoder.lazy.masks import additive, row_slot_mask
 from btp.engine.decoder.lazy.rule import Rule
 from btp.engine.decoder.lazy.state import Behind, State
 from btp.engine.decoder.prefill import Run
-from btp.engine.hooks.attention_registry import watch_attention
+from btp.engine.hooks.attention_registry import Attending, stand_around_attention
 from btp.engine.hooks.attention_rows import slot_attention
+from btp.engine.hooks.slot_masks import as_mask, seen_slots
 
 
 class LazyStages:
@@ -57,14 +58,13 @@ class LazyStages:
         return min(self._at, default=self._host.num_layers)
 
     def open(self, undo: ExitStack) -> None:
-        """Register what looks at attention and what hands on the newest row; closing the stack removes it."""
+        """Stand around attention, and behind the last layer; closing the stack ends it."""
+        if not self._plan:
+            return
         layers = self._host.towers["llm"].layers
-        looked = {planned.stage.site.layer - 1: planned for planned in self._plan if planned.needs}
-        if looked:
-            watched = {at: layers[at] for at in looked}
-            watch_attention(self._host.decoder, watched, self._look, undo)
-        if self._plan:
-            undo.callback(layers[len(layers) - 1].register_forward_hook(self._newest_alone).remove)
+        inside = {at: layers[at] for at in range(self.first - 1, len(layers))}
+        stand_around_attention(self._host.decoder, inside, self._stand, undo)
+        undo.callback(layers[len(layers) - 1].register_forward_hook(self._newest_alone).remove)
 
     def enter(self, run: Run, at: int, first: str, hidden: Tensor, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """What changes among a layer's arguments.
@@ -83,7 +83,9 @@ class LazyStages:
             if moved is not hidden:
                 changes[first] = moved
         if not state.plain:
-            changes |= self._companions(run, state, hidden, arguments)
+            if hidden.device not in state.memo:
+                state.memo[hidden.device] = state.tables_of_rows(hidden.device)
+            changes |= state.memo[hidden.device]
         return changes
 
     def record(self, run: Run) -> None:
@@ -99,23 +101,42 @@ class LazyStages:
             run.lazy.advance(run.call.decode_steps)
         return run.lazy
 
-    def _look(self, at: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+    def _stand(self, now: Attending) -> Any:
+        """One layer's attention: look at what the stage behind it asks for, and say who sees whom."""
         run = self._current()
         if run is None:
-            return
-        number, state = self._at[at + 1], self._state(run)
-        if not self._asks(run, number):
-            return
-        if key.shape[2] != state.slots.shape[1]:
-            raise RuntimeError(
-                f"Decoder layer {at} attends to {key.shape[2]} slots where {state.slots.shape[1]} tokens are known. "
-                "This family needs an adapter in btp.models."
+            return now.attend(now.mask)
+        state, number = self._state(run), self._at.get(now.at + 1)
+        if number is not None and self._asks(run, number):
+            self._look(now, state, self._plan[number].needs)
+        if state.plain:
+            return now.attend(now.mask)
+        device = now.query.device
+        if device not in state.masks:
+            state.masks[device] = self._mask(state, now)
+        return now.attend(state.masks[device])
+
+    def _look(self, now: Attending, state: State, needs: Sequence[Signal]) -> None:
+        if needs and now.odd:
+            raise ValueError(
+                f"Layer {now.at} computes attention with {', '.join(now.odd)}, which attention signals do not follow "
+                "yet. Use a method without attention signals on this model."
             )
-        slots = state.slots
-        seen = (slots >= 0) & state.alive.gather(1, slots.clamp(min=0))
-        row = state.row_of().gather(1, state.newest)
-        for signal in self._plan[number].needs:
-            state.sights[signal] = slot_attention(query, key, scaling, row, seen, str(signal.form))
+        if now.key.shape[2] != state.slots.shape[1]:
+            raise RuntimeError(
+                f"Decoder layer {now.at} attends to {now.key.shape[2]} slots where {state.slots.shape[1]} tokens are "
+                "known. This family needs an adapter in btp.models."
+            )
+        seen, row = state.seen_slots() >= 0, state.row_of().gather(1, state.newest)
+        for signal in needs:
+            found = slot_attention(now.query, now.key, now.scaling, row, seen, str(signal.form))
+            state.sights[signal] = found
+
+    def _mask(self, state: State, now: Attending) -> Tensor | None:
+        if self._attention == "sdpa" and state.even:
+            return None
+        seen = seen_slots(state.rows, state.seen_slots()[:, None])
+        return as_mask(seen, self._attention, now.query, now.key.shape[1])
 
     def _asks(self, run: Run, number: int) -> bool:
         return run.in_prefill or self._rules[number].revive
@@ -247,22 +268,6 @@ class LazyStages:
         keep = decision.keep.to(column.device)
         kept = column.gather(1, keep.clamp(min=0)).masked_fill(keep < 0, -1)
         return marked(kept, state.total), decision.counts
-
-    def _companions(self, run: Run, state: State, hidden: Tensor, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Masks, positions and RoPE of the rows under way."""
-        found = state.memo.get(hidden.device)
-        if found is None:
-            found = state.tables_of_rows(hidden.device)
-            if "attention_mask" in arguments:
-                found["attention_mask"] = self._mask(state, hidden)
-            state.memo[hidden.device] = found
-        return found
-
-    def _mask(self, state: State, hidden: Tensor) -> Tensor | None:
-        if self._attention == "sdpa" and state.even:
-            return None
-        mask = row_slot_mask(state.rows, state.slots, state.alive).to(hidden.device)
-        return mask if self._attention == "sdpa" else additive(mask, hidden.dtype)
 
     def _newest_alone(self, module: Any, args: Any, output: Any) -> Any:
         """Behind the last layer of a decode step: one row, as came in, whoever was computed beside it."""

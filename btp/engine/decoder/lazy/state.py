@@ -52,7 +52,7 @@ class State:
         plain: the same of this forward: whoever is alive is seen, and the host's own masks say so.
         even: every row sees every slot up to its own.
         sights: signals seen in this forward, over the slots.
-        memo: arguments of the layers that run now, by device.
+        memo, masks: positions and masks of the layers that run now, by device.
         entered: (first layer, visual tokens, all tokens) behind each stage in the prefill, per row.
         first: [B, n] slots of the layers in front of the first stage.
         behind: of each stage passed, by its number.
@@ -97,6 +97,7 @@ class State:
         """Enter the layers behind a stage, with the rows as they are."""
         self.slots, self.alive, self.even = slots, alive, even
         self.memo.clear()
+        self.masks.clear()
 
     def row_of(self) -> Tensor:
         """[B, T] row of each column among those under way, -1 where it is none of them."""
@@ -105,6 +106,11 @@ class State:
     def slot_of(self) -> Tensor:
         """[B, T] slot of each column in the layers that run now, -1 where it has none."""
         return _index(self.slots, self.total)
+
+    def seen_slots(self) -> Tensor:
+        """[B, n] column of each slot in the layers that run now, -1 where it is not seen in this forward."""
+        seen = self.alive.gather(1, self.slots.clamp(min=0))
+        return self.slots.masked_fill(~seen, -1)
 
     def by_position(self, mask: Tensor) -> Tensor:
         """[B, T] a bool mask over columns as one over positions."""
@@ -139,6 +145,7 @@ class State:
         self.whole = self.plain = self.even = True
         self.sights: dict[Signal, Tensor] = {}
         self.memo: dict[torch.device, dict[str, Any]] = {}
+        self.masks: dict[torch.device, Tensor | None] = {}
         columns = torch.arange(self.total, device=self.valid.device)
         self.newest = columns.expand_as(self.valid).masked_fill(~self.valid, -1).amax(1, keepdim=True)
 
