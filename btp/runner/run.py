@@ -46,7 +46,7 @@ from btp.runner.evaluation.prompt_length import check_lengths
 from btp.runner.evaluation.scores import corpus_metrics, scores_of
 from btp.runner.evaluation.shown_prompt import shown_prompt
 from btp.runner.evaluation.task_protocol import OwnWay, draw
-from btp.runner.evaluation.visual_totals import visual_totals
+from btp.runner.evaluation.visual_totals import text_totals, visual_totals
 from btp.runner.identity import digest
 from btp.runner.messages import one_line, say
 from btp.runner.plan_arms import plan_arms
@@ -175,9 +175,13 @@ class Run:
             pictured = visual_tokens(samples, self.loaded.processor, sizes)
             order = by_length(samples, self.loaded.processor, pictured)
             collate = task.collate if isinstance(task, OwnWay) else Collate
-            totals, pictures = visual_totals(samples, pictured, self.loaded.host, collate(self.loaded.processor))
-            try_unusual(samples, collate(self.loaded.processor))
-            check_lengths(samples, totals, self.loaded, collate(self.loaded.processor))
+            make = collate(self.loaded.processor)
+            if self.loaded.host.kind == "text":
+                totals, pictures, pictured = text_totals(samples, make), 1, [0] * len(samples)
+            else:
+                totals, pictures = visual_totals(samples, pictured, self.loaded.host, make)
+            try_unusual(samples, make)
+            check_lengths(samples, pictured if self.loaded.host.kind == "text" else totals, self.loaded, make)
         with self.phase("calibrate"):
             arms = self._arms(totals, pictures)
         if self.machine.leads:

@@ -27,6 +27,7 @@ class Facts:
 
     Attributes:
         layers: decoder layers.
+        unit: what the tokens are called.
         total: visual tokens of a sample before any pruning; of samples that differ, their mean, rounded.
         vision_layers: layers of the vision tower up to and with the one the projector reads; 0 where none can be cut.
         pictures: of a sample, tiles counted one by one, the most; stages in the vision tower count tokens of each.
@@ -40,6 +41,7 @@ class Facts:
     pictures: int = 1
     totals: tuple[int, ...] = ()
     unequal: bool = False
+    unit: str = "visual tokens"
 
     @property
     def most(self) -> int:
@@ -83,9 +85,9 @@ def facts_of(host: Host, totals: int | Sequence[int], pictures: int = 1, unequal
     tower = host.towers.get("vision")
     layers = 0 if tower is None or tower.feature is None else tower.feature + 1
     if isinstance(totals, int):
-        return Facts(host.num_layers, totals, layers, pictures, unequal=unequal)
+        return Facts(host.num_layers, totals, layers, pictures, unequal=unequal, unit=host.unit)
     mean = round(sum(totals) / len(totals))
-    return Facts(host.num_layers, mean, layers, pictures, tuple(totals), unequal or len(set(totals)) > 1)
+    return Facts(host.num_layers, mean, layers, pictures, tuple(totals), unequal or len(set(totals)) > 1, host.unit)
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def meet(
             break  # moving on would take still more away
     assert best is not None  # the first round raises or sets it
     if not nearest:
-        raise best[1]
+        raise best[1].of(facts.unit)
     return best[0]
 
 
@@ -306,7 +308,7 @@ def _meet_by_layer(schedule: Schedule, facts: Facts, budget: Budget, nearest: bo
     gap, grain = abs(best.reached - asked), total / facts.layers / 2
     if gap > grain and not nearest:
         raise OutOfReach(
-            f"A budget of {asked:g} visual tokens on average cannot be met: with all {total:g} tokens up to one of "
+            f"A budget of {asked:g} {facts.unit} on average cannot be met: with all {total:g} tokens up to one of "
             f"{facts.layers} layers and none behind it, {met[0].reached:.2f} to {met[-1].reached:.2f} are reached. The "
             f"nearest is {best.reached:.2f}, off by {gap:.2f}. Change the budget.",
             asked,

@@ -81,6 +81,7 @@ class PocketDocs:
             reference=answer,
             ability=ability,
             spans=spans,
+            context=((0, prompt.rindex(BEHIND)),),
         )
 
     def score(self, sample: Sample, prediction: str) -> float:
