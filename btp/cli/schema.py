@@ -129,6 +129,10 @@ CELLS_AT_ONCE = Kind(
     "a whole number other than 0: cells at once, or -1 for as many as there are cores",
     lambda value: _is_whole(value) and value != 0,
 )
+CLASSES = Kind(
+    "names of classes, as [cat,dog], to a file that lists them, or to null",
+    lambda value: value is None or _is_text(value) or (isinstance(value, list | tuple) and all(map(_is_text, value))),
+)
 SEED, COUNT = whole(0, LARGEST_SEED), whole(1)
 
 CHOSEN = ("model", "pruner", "calibration", "schedule", "task", "trainer", "logger")  # groups that every run has
@@ -258,12 +262,18 @@ _DATASET = {
     "reader.columns": KEYED,
     "reader.question": TEXT,
     "reader.conversations": TEXT,
+    "reader.annotations": maybe(TEXT),
+    "reader.listed": TEXT,
+    "reader.videos": maybe(TEXT),
+    "reader.frames": COUNT,
+    "reader.stride": maybe(COUNT),
+    "threshold": number(0, 1, above=True, why="A box counts as found from this score on."),
+    "classes": CLASSES,
 }
 
 _PRUNER = {
     "name": TEXT,
     "picture": choice("full", "shrunk", "none"),
-    "unit": choice("visual tokens", "prompt tokens"),
     "layer": LAYER,
     "strategy": choice("search", "given"),
     "method": maybe(KEYED),

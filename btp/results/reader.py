@@ -17,8 +17,9 @@ one would show.
   task's own scales, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
   arm, so that a stage that never ran is seen.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
-  score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same), kl (nats, first
-  answer token's distribution from the unpruned one), tokens_avg, total (visual tokens before any pruning).
+  score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same, or how far: a share),
+  kl (nats, the distribution that answers are compared by from the unpruned one), tokens_avg, total (visual tokens
+  before any pruning).
 - `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
 - `regions.parquet`: labelled regions of the samples' first pictures, where the task knows any: sample, label,

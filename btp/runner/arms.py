@@ -104,11 +104,10 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
     arms = [Arm.unpruned(facts.mean())]
     config, lines = with_published(config), []
     if config["pruner"]["name"] != "none":
-        _check_unit(config["pruner"], facts)
         pruner = found.searched(config["pruner"])
         config = {**config, "pruner": pruner}
         planned = plan(config, facts, lambda one: build_method(one["name"], one["method"]), found)
-        asked = wanted_budget(config, planned, facts.layers)
+        asked = wanted_budget(config, planned, facts)
         method, node = build_method(pruner["name"], method_of(pruner)), method_of(pruner)
         budget = {key: config["budget"][key] for key in ("move", "nearest")}
         met = meet(planned, facts, asked, method, **budget)
@@ -118,7 +117,7 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         arms.append(main)
         lines = _say(main, met, planned, facts.unit)
         for name, control in (config.get("controls") or {}).items():
-            if control["name"] != pruner["name"] and control.get("unit", facts.unit) == facts.unit:
+            if control["name"] != pruner["name"]:
                 arms.append(_control(control | {"name": name}, main, facts))
     for arm in arms:
         arm.schedule.check(facts.layers)
@@ -142,14 +141,6 @@ def inert(schedule: Schedule) -> Schedule:
     return Schedule(tuple(replace(stage, keep=1.0) for stage in chosen))
 
 
-def _check_unit(pruner: Mapping[str, Any], facts: Facts) -> None:
-    unit = pruner.get("unit", facts.unit)
-    if unit != facts.unit:
-        raise ValueError(
-            f"pruner {pruner['name']!r} is for {unit}, but this model has {facts.unit}. Choose another pruner or model."
-        )
-
-
 def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
     """A control at the tokens that the method reached: at the method's stages, unless it has its own."""
     note, own = "", control["schedule"]
@@ -161,13 +152,14 @@ def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
     if own is not None:
         schedule = Schedule.from_config(place_stages(own, facts.layers, facts.vision_layers))
     elif all(stage.withdraws_all for stage in main.schedule):
-        schedule = Schedule((Stage("llm.input", FIT),))
-        note = f"At llm.input, since {main.name} leaves nothing to choose at its own stage."
+        site = "llm.input" if facts.tower == "llm" else "vision.layer.0"
+        schedule = Schedule((Stage(site, FIT),))
+        note = f"At {site}, since {main.name} leaves nothing to choose at its own stage."
     else:
         schedule = main.schedule
     schedule = for_method(schedule, build_method(control["name"], control["method"]))
     free = schedule.has_fit
-    level = Budget(facts.layers, like=main.schedule)
+    level = Budget(facts.layers, like=main.schedule, tower=facts.tower)
     met = meet(Planned(schedule), facts, level if free else None, None, move=False, nearest=True)
     picture, level = control.get("picture", "full"), level if free or own is None else None
     arm = Arm(control["name"], "control", control["method"], met.schedule, picture, None, met.reached, 0, note)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any
 
 import torch
@@ -129,6 +129,7 @@ class Feed:
         pin: batches are for a GPU.
         collate: what makes them.
         pixels: of each sample's pictures; a batch takes fewer samples where its pictures would have too many together.
+        groups: of each sample; a batch has samples of one group alone. Empty where any may share one.
     """
 
     def __init__(
@@ -139,8 +140,10 @@ class Feed:
         pin: bool = False,
         collate: type[Collate] = Collate,
         pixels: Sequence[int] = (),
+        groups: Sequence[object] = (),
     ):
         self.samples, self.processor, self.collate, self.pixels = samples, processor, collate, pixels
+        self.groups = groups
         self._plan = _Plan()
         ahead = {"persistent_workers": True, "multiprocessing_context": "fork"} if workers else {}
         make = _Make(samples, processor, collate)
@@ -221,6 +224,9 @@ class _Plan(Sampler):
         while at < mine.total:
             some = mine.indices[at : at + mine.size]
             size = _decodable([mine.feed.pixels[i] for i in some]) if mine.feed.pixels else len(some)
+            if mine.feed.groups:
+                group = mine.feed.groups[some[0]]
+                size = min(size, sum(1 for _ in takewhile(lambda i, g=group: mine.feed.groups[i] == g, some)))
             yield [(i, mine.shares.get(i, 1.0)) for i in some[:size]]
             at += size
 
