@@ -107,6 +107,10 @@ def _is_layer(value: Any) -> bool:
     return value is None or value in ("budget", "search") or (_is_whole(value) and value >= 0)
 
 
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(_is_whole(n) and n >= 1 for n in value)
+
+
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text that is not empty", _is_text)
 TEXTS = listed(_is_text, "names, as [a,b]")
@@ -124,6 +128,10 @@ STAGES = Kind(
 CELLS_AT_ONCE = Kind(
     "a whole number other than 0: cells at once, or -1 for as many as there are cores",
     lambda value: _is_whole(value) and value != 0,
+)
+CLASSES = Kind(
+    "names of classes, as [cat,dog], to a file that lists them, or to null",
+    lambda value: value is None or _is_text(value) or (isinstance(value, list | tuple) and all(map(_is_text, value))),
 )
 SEED, COUNT = whole(0, LARGEST_SEED), whole(1)
 
@@ -177,6 +185,7 @@ _GROUPS = {
     "model.weights": choice("pretrained", "random"),
     "model.adapter": TEXT,
     "model.config": maybe(KEYED),
+    "model.chat": SWITCH,
     "model.processor": KEYED,
     "model.example": KEYED,
     "model.example.*": COUNT,
@@ -233,6 +242,7 @@ _DATASET = {
     "size": whole(1, 2**31 - 1),
     "samples": COUNT,
     "abilities": maybe(TEXTS),
+    "lengths": Kind("a list of whole numbers from 1 on, as [256,512]", _is_counts),
     "include_path": maybe(TEXT),
     "num_fewshot": maybe(whole(0)),
     "prompts": maybe(TEXT),
@@ -252,11 +262,18 @@ _DATASET = {
     "reader.columns": KEYED,
     "reader.question": TEXT,
     "reader.conversations": TEXT,
+    "reader.annotations": maybe(TEXT),
+    "reader.listed": TEXT,
+    "reader.videos": maybe(TEXT),
+    "reader.frames": COUNT,
+    "reader.stride": maybe(COUNT),
+    "threshold": number(0, 1, above=True, why="A box counts as found from this score on."),
+    "classes": CLASSES,
 }
 
 _PRUNER = {
     "name": TEXT,
-    "picture": choice("full", "shrunk"),
+    "picture": choice("full", "shrunk", "none"),
     "layer": LAYER,
     "strategy": choice("search", "given"),
     "method": maybe(KEYED),

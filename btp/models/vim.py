@@ -6,6 +6,7 @@ pass time. In stock PyTorch, since the official kernels need CUDA.
 """
 
 import math
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -100,19 +101,16 @@ class VimMixer(nn.Module):
 
 
 class VimBlock(nn.Module):
-    """RMS norm and mixer on a residual stream that is handed on beside the hidden states."""
+    """RMS norm and mixer, added to the residual stream."""
 
     def __init__(self, config: VimConfig):
         super().__init__()
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mixer = VimMixer(config)
 
-    def forward(
-        self, hidden: Tensor, residual: Tensor | None, places: Tensor | None = None, length: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states and residual, each [B, K, C]; `residual` is None in front of the first block."""
-        residual = hidden if residual is None else residual + hidden
-        return self.mixer(self.norm(residual), places, length), residual
+    def forward(self, hidden: Tensor, places: Tensor | None = None, length: int | None = None) -> Tensor:
+        """[B, K, C] states; `places` and `length` as the mixer takes them."""
+        return hidden + self.mixer(self.norm(hidden), places, length)
 
 
 class VimPatches(nn.Module):
@@ -134,6 +132,7 @@ class VimForImageClassification(PreTrainedModel):
     main_input_name = "pixel_values"
     base_model_prefix = "vim"
     _no_split_modules = ("VimBlock",)
+    tower_facts = MappingProxyType({"attends": False, "places": True, "exit": "restore", "directions": "mixer.join"})
 
     def __init__(self, config: VimConfig):
         super().__init__(config)
@@ -152,6 +151,10 @@ class VimForImageClassification(PreTrainedModel):
         self.head = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    def fixed_rows(self, rows: int) -> tuple[int, ...]:
+        """The class token, in the middle of `rows` rows."""
+        return ((rows - 1) // 2,)
+
     def encode(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, h, w] pixels to [B, patches + 1, C] final rows; the class token is row `middle`.
 
@@ -165,10 +168,9 @@ class VimForImageClassification(PreTrainedModel):
         rows = self.patch_embed(pixel_values)
         token = self.cls_token.expand(len(rows), -1, -1)
         hidden = torch.cat([rows[:, : self.middle], token, rows[:, self.middle :]], 1) + self.pos_embed
-        residual = None
         for layer in self.layers:
-            hidden, residual = layer(hidden, residual)
-        return self.norm_f(residual + hidden)
+            hidden = layer(hidden)
+        return self.norm_f(hidden)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs) -> ImageClassifierOutput:
         """Logits [B, labels] of pixels [B, 3, h, w], and the cross-entropy where `labels` [B] are given."""

@@ -7,7 +7,7 @@ one would show.
   task.reading (abilities that read text in the picture), budget, seed, limit.
 - `run.json`: {state: finished | running | failed, identity, name, command, versions: {library: version},
   hardware, started: ISO time, seconds, phases: {name: seconds},
-  arms: [{arm, title, role: baseline | method | control, pruner, picture?: full | shrunk, note,
+  arms: [{arm, title, role: baseline | method | control, pruner, picture?: full | shrunk | none, note,
   schedule?: [{site, keep}, ...], solver?: what solves them for each sample's own total, keeps being means then,
   budget?: {asked, reached: layer-averaged visual tokens, missed?: they differ by more than 2%},
   moved?: layers by which the budget moved its stages towards the input}],
@@ -17,8 +17,9 @@ one would show.
   task's own scales, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
   arm, so that a stage that never ran is seen.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
-  score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same), kl (nats, first
-  answer token's distribution from the unpruned one), tokens_avg, total (visual tokens before any pruning).
+  score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same, or how far: a share),
+  kl (nats, the distribution that answers are compared by from the unpruned one), tokens_avg, total (visual tokens
+  before any pruning).
 - `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
 - `regions.parquet`: labelled regions of the samples' first pictures, where the task knows any: sample, label,
@@ -64,7 +65,7 @@ class Arm:
         note: what a reader should know about it.
         schedule: planned stages, each with site and keep; None where the run does not say.
         budget: asked and reached layer-averaged visual tokens, and what it took; empty where the run does not say.
-        picture: "full", or "shrunk" to as many pixels as its visual tokens cover.
+        picture: "full", "shrunk" to as many pixels as its visual tokens cover, or "none": the context was left out.
     """
 
     arm: str

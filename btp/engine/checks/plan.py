@@ -132,7 +132,7 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
 
 def _check_text(host: Host, pruner: Pruner, schedule: Schedule) -> None:
     """Refuse a method that goes by a picture, where all of a prompt is text."""
-    if host.unit == "visual tokens":
+    if host.unit != "prompt tokens":
         return
     for i, stage in enumerate(schedule):
         if stage.withdraws_all:

@@ -33,7 +33,7 @@ def vision_tower(host: Host, who: str, instead: str = "Use stages and signals of
             f"tower's tokens into each visual token, so that none of them stays or leaves by itself. {instead}: "
             "llm.input and llm.layer.N (docs/support.md has what works on which model)."
         )
-    if tower is None and host.unit != "visual tokens":
+    if tower is None and host.unit == "prompt tokens":
         raise ValueError(
             f"{who} works in the vision tower, but {type(host.model).__name__} has none: all of its prompt is text. "
             "Use a method that works in the language model, as random, diversity or fastv."

@@ -137,9 +137,9 @@ def _feature(loaded: Loaded) -> int:
     return -1 if tower is None or tower.feature is None else tower.feature
 
 
-def task_inputs(loaded: Loaded, samples: Sequence[Sample]) -> dict[str, Tensor]:
+def task_inputs(loaded: Loaded, samples: Sequence[Sample], collate: type[Collate] = Collate) -> dict[str, Tensor]:
     """One batch of the task's samples, on the model's device."""
-    return Collate(loaded.processor)(samples).to(loaded.host.device, loaded.host.dtype).inputs
+    return collate(loaded.processor)(samples).to(loaded.host.device, loaded.host.dtype).inputs
 
 
 def synthetic_inputs(loaded: Loaded, batch: int, example: Mapping[str, int], words: int = 64) -> dict[str, Tensor]:

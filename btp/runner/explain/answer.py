@@ -30,9 +30,9 @@ from btp.runner.calibration.sources import SEARCH
 from btp.runner.datasets import make_dataset, with_contents
 from btp.runner.devices import Machine
 from btp.runner.evaluation.data import Collate, shrink
-from btp.runner.evaluation.evaluate import first_logits
 from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.task_protocol import OwnWay, draw
+from btp.runner.evaluation.ways.generate import first_logits
 from btp.runner.explain.stages import stage_lives
 from btp.runner.explain.witness import Witness
 from btp.runner.identity import checkpoint
