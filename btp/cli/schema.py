@@ -111,6 +111,10 @@ def _is_layer(value: Any) -> bool:
     return value is None or value in ("budget", "search") or (_is_whole(value) and value >= 0)
 
 
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(_is_whole(n) and n >= 1 for n in value)
+
+
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text that is not empty", _is_text)
 TEXTS = listed(_is_text, "names, as [a,b]")
@@ -189,6 +193,7 @@ _GROUPS = {
     "model.weights": choice("pretrained", "random"),
     "model.adapter": TEXT,
     "model.config": maybe(KEYED),
+    "model.chat": SWITCH,
     "model.processor": KEYED,
     "model.example": KEYED,
     "model.example.*": COUNT,
@@ -245,6 +250,7 @@ _DATASET = {
     "size": whole(1, 2**31 - 1),
     "samples": COUNT,
     "abilities": maybe(TEXTS),
+    "lengths": Kind("a list of whole numbers from 1 on, as [256,512]", _is_counts),
     "include_path": maybe(TEXT),
     "num_fewshot": maybe(whole(0)),
     "prompts": maybe(TEXT),
@@ -275,7 +281,7 @@ _DATASET = {
 
 _PRUNER = {
     "name": TEXT,
-    "picture": choice("full", "shrunk"),
+    "picture": choice("full", "shrunk", "none"),
     "layer": LAYER,
     "strategy": choice("search", "given"),
     "method": maybe(KEYED),

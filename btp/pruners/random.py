@@ -25,7 +25,8 @@ class Random(ScorePruner):
         seed: of the run.
         salt: content | none. `content` draws anew for every picture: it adds the indices of the tokens that are
             largest in each of the first channels of the hidden states, which rounding leaves alone unless two
-            are nearly equal. `none` keeps the same places in every picture of one size.
+            are nearly equal. `none` keeps the same places in every picture of one size, and so does `content` at a
+            stage of phase both, where tokens show no states and every step is to draw the same.
     """
 
     def __init__(self, *, seed: int, salt: str) -> None:
@@ -35,11 +36,15 @@ class Random(ScorePruner):
             raise ValueError(f"pruner.method.seed is {seed!r}. Write an integer.")
         self.seed, self.salt = seed, salt
 
+    def reads_states(self, stage: Stage) -> bool:
+        """Only where there are any."""
+        return not stage.in_decode and self.salt == "content"
+
     def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] random numbers in 0..2^31 - 1."""
         key = int.from_bytes(hashlib.blake2b(f"{self.seed} {stage.site}".encode(), digest_size=4).digest())
         row = tokens.total.long() + key
-        if self.salt == "content":
+        if self.reads_states(stage):
             row = row + _landmarks(tokens)
         return _mix(tokens.index + _mix(row)[:, None])
 

@@ -33,7 +33,7 @@ class Arm:
         role: baseline | method | control.
         method: the yaml's `method` node; None decides nothing (the schedule keeps all or none).
         schedule: solved stages.
-        picture: full | shrunk (to as many pixels as the kept tokens cover).
+        picture: full | shrunk (to as many pixels as the kept tokens cover) | none (a text's context is left out).
         asked: its budget in layer-averaged visual tokens; None where it has none.
         reached: what its schedule comes to; None where that is not known yet.
         moved: layers by which its stages were moved towards the input to meet the budget.
@@ -115,7 +115,7 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         name = pruner["name"]
         main = Arm(name, "method", node, met.schedule, picture, met.asked, met.reached, met.moved, budget=met.budget)
         arms.append(main)
-        lines = _say(main, met, planned)
+        lines = _say(main, met, planned, facts.unit)
         for name, control in (config.get("controls") or {}).items():
             if control["name"] != pruner["name"]:
                 arms.append(_control(control | {"name": name}, main, facts))
@@ -172,7 +172,7 @@ def _shares(schedule: Schedule, facts: Facts) -> dict[Site, float]:
     return {stage.site: facts.mean(stage.count) / facts.mean() for stage in solved}
 
 
-def _say(arm: Arm, met: Met, planned: Planned) -> list[str]:
+def _say(arm: Arm, met: Met, planned: Planned, unit: str) -> list[str]:
     """What a reader of the screen should know about the method's budget."""
     lines = []
     if met.moved:
@@ -184,12 +184,12 @@ def _say(arm: Arm, met: Met, planned: Planned) -> list[str]:
         )
     if met.missed:
         lines.append(
-            f"budget: {met.asked:.2f} visual tokens on average were asked; the nearest that {arm.name} reaches is "
+            f"budget: {met.asked:.2f} {unit} on average were asked; the nearest that {arm.name} reaches is "
             f"{met.reached:.2f} (budget.nearest=true takes it)"
         )
     elif arm.budget is not None and arm.budget.tokens is not None and off_budget(met.asked, met.reached):
         lines.append(
-            f"budget: {met.asked:.2f} visual tokens on average were asked; {arm.name} reaches {met.reached:.2f}, since "
+            f"budget: {met.asked:.2f} {unit} on average were asked; {arm.name} reaches {met.reached:.2f}, since "
             "some samples have fewer before any pruning, or more than its stages can take away"
         )
     return lines

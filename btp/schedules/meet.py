@@ -33,6 +33,7 @@ class Facts:
         totals: of every sample with a picture, in any order; () where all have `total`.
         unequal: samples differ, so that each is solved for its own total.
         tower: over whose layers tokens are averaged: "llm", or "vision" without a language model.
+        unit: what the tokens are called.
     """
 
     layers: int
@@ -42,6 +43,7 @@ class Facts:
     totals: tuple[int, ...] = ()
     unequal: bool = False
     tower: str = "llm"
+    unit: str = "visual tokens"
 
     @property
     def most(self) -> int:
@@ -89,9 +91,9 @@ def facts_of(host: Host, totals: int | Sequence[int], pictures: int = 1, unequal
     averaged = "llm" if "llm" in host.towers else "vision"
     depth = len(host.towers[averaged].layers)
     if isinstance(totals, int):
-        return Facts(depth, totals, layers, pictures, unequal=unequal, tower=averaged)
+        return Facts(depth, totals, layers, pictures, unequal=unequal, tower=averaged, unit=host.unit)
     mean, differ = round(sum(totals) / len(totals)), unequal or len(set(totals)) > 1
-    return Facts(depth, mean, layers, pictures, tuple(totals), differ, averaged)
+    return Facts(depth, mean, layers, pictures, tuple(totals), differ, averaged, host.unit)
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def meet(
             break  # moving on would take still more away
     assert best is not None  # the first round raises or sets it
     if not nearest:
-        raise best[1]
+        raise best[1].of(facts.unit)
     return best[0]
 
 
@@ -330,7 +332,7 @@ def _meet_by_layer(schedule: Schedule, facts: Facts, budget: Budget, nearest: bo
     gap, grain = abs(best.reached - asked), total / facts.layers / 2
     if gap > grain and not nearest:
         raise OutOfReach(
-            f"A budget of {asked:g} visual tokens on average cannot be met: with all {total:g} tokens up to one of "
+            f"A budget of {asked:g} {facts.unit} on average cannot be met: with all {total:g} tokens up to one of "
             f"{facts.layers} layers and none behind it, {met[0].reached:.2f} to {met[-1].reached:.2f} are reached. The "
             f"nearest is {best.reached:.2f}, off by {gap:.2f}. Change the budget.",
             asked,

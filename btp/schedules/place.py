@@ -9,7 +9,7 @@ from typing import Any
 from btp.core.keep import FIT, fit_times
 from btp.core.schedule import PART, Schedule, Stage
 
-_RELATIVE = re.compile(r"^(llm\.layer|vision\.layer|vision\.mlp)\.(\d+)/(\d+)$")
+_RELATIVE = re.compile(r"^(llm\.layer|llm\.cache|vision\.layer|vision\.mlp)\.(\d+)/(\d+)$")
 _EVERY = re.compile(r"^(vision\.(?:layer|mlp))\.\*$")
 
 
@@ -25,6 +25,7 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
     `llm.layer.8/32` is layer 8 of a model of 32 layers: the layer at the same share of this model's depth, halves
     rounded up, never layer 0 unless it says 0, and never beyond the last. A stage that falls on another's layer by
     that takes its place; where the first `fit` is gone then, the first `fit*X` becomes it and the others refer to that.
+    `llm.cache.8/32` is placed likewise, and `llm.cache.*` stays as it is.
     `vision.layer.1/2` and `vision.mlp.1/2` mean the same of the vision tower up to the layer that the projector reads.
     `vision.mlp.*` (or `vision.layer.*`) becomes one stage for each layer of the vision tower up to the one that the
     projector reads. Other sites stay as they are. A setting that is a site at a share of the depth, a layer that the

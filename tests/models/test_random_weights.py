@@ -13,7 +13,7 @@ from btp.models.loading.random_weights import BLOCK, STD, build, describe, empty
 CPU = torch.device("cpu")
 YAMLS = {p.stem: yaml.safe_load(p.read_text()) for p in Path(__file__).parents[2].glob("conf/model/*.yaml")}
 BACKBONE = "btp.models.backbone.Backbone"
-REAL = {name: config for name, config in YAMLS.items() if config["hub"] and config["adapter"] != BACKBONE}
+REAL = {name: config for name, config in YAMLS.items() if config["hub"] and "vision_config" in config["config"]}
 TOWERS = {  # parameters of the published checkpoints of models without a language model
     "deit_small": 22.05e6,
     "dinov2_base": 88.1e6,  # with its linear head

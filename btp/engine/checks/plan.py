@@ -10,6 +10,7 @@ from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
 from btp.core.wrapped import unwrapped
+from btp.engine.checks.in_decode import check_in_decode, check_needs
 from btp.engine.checks.signals import attention_name, check_signal, vision_tower
 from btp.engine.checks.sliding_window import layer_kinds
 from btp.engine.hooks.arguments import Binding
@@ -41,6 +42,7 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
     for i, stage in enumerate(schedule):
         _check_stage(host, i, stage)
     _check_positions(schedule)
+    check_in_decode(host, pruner, schedule)
     _check_weighing(host, pruner, schedule)
     if pruner is None:
         for i, stage in enumerate(schedule):
@@ -50,7 +52,7 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
                     "which "
                     "tokens stay. Set pruner, or keep: 0 or 1.0."
                 )
-            if stage.settings:
+            if stage.settings and not stage.in_decode:
                 raise ValueError(
                     f"schedule.{i}.{next(iter(stage.settings))} is set, but there is no pruner. Remove it."
                 )
@@ -60,6 +62,7 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
         )
     else:
         pruner.check(schedule)
+        _check_text(host, pruner, schedule)
     return tuple(PlannedStage(stage, i, _needs(host, pruner, i, stage)) for i, stage in enumerate(schedule))
 
 
@@ -137,11 +140,21 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
         raise ValueError(f"schedule.{i}.site is {stage.site}, where nothing can be cut. Set it to vision.output.")
     if stage.site.tower == "vision":
         _check_vision(host, i, stage)
-    if stage.phase != "prefill":
+    if stage.phase != "prefill" and not stage.in_decode:
         raise ValueError(f"schedule.{i}.phase is {stage.phase}, which is not built yet. Set phase: prefill.")
     if stage.withdraws_all and stage.settings:
         key = next(iter(stage.settings))
         raise ValueError(f"schedule.{i}.{key} has no effect, because keep is 0 there. Remove it.")
+    if stage.of == "alive" and not isinstance(stage.keep, float) and not stage.in_decode:
+        raise ValueError(
+            f"schedule.{i}.of is alive, which has no effect: {stage.keep} says how many tokens stay. Write a share, or "
+            "remove it."
+        )
+    if stage.positions == "renumber" and host.decoder is not None and host.rotary is None:
+        raise ValueError(
+            f"schedule.{i}.positions is renumber, but {type(host.decoder).__name__} adds positions to its embeddings, "
+            f"where they cannot be changed between layers. Set pruner.schedule.{i}.positions=original."
+        )
     rope = {} if host.decoder is None else getattr(host.decoder.config, "rope_parameters", None) or {}
     if stage.positions == "renumber" and "mrope_section" in rope:
         raise ValueError(
@@ -149,6 +162,24 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
             "several axes, "
             f"where closing gaps has no agreed meaning. Set pruner.schedule.{i}.positions=original."
         )
+
+
+def _check_text(host: Host, pruner: Pruner, schedule: Schedule) -> None:
+    """Refuse a method that goes by a picture, where all of a prompt is text."""
+    if host.unit != "prompt tokens":
+        return
+    for i, stage in enumerate(schedule):
+        if stage.withdraws_all:
+            continue
+        text = next((signal for signal in pruner.needs(stage) if signal.rows == "text"), None)
+        why = "goes by where tokens lie in a picture" if pruner.needs_grid(stage) else ""
+        why = why if text is None else f"asks for {text}, the text beside a picture"
+        if why:
+            raise ValueError(
+                f"pruner {pruner.name!r} {why} at schedule.{i} ({stage.site}), but {type(host.model).__name__} has no "
+                f"picture: its stages prune {host.unit}. Choose a pruner that goes by tokens alone, as random, "
+                "diversity or fastv, or a vision-language model."
+            )
 
 
 def _check_positions(schedule: Schedule) -> None:
@@ -201,6 +232,8 @@ def _needs(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> tuple[Sig
         needs = tuple(pruner.needs(stage))
     except ValueError as error:
         raise ValueError(f"pruner {pruner.name!r} cannot work at schedule.{i}.site: {error}") from None
+    if stage.in_decode:
+        check_needs(needs, i, stage, f"pruner {pruner.name!r}")
     for signal in needs:
         check_signal(host, signal, f"pruner {pruner.name!r}")
         if not signal.ready_for(stage.site):

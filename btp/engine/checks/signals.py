@@ -35,6 +35,11 @@ def vision_tower(host: Host, who: str, instead: str = "Use stages and signals of
             f"tower's tokens into each visual token, so that none of them stays or leaves by itself. {instead}: "
             "llm.input and llm.layer.N (docs/support.md has what works on which model)."
         )
+    if tower is None and host.unit == "prompt tokens":
+        raise ValueError(
+            f"{who} works in the vision tower, but {type(host.model).__name__} has none: all of its prompt is text. "
+            "Use a method that works in the language model, as random, diversity or fastv."
+        )
     if tower is None or tower.feature is None or tower.token_axis != 1 or host.projector is None:
         kind = "no vision tower" if tower is None else "a vision tower whose tokens cannot be followed yet"
         kind = getattr(host, "unfollowed", "") or kind

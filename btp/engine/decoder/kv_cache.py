@@ -37,6 +37,19 @@ class CutCache(DynamicCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
+class RevivingCache(CutCache):
+    """One whose tokens may come back: rows and slots are known to the engine by the order in which they came."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            "A stage of phase both holds tokens that may come back to this cache, but its rows or slots were to be "
+            "exchanged (beam search, assisted decoding, contrastive search). Set num_beams=1 and use no assistant, or "
+            "phase: prefill on every stage."
+        )
+
+    reorder_cache = crop = batch_select_indices = batch_repeat_interleave = _refuse
+
+
 def argument(binding: Binding) -> str | None:
     """What a module's forward calls its cache; None where it takes none by name."""
     return next((name for name in NAMES if name in binding), None)
@@ -54,10 +67,10 @@ def returned(output: Any) -> Any:
     return next((found for name in NAMES if (found := getattr(output, name, None)) is not None), None)
 
 
-def lock(cache: Any) -> None:
+def lock(cache: Any, kind: type[CutCache] = CutCache) -> None:
     """Let only forwards that the engine follows add to a cache of unequal layers."""
-    if type(cache) is DynamicCache:
-        cache.__class__ = CutCache
+    if type(cache) in (DynamicCache, CutCache):
+        cache.__class__ = kind
 
 
 def check_cache(cache: Any) -> None:
@@ -73,7 +86,12 @@ def check_cache(cache: Any) -> None:
         "",
     )
     rolling = any(getattr(layer, "record_past", False) for layer in getattr(cache, "layers", ()))
-    if type(cache) not in (DynamicCache, CutCache) or odd or rolling or getattr(cache, "offloading", False):
+    if (
+        type(cache) not in (DynamicCache, CutCache, RevivingCache)
+        or odd
+        or rolling
+        or getattr(cache, "offloading", False)
+    ):
         found = f"{type(cache).__name__}" + (f" with {odd}" if odd else "")
         raise ValueError(
             f"Pruning needs a DynamicCache, whose layers may differ in length; this run uses {found}. "

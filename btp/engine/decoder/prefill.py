@@ -27,6 +27,7 @@ class Run:
         step_mask: [B, S + t] 2D mask of the current decode step, as the caller passed it.
         entered: decoder layers that the engine saw in the current forward, from the first stage on.
         memo: what was computed for a view in the current forward, by view and device.
+        lazy: what stages of phase both know of it; None without any.
         per_picture: tokens of a picture in the vision tower, where its signals or stages are followed.
     """
 
@@ -38,6 +39,7 @@ class Run:
     step_mask: Tensor | None = None
     entered: list[int] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
+    lazy: Any = None
     per_picture: int | None = None
 
     @property

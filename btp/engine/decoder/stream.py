@@ -22,6 +22,7 @@ from btp.engine.checks.sliding_window import layer_kinds
 from btp.engine.decide import Decider, Decision
 from btp.engine.decoder import kv_cache as kv
 from btp.engine.decoder.deepstack import Deepstack
+from btp.engine.decoder.lazy.stages import LazyStages
 from btp.engine.decoder.masks_positions import check_step, decode_companions, prefill_companions
 from btp.engine.decoder.prefill import Run, open_run
 from btp.engine.decoder.probe import Probe, Sight
@@ -59,12 +60,14 @@ class Stream:
         self._sights: dict[Signal, Sight] = {}
         self._attention = attention_name(host)  # before a probe renames it
         self._kinds = layer_kinds(host) if plan else ()
+        self._lazy = LazyStages(host, self._decider, [p for p in plan if p.stage.in_decode], self._current)
+        plan = tuple(planned for planned in plan if not planned.stage.in_decode)
         signals = [signal for planned in plan for signal in planned.needs]
         merges = hasattr(host, "tower_order")
         self._vision = MergedTower(host, signals) if merges else VisionStream(host, self._decider, plan, signals)
         self._encoders = Encoders(host, self._turn, self._vision.encoding if self._vision.needed else None)
         self._probe = Probe(host, signals, self._prefilling, self._note)
-        self._first = min((planned.stage.site.first_layer for planned in plan), default=host.num_layers)
+        self._first = min((planned.stage.site.first_layer for planned in plan), default=self._lazy.first)
         self._deepstack = Deepstack(host, self._doubts, self._first, self._prefilling)
 
     def open(self) -> ExitStack:
@@ -77,6 +80,7 @@ class Stream:
                 self._vision.open(undo)
                 enter = layers[0].register_forward_pre_hook(self._enter(Binding(layers[0])), with_kwargs=True)
                 undo.callback(enter.remove)  # in front of the probe, which sees what entered
+            self._lazy.open(undo)  # inside of the probe, whose previews end before they get here
             undo.enter_context(self._probe)
             self._deepstack.open(undo)
             for at in range(self._first, len(layers)):
@@ -129,7 +133,7 @@ class Stream:
         self._run = run = open_run(self._host, inputs)
         self._trace.calls.append(run.call)
         self._vision.begin(inputs)
-        if self._plan:
+        if any(not planned.stage.in_decode for planned in self._plan):
             self._expect_text_last(run)
         return run
 
@@ -168,11 +172,12 @@ class Stream:
         call, views = run.call, [run.ledger.at(at) for at in range(self._host.num_layers)]
         call.visual = [view.visual_counts for view in views]
         call.tokens = [tuple(map(sum, zip(call.text, counts, strict=True))) for counts in call.visual]
+        self._lazy.record(run)
         call.slots, call.cache_bytes = kv.slots(cache), kv.size_bytes(cache)
         if cache is not None:
             self._runs[cache] = run
-            if len(run.ledger.views) > 1:
-                kv.lock(cache)
+            if len(run.ledger.views) > 1 or run.lazy is not None:
+                kv.lock(cache, kv.CutCache if run.lazy is None else kv.RevivingCache)
 
     def _enter(self, binding: Binding) -> Callable:
         """Withdraw from the prompt what left in the vision tower."""
@@ -192,7 +197,8 @@ class Stream:
 
     def _before_layer(self, at: int) -> Callable:
         binding = Binding(self._host.towers["llm"].layers[at])
-        stages = [p for p in self._plan if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
+        here = [p for p in self._plan if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
+        stages = [planned for planned in here if not planned.stage.in_decode]
 
         def enter(module, args, kwargs):
             run = self._current()
@@ -213,11 +219,12 @@ class Stream:
                     moved = self._pass(run, planned, at, moved)
                     if planned.stage.site.kind == "input" and moved is not hidden:
                         self._probe.entered(run, moved)
-                if moved is not hidden:
-                    args, kwargs = binding.replace(args, kwargs, {binding.first: moved})
-            if run.ledger.at(at) is run.ledger.views[0][1]:
-                return None
-            return binding.replace(args, kwargs, self._companions(run, moved, arguments, at, run.ledger.at(at)))
+            changes = {} if moved is hidden else {binding.first: moved}
+            if run.ledger.at(at) is not run.ledger.views[0][1]:
+                changes |= self._companions(run, moved, arguments, at, run.ledger.at(at))
+            if at >= self._lazy.first:
+                changes |= self._lazy.enter(run, at, binding.first, moved, arguments | changes)
+            return binding.replace(args, kwargs, changes) if changes else None
 
         return enter
 
@@ -241,7 +248,7 @@ class Stream:
         stage, ledger, view = planned.stage, run.ledger, run.ledger.now
         before = view.visual_counts
         pairs = zip(ledger.total, before, strict=True)
-        counts = tuple(min(stage.count(total), alive) for total, alive in pairs)
+        counts = tuple(stage.kept(total, alive) for total, alive in pairs)
         if max(before) == 0 and (view.closed or stage.positions != "renumber"):
             run.call.stages.append(StageRecord(stage.site, before, before, view.visual_index))
             return hidden
