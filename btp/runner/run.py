@@ -39,6 +39,7 @@ from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile
 from btp.runner.evaluation.data import Feed
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
+from btp.runner.evaluation.shorten import shortened
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.generate import Foreign
 from btp.runner.evaluation.ways.way import Way
@@ -166,6 +167,7 @@ class Run:
         way = way_of(task)
         with self.phase("samples"):
             samples = way.draw(config["limit"])
+            samples = shortened(task, samples, self.loaded)
             check_questions(samples)
             sizes = sizes_within(samples)
             way.check(self.loaded, samples)
