@@ -74,6 +74,8 @@ class PagedEviction(CachePruner):
         if self.heads == "concat":
             keys, values = (x.transpose(1, 2).flatten(2)[:, None] for x in (keys, values))
         k, v = (x.float().norm(dim=-1) for x in (keys, values))
+        if self.heads == "mean" and self.how != "v_over_k":  # of the norms; only ratios are made head by head
+            k, v = (x.mean(1, keepdim=True) for x in (k, v))
         made = {
             "v_over_k": lambda: v / (k + EPSILON),
             "value": lambda: v,

@@ -1,7 +1,7 @@
 """Hiding slots instead of evicting them: one dense forward over the finished sequence, with a mask per layer and head.
 
-An implementation of its own: from what a trace says left which cache when, each layer and query head gets a mask over all
-rows. It shares no code with the engine.
+An implementation of its own: from what a trace says left which cache when, each layer and query head gets a mask over
+all rows. It shares no code with the engine.
 """
 
 from __future__ import annotations
