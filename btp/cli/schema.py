@@ -162,6 +162,7 @@ _RUN = {
     "budget.share": maybe(
         number(0, 1, above=True, why="It is the share of visual tokens that stays on average over the layers.")
     ),
+    "budget.slots": maybe(number(1, why="It is a number of slots of the K/V cache.")),
     "budget.move": SWITCH,
     "budget.nearest": SWITCH,
     "cost.enabled": SWITCH,
@@ -291,6 +292,7 @@ _PRUNER = {
     "layer": LAYER,
     "strategy": choice("search", "given"),
     "method": maybe(KEYED),
+    "slots": maybe(KEYED),
     "schedule": STAGES,
     "published": maybe(KEYED),
     "parts": maybe(KEYED),

@@ -54,6 +54,7 @@ from btp.runner.workers.ranks import LOST
 from btp.schedules.fit import OutOfReach
 from btp.schedules.meet import pictures_of
 from btp.schedules.serialize import missed_lines, what_happened
+from btp.schedules.slots import over_steps
 from btp.tasks.bounds import check_questions, pixels, sizes_within
 from btp.tasks.sample import Sample, Task
 
@@ -179,6 +180,7 @@ class Run:
             text = way.prompt(self.loaded, shown)
             self.folder.update(**({} if text is None else {"prompt": {"sample": shown.id, "text": text}}))
             self._say_calibration()
+        self.folder.update(unit=self.loaded.host.unit)
         rows = {}
         batches = (way.collate, [*map(pixels, sizes)], seen.groups)
         with self.machine.feed(samples, self.loaded.processor, *batches) as feed:
@@ -294,7 +296,9 @@ def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]]) -> tuple
     for arm in arms:
         reached = [sum(row["visual"]) / len(row["visual"]) for row in rows[arm.name].values()]
         budget = what_happened(arm.budget, arm.asked, sum(reached) / len(reached), totals)
-        listing.append(arm.describe() | {"budget": budget})
+        slots = [row.get("slots_avg" if over_steps(arm.schedule) else "slots") for row in rows[arm.name].values()]
+        held_slots = None if None in slots else round(sum(slots) / len(slots), 4)
+        listing.append(arm.describe() | {"budget": budget, "slots": held_slots})
         lines += missed_lines(arm.name, budget, totals, arm.budget)
     return listing, lines
 

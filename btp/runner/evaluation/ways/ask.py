@@ -114,4 +114,9 @@ def happened(call: Call, row: int) -> dict[str, Any]:
         "visual": [layer[row] for layer in call.visual],
         "tokens": [layer[row] for layer in call.tokens],
         "stages": stages,
+        **(
+            {"slots": round(call.slots_prefill[row], 4), "slots_avg": round(call.slots_avg[row], 4)}
+            if call.held
+            else {}
+        ),
     }
