@@ -17,10 +17,9 @@ REFERENCES = ("unpruned", "random", "downsampled", "btp")
 def against(field: Field) -> list[dict[str, Any]]:
     """Tests and distances of each entry of a field, in its order.
 
-    A reference is at the same budget where its layer-averaged tokens are within 5%, or its slots of the cache where both
-    evict from it; of several, the one with the same
-    stages is taken, then one of the same run, then the nearest. Holm's correction is over all methods of the field for
-    each reference, and over all its controls apart from them.
+    A reference is at the same budget where its layer-averaged tokens are within 5%, or its slots of the cache where
+    both evict from it; of several, the one with the same stages is taken, then one of the same run, then the nearest.
+    Holm's correction is over all methods of the field for each reference, and over all its controls apart from them.
 
     Returns:
         Per entry and reference R: gap_R (macro accuracy minus the reference's, with _low and _high), p_R,

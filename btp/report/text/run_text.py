@@ -69,8 +69,8 @@ def _works(run: RunFolder, arm: Arm, row: Mapping[str, Any], base: Mapping[str, 
         )
     share = row["tokens_avg"] / row["visual_tokens"] if row["visual_tokens"] else 0.0
     return (
-        f"works with {row['tokens_avg']:.1f} of {row['visual_tokens']:.4g} {run.unit}, averaged over the decoder layers "
-        f"({100 * share:.0f}%)"
+        f"works with {row['tokens_avg']:.1f} of {row['visual_tokens']:.4g} {run.unit}, averaged over the decoder "
+        f"layers ({100 * share:.0f}%)"
     )
 
 
@@ -190,6 +190,8 @@ def _fired(run: RunFolder) -> list[Remark]:
     idle = [f"{e['site']} of {e['title']}" for e in fired(run) if not e["fired"]]
     if idle:
         return [Remark("bad", f"{listed(idle)} withdrew nothing. See the table of stages.")]
+    if any(arm.evicts for arm in run.arms):
+        return [Remark("good", "Every stage took something out.")]
     return [Remark("good", f"Every stage withdrew {run.unit}.")] if len(run.trace) else []
 
 
@@ -217,7 +219,10 @@ def _unmatched(run: RunFolder, table: Table) -> list[Remark]:
     off = [
         f"{a.title} ({tokens[a.arm]:.1f})"
         for a in run.arms
-        if a.role == "control" and tokens[a.arm] > 0 and abs(tokens[a.arm] - mine) > SAME_BUDGET * max(mine, 1)
+        if a.role == "control"
+        and tokens[a.arm] > 0
+        and a.picture != "none"
+        and abs(tokens[a.arm] - mine) > SAME_BUDGET * max(mine, 1)
     ]
     if not off:
         return []

@@ -31,6 +31,7 @@ ANSWER = keys(
     stages=listed(_STAGE),
     slots=optional(number(0)),
     slots_avg=optional(number(0)),
+    evicted=optional(whole(0)),
 )
 
 
