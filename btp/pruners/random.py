@@ -10,6 +10,7 @@ from torch import Tensor
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
+from btp.ops.mixed_bits import mixed
 
 SALTS = ("content", "none")
 CHANNELS = 2  # the first of the hidden states, each naming one token
@@ -46,7 +47,7 @@ class Random(ScorePruner):
         row = tokens.total.long() + key
         if self.reads_states(stage):
             row = row + _landmarks(tokens)
-        return _mix(tokens.index + _mix(row)[:, None])
+        return mixed(tokens.index + mixed(row)[:, None])
 
 
 def _landmarks(tokens: Tokens) -> Tensor:
@@ -55,10 +56,3 @@ def _landmarks(tokens: Tokens) -> Tensor:
     highest = channels.masked_fill(~tokens.valid[:, None], -torch.inf).argmax(2)
     found = tokens.index.gather(1, highest)
     return sum((found[:, part] * ODD**part for part in range(1, found.shape[1])), start=found[:, 0])
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A hash to 31 bits: two multiplications in 64 bits, whose overflow is part of it, with a shift between them."""
-    x = x * 0x2545F4914F6CDD1D
-    x = (x ^ (x >> 29)) * 0x1B873593CC9E2D51
-    return (x >> 33) & 0x7FFFFFFF

@@ -39,6 +39,7 @@ from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile
 from btp.runner.evaluation.data import Feed
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
+from btp.runner.evaluation.shorten import shortened
 from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.generate import Foreign
@@ -54,6 +55,7 @@ from btp.runner.workers.ranks import LOST
 from btp.schedules.fit import OutOfReach
 from btp.schedules.meet import pictures_of
 from btp.schedules.serialize import missed_lines, what_happened
+from btp.schedules.slots import over_steps
 from btp.tasks.bounds import check_questions, pixels, sizes_within
 from btp.tasks.sample import Sample, Task
 
@@ -179,6 +181,7 @@ class Run:
         way = way_of(task)
         with self.phase("samples"):
             samples = way.draw(config["limit"])
+            samples = shortened(task, samples, self.loaded)
             check_questions(samples)
             sizes = sizes_within(samples)
             way.check(self.loaded, samples)
@@ -190,6 +193,7 @@ class Run:
             text = way.prompt(self.loaded, shown)
             self.folder.update(**({} if text is None else {"prompt": {"sample": shown.id, "text": text}}))
             self._say_calibration()
+        self.folder.update(unit=self.loaded.host.unit)
         rows = {}
         batches = (way.collate, [*map(pixels, sizes)], seen.groups)
         with self.machine.feed(samples, self.loaded.processor, *batches) as feed:
@@ -307,7 +311,9 @@ def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]]) -> tuple
     for arm in arms:
         reached = [sum(row["visual"]) / len(row["visual"]) for row in rows[arm.name].values()]
         budget = what_happened(arm.budget, arm.asked, sum(reached) / len(reached), totals)
-        listing.append(arm.describe() | {"budget": budget})
+        slots = [row.get("slots_avg" if over_steps(arm.schedule) else "slots") for row in rows[arm.name].values()]
+        held_slots = None if None in slots else round(sum(slots) / len(slots), 4)
+        listing.append(arm.describe() | {"budget": budget, "slots": held_slots})
         lines += missed_lines(arm.name, budget, totals, arm.budget)
     return listing, lines
 
