@@ -96,6 +96,10 @@ class Trained(Pruner):
         """
 
     @abstractmethod
+    def aim(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
+        """[B, N] bool: what stays where the training's own aim says how much, hard and without noise."""
+
+    @abstractmethod
     def losses(self, stages: Sequence[Masked], num_layers: int) -> dict[str, Tensor]:
         """Losses on what the stages decided, beside that of the answers, as scalars by `loss_names`."""
 

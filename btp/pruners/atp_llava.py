@@ -137,6 +137,10 @@ class ATPLLaVA(Trained):
         stays = (scores.redundancy > enough) | (scores.spatial > dense)
         return Soft(weight.to(tokens.hidden.dtype), at_least_one(stays, scores.redundancy, tokens.valid))
 
+    def aim(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
+        """What passes one of the thresholds."""
+        return self.soften(tokens, signals, stage).stays
+
     @property
     def steepness(self) -> float:
         """Of the soft decisions, as far as the training has come."""

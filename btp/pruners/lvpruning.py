@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from btp.core.pruner import Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
-from btp.core.topk import top_k, unscored
+from btp.core.topk import marked, top_k, unscored
 from btp.core.trained import Masked, Soft, Trained
 from btp.pruners.trained_folder import read_weights
 
@@ -112,6 +113,12 @@ class LVPruning(Trained):
         weight = F.gumbel_softmax(self.decide(tokens, signals, stage), self.tau, hard=True)[..., 0]
         return Soft(weight.to(tokens.hidden.dtype), weight.detach() > 0.5)
 
+    def aim(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
+        """As many as the stage's target, with the highest scores."""
+        aimed = replace(stage, keep=_target(stage), solver=None)
+        keep = top_k(self.scores(tokens, signals, stage), tokens.keep_counts(aimed), tokens.valid)
+        return marked(keep, tokens.valid.shape[1])
+
     def losses(self, stages: Sequence[Masked], num_layers: int) -> dict[str, Tensor]:
         """Distance of the shares that stay from the stages' targets: smooth L1 with beta 0.5, which is the square
         below 0.5.
@@ -121,15 +128,19 @@ class LVPruning(Trained):
         """
         missed = []
         for masked in stages:
-            target = masked.stage.settings.get("target")
-            if target is None:
-                raise ValueError(
-                    f"the stage at {masked.stage.site} has no target, the share of tokens that training aims at. Write "
-                    "target on every stage of pruner.schedule."
-                )
             share = masked.count.float() / masked.total.clamp(min=1)
-            missed.append(F.smooth_l1_loss(share, torch.full_like(share, float(target)), beta=0.5))
+            missed.append(F.smooth_l1_loss(share, torch.full_like(share, _target(masked.stage)), beta=0.5))
         return {"ratio": torch.stack(missed).mean()}
+
+
+def _target(stage: Stage) -> float:
+    target = stage.settings.get("target")
+    if target is None:
+        raise ValueError(
+            f"the stage at {stage.site} has no target, the share of tokens that training aims at. Write target on "
+            "every stage of pruner.schedule."
+        )
+    return float(target)
 
 
 class Decision(nn.Module):

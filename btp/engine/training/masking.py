@@ -30,18 +30,20 @@ from btp.engine.hooks.arguments import Binding
 from btp.engine.hooks.attention_registry import implementation, own_eager, standing_for
 from btp.engine.training.masked_attention import masked_attention
 
+SOFT, HARD, AIM = "soft", "hard", "aim"
 UNLIKE = ("mean", "all", "start")  # rows among which dropped tokens would still count
 
 
 @contextmanager
-def masking(model: Host, pruner: Trained, schedule: Schedule, hard: bool = False) -> Iterator[Masking]:
+def masking(model: Host, pruner: Trained, schedule: Schedule, how: str = SOFT) -> Iterator[Masking]:
     """Forwards in which the pruner's decisions are masks; on leaving, no hook or registry entry stays.
 
     Args:
         model: a Host. Its weights may have gradients, and it may be in training mode.
         pruner: decides.
-        schedule: its stages, in the language model; a keep counts only where `hard`.
-        hard: mask exactly what `select` drops, as inference removes it; otherwise what `soften` says.
+        schedule: its stages, in the language model; a keep counts only where decisions are hard.
+        how: soft (as `soften` says) | hard (exactly what `select` drops, as inference removes it) | aim (exactly what
+            training aims at, `aim`).
 
     Raises:
         ValueError: as `attach`, or a stage or signal that has no meaning where nothing is removed.
@@ -52,11 +54,11 @@ def masking(model: Host, pruner: Trained, schedule: Schedule, hard: bool = False
         if training:
             model.model.eval()  # what the plan is held against is inference
         try:
-            plan = make_plan(model, pruner, schedule if hard else _free(schedule))
+            plan = make_plan(model, pruner, schedule if how == HARD else _free(schedule))
         finally:
             if training:
                 model.model.train()
-        made = Masking(model, pruner, plan, hard)
+        made = Masking(model, pruner, plan, how)
         with made.open():
             yield made
 
@@ -64,8 +66,8 @@ def masking(model: Host, pruner: Trained, schedule: Schedule, hard: bool = False
 class Masking:
     """Runs masked forwards; `masking` makes it."""
 
-    def __init__(self, host: Host, pruner: Trained, plan: tuple[PlannedStage, ...], hard: bool) -> None:
-        self._host, self._pruner, self._plan, self._hard = host, pruner, plan, hard
+    def __init__(self, host: Host, pruner: Trained, plan: tuple[PlannedStage, ...], how: str) -> None:
+        self._host, self._pruner, self._plan, self._how = host, pruner, plan, how
         self._run: Run | None = None
         self._sights: dict[Signal, Sight] = {}
         self._stages: list[Masked] = []
@@ -157,10 +159,12 @@ class Masking:
 
     def _say(self, planned: PlannedStage, tokens: Any, seen: dict, rows_valid: dict) -> tuple[Tensor, Tensor]:
         stage, signals = planned.stage, Signals(seen, rows_valid)
-        if not self._hard:
+        if self._how == SOFT:
             soft = self._pruner.soften(tokens, signals, stage)
             return soft.weight, soft.stays
-        if stage.withdraws_all:
+        if self._how == AIM:
+            stays = self._pruner.aim(tokens, signals, stage)
+        elif stage.withdraws_all:
             stays = torch.zeros_like(tokens.valid)
         else:
             keep = self._pruner.select(tokens, signals, stage).keep
