@@ -9,9 +9,13 @@ from jobs import composed, job
 from safetensors.torch import load_file
 
 from btp.cli.check_config import check_config
+from btp.core.schedule import Schedule
+from btp.runner.arms import Arm
 from btp.runner.training import modules as training_modules
+from btp.runner.training.answers import key_of
+from btp.runner.training.find import with_modules
 from btp.runner.training.train import Training
-from train_here import folders, prepared
+from train_here import TINY, folders, prepared
 
 
 @pytest.mark.parametrize("pruner", ["lvpruning", "atp_llava"])
@@ -65,23 +69,46 @@ def test_a_training_in_pieces_has_the_curve_and_modules_of_an_unbroken_one(tmp_p
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+@pytest.mark.slow
 def test_a_run_trains_what_it_lacks_and_answers_with_it(tmp_path, capsys):
-    """Trained on demand, found the second time, and other modules are other answers."""
-    words = ("pruner=lvpruning", "pruner.method.width=16", "pruner.method.heads=2", "pruner.method.blocks=1")
     small = ("training.steps=2", "training.batch=2", "training.gap=0", "trainer.workers=0", "limit=4")
-    first = job(tmp_path, "model=pocket_mini", *words, *small, "controls=null", "cost.enabled=false")
-    said = capsys.readouterr().out
-    assert "has no modules for this model yet: they are trained now, 2 steps of 2" in said
-    (folder,) = folders(tmp_path)
-    state = json.loads((first / "run.json").read_text())
+    folder = job(
+        tmp_path, "model=pocket_mini", "pruner=lvpruning", *TINY, *small, "controls=null", "cost.enabled=false"
+    )
+    assert "has no modules for this model yet: they are trained now, 2 steps of 2" in capsys.readouterr().out
+    assert len(folders(tmp_path)) == 1
+    state = json.loads((folder / "run.json").read_text())
     assert [arm["arm"] for arm in state["arms"]] == ["unpruned", "lvpruning"]
-    named = f"pruner.weights={folder}"
-    again = job(tmp_path, "model=pocket_mini", *words, named, "limit=4", "controls=null", "cost.enabled=false")
-    assert again != first
-    assert "trained now" not in capsys.readouterr().out
-    before = len(answered())
-    job(tmp_path, "model=pocket_mini", *words, "pruner.weights=none", "limit=4", "controls=null", "cost.enabled=false")
-    assert len(answered()) == before + 1
+
+
+def test_modules_are_found_named_shipped_or_left_untrained(tmp_path):
+    """However they come, the method's config has their folder and digest."""
+    run = prepared(tmp_path, "pruner=lvpruning", "training.steps=2")
+    run.go()
+    (folder,) = folders(tmp_path)
+
+    def found(weights, shipped=tmp_path, checkpoint=run.checkpoint):
+        pruner = {**run.config["pruner"], "weights": weights}
+        return with_modules(run.config, run.loaded, checkpoint, run.store, run.machine, pruner, shipped)["method"]
+
+    digest = yaml.safe_load((folder / "trained.yaml").read_text())["digest"]
+    for method in (found("auto"), found(str(folder)), found("auto", shipped=folder.parent)):
+        assert (method["weights"], method["digest"]) == (str(folder), digest)
+    assert "weights" not in found("none")
+    with pytest.raises(ValueError, match=r"were trained with model 'pocket_mini' .* this run's checkpoint is other"):
+        found(str(folder), checkpoint="other")
+    with pytest.raises(ValueError, match=r"it holds no trained.yaml: there is no such folder of modules"):
+        found(str(tmp_path / "nowhere"))
+
+
+def test_answers_are_named_by_the_modules_and_not_by_their_folder():
+    """The same modules elsewhere give the same answers; others give others."""
+    method = composed("pruner=lvpruning")["pruner"]["method"]
+    arms = [
+        Arm("x", "method", {**method, "weights": folder, "digest": digest}, Schedule()).identity("")
+        for folder, digest in (("a", "1"), ("b", "1"), ("a", "2"))
+    ]
+    assert arms[0] == arms[1] != arms[2]
 
 
 def refused(output, message, *words):
@@ -97,9 +124,7 @@ def test_a_training_on_the_test_set_is_refused(tmp_path):
 
 def test_a_sample_of_the_test_set_is_refused(tmp_path, monkeypatch):
     """Other draws that come to the same picture and question, as files may."""
-    monkeypatch.setattr(Training, "_tested", lambda self: {keys(self.data[i]) for i in range(len(self.data))})
-    from btp.runner.training.answers import key_of as keys
-
+    monkeypatch.setattr(Training, "_tested", lambda self: {key_of(self.data[i]) for i in range(len(self.data))})
     refused(tmp_path, r"training sample train-0-\d+ is one of the test samples", "training.samples=4")
 
 
@@ -141,13 +166,3 @@ def test_a_loss_that_the_method_does_not_have_is_refused(tmp_path):
 def test_a_config_that_trains_nothing_is_refused(words, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         check_config(composed("action=train", *words, f"output={tmp_path}"))
-
-
-def test_modules_of_another_host_are_refused(tmp_path):
-    prepared(tmp_path, "pruner=lvpruning", "training.steps=2").go()
-    (folder,) = folders(tmp_path)
-    card = yaml.safe_load((folder / "trained.yaml").read_text())
-    card["host"]["checkpoint"] = "another"
-    (folder / "trained.yaml").write_text(yaml.safe_dump(card))
-    with pytest.raises(ValueError, match=r"were trained with model 'pocket_mini' \(checkpoint another\), but this run's"):
-        job(tmp_path, "model=pocket_mini", "pruner=lvpruning", f"pruner.weights={folder}", "limit=4")

@@ -21,11 +21,14 @@ SMALL = (
 TINY = ("pruner.method.width=16", "pruner.method.heads=2", "pruner.method.blocks=1")  # of LVPruning's modules
 
 
+KEPT: dict = {}  # the model, loaded once
+
+
 def prepared(output: Path, *words: str) -> Run:
     """A run of action=train that has not begun."""
     torch.set_num_threads(1)
     method = TINY if "pruner=lvpruning" in words else ("pruner.method.hidden=8",)
-    return Run(composed(*SMALL, "action=train", *method, f"output={output}", *words))
+    return Run(composed(*SMALL, "action=train", *method, f"output={output}", *words), KEPT)
 
 
 def folders(output: Path) -> list[Path]:
