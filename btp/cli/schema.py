@@ -224,6 +224,25 @@ _GROUPS = {
     "calibration.path": TEXT,
     "calibration.samples": whole(1, why="There is nothing to calibrate on."),
     "calibration.batch": COUNT,
+    "action": choice("run", "train"),
+    "training": GROUP,
+    "training.name": TEXT,
+    "training.path": TEXT,
+    "training.steps": COUNT,
+    "training.batch": COUNT,
+    "training.rate": number(0, above=True),
+    "training.warmup": number(0, 1, why="It is a share of the steps."),
+    "training.curve": choice("cosine", "linear"),
+    "training.weight_decay": number(0),
+    "training.clip": number(0, above=True),
+    "training.average": maybe(number(0, 1)),
+    "training.seed": SEED,
+    "training.samples": COUNT,
+    "training.answer_tokens": whole(2),
+    "training.gap": whole(0),
+    "training.save": COUNT,
+    "training.log": COUNT,
+    "training.workers": maybe(whole(0, 256)),
     "task.name": TEXT,
     "task.path": TEXT,
     "task.reading": TEXTS,
@@ -292,6 +311,8 @@ _DATASET = {
     "reader.stride": maybe(COUNT),
     "threshold": number(0, 1, above=True, why="A box counts as found from this score on."),
     "classes": CLASSES,
+    "reader.key": TEXT,
+    "key": TEXT,
 }
 
 _PRUNER = {
@@ -299,6 +320,9 @@ _PRUNER = {
     "picture": choice("full", "shrunk", "none"),
     "layer": LAYER,
     "strategy": choice("search", "given"),
+    "weights": Kind("auto, to none, or to a folder of trained modules", _is_text),
+    "losses": KEYED,
+    "losses.*": number(0),
     "method": maybe(KEYED),
     "slots": maybe(KEYED),
     "schedule": STAGES,
@@ -348,7 +372,7 @@ _HYDRA = {
     "hydra.launcher.array_parallelism": COUNT,
 }
 
-_NODES = {f"{group}.dataset": KEYED for group in ("task", "calibration")} | {
+_NODES = {f"{group}.dataset": KEYED for group in ("task", "calibration", "training")} | {
     f"{place}.*": KEYED for place in ("pruner.parts", "controls")
 }
 
@@ -363,6 +387,7 @@ KEYS: Mapping[str, Kind] = {
     **_NODES,
     **_below("task.dataset", _DATASET),
     **_below("calibration.dataset", _DATASET),
+    **_below("training.dataset", _DATASET),
     **_below("pruner", _PRUNER),
     **_below("pruner.parts.*", _PRUNER),
     **_below("controls.*", _PRUNER),

@@ -68,7 +68,7 @@ class Arm:
 
     def identity(self, shared: str) -> str:
         """Names the answers of this arm; `shared` is the identity of model and task."""
-        own = digest(self.method, described(self.schedule), self.picture, code_of(self.method))
+        own = digest(_placeless(self.method), described(self.schedule), self.picture, code_of(self.method))
         return digest(shared, own)
 
     def describe(self) -> dict[str, Any]:
@@ -124,8 +124,10 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         lines = _say(main, met, planned, facts.unit)
         for name, control in (config.get("controls") or {}).items():
             mine = at_cache(control, main.schedule)
-            if control["name"] != pruner["name"] and mine is not None:
-                arms.append(_control(mine | {"name": name}, main, facts))
+            same = (control["name"], control.get("weights")) == (pruner["name"], pruner.get("weights"))
+            if not same and mine is not None:
+                ready = found.searched(mine) if "weights" in mine else mine
+                arms.append(_control({**ready, "name": name}, main, facts))
     for arm in arms:
         arm.schedule.check(facts.layers)
         method = arm.build()
@@ -140,6 +142,11 @@ def shared_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     named = modules_of(config["task"], {"_target_": config["model"]["adapter"]})
     sources = code("btp.runner.evaluation.evaluate", *named)
     return digest(model, checkpoint, shared_part(config["task"]), config["seed"], sources)
+
+
+def _placeless(method: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A method without the folder of its modules, which their digest names."""
+    return {k: v for k, v in method.items() if k != "weights"} if method and "digest" in method else method
 
 
 def inert(schedule: Schedule) -> Schedule:

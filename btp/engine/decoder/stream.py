@@ -287,7 +287,7 @@ class Stream:
             seen[signal] = _restrict(sight, run)
             if sight.rows_valid is not None:
                 rows_valid[signal] = sight.rows_valid
-        tokens = _tokens(run, hidden, planned, seen, rows_valid)
+        tokens = make_tokens(run, hidden, planned, seen, rows_valid)
         return self._decider.ask(planned.stage, tokens, seen, rows_valid, counts)
 
 
@@ -307,7 +307,14 @@ def _cut(run: Run, at: int, decision: Decision, renumber: bool, hidden: Tensor) 
     return spare.scatter(1, target, decision.states.to(hidden))[:, : moved.shape[1]]
 
 
-def _tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, rows_valid: dict) -> Tokens:
+def make_tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, rows_valid: dict) -> Tokens:
+    """The visual tokens alive in front of a stage, as a pruner is shown them.
+
+    Args:
+        hidden: [B, S', D], rows of the ledger's latest view.
+        seen: signals over these tokens.
+        rows_valid: of signals with padded rows.
+    """
     view, device = run.ledger.now, hidden.device
     position, coord, image = (x.to(device) for x in run.coord(view))
     picture, slot = (x.to(device) for x in run.pictures(view))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -88,10 +88,21 @@ def stand_around_attention(
         undo: receives what takes all of it back.
     """
     inside = {id(module): at for at, layer in layers.items() for module in layer.modules()}
-    configs: dict[int, Any] = {id(m.config): m.config for m in root.modules() if hasattr(m, "config")}
-    base = _implementation(configs.values())
+    standing_for(root, _function(implementation(root), inside, stand), undo)
+
+
+def standing_for(root: nn.Module, function: Callable, undo: ExitStack) -> None:
+    """Let `function` compute all attention inside of `root`, with the masks that it gets now.
+
+    Args:
+        root: as `watch_attention`.
+        function: as transformers' attention functions.
+        undo: receives what takes all of it back.
+    """
+    configs = _configs(root)
+    base = implementation(root)
     name = f"btp_{base}_{next(_NUMBERS)}"
-    AttentionInterface.register(name, _function(base, inside, stand))
+    AttentionInterface.register(name, function)
     undo.callback(AttentionInterface._global_mapping.pop, name)
     AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[base])
     undo.callback(AttentionMaskInterface._global_mapping.pop, name)
@@ -100,8 +111,13 @@ def stand_around_attention(
         config._attn_implementation = name
 
 
-def _implementation(configs: Iterable[Any]) -> str:
-    return next(config._attn_implementation for config in configs)
+def implementation(root: nn.Module) -> str:
+    """The name under which `root` looks up its attention."""
+    return next(config._attn_implementation for config in _configs(root).values())
+
+
+def _configs(root: nn.Module) -> dict[int, Any]:
+    return {id(m.config): m.config for m in root.modules() if hasattr(m, "config")}
 
 
 def _function(base: str, inside: Mapping[int, int], stand: Callable[[Attending], Any]) -> Callable:
