@@ -31,8 +31,7 @@ from btp.engine.hooks.deferred_checks import Doubts
 from btp.engine.hooks.encoder_calls import Encoders
 from btp.engine.hooks.root_forward import stand_around
 from btp.engine.hooks.turn import Turn
-from btp.engine.vision.pooled_probe import MergedTower
-from btp.engine.vision.stream import VisionStream
+from btp.engine.vision.follow import vision_of
 from btp.engine.vision.stream import rows_valid as tower_rows_valid
 
 _AXIS = {"hidden": 1, "update": 2, "change": 2, "rotary": 2, "queries": 2, "keys": 2, "values": 2}
@@ -60,8 +59,7 @@ class Stream:
         self._attention = attention_name(host)  # before a probe renames it
         self._kinds = layer_kinds(host) if plan else ()
         signals = [signal for planned in plan for signal in planned.needs]
-        merges = hasattr(host, "tower_order")
-        self._vision = MergedTower(host, signals) if merges else VisionStream(host, self._decider, plan, signals)
+        self._vision = vision_of(host, self._decider, plan, signals)
         self._encoders = Encoders(host, self._turn, self._vision.encoding if self._vision.needed else None)
         self._probe = Probe(host, signals, self._prefilling, self._note)
         self._first = min((planned.stage.site.first_layer for planned in plan), default=host.num_layers)
