@@ -33,8 +33,7 @@ from btp.engine.hooks.deferred_checks import Doubts
 from btp.engine.hooks.encoder_calls import Encoders
 from btp.engine.hooks.root_forward import stand_around
 from btp.engine.hooks.turn import Turn
-from btp.engine.vision.pooled_probe import MergedTower
-from btp.engine.vision.stream import VisionStream
+from btp.engine.vision.follow import vision_of
 from btp.engine.vision.tower_pass import rows_valid as tower_rows_valid
 
 _AXIS = {"hidden": 1, "update": 2, "change": 2, "rotary": 2, "queries": 2, "keys": 2, "values": 2}
@@ -65,8 +64,7 @@ class Stream:
         self._cache_stages = CacheStages(host, pruner, plan, self._kinds, self._doubts, self._current)
         plan = tuple(planned for planned in plan if not planned.stage.in_decode)
         signals = [signal for planned in plan for signal in planned.needs if signal.site.kind != "cache"]
-        merges = hasattr(host, "tower_order")
-        self._vision = MergedTower(host, signals) if merges else VisionStream(host, self._decider, plan, signals)
+        self._vision = vision_of(host, self._decider, plan, signals)
         self._encoders = Encoders(host, self._turn, self._vision.encoding if self._vision.needed else None)
         self._probe = Probe(host, signals, self._prefilling, self._note)
         self._cuts = tuple(planned for planned in plan if planned.stage.site.kind != "cache")
