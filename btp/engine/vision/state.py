@@ -125,7 +125,7 @@ class Pictures:
             return torch.arange(len(self.fixed), self.rows, device=device).expand(P, n), fixed
         behind = 2 * max({*range(self.length)} - {*self.fixed}) + 1
         key = torch.cat([(2 * self.seats).masked_fill(self.seats < 0, behind), 2 * fixed], 1)
-        rank = key.argsort(1, stable=True).argsort(1)
+        rank = key.argsort(dim=1, stable=True).argsort(dim=1)
         return rank[:, :n], rank[:, n:]
 
     @property
@@ -138,6 +138,15 @@ class Pictures:
         tokens, fixed = self.arranged()
         own = torch.tensor(self.fixed, dtype=torch.long, device=tokens.device).expand_as(fixed)
         return self.laid_out(self.seats, own)
+
+    def origins(self) -> Tensor:
+        """[P, rows] the layers' rows as they were in the uncut tower, whatever place a token has taken since; -1 where
+        padded.
+        """
+        tokens, fixed = self.arranged()
+        patches = torch.tensor(sorted({*range(self.length)} - {*self.fixed}), device=tokens.device)
+        own = torch.tensor(self.fixed, dtype=torch.long, device=tokens.device).expand_as(fixed)
+        return self.laid_out(patches[self.slots.clamp(min=0)].masked_fill(self.slots < 0, -1), own)
 
     def laid_out(self, tokens: Tensor, fixed: Tensor) -> Tensor:
         """[P, rows, ...] numbers of the tokens [P, N', ...] and of the fixed rows [P, F, ...] in the layers' order."""
