@@ -91,6 +91,8 @@ def _value(signal, seen, random):
         "values": (B, heads, rows, 8),
         "rotary": (2, B, rows, 8),
         "update": (2, B, rows, width),
+        "scan": (B, N, 2 * width),
+        "pixels": (B, 3, 64, 64),
     }[signal.kind]
     return torch.randn(shape, generator=random)
 
@@ -115,11 +117,14 @@ def row(b, seen, values):
         value = value.narrow(batch, b, 1)
         if signal.kind in ("attention", "preview"):
             return value[..., :n]
-        axis = {"hidden": 1, "update": 2, "change": 2, "rotary": 2}.get(signal.kind, 2)
+        if signal.kind == "pixels":
+            return value
+        axis = 1 if signal.kind in ("hidden", "scan") else 2
         if signal.rows == "all":
             kept = real[: value.shape[axis]].nonzero().flatten()
             return value.index_select(axis, kept)
-        return value.narrow(axis, 0, n) if signal.rows in (None, "start") else value
+        over_tokens = signal.kind == "scan" or signal.rows in (None, "start")
+        return value.narrow(axis, 0, n) if over_tokens else value
 
     valid = {s: values.rows_valid(s)[b : b + 1] for s in values if s.rows in COUNTED and s.site.tower == "llm"}
     valid = {s: v if s.rows == "text" else v[:, v[0]] for s, v in valid.items()}

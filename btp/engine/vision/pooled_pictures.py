@@ -120,7 +120,7 @@ class PooledPictures(threading.local):
         self._seen = None
 
     def _look(self, at: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
-        front = self._host.towers["vision"].class_tokens
+        front = self._host.towers["vision"].fixed_count
         for signal in self._signals:
             if signal.kind == "hidden" or self._layer(signal) != at:
                 continue
@@ -132,7 +132,7 @@ class PooledPictures(threading.local):
             self._parts[signal] = x
 
     def _behind_projector(self, module, args, output: Tensor) -> None:
-        front, self._each = self._host.towers["vision"].class_tokens, output.shape[1]
+        front, self._each = self._host.towers["vision"].fixed_count, output.shape[1]
         self._seen = {}
         for signal in self._signals:
             if signal.kind == "hidden":
