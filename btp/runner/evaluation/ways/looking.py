@@ -109,7 +109,7 @@ class Looking(Way):
 def varies(processor: Any) -> bool:
     """Whether pictures of several sizes come to several sizes."""
     size = getattr(processor, "size", None) or {}
-    fixed = {"height", "width"} <= set(size) and not getattr(processor, "keep_aspect_ratio", False)
+    fixed = "height" in size and "width" in size
     return not (fixed or getattr(processor, "do_center_crop", False))
 
 
