@@ -30,8 +30,8 @@ def watch_attention(
         root: whose configs choose the implementation: the decoder, or the vision tower.
         layers: number -> module.
         undo: receives what takes all of it back.
-        bias: query -> what is added to the logits of these layers, [B, 1, 1, S] of the query's dtype; masks of their own
-            must be additive then.
+        bias: query -> what is added to the logits of these layers, [B, 1, 1, S] of the query's dtype; masks that they
+            have must be additive then.
     """
     inside = {id(module): at for at, layer in layers.items() for module in layer.modules()}
     configs: dict[int, Any] = {id(m.config): m.config for m in root.modules() if hasattr(m, "config")}

@@ -137,7 +137,7 @@ class BackboneStream(TowerPass):
         assert pictures is not None  # held in front of each layer
         if not pictures.cut:
             return table
-        return gather_rows(table.expand(len(pictures.slots), -1, -1), pictures.places())
+        return gather_rows(table.expand(len(pictures.slots), -1, -1), pictures.origins())
 
 
 class _LateTables:

@@ -139,6 +139,15 @@ class Pictures:
         own = torch.tensor(self.fixed, dtype=torch.long, device=tokens.device).expand_as(fixed)
         return self.laid_out(self.seats, own)
 
+    def origins(self) -> Tensor:
+        """[P, rows] the layers' rows as they were in the uncut tower, whatever place a token has taken since; -1 where
+        padded.
+        """
+        tokens, fixed = self.arranged()
+        patches = torch.tensor(sorted({*range(self.length)} - {*self.fixed}), device=tokens.device)
+        own = torch.tensor(self.fixed, dtype=torch.long, device=tokens.device).expand_as(fixed)
+        return self.laid_out(patches[self.slots.clamp(min=0)].masked_fill(self.slots < 0, -1), own)
+
     def laid_out(self, tokens: Tensor, fixed: Tensor) -> Tensor:
         """[P, rows, ...] numbers of the tokens [P, N', ...] and of the fixed rows [P, F, ...] in the layers' order."""
         at = torch.cat(self.arranged(), 1)

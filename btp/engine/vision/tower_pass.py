@@ -32,7 +32,6 @@ from btp.ops.bipartite import size_bias
 
 _AXIS = {"attention": 3, "queries": 2, "keys": 2, "values": 2, "hidden": 1, "scan": 1}
 _OUTSIDE = ("hidden", "pixels", "scan")  # signals that are not seen inside attention
-ALIGNMENT = {"gap": "own", "conv": "aligned"}  # of a scan whose rows are missing, where a pruner does not say
 
 
 class TowerPass(threading.local):
@@ -102,7 +101,7 @@ class TowerPass(threading.local):
             changes = {binding.first: hidden}
             if tower.places and pictures.cut:
                 changes |= {"places": pictures.places(), "length": pictures.length}
-                changes |= ALIGNMENT | dict(self._decider.alignment)
+                changes |= self._decider.alignment
             pictures.layers.append((hidden.shape[1], hidden.shape[1]))
             pictures.entered.append(pictures.counts)
             return binding.replace(args, kwargs, changes)
@@ -156,9 +155,10 @@ class TowerPass(threading.local):
         def enter(module, args):
             pictures = self._pictures
             assert pictures is not None  # held in front of each layer
-            directions = {"both": args, "forward": args[::2], "backward": args[1::2]}
+            gate, *every = (x.detach().transpose(0, 1) for x in args)
+            directions = {"both": every, "forward": every[::2], "backward": every[1::2]}
             for signal in wanted:
-                x = sum(directions[str(signal.rows)]).detach()
+                x = sum(directions[str(signal.rows)]) * gate
                 pictures.seen[signal] = pictures.spread(pictures.of_tokens(x, 1), 1)
 
         return enter
