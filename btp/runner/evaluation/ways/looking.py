@@ -62,7 +62,7 @@ class Looking(Way):
                 what = f"clips of {wanted} frames" if wanted > 1 else "one picture"
                 raise ValueError(
                     f"sample {sample.id} has {len(sample.images)} pictures, but the model takes {what} (num_frames of "
-                    "its config.json). Set task.dataset.frames, or choose another model."
+                    "its config.json). Set task.dataset.reader.frames, or choose another model."
                 )
 
     def look(self, loaded: Loaded, samples: Sequence[Sample], sizes: Sizes) -> Seen:
