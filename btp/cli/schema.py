@@ -267,6 +267,7 @@ _DATASET = {
 
 _PRUNER = {
     "name": TEXT,
+    "tower": choice("vision"),
     "picture": choice("full", "shrunk"),
     "layer": LAYER,
     "strategy": choice("search", "given"),
