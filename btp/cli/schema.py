@@ -317,6 +317,7 @@ _DATASET = {
 
 _PRUNER = {
     "name": TEXT,
+    "tower": choice("vision"),
     "picture": choice("full", "shrunk", "none"),
     "layer": LAYER,
     "strategy": choice("search", "given"),

@@ -144,11 +144,6 @@ class RunFolder:
     regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.REGIONS)))
     marks: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.MARKS)))
 
-    @property
-    def unit(self) -> str:
-        """What the tokens are called that may leave."""
-        return str(self.run.get("unit") or "visual tokens")
-
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of the config by its dotted key; a number in it counts the entries of a list."""
         value: Any = self.config

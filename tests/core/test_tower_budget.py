@@ -84,6 +84,19 @@ def test_pictures_of_unequal_size_are_solved_one_by_one():
     assert met.reached == 45
 
 
-def test_a_stage_in_a_language_model_is_refused():
-    with pytest.raises(ValueError, match=r"schedule.0.site is llm.layer.2, but this model has no language model"):
-        meet(Planned(stages("llm.layer.2", keep=3)), facts(), None, None, move=False, nearest=False)
+@pytest.mark.parametrize("site", ["llm.layer.2", "vision.output"])
+def test_a_stage_outside_of_the_tower_is_refused(site):
+    with pytest.raises(ValueError, match=rf"schedule.0.site is {site}, but this model has no language model"):
+        meet(Planned(stages(site, keep=3)), facts(), None, None, move=False, nearest=False)
+
+
+def test_a_layer_that_the_tower_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"schedule.0.site is vision.layer.9, but the vision tower has 6 layers"):
+        meet(
+            Planned(stages("vision.layer.9")),
+            facts(),
+            Budget(6, share=0.5, tower="vision"),
+            None,
+            move=False,
+            nearest=False,
+        )

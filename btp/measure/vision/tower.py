@@ -70,7 +70,7 @@ def tower_cost(model: nn.Module, layers: Sequence[nn.Module], fixed: int, attent
     """
     inside = {id(m) for layer in layers for m in layer.modules()}
     outside = {name: m for name, m in model.named_modules() if id(m) not in inside}
-    patch = sum(2 * m.weight.numel() for m in outside.values() if isinstance(m, nn.Conv2d | nn.Conv3d))
+    patch = _embedding([m for m in outside.values() if isinstance(m, nn.Conv2d | nn.Conv3d)], model.config.patch_size)
     detection = {name: m for name, m in outside.items() if name.startswith(DETECTION)}
     config = model.config
     readers = getattr(config, "num_detection_tokens", 1)
@@ -94,8 +94,18 @@ def _linear(modules: Iterable[nn.Module]) -> int:
     return sum(2 * m.weight.numel() for m in modules if isinstance(m, nn.Linear))
 
 
+def _embedding(convolutions: Iterable[nn.Conv2d | nn.Conv3d], patch: int | Sequence[int]) -> int:
+    """Convolutions one behind the other that end in a row for each patch, for one patch."""
+    side, step, total = patch if isinstance(patch, int) else patch[0], 1, 0
+    for conv in convolutions:
+        step *= conv.stride[-1]
+        total += 2 * conv.weight.numel() * (side // step) ** 2
+    return total
+
+
 def _scans(layer: nn.Module) -> int:
-    """Convolutions and scans of a mixer: each direction has its own decays (A_log), states per channel."""
-    decays: Mapping[str, nn.Parameter] = {n: p for n, p in layer.named_parameters() if n.split(".")[-1][:2] == "A_"}
-    scans = sum(SCAN * p.numel() for p in decays.values())
+    """Convolutions and scans of a mixer: a direction has its own decays (A_log), or all share them (PlainMamba)."""
+    decays: Mapping[str, nn.Parameter] = {n: p for n, p in layer.named_parameters() if n.split(".")[-1][:1] == "A"}
+    sharing = next((len(m.direction_Bs) - 1 for m in layer.modules() if hasattr(m, "direction_Bs")), 1)
+    scans = sum(SCAN * p.numel() * sharing for p in decays.values())
     return scans + sum(2 * m.weight.numel() for m in layer.modules() if isinstance(m, nn.Conv1d | nn.Conv2d))

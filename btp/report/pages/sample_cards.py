@@ -78,7 +78,7 @@ def _card(run: RunFolder, rows: dict[str, pd.DataFrame], number: int, sample: st
                 "text": str(row["prediction"]),
                 "score": score,
                 "mark": "right" if score == 1 else "wrong" if score == 0 else "partly",
-                "same": bool(row["agreement"]),
+                "same": float(row["agreement"]) == 1,
             }
         )
     picture = run.pictures[sample]

@@ -62,7 +62,7 @@ class Looking(Way):
                 what = f"clips of {wanted} frames" if wanted > 1 else "one picture"
                 raise ValueError(
                     f"sample {sample.id} has {len(sample.images)} pictures, but the model takes {what} (num_frames of "
-                    "its config.json). Set task.dataset.frames, or choose another model."
+                    "its config.json). Set task.dataset.reader.frames, or choose another model."
                 )
 
     def look(self, loaded: Loaded, samples: Sequence[Sample], sizes: Sizes) -> Seen:
@@ -109,7 +109,7 @@ class Looking(Way):
 def varies(processor: Any) -> bool:
     """Whether pictures of several sizes come to several sizes."""
     size = getattr(processor, "size", None) or {}
-    fixed = {"height", "width"} <= set(size) and not getattr(processor, "keep_aspect_ratio", False)
+    fixed = "height" in size and "width" in size
     return not (fixed or getattr(processor, "do_center_crop", False))
 
 
