@@ -204,8 +204,7 @@ class Stream:
 
     def _before_layer(self, at: int) -> Callable:
         binding = Binding(self._host.towers["llm"].layers[at])
-        here = [p for p in self._plan if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
-        stages = [planned for planned in here if not planned.stage.in_decode]
+        stages = [p for p in self._cuts if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
 
         def enter(module, args, kwargs):
             run = self._current()
