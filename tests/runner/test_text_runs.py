@@ -102,18 +102,15 @@ def test_a_number_of_slots():
 
 def test_slots_for_a_method_that_prunes_tokens():
     """Of a text model a token is a slot, and the last one stays: the same K/V memory as a cache method's."""
-    found, _ = arms(
-        "pruner=fastv", "budget.slots=100", "budget.share=null", facts=replace(TEXT, totals=(240,), total=240)
-    )
+    facts = replace(TEXT, totals=(240,), total=240)
+    found, _ = arms("pruner=fastv", "budget.slots=100", "budget.share=null", facts=facts)
     assert found["fastv"].reached == pytest.approx(99, abs=0.5)
     with pytest.raises(ValueError, match=r"budget.slots is 64, but pruner 'fastv' has no stage in the K/V cache"):
         build_arms(composed("pruner=fastv", "budget.slots=64"), PICTURES, Sources(list, lambda p: p))
 
 
 def test_tokens_are_no_budget_of_slots():
-    with pytest.raises(
-        ValueError, match=r"budget.tokens is 50.*but llm.cache.\* keeps slots of the cache. Set budget.sl"
-    ):
+    with pytest.raises(ValueError, match=r"budget.tokens is 50.*llm.cache.\* keeps slots of the cache. Set budget.sl"):
         arms("pruner=tova", "budget.tokens=50")
 
 
@@ -151,7 +148,7 @@ def test_contexts_are_left_out(processor):
     assert "document" not in text
     assert text_totals([sample], collate) == [whole.inputs["input_ids"].shape[1] - 1]
     plain = collate([replace(sample, chat=False)], shares=[0.0])
-    assert processor.tokenizer.decode(plain.inputs["input_ids"][0]) == sample.bare_question
+    assert processor.tokenizer.decode(plain.inputs["input_ids"][0]) == f"<s> {sample.bare_question}"
     mixed = collate([sample, replace(sample, chat=False)])
     assert (mixed.inputs["attention_mask"].sum(1)[0] > mixed.inputs["attention_mask"].sum(1)[1]).all()
 
@@ -160,28 +157,19 @@ def test_the_middle_is_left_out(processor):
     """Half of the tokens stay on either side, and spans keep to their words."""
     question = " ".join(f"document {i} ." for i in range(10))
     first, last = question.index("document 0"), question.index("document 9")
-    sample = Sample(
-        "a",
-        (),
-        question,
-        "x",
-        "b",
-        spans=((first, 10), (last, last + 10)),
-        context=((0, len(question)),),
-        max_new_tokens=4,
-    )
+    spans = ((first, 10), (last, last + 10))
+    sample = Sample("a", (), question, "x", "b", spans=spans, context=((0, len(question)),), max_new_tokens=4)
     cut = without_middle(sample, 12, processor.tokenizer)
     assert cut.question == "document 0 . document 1 .document 8 . document 9 ."
     assert [cut.question[a:b] for a, b in cut.spans] == ["document 0", "document 9"]
     assert cut.context == ((0, len(cut.question)),)
     assert without_middle(sample, 30, processor.tokenizer) is sample
-    gone = without_middle(
-        replace(sample, spans=((question.index("document 5"), question.index("document 6")),)), 12, processor.tokenizer
-    )
+    middle = (question.index("document 5"), question.index("document 6"))
+    gone = without_middle(replace(sample, spans=(middle,)), 12, processor.tokenizer)
     assert gone.spans == ()
 
 
-@pytest.mark.parametrize(("longest", "tokens"), [(12, 12), (None, 40 - 4 - 4)])
+@pytest.mark.parametrize(("longest", "tokens"), [(12, 12), (None, 40 - 6 - 4)])
 def test_tasks_say_how_long_a_prompt_may_be(processor, longest, tokens):
     """Or the model does: what it reads, less the roles around a question and the answer."""
 
