@@ -26,10 +26,11 @@ def held(schedule: Schedule, visual: Sequence[int], text: int) -> list[int]:
     slots = []
     for layer, n in enumerate(visual):
         stage = stages.get(layer, stages.get(EVERY))
-        scoped = {"all": n + text, "visual": n, "text": text}[
-            str(stage.settings.get("scope", "all")) if stage else "all"
-        ]
-        slots.append(n + text if stage is None else n + text - scoped + min(scoped, stage.count(scoped)))
+        if stage is None:
+            slots.append(n + text)
+            continue
+        scoped = {"all": n + text, "visual": n, "text": text}[str(stage.settings.get("scope", "all"))]
+        slots.append(n + text - scoped + min(scoped, stage.count(scoped)))
     return slots
 
 
