@@ -92,7 +92,7 @@ class PagedEviction(CachePruner):
                 self._whole(stage.keep, stage)
 
     def _budget(self, slots: Slots, stage: Stage) -> tuple[int, ...]:
-        return tuple(self._whole(stage.count(total), stage) for total in slots.host_total)
+        return tuple(self._whole(count, stage) for count in slots.budget(stage))
 
     def _whole(self, count: int, stage: Stage) -> int:
         """A budget in whole pages."""

@@ -38,7 +38,7 @@ class PyramidKV(SnapKV):
             alive if count == alive else min(alive, w + falling(count - w, slots.layer, slots.layers, self.beta))
             for w, count, alive in zip(window, counts, slots.host_alive, strict=True)
         )
-        chosen = super().evict(replace(slots, host_total=own), signals, replace(stage, keep=max(own), solver=None))
+        chosen = super().evict(replace(slots, host_total=own), signals, replace(stage, keep=1.0, solver=None))
         return replace(chosen, counts=own)
 
 

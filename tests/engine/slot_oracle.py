@@ -54,6 +54,9 @@ def dense(host, inputs, sequences, call, entered=None):
             return hook
 
         picture = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+        for name, x in picture.items():
+            if x.shape == inputs["input_ids"].shape:  # kinds of tokens; the answer is text
+                picture[name] = torch.cat([x[b, real], x.new_zeros(steps)])[None]
         with torch.no_grad(), oracle.hooked(host.decoder.layers, before):
             out = host.model(input_ids=fed, attention_mask=torch.ones_like(fed), use_cache=False, **picture)
         rows.append(out.logits[0, -(steps + 1) :])

@@ -200,7 +200,7 @@ class Stream:
 
     def _before_layer(self, at: int) -> Callable:
         binding = Binding(self._host.towers["llm"].layers[at])
-        stages = [p for p in self._plan if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
+        stages = [p for p in self._cuts if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
 
         def enter(module, args, kwargs):
             run = self._current()
