@@ -37,7 +37,7 @@ def test_no_text_lies_on_another_or_outside(tmp_path, name):
         assert_apart(figure)
 
 
-@pytest.mark.parametrize("name", fronts.PLOTS)
+@pytest.mark.parametrize("name", [name for name in fronts.PLOTS if not name.endswith(("_model", "forward_ratio"))])
 @pytest.mark.parametrize("methods", [2, 9])
 def test_no_text_of_a_comparison_lies_on_another_or_outside(crowd, name, methods):
     frame = crowd[crowd["series"].isin([*(f"method{i}" for i in range(methods)), *OTHERS])]
