@@ -67,7 +67,6 @@ RUN = keys(
     chance=optional(mapped(number())),
     calibration=optional(_CALIBRATED),
     prompt=optional(keys(sample=TEXT, text=TEXT)),
-    unit=optional(TEXT),
     metrics=optional(mapped(_METRICS)),
 )
 CONFIG = keys(

@@ -205,7 +205,6 @@ class Run:
             text = way.prompt(self.loaded, shown)
             self.folder.update(**({} if text is None else {"prompt": {"sample": shown.id, "text": text}}))
             self._say_calibration()
-        self.folder.update(unit=self.loaded.host.unit)
         rows = {}
         batches = (way.collate, [*map(pixels, sizes)], seen.groups)
         with self.machine.feed(samples, self.loaded.processor, *batches) as feed:
@@ -220,7 +219,7 @@ class Run:
             return
         self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
         method = next((a for a in arms if a.role == "method"), None)
-        listing, missed = _listed(arms, rows)
+        listing, missed = _listed(arms, rows, self.loaded.host.unit)
         print(*missed, sep="\n", end="\n" if missed else "", flush=True)
         self.folder.update(arms=listing, budget=_of_method(listing), chance=task.chance(samples))
         if method is not None and method.schedule:
@@ -316,7 +315,9 @@ class Run:
         screen.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
 
 
-def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+def _listed(
+    arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]], unit: str
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The arms as run.json lists them, with budgets as means over what was answered, and lines on those missed."""
     totals = [row["total"] for row in rows[UNPRUNED].values()]
     listing, lines = [], []
@@ -326,7 +327,7 @@ def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]]) -> tuple
         slots = [row.get("slots_avg" if over_steps(arm.schedule) else "slots") for row in rows[arm.name].values()]
         held_slots = None if None in slots else round(sum(slots) / len(slots), 4)
         listing.append(arm.describe() | {"budget": budget, "slots": held_slots})
-        lines += missed_lines(arm.name, budget, totals, arm.budget)
+        lines += [line.replace("visual tokens", unit) for line in missed_lines(arm.name, budget, totals, arm.budget)]
     return listing, lines
 
 

@@ -16,15 +16,8 @@ from btp.report.text.checks import moved
 from btp.report.text.run_text import SAME_BUDGET
 from btp.report.text.units import common
 
-PRICES = (  # of methods that prune tokens
-    "tokens_avg",
-    "flops_visual_pdrop",
-    "flops_prefill",
-    "prefill_ratio",
-    "flops_model",
-    "forward_ratio",
-)
-SLOTS = "slots"  # of those that evict from the K/V cache, which save none of the others
+PRICES = ("tokens_avg", "flops_visual_pdrop", "flops_prefill", "prefill_ratio", "flops_model", "forward_ratio")
+SLOTS = "slots"  # of methods that evict from the K/V cache, which save none of the others
 _NAMES = {"unpruned": "unpruned", "random": "random", "downsampled": "down-sampled", "btp": "BTP"}
 _ASKED = c.Column(
     "budget_asked",

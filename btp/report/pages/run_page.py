@@ -40,6 +40,10 @@ _PLOT_TEXTS = {
         "Visual tokens per layer",
         "Mean visual tokens that entered each decoder layer, as the run counted them.",
     ),
+    "needles": (
+        "Needles by length and depth",
+        "Accuracy in percent: a cell per length of the text and place of the needle in it.",
+    ),
     "calibration": ("Calibration", "What each layer does to the picture, and the layers the stages came to."),
 }
 

@@ -67,6 +67,6 @@ def _moved(place: int, first: int, behind: int) -> int:
 
 
 def _around(sample: Sample, collate: Collate) -> int:
-    """Tokens that stand around a question."""
+    """Tokens that stand around a question, and one to spare for the seam."""
     bare = replace(sample, question="a", context=(), spans=())
     return int(collate([bare]).inputs["attention_mask"].sum())

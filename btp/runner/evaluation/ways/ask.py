@@ -118,7 +118,7 @@ def happened(call: Call, row: int) -> dict[str, Any]:
 
 
 def _held(call: Call, row: int) -> dict[str, Any]:
-    """Slots of the cache behind the prompt and over all steps, and how many left it per key head; {} without a cache."""
+    """Slots of the cache behind the prompt and over all steps, and how many left it per head; {} without one."""
     if not call.held:
         return {}
     evicted = sum(record.before[row] - record.after[row] for record in call.evicted)
