@@ -163,7 +163,7 @@ def _in_tower(
             stage, merging = stages[knot[-1]], stages[knot[-1]].site.kind == "mlp"
             times = fit_times(stage.keep)
             if not is_fit(stage.keep):
-                count = min(stage.count(total), alive)
+                count = stage.kept(total, alive)
             elif times is not None:
                 count = min(max(1, int(times * first + 0.5)), alive)
             else:

@@ -85,7 +85,9 @@ def test_sliding_windows():
 def test_features_that_come_between_layers():
     """Qwen3-VL adds features of the tower behind its first layers, which a token that waits would miss."""
     host = tiny.shared("qwen3")
-    with pytest.raises(ValueError, match=r"adds vision features behind its first 2 layers.*llm\.layer\.2 or later"):
+    with pytest.raises(
+        ValueError, match=r"adds vision features behind its first 2 layers.*site=llm\.layer\.2 or later"
+    ):
         attach(host, LazyLLM(), both(("llm.layer.1", 0.5))).__enter__()
     inputs = tiny.prompts(host, [[2, "i", 4]])
     with torch.no_grad(), attach(host, LazyLLM(), ONE) as trace:

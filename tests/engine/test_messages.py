@@ -65,7 +65,7 @@ ONE = plan(("llm.layer.2", 2))
         ),
         (
             Scatter(),
-            plan(("llm.layer.1", 2), phase="both"),
+            plan(("llm.input", 2), phase="both"),
             r"schedule\.0\.phase is both, which is not built",
         ),
     ],

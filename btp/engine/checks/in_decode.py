@@ -48,11 +48,6 @@ def _check_stage(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> Non
         raise ValueError(
             f"schedule.{i}.keep is 0 in phase both, so that nothing is left to choose in any step. Set phase: prefill."
         )
-    if stage.site.layer < 1:
-        raise ValueError(
-            f"schedule.{i}.site is {stage.site} in phase both, but in front of layer 0 there are no keys to choose "
-            "among. Set it to llm.layer.1 or later."
-        )
     if stage.positions == "renumber":
         raise ValueError(
             f"schedule.{i}.positions is renumber in phase both, where tokens come back to their own positions. "
@@ -70,8 +65,8 @@ def _check_stage(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> Non
         if stage.site.layer < last:
             raise ValueError(
                 f"schedule.{i}.site is {stage.site} in phase both, but {type(host.decoder).__name__} adds vision "
-                f"features behind its first {last} layers, which a token that stayed behind would miss. Set it to "
-                f"llm.layer.{last} or later."
+                f"features behind its first {last} layers, which a token that stayed behind would miss. Set "
+                f"pruner.schedule.{i}.site=llm.layer.{last} or later."
             )
 
 
