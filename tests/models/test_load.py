@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from saved import SMALL, copied, edit, settings, whole
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach

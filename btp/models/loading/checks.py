@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from packaging.version import InvalidVersion, Version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from btp.models.loading.checkpoint import read_config
 from btp.models.loading.kinds import Kind
