@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,8 +21,8 @@ from btp.schedules.meet import Facts, Met, Planned, meet, wanted_budget
 from btp.schedules.place import place_stages
 from btp.schedules.plan import Sources, for_method, plan
 from btp.schedules.published import with_published
-from btp.schedules.serialize import budget_entry, described, off_budget
-from btp.schedules.slots import fit_slots, in_cache
+from btp.schedules.serialize import budget_entry, described, missed_lines, off_budget, what_happened
+from btp.schedules.slots import fit_slots, in_cache, over_steps
 
 BARE = ("site", "keep", "positions", "phase", "scope", "every")  # of a cache stage: nothing that one method knows
 
@@ -134,6 +134,27 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         if method is not None:
             method.check(arm.schedule)
     return [replace(arm, shares=_shares(arm.schedule, facts)) for arm in arms], lines
+
+
+def listed(
+    arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]], unit: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The arms as run.json lists them, with budgets as means over what was answered, and lines on those missed."""
+    totals = [row["total"] for row in rows[UNPRUNED].values()]
+    listing, lines = [], []
+    for arm in arms:
+        reached = [sum(row["visual"]) / len(row["visual"]) for row in rows[arm.name].values()]
+        budget = what_happened(arm.budget, arm.asked, sum(reached) / len(reached), totals)
+        slots = [row.get("slots_avg" if over_steps(arm.schedule) else "slots") for row in rows[arm.name].values()]
+        held_slots = None if None in slots else round(sum(slots) / len(slots), 4)
+        listing.append(arm.describe() | {"budget": budget, "slots": held_slots})
+        lines += [line.replace("visual tokens", unit) for line in missed_lines(arm.name, budget, totals, arm.budget)]
+    return listing, lines
+
+
+def budget_of_method(listing: list[dict[str, Any]]) -> dict[str, Any]:
+    """The budget of the method's arm, of the unpruned one where there is none."""
+    return next((entry["budget"] for entry in listing if entry["role"] == "method"), listing[0]["budget"])
 
 
 def shared_identity(config: Mapping[str, Any], checkpoint: str) -> str:

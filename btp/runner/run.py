@@ -30,7 +30,7 @@ from btp.report.text.floor import example, nothing_right
 from btp.results.atomic import clear_parts, write_json
 from btp.results.status import UNPRUNED, lacks_report_alone
 from btp.results.writer import RunFolder, spread
-from btp.runner.arms import Arm, build_method, shared_identity
+from btp.runner.arms import Arm, budget_of_method, build_method, listed, shared_identity
 from btp.runner.calibration.calibration_set import calibration_set
 from btp.runner.datasets import make_dataset
 from btp.runner.devices import Lost, Machine, place
@@ -55,8 +55,6 @@ from btp.runner.workers.launch import FAILED, STOPPED, Outcome
 from btp.runner.workers.ranks import LOST
 from btp.schedules.fit import OutOfReach
 from btp.schedules.meet import pictures_of
-from btp.schedules.serialize import missed_lines, what_happened
-from btp.schedules.slots import over_steps
 from btp.tasks.bounds import check_questions, pixels, sizes_within
 from btp.tasks.sample import Sample, Task
 
@@ -219,9 +217,9 @@ class Run:
             return
         self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
         method = next((a for a in arms if a.role == "method"), None)
-        listing, missed = _listed(arms, rows, self.loaded.host.unit)
+        listing, missed = listed(arms, rows, self.loaded.host.unit)
         print(*missed, sep="\n", end="\n" if missed else "", flush=True)
-        self.folder.update(arms=listing, budget=_of_method(listing), chance=task.chance(samples))
+        self.folder.update(arms=listing, budget=budget_of_method(listing), chance=task.chance(samples))
         if method is not None and method.schedule:
             with self.phase("inert"):
                 self.folder.update(inert=way.inert(self.loaded, method, spread(samples, 8)))
@@ -248,7 +246,7 @@ class Run:
         if not self.machine.leads:
             return
         listing = [arm.describe() for arm in arms]
-        self.folder.update(arms=listing, budget=_of_method(listing))
+        self.folder.update(arms=listing, budget=budget_of_method(listing))
         host, device, cost = self.loaded.host, self.machine.device, config["cost"]
         if "llm" in host.towers:
             facts, self.measures = say_forecast(self.folder.path, host, arms, inputs, device, cost)
@@ -313,27 +311,6 @@ class Run:
         if table and self.measures:
             screen.print(cost_table(path) if random else screen_table(path))
         screen.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
-
-
-def _listed(
-    arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]], unit: str
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The arms as run.json lists them, with budgets as means over what was answered, and lines on those missed."""
-    totals = [row["total"] for row in rows[UNPRUNED].values()]
-    listing, lines = [], []
-    for arm in arms:
-        reached = [sum(row["visual"]) / len(row["visual"]) for row in rows[arm.name].values()]
-        budget = what_happened(arm.budget, arm.asked, sum(reached) / len(reached), totals)
-        slots = [row.get("slots_avg" if over_steps(arm.schedule) else "slots") for row in rows[arm.name].values()]
-        held_slots = None if None in slots else round(sum(slots) / len(slots), 4)
-        listing.append(arm.describe() | {"budget": budget, "slots": held_slots})
-        lines += [line.replace("visual tokens", unit) for line in missed_lines(arm.name, budget, totals, arm.budget)]
-    return listing, lines
-
-
-def _of_method(listing: list[dict[str, Any]]) -> dict[str, Any]:
-    """The budget of the method's arm, of the unpruned one where there is none."""
-    return next((entry["budget"] for entry in listing if entry["role"] == "method"), listing[0]["budget"])
 
 
 def main() -> int:

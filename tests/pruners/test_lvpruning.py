@@ -123,7 +123,9 @@ def test_settings_out_of_range_are_refused(changes, message):
 
 def test_heads_that_do_not_divide_the_width_are_refused():
     seen, at = tokens(4), stage()
-    with pytest.raises(ValueError, match=r"pruner.method.heads is 3, which does not divide the width of the modules, 16"):
+    with pytest.raises(
+        ValueError, match=r"pruner.method.heads is 3, which does not divide the width of the modules, 16"
+    ):
         pruner = method(heads=3)
         pruner.select(seen, signals(pruner, seen, at), at)
 
