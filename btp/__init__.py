@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from btp.api.attach import attach
     from btp.api.catalogue import citation, methods, models
     from btp.api.evaluate import evaluate
+    from btp.api.export import export
     from btp.api.hosts import processor
 
 _HOME = {
     "attach": "attach",
     "citation": "catalogue",
     "evaluate": "evaluate",
+    "export": "export",
     "methods": "catalogue",
     "processor": "hosts",
 }
 
-__all__ = ["__version__", "attach", "citation", "evaluate", "methods", "models", "processor"]
+__all__ = ["__version__", "attach", "citation", "evaluate", "export", "methods", "models", "processor"]
 
 
 class _Models(ModuleType):

@@ -15,7 +15,6 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -29,7 +28,6 @@ from btp.runner.pruner_lists import name_lists
 from btp.runner.sweeps.cells import Cells
 from btp.runner.sweeps.summary import Sweep
 from btp.runner.workers.launch import FAILED, STOPPED
-from hydra_plugins.btp_optuna import OptunaSweeper
 
 COMPLETION = {"-sc", "--shell-completion"}  # the rest of the line is a shell's, and Hydra's own
 
@@ -57,7 +55,6 @@ def main() -> None:
 
 
 def _run(words: list[str]) -> None:
-    Plugins.instance().register(OptunaSweeper)  # an editable installation does not list what hydra_plugins holds
     if COMPLETION & set(words):
         app()
         return
