@@ -150,7 +150,7 @@ def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
             "pruner of a run of its own."
         )
     if own is not None:
-        schedule = Schedule.from_config(place_stages(own, facts.layers, facts.vision_layers))
+        schedule = Schedule.from_config(place_stages(own, facts.layers, facts.vision_layers, facts.tower_layers))
     elif all(stage.withdraws_all for stage in main.schedule):
         schedule = Schedule((Stage("llm.input", FIT),))
         note = f"At llm.input, since {main.name} leaves nothing to choose at its own stage."

@@ -32,6 +32,7 @@ class Facts:
         pictures: of a sample, tiles counted one by one, the most; stages in the vision tower count tokens of each.
         totals: of every sample with a picture, in any order; () where all have `total`.
         unequal: samples differ, so that each is solved for its own total.
+        tower_layers: layers of the vision tower that can be looked at; 0 where none can.
     """
 
     layers: int
@@ -40,6 +41,7 @@ class Facts:
     pictures: int = 1
     totals: tuple[int, ...] = ()
     unequal: bool = False
+    tower_layers: int = 0
 
     @property
     def most(self) -> int:
@@ -82,10 +84,11 @@ def facts_of(host: Host, totals: int | Sequence[int], pictures: int = 1, unequal
     """
     tower = host.towers.get("vision")
     layers = 0 if tower is None or tower.feature is None else tower.feature + 1
+    seen = len(tower.layers) if tower is not None and tower.pooled else layers
     if isinstance(totals, int):
-        return Facts(host.num_layers, totals, layers, pictures, unequal=unequal)
-    mean = round(sum(totals) / len(totals))
-    return Facts(host.num_layers, mean, layers, pictures, tuple(totals), unequal or len(set(totals)) > 1)
+        return Facts(host.num_layers, totals, layers, pictures, unequal=unequal, tower_layers=seen)
+    mean, differ = round(sum(totals) / len(totals)), unequal or len(set(totals)) > 1
+    return Facts(host.num_layers, mean, layers, pictures, tuple(totals), differ, seen)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _own(pruner: Mapping[str, Any], facts: Facts) -> Planned:
                 "one stage that says itself what it keeps. Remove pruner.layer, or all stages but that one."
             )
         stages = [dict(stages[0]) | {"site": f"llm.layer.{0 if layer == FREE_LAYER else layer}"}]
-    placed = Schedule.from_config(place_stages(stages, facts.layers, facts.vision_layers))
+    placed = Schedule.from_config(place_stages(stages, facts.layers, facts.vision_layers, facts.tower_layers))
     return Planned(placed, lambda stage: True, layer == FREE_LAYER)
 
 
