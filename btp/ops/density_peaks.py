@@ -11,7 +11,7 @@ NEAR = 8  # units of rounding that the distance of a copy may have
 
 
 def density_peaks(
-    x: Tensor, k: Sequence[int], valid: Tensor | None = None, strict: bool = False
+    x: Tensor, k: Sequence[int], valid: Tensor | None = None, strict: bool = False, neighbours: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Group rows around the k most prominent ones.
 
@@ -28,6 +28,7 @@ def density_peaks(
         strict: of equally dense rows none is the denser one, so that both of a pair can be centres. With k = 2 that
             is any two rows which are each other's nearest. The released code without its noise does so; with it,
             chance makes one of them the denser.
+        neighbours: nearest rows that make the density; None = as many as clusters.
 
     Returns:
         [B, max(k)] indices of the centres in descending order of their product, shorter rows padded with -1 at the
@@ -49,7 +50,8 @@ def density_peaks(
     if valid is None:
         valid = torch.ones(B, M, dtype=torch.bool, device=x.device)
     distance = _distances(x, valid) / D**0.5
-    scores = _prominence(distance, wanted, valid, strict)
+    near = wanted if neighbours is None else torch.minimum(valid.sum(1, keepdim=True), wanted.new_tensor(neighbours))
+    scores = _prominence(distance, near, valid, strict)
     centres = scores.argsort(dim=1, descending=True, stable=True)[:, : max(counts, default=0)]
     group = x.new_zeros(B, M, dtype=torch.long)
     if not centres.shape[1]:

@@ -16,6 +16,7 @@ from btp.core.topk import lowest, top_k
 from btp.ops.bipartite import merge_to
 from btp.ops.frames import frames_apart, shared_out
 from btp.ops.pagerank import walk_scores
+from btp.pruners.patch_attention import joined_keys
 
 ORDERS = ("raster", "official")
 MEANS = ("official", "size")
@@ -35,7 +36,9 @@ class AIM(Pruner):
     Args:
         metric: what is compared in merging: hidden, the tokens' states (the paper for video) | vision.feature, the
             keys of the block whose output the projector reads | vision.layer.N, those of another block (released code
-            for LLaVA-1.5: vision.layer.23, whose input are the tokens to be merged). Keys of all heads in one.
+            for LLaVA-1.5: vision.layer.23, whose input are the tokens to be merged). Keys of all heads in one. At
+            `llm.input` keys are those of the patches that were pooled, averaged; where a family resizes or pools frames
+            so that they cannot be told, take hidden.
         order: raster, tokens stay in their places | official, the tokens that could have gone but stay come first, by
             descending similarity.
         mean: official, each step takes the plain mean, whatever merged before | size, by the tokens each stands for.
@@ -69,11 +72,6 @@ class AIM(Pruner):
                 continue
             site = stage.site
             if _merges(stage):
-                if site.kind == "input" and self.metric is not None:
-                    raise ValueError(
-                        f"schedule.{i}.site is llm.input, where pruner 'aim' compares tokens by themselves, but "
-                        f"pruner.method.metric is {self.metric}. Set pruner.method.metric=hidden."
-                    )
                 if self.order == "official" and stage.positions != "renumber":
                     raise ValueError(
                         f"schedule.{i}.positions is {stage.positions}, but pruner.method.order=official gives the "
@@ -102,17 +100,19 @@ class AIM(Pruner):
             walk = self._walk(tokens, signals, stage)
             return Selection(top_k(walk, counts, tokens.valid), scores=walk)
         alive = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
-        if stage.site.kind == "input":
-            return self._merge_frames(tokens, counts, alive)
         metric = tokens.hidden
         if self.metric is not None:
-            metric = signals[self.needs(stage)[0]].transpose(1, 2).flatten(2)  # [B, N, H * d]
+            metric = joined_keys(signals[self.needs(stage)[0]], tokens, stage)
+        if stage.site.kind == "input":
+            return self._merge_frames(tokens, metric, counts, alive)
         order = "raster" if self.order == "raster" else "similar"
         size = tokens.size if self.mean == "size" else None
         keep, plan = merge_to(metric, alive, counts, size, order)
         return Selection(keep, plan if counts != alive else None, ordered=order != "raster")
 
-    def _merge_frames(self, tokens: Tokens, counts: tuple[int, ...], alive: tuple[int, ...]) -> Selection:
+    def _merge_frames(
+        self, tokens: Tokens, metric: Tensor, counts: tuple[int, ...], alive: tuple[int, ...]
+    ) -> Selection:
         """Each frame by itself, as a row of its own."""
         on_grid = tokens.valid & (tokens.coord[..., 1] >= 0)
         apart = frames_apart(tokens.image, tokens.coord[..., 0], on_grid)
@@ -122,7 +122,7 @@ class AIM(Pruner):
         order = "raster" if self.order == "raster" else "similar"
         row, index = apart.row[:, None], apart.index.clamp(min=0)
         size = tokens.size[row, index] if self.mean == "size" else None
-        keep, plan = merge_to(tokens.hidden[row, index], apart.sizes, wanted, size, order)
+        keep, plan = merge_to(metric[row, index], apart.sizes, wanted, size, order)
 
         every = torch.arange(on_grid.shape[1], device=on_grid.device).expand_as(on_grid)
         loose = tokens.valid & ~on_grid

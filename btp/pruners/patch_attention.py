@@ -61,13 +61,18 @@ def exact(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def check_sites(schedule: Schedule, method: str) -> None:
+def check_sites(schedule: Schedule, method: str, first: int = 0) -> None:
     """Refuse stages that are not in front of the decoder, where each token is a patch.
+
+    Args:
+        schedule: of the method, or a part of it.
+        method: its name.
+        first: number of the part's first stage.
 
     Raises:
         ValueError: names the config key and the sites there are.
     """
-    for i, stage in enumerate(schedule):
+    for i, stage in enumerate(schedule, first):
         if str(stage.site) not in SITES and not stage.withdraws_all:
             raise ValueError(
                 f"schedule.{i}.site is {stage.site}, but pruner {method!r} chooses once, in front of the language "

@@ -16,9 +16,10 @@ ORDERS = ("raster", "official")
 class ToMe(Pruner):
     """Token merging by bipartite soft matching.
 
-    At `vision.mlp.N` tokens are compared by the keys of block N, averaged over heads; at `vision.output` by their
-    states. A token becomes the mean of all it stands for, and carries their number on. A step halves the tokens at
-    most; a stage that keeps less takes several, between which the metric is merged too. The class token stays out.
+    At `vision.mlp.N` tokens are compared by the keys of block N, averaged over heads; at `vision.output`, and at
+    `llm.input` for towers whose tokens are pooled, by their states. A token becomes the mean of all it stands for, and
+    carries their number on. A step halves the tokens at most; a stage that keeps less takes several, between which the
+    metric is merged too. The class token stays out.
 
     The pruner's `proportional_attention` tells the engine to add log size to the keys of the blocks behind a merge.
 
@@ -48,10 +49,11 @@ class ToMe(Pruner):
         for i, stage in enumerate(schedule):
             if stage.withdraws_all:
                 continue
-            if stage.site.tower != "vision" or stage.site.kind not in ("mlp", "output"):
+            inside = stage.site.tower == "vision" and stage.site.kind in ("mlp", "output")
+            if not inside and str(stage.site) != "llm.input":
                 raise ValueError(
                     f"schedule.{i}.site is {stage.site}, but pruner 'tome' merges inside the blocks of the vision "
-                    f"tower or behind it. Set schedule.{i}.site to vision.mlp.N or vision.output."
+                    f"tower or behind it. Set schedule.{i}.site to vision.mlp.N, vision.output or llm.input."
                 )
             if self.order == "official" and stage.positions != "renumber":
                 raise ValueError(
@@ -61,7 +63,7 @@ class ToMe(Pruner):
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:
         """Inside a block its own keys; behind the tower nothing."""
-        if stage.withdraws_all or stage.site.kind == "output":
+        if stage.withdraws_all or stage.site.kind != "mlp":
             return ()
         return (Signal("keys", stage.site.previous_layer),)
 

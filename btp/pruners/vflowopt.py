@@ -116,7 +116,7 @@ class VFlowOpt(Pruner):
     def importance(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] what each token is worth; 1 off the grid, arbitrary where padded."""
         queries, keys, *pixels = (signals[signal] for signal in self.needs(stage))
-        real = _real(tokens, queries)
+        real = (queries != 0).any(-1).any(1)  # zeros stand behind the patches of a smaller picture
         received = received_attention(queries, keys, real)
         found = inflow_map(queries, keys, qualifying_rows(received, self.t, real), self.rows, real)
         if pixels:
@@ -168,15 +168,3 @@ class VFlowOpt(Pruner):
         target = torch.where(alone, plan.target, plainly.target)
         weight = torch.where(alone, plan.weight, plainly.weight)
         return torch.where(alone, stays, apart), MergePlan(target, weight)
-
-
-def _real(tokens: Tokens, queries: Tensor) -> Tensor:
-    """[P, N] bool: patches of each picture that are not padding, where pictures of different size share a batch."""
-    P, N = queries.shape[0], queries.shape[2]
-    assert tokens.picture is not None  # as in `importance`
-    images = tokens.image.masked_fill(~tokens.valid, 0).amax(1) + 1
-    each = (tokens.total.to(images.device) // images).clamp(min=1)
-    owner = tokens.picture.masked_fill(tokens.picture < 0, P)
-    sizes = torch.full((P + 1,), N, device=queries.device)
-    sizes = sizes.scatter(0, owner.flatten(), each[:, None].expand_as(owner).flatten())
-    return torch.arange(N, device=queries.device) < sizes[:P, None]

@@ -15,6 +15,7 @@ from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
 from btp.core.topk import top_k
 from btp.ops.merge import merge_states
+from btp.pruners.patch_attention import by_token, check_sites, is_patch
 
 SCORES = ("cls", "received")
 ORDERS = ("official", "raster")
@@ -28,6 +29,9 @@ class VisionZip(Pruner):
     attention are dominant. Of the rest, c patches at even distances become contextual tokens, and each other one
     joins the contextual token whose keys, averaged over heads, are most like its own. Question-independent. A picture
     of which everything stays is left as it is.
+
+    At `llm.input`, for towers whose tokens are pooled, all pictures of a prompt share one count, what the tower shows
+    of patches is put together for each visual token, and these merge behind the projector.
 
     The class token takes the place of the first patch that is neither dominant nor contextual. That patch's content
     flows into its contextual token as any other's, but plan and trace show it where the class token stands.
@@ -67,10 +71,11 @@ class VisionZip(Pruner):
                 if stage.settings:
                     raise ValueError(f"schedule.{i}.contextual has no effect: keep is 0. Remove it.")
                 continue
-            if str(stage.site) != "vision.output":
+            check_sites(Schedule((stage,)), self.name, i)
+            if self.cls and stage.site.kind == "input":
                 raise ValueError(
-                    f"schedule.{i}.site is {stage.site}, but pruner 'visionzip' works on what the vision tower hands "
-                    f"on. Set schedule.{i}.site to vision.output."
+                    f"schedule.{i}.site is llm.input, where no class token comes. Set schedule.{i}.site to "
+                    "vision.output, or pruner.method.cls=false."
                 )
             own = "contextual" in stage.settings
             key = f"schedule.{i}.contextual" if own else "pruner.method.contextual"
@@ -90,8 +95,7 @@ class VisionZip(Pruner):
         """Attention and keys of the block that the projector reads; the class token where it is kept."""
         if stage.withdraws_all:
             return ()
-        block = stage.site.previous_layer
-        rows = "cls" if self.score == "cls" else "mean"
+        block, rows = "vision.feature", "cls" if self.score == "cls" else "mean"
         signals = (Signal("attention", block, rows, "probs"), Signal("keys", block))
         return (*signals, Signal("hidden", stage.site, "cls")) if self.cls else signals
 
@@ -103,15 +107,17 @@ class VisionZip(Pruner):
         split = [self._split(k, n, asked) for k, n in zip(counts, alive, strict=True)]
         dominant, contextual, class_tokens = (tuple(column) for column in zip(*split, strict=True))
         attention, keys, *state = (signals[signal] for signal in self.needs(stage))
-
-        scores = attention.float().sum((1, 2))
+        scores, keys = attention.float().sum((1, 2)), keys.float().mean(1)
+        if stage.site.kind == "input":  # of pictures, for the tokens of a prompt
+            lowest = torch.finfo(scores.dtype).min
+            scores, keys = by_token(scores, tokens).masked_fill(~is_patch(tokens), lowest), by_token(keys, tokens)
         chosen = top_k(scores, dominant, tokens.valid)
         chosen = _marked(chosen, tokens.valid.shape[1])  # [B, N]
         rest = tokens.valid & ~chosen
         gathers = _evenly(rest, contextual, [n - d for n, d in zip(alive, dominant, strict=True)])
         joins = rest & ~gathers
         index = torch.arange(rest.shape[1], device=rest.device).expand_as(rest)
-        target = torch.where(joins, nearest_mark(keys.float().mean(1), gathers, contextual), index)
+        target = torch.where(joins, nearest_mark(keys, gathers, contextual), index)
         target = target.masked_fill(~tokens.valid, -1)
 
         carries = joins & (joins.cumsum(1) == 1) & _column(class_tokens, rest).bool()

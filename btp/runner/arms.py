@@ -202,7 +202,7 @@ def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
             "pruner of a run of its own."
         )
     if own is not None:
-        schedule = Schedule.from_config(place_stages(own, facts.layers, facts.vision_layers))
+        schedule = Schedule.from_config(place_stages(own, facts.layers, facts.vision_layers, facts.tower_layers))
     elif all(stage.withdraws_all for stage in main.schedule):
         site = "llm.input" if facts.tower == "llm" else "vision.layer.0"
         schedule = Schedule((Stage(site, FIT),))

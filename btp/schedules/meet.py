@@ -34,6 +34,7 @@ class Facts:
         unequal: samples differ, so that each is solved for its own total.
         tower: over whose layers tokens are averaged: "llm", or "vision" without a language model.
         unit: what the tokens are called.
+        tower_layers: layers of the vision tower that can be looked at; 0 where none can.
     """
 
     layers: int
@@ -44,6 +45,7 @@ class Facts:
     unequal: bool = False
     tower: str = "llm"
     unit: str = "visual tokens"
+    tower_layers: int = 0
 
     @property
     def most(self) -> int:
@@ -90,10 +92,12 @@ def facts_of(host: Host, totals: int | Sequence[int], pictures: int = 1, unequal
     layers = 0 if tower is None or tower.feature is None else tower.feature + 1
     averaged = "llm" if "llm" in host.towers else "vision"
     depth = len(host.towers[averaged].layers)
+    seen = len(tower.layers) if tower is not None and tower.pooled else layers
+    own = {"tower": averaged, "unit": host.unit, "tower_layers": seen}
     if isinstance(totals, int):
-        return Facts(depth, totals, layers, pictures, unequal=unequal, tower=averaged, unit=host.unit)
+        return Facts(depth, totals, layers, pictures, unequal=unequal, **own)
     mean, differ = round(sum(totals) / len(totals)), unequal or len(set(totals)) > 1
-    return Facts(depth, mean, layers, pictures, tuple(totals), differ, averaged, host.unit)
+    return Facts(depth, mean, layers, pictures, tuple(totals), differ, **own)
 
 
 @dataclass(frozen=True)

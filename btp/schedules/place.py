@@ -19,13 +19,15 @@ def nearest_layer(layer: int, depth: int, layers: int) -> int:
     return min(max(nearest, min(layer, 1)), layers - 1)
 
 
-def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_layers: int = 0) -> list[dict[str, Any]]:
+def place_stages(
+    stages: Sequence[Mapping[str, Any]], num_layers: int, vision_layers: int = 0, tower_layers: int = 0
+) -> list[dict[str, Any]]:
     """Turn the sites of a schedule's config into sites of one model.
 
     `llm.layer.8/32` is layer 8 of a model of 32 layers: the layer at the same share of this model's depth, halves
     rounded up, never layer 0 unless it says 0, and never beyond the last. A stage that falls on another's layer by
-    that takes its place; where the first `fit` is gone then, the first `fit*X` becomes it and the others refer to that.
-    `llm.cache.8/32` is placed likewise, and `llm.cache.*` stays as it is.
+    that takes its place, as does one that is the same as another; where the first `fit` is gone then, the first `fit*X`
+    becomes it and the others refer to that. `llm.cache.8/32` is placed likewise, and `llm.cache.*` stays as it is.
     `vision.layer.1/2` and `vision.mlp.1/2` mean the same of the vision tower up to the layer that the projector reads.
     `vision.mlp.*` (or `vision.layer.*`) becomes one stage for each layer of the vision tower up to the one that the
     projector reads. Other sites stay as they are. A setting that is a site at a share of the depth, a layer that the
@@ -34,7 +36,8 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
     Args:
         stages: as `Schedule.from_config` reads them.
         num_layers: decoder layers of the model.
-        vision_layers: layers of its vision tower up to and with the one the projector reads; 0 without a tower.
+        vision_layers: layers of its vision tower up to and with the one the projector reads; 0 where none can be cut.
+        tower_layers: the same where layers can be looked at and not cut, since tokens are pooled behind them.
 
     Returns:
         Stages with plain sites, in the same order.
@@ -49,7 +52,8 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
         if not vision_layers and (every or share) and text.startswith("vision."):
             raise ValueError(
                 f"schedule.{i}.site is {text}, but this model has no vision tower whose layers can be cut. "
-                "Choose a method that works in the language model."
+                f"Choose a method that works in the language model, or set pruner.schedule.{i}.site=llm.input where "
+                "the method can."
             )
         if found := every:
             sites = [f"{found[1]}.{layer}" for layer in range(vision_layers)]
@@ -60,10 +64,15 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
         looks = {
             key: _RELATIVE.match(value) for key, value in stage.items() if isinstance(value, str) and key != "site"
         }
-        seen = {k: _layer_of(f"schedule.{i}.{k}", at, num_layers, vision_layers) for k, at in looks.items() if at}
+        seen = {
+            k: _layer_of(f"schedule.{i}.{k}", at, num_layers, vision_layers or tower_layers)
+            for k, at in looks.items()
+            if at
+        }
         for site in sites:
-            placed = [other for other in placed if other[0] != site or not (relative or other[1])]
-            placed.append((site, relative, {**stage, **seen, "site": site} if "site" in stage else dict(stage)))
+            mine = {**stage, **seen, "site": site} if "site" in stage else dict(stage)
+            placed = [other for other in placed if other[0] != site or not (relative or other[1] or other[2] == mine)]
+            placed.append((site, relative, mine))
     return _rebased(stages, [stage for _, _, stage in placed])
 
 

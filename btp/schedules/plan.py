@@ -94,7 +94,7 @@ def _own(pruner: Mapping[str, Any], facts: Facts) -> Planned:
         stages = [dict(stages[0]) | {"site": f"{facts.tower}.layer.{0 if layer == FREE_LAYER else layer}"}]
     if facts.tower == "vision":  # behind its last layer nothing is left to compute
         stages = [stage for stage in stages if stage.get("site") != "vision.output"] or stages
-    placed = Schedule.from_config(place_stages(stages, facts.layers, facts.vision_layers))
+    placed = Schedule.from_config(place_stages(stages, facts.layers, facts.vision_layers, facts.tower_layers))
     return Planned(placed, lambda stage: True, layer == FREE_LAYER)
 
 

@@ -79,6 +79,10 @@ def _value(signal, seen, random):
     heads = HEADS if signal.kind in ("attention", "preview", "queries") else 2
     if signal.site.tower == "vision":
         heads = HEADS
+    if signal.site.tower == "vision" and signal.kind in ("queries", "keys"):  # zeros behind a picture's last patch
+        lead = torch.ones(B, LEAD if signal.rows == "all" else 0, dtype=torch.bool)
+        real = torch.cat([lead, seen.valid], dim=1)
+        return torch.randn(B, heads, rows, 8, generator=random) * real[:, None, :, None]
     if signal.kind in ("attention", "preview"):
         raw = torch.randn(B, heads, rows, N, generator=random)
         return raw.softmax(-1) / 2 if signal.form == "probs" else raw

@@ -220,12 +220,16 @@ def test_sites(site):
     aim().check(Schedule.from_config([{"site": site, "keep": 0}]))
 
 
-def test_frames_are_compared_by_themselves():
-    """Tokens that were pooled have no keys in the tower."""
-    stages = Schedule.from_config([{"site": "llm.input", "keep": 0.5}])
-    with pytest.raises(ValueError, match=r"schedule.0.site is llm.input, .* Set pruner.method.metric=hidden"):
-        aim().check(stages)
-    aim(metric="hidden").check(stages)
+def test_pooled_tokens_are_compared_by_the_keys_of_their_patches():
+    """At the decoder's input states pair 0 with 1, and the tower's keys 2 with 3."""
+    seen = replace(tokens(4), hidden=torch.tensor([[[1.0, 0], [1, 0.1], [0, 1], [-1, 0]]]))
+    keys = torch.tensor([[1.0, 0], [0, 1], [-1, -1], [-1, -0.9]]).view(1, 1, 4, 2)
+    at, asked = stage("llm.input", 3), Signal("keys", "vision.feature")
+    by_keys = aim().select(seen, Signals({asked: keys}), at)
+    assert by_keys.merge.target[0, 2] == by_keys.merge.target[0, 3]
+    assert aim(metric="hidden").needs(at) == ()
+    by_state = aim(metric="hidden").select(seen, Signals(), at)
+    assert by_state.merge.target[0, 0] == by_state.merge.target[0, 1]
 
 
 def test_official_order_needs_new_positions():
