@@ -128,13 +128,13 @@ def test_published_gflops(model):
     """Table 2, from the rows that the three stages leave."""
     width, depth, paper = PAPER[model]
     for r, expected in zip((0, 32, 48, 64), paper, strict=True):
-        cuts = [1 + i * (depth // 3) for i in range(3)]
+        cuts = [i * depth // 3 + 1 for i in range(3)]
         rows = [1568 - r * sum(8 // 2**i for i, cut in enumerate(cuts) if cut <= layer) for layer in range(depth)]
         if r and model == "base":
             placed = Schedule.from_config(published("sta", str(r), "videomae_base_k400", 12))
             assert [s.site.layer for s in placed] == cuts
             assert [s.keep for s in placed] == [rows[cut] for cut in cuts]
-        assert macs(rows, width, 1568) == pytest.approx(expected, abs=1.5 if expected > 500 else 0.6)
+        assert macs(rows, width, 1568) == pytest.approx(expected, abs=0.6)
 
 
 MESSAGES = {
