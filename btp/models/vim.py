@@ -31,6 +31,7 @@ class VimConfig(PreTrainedConfig):
 
     image_size: int = 224
     patch_size: int = 16
+    patch_stride: int | None = None
     num_channels: int = 3
     hidden_size: int = 192
     num_hidden_layers: int = 24
@@ -163,7 +164,8 @@ class VimPatches(nn.Module):
 
     def __init__(self, config: VimConfig):
         super().__init__()
-        self.proj = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
+        stride = config.patch_stride or config.patch_size
+        self.proj = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, stride)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, h, w] to [B, patches, C] in raster order."""
@@ -181,12 +183,12 @@ class VimForImageClassification(PreTrainedModel):
 
     def __init__(self, config: VimConfig):
         super().__init__(config)
-        if config.image_size % config.patch_size:
+        if (config.image_size - config.patch_size) % (config.patch_stride or config.patch_size):
             raise ValueError(
                 f"image_size is {config.image_size}, which patch_size {config.patch_size} does not divide. Change one "
                 "of them in the model's config."
             )
-        patches = (config.image_size // config.patch_size) ** 2
+        patches = self.picture_grid(None)[0] ** 2
         self.middle = patches // 2
         self.patch_embed = VimPatches(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
@@ -195,6 +197,12 @@ class VimForImageClassification(PreTrainedModel):
         self.norm_f = nn.RMSNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    def picture_grid(self, pixels: Tensor | None) -> tuple[int, int]:
+        """(rows, columns) of its patches; it takes pictures of one size."""
+        config = self.config
+        side = (config.image_size - config.patch_size) // (config.patch_stride or config.patch_size) + 1
+        return side, side
 
     def fixed_rows(self, rows: int) -> tuple[int, ...]:
         """The class token, in the middle of `rows` rows."""

@@ -15,7 +15,7 @@ from btp.measure.vision.forward import Forward, frozen, measure_forward
 from btp.measure.vision.tower import tower_cost
 from btp.models.backbone import Backbone
 from btp.models.vim import VimConfig, VimForImageClassification
-from btp.pruners.frames import Frames
+from btp.pruners.fewer_frames import FewerFrames
 
 
 def cost_of(host):
@@ -32,7 +32,7 @@ def schedule(*stages):
 def test_the_formula_counts_what_the_counter_counts(family, stages):
     host = backbones.shared(family)
     inputs = backbones.pictures(host)
-    pruner = Frames() if stages else None
+    pruner = FewerFrames() if stages else None
     with torch.inference_mode(), frozen(host.model), attach(host, pruner, schedule(*stages)) as trace:
         counted = measured(lambda: host(**inputs))
     assert cost_of(host).flops(trace[0]) == counted
@@ -85,7 +85,7 @@ def test_a_measurement_has_both_sides_per_sample():
     subject = Forward(host.model, lambda: host(**inputs), cost_of(host), torch.device("cpu"))
 
     def attached():
-        return attach(host, Frames(), schedule(("vision.layer.2", 3)))
+        return attach(host, FewerFrames(), schedule(("vision.layer.2", 3)))
 
     with torch.inference_mode():
         found = measure_forward(subject, attached, pruner=None, repeats=2, warmup=1, now=lambda: next(clock))

@@ -90,7 +90,7 @@ def renamed(weights, depth):
         ):
             found[f"{ours}.attention.attention.{part}.weight"] = rows
         for part, name in (("query", "q_bias"), ("value", "v_bias")):
-            found[f"{ours}.attention.attention.{name}"] = weights.pop(f"{theirs}.attn.{name}")
+            found[f"{ours}.attention.attention.{part}.bias"] = weights.pop(f"{theirs}.attn.{name}")
         table = {
             "attn.proj": "attention.output.dense",
             "mlp.fc1": "intermediate.dense",
@@ -133,9 +133,7 @@ def test_whole_vit():
     model = VideoMAEForVideoClassification(config).eval()
     prefix = "e2e__sd__"
     weights = {key.removeprefix(prefix): load(key) for key in DATA.files if key.startswith(prefix)}
-    lost, strange = model.load_state_dict(renamed(weights, cfg["depth"]), strict=False)
-    assert not strange
-    assert all("position" in name for name in lost), lost
+    model.load_state_dict(renamed(weights, cfg["depth"]))
     model.fc_norm.eps = 1e-6
     host = Backbone(model)
     video = (load("e2e__video_u8").float() / 127.5 - 1).transpose(1, 2)
@@ -155,10 +153,7 @@ def test_whole_vit():
             return found
 
     kept, left = [], []
-    hooks = [layer.register_forward_pre_hook(lambda m, args: left.append(args[0])) for layer in host.layers[1:]]
     with torch.no_grad(), attach(host, Recording(order="official", first_predecessors="all"), Schedule(tuple(stages))):
-        for hook in hooks:
-            hook.remove()
         hooks = [layer.register_forward_pre_hook(lambda m, args: left.append(args[0])) for layer in host.layers[1:]]
         logits = host(pixel_values=video).logits
     for hook in hooks:

@@ -10,7 +10,7 @@ from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
 from btp.models.token_layout import strip_of
-from btp.pruners.frames import Frames
+from btp.pruners.fewer_frames import FewerFrames
 from btp.runner.evaluation.data import Batch, Feed
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.detect import Detect
@@ -55,7 +55,7 @@ def test_whole_frames_stay_evenly_in_time(keep, found):
         total=torch.tensor([16]),
         index=torch.arange(16)[None],
     )
-    kept = Frames().select(tokens, Signals({}), Stage("vision.layer.0", keep)).keep[0]
+    kept = FewerFrames().select(tokens, Signals({}), Stage("vision.layer.0", keep)).keep[0]
     assert len(kept) == keep
     assert set(frames[kept].tolist()) == found
 

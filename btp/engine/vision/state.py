@@ -82,6 +82,7 @@ class Pictures:
     totals: tuple[int, ...] = ()
     present: Tensor | None = None
     arguments: Mapping[str, Any] | None = None
+    _memo: dict[str, Any] = field(default_factory=dict)  # where rows stand, until the next cut
 
     @classmethod
     def open(cls, pictures: int, grid: Sequence[int], fixed: FixedRows, device: torch.device) -> Pictures:
@@ -118,6 +119,11 @@ class Pictures:
         """[P, N'] the layers' row of each token and [P, F] that of each fixed row: tokens in their order among the
         fixed rows, padding behind the last patch.
         """
+        if "arranged" not in self._memo:
+            self._memo["arranged"] = self._arrange()
+        return self._memo["arranged"]
+
+    def _arrange(self) -> tuple[Tensor, Tensor]:
         P, n = self.slots.shape
         device = self.slots.device
         fixed = torch.tensor(self.fixed, dtype=torch.long, device=device).expand(P, len(self.fixed))
@@ -135,9 +141,11 @@ class Pictures:
 
     def places(self) -> Tensor:
         """[P, rows] row of the uncut tower at which each of the layers' rows stands; -1 where padded."""
-        tokens, fixed = self.arranged()
-        own = torch.tensor(self.fixed, dtype=torch.long, device=tokens.device).expand_as(fixed)
-        return self.laid_out(self.seats, own)
+        if "places" not in self._memo:
+            fixed = self.arranged()[1]
+            own = torch.tensor(self.fixed, dtype=torch.long, device=fixed.device).expand_as(fixed)
+            self._memo["places"] = self.laid_out(self.seats, own)
+        return self._memo["places"]
 
     def origins(self) -> Tensor:
         """[P, rows] the layers' rows as they were in the uncut tower, whatever place a token has taken since; -1 where
@@ -187,7 +195,7 @@ class Pictures:
         rows = rows.masked_fill(rows == width, -1)
         slots, seats = (gather_rows(x, rows).masked_fill(rows < 0, -1) for x in (self.slots, self.seats))
         size = gather_rows(self.size, rows)
-        shown = replace(self, slots=slots, seats=seats, size=size, counts=counts, cut=True, present=None)
+        shown = replace(self, slots=slots, seats=seats, size=size, counts=counts, cut=True, present=None, _memo={})
         return shown, rows
 
     def state(self, site: Site | None = None, merging: bool = True) -> Passed:
@@ -202,6 +210,7 @@ class Pictures:
 
     def take(self, keep: Tensor, counts: tuple[int, ...], sizes: Tensor | None) -> None:
         """Go on with the kept tokens, in the order of keep [P, K], -1 padded."""
+        self._memo.clear()
         seats = self.seats.gather(1, keep.clamp(min=0)).masked_fill(keep < 0, self.length).sort(1).values
         self.seats = seats.masked_fill(seats == self.length, -1)
         self.slots = self.slots.gather(1, keep.clamp(min=0)).masked_fill(keep < 0, -1)

@@ -10,7 +10,7 @@ from btp.core.schedule import Stage
 from btp.core.signals import Signals
 
 
-class Frames(ScorePruner):
+class FewerFrames(ScorePruner):
     """Keeps frames that lie evenly in time, each whole but for the last one that is taken.
 
     A frame is what shares the first number of `coord`: one picture, or the frames of one tube. Tokens off the grid go

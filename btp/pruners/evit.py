@@ -1,0 +1,68 @@
+"""EViT: keeps the patches that the class token attends to, and fuses the others into one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from btp.core.pruner import Pruner, Tokens
+from btp.core.schedule import Schedule, Stage
+from btp.core.selection import MergePlan, Selection
+from btp.core.signals import Signal, Signals
+from btp.core.topk import marked, top_k
+
+SCORES = ("cls", "received")
+
+
+class EViT(Pruner):
+    """Attentive tokens stay; the inattentive ones become one, their mean by attention.
+
+    The fused token is one of those that a stage's keep counts. It stands at the place of the likeliest it was made of.
+
+    Args:
+        score: cls, what the class token attends to in the layer in front, mean over heads | received, what a patch gets
+            from all rows, for towers without a class token.
+        fuse: false drops the inattentive ones without trace.
+
+    Source: Liang et al. 2022, arXiv:2202.07800. `received` is ours.
+    """
+
+    def __init__(self, *, score: str, fuse: bool) -> None:
+        if score not in SCORES:
+            raise ValueError(f"pruner.method.score is {score!r}. Choose from: {', '.join(SCORES)}.")
+        if not isinstance(fuse, bool):
+            raise ValueError(f"pruner.method.fuse is {fuse!r}. Write true or false.")
+        self.rows, self.fuse = "cls" if score == "cls" else "mean", fuse
+
+    def check(self, schedule: Schedule) -> None:
+        """Refuse stages that are not between layers of a vision tower."""
+        super().check(schedule)
+        for i, stage in enumerate(schedule):
+            if not stage.withdraws_all and (stage.site.tower != "vision" or stage.site.kind != "layer"):
+                raise ValueError(
+                    f"schedule.{i}.site is {stage.site}, but pruner 'evit' cuts between layers of a vision tower. Set "
+                    f"schedule.{i}.site to vision.layer.1 or later."
+                )
+
+    def needs(self, stage: Stage) -> tuple[Signal, ...]:
+        """Attention of the layer in front."""
+        return () if stage.withdraws_all else (Signal("attention", stage.site.previous_layer, self.rows),)
+
+    def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
+        """Keep the highest; the last of them takes in the others."""
+        score = signals[self.needs(stage)[0]].mean(1)[:, 0]
+        counts = tokens.keep_counts(stage)
+        keep = top_k(score, counts, tokens.valid)
+        alive = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
+        if not self.fuse or counts == alive:
+            return Selection(keep, scores=score)
+        kept = marked(keep, score.shape[1])
+        carrier = score.masked_fill(~kept, torch.inf).argmin(1, keepdim=True)
+        index = torch.arange(score.shape[1], device=score.device).expand_as(score)
+        stays = kept | (torch.tensor(counts, device=score.device) == torch.tensor(alive, device=score.device))[:, None]
+        target = torch.where(stays, index, carrier).masked_fill(~tokens.valid, -1)
+        return Selection(keep, MergePlan(target, score.clamp(min=torch.finfo(score.dtype).tiny)), scores=score)
+
+    def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
+        """The attention."""
+        return {"attention": signals[self.needs(stage)[0]].mean(1)[:, 0]}
