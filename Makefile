@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LMMS := .venv-lmms
 DOCS := .venv-docs
+OTHER := .venv-transformers
+CORE := tests/engine tests/families/test_engine.py tests/families/test_prompts.py tests/models
 ARGS ?=
 
 help: ## list these commands
@@ -40,6 +42,12 @@ $(LMMS)/.ready: requirements.txt requirements-lmms.txt pyproject.toml
 
 test-lmms: setup-lmms ## the tests that need lmms-eval
 	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest tests/lmms $(ARGS)
+
+# the libraries of .venv, with another transformers in front of them: seconds to install
+test-transformers: setup ## the core of the tests on another transformers: make test-transformers VERSION=5.20.0
+	@test -n "$(VERSION)" || { echo "Say which: make test-transformers VERSION=5.20.0"; exit 1; }
+	test -d $(OTHER)/$(VERSION) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OTHER)/$(VERSION) transformers==$(VERSION)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(OTHER)/$(VERSION):. $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile $(CORE) $(ARGS)
 
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
@@ -76,4 +84,4 @@ format: setup ## let ruff put the code in form
 speed: setup ## the selection benchmark of experiments/speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed.selection $(ARGS)
 
-.PHONY: help setup run test setup-lmms test-lmms test-slurm support test-gpu docs smoke lint format speed
+.PHONY: help setup run test test-transformers setup-lmms test-lmms test-slurm support test-gpu docs smoke lint format speed

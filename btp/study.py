@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from btp.cli.experiments import study_of
-from btp.cli.run import CONF
 from btp.report.studies.write import Written, typed, write_study
 from btp.report.terminal import settle_locale, settle_output
+from btp.results.shipped import CONF, PROGRAM
 from btp.runner.messages import say
 from btp.runner.sweeps.cells import FINISHED, Cells
 
@@ -44,7 +44,7 @@ def _write(folders: list[Path], name: str | None, out: Path) -> Written:
     failed, commands, study = [], [], None
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}. Name the one that `python run.py -m ...` printed.")
+            raise ValueError(f"there is no folder {folder}. Name the one that `{PROGRAM} -m ...` printed.")
         if not (folder / "sweep.json").is_file():
             runs.append(folder)
             continue

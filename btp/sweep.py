@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from btp.cli.words import quoted
-from btp.report.terminal import console, settle_locale, settle_output
+from btp.report.terminal import console, literal, settle_locale, settle_output
 from btp.results.command_line import as_line
+from btp.results.shipped import PROGRAM
 from btp.runner.messages import say
 from btp.runner.sweeps.cells import FINISHED, Cells
 from btp.runner.sweeps.summary import Sweep
@@ -56,8 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
             say(error)
             return 2
     screen = console()
+    screen.print(literal(sweep.counts(), "italic"), soft_wrap=True)
     screen.print(sweep.status())
-    screen.print(f"python run.py {as_line(command)}", soft_wrap=True, highlight=False)
+    screen.print(f"{PROGRAM} {as_line(command)}", soft_wrap=True, highlight=False)
     return int(any(cell.state != FINISHED for cell in sweep.cells))
 
 
@@ -67,7 +69,7 @@ def _resume(folder: Path, command: list[str], more: list[str]) -> int:
 
     changed = {word.split("=", 1)[0] for word in more}
     kept = [word for word in command if word.split("=", 1)[0] not in {*changed, "hydra.sweep.dir"}]
-    sys.argv = ["run.py", *kept, *more, quoted("hydra.sweep.dir", folder)]
+    sys.argv = [sys.argv[0], *kept, *more, quoted("hydra.sweep.dir", folder)]
     try:
         run()
     except SystemExit as end:

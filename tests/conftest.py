@@ -7,7 +7,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "runner"), str(HERE / "engine")]
+sys.path[:0] = [str(HERE), str(HERE / "runner"), str(HERE / "engine"), str(HERE / "training")]
 
 
 @pytest.fixture(autouse=True)

@@ -47,6 +47,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _model(config["model"])
     _layers(config)
     _calibrated(config)
+    _trains(config)
     _writable(Path(config["output"]))
 
 
@@ -64,6 +65,28 @@ def _calibrated(config: Mapping[str, Any]) -> None:
         raise ValueError(
             "A calibrated schedule needs a model with weights, but model.weights is random. Choose schedule=uniform or "
             "schedule=paper."
+        )
+
+
+def _trains(config: Mapping[str, Any]) -> None:
+    """Refuse action=train where there is nothing to train, or nothing to train it with."""
+    if config.get("action") != "train":
+        return
+    pruner = config["pruner"]
+    if "weights" not in pruner:
+        raise ValueError(
+            f"action is train, but pruner {pruner['name']!r} has nothing to train. Choose one with modules of its own, "
+            "whose yaml has `weights`, as pruner=lvpruning or pruner=atp_llava."
+        )
+    if pruner["weights"] != "auto":
+        raise ValueError(
+            f"action is train, but pruner.weights is {pruner['weights']!r}, which takes modules as they are. Set "
+            "pruner.weights=auto."
+        )
+    if config["model"]["weights"] == "random":
+        raise ValueError(
+            "action is train, but model.weights is random: modules are trained with a model that answers. Set "
+            "model.weights=pretrained."
         )
 
 

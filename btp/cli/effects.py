@@ -149,6 +149,15 @@ def _no_balance(config: Config) -> str | None:
     return f"pruner {config['pruner']['name']!r} does not read a stage's balance. Drop it."
 
 
+def _no_training(config: Config) -> str | None:
+    parts = parts_of(config["pruner"]).values()
+    if any(part.get("weights") == "auto" for part in (*parts, *(config.get("controls") or {}).values())):
+        return None
+    if any("weights" in part for part in parts):
+        return "pruner.weights says which modules are taken. Drop it, or set pruner.weights=auto."
+    return f"pruner={config['pruner']['name']} has nothing to train. Drop it."
+
+
 def _no_budget(config: Config) -> str | None:
     return "pruner=none prunes nothing. Drop it, or choose a pruner." if config["pruner"]["name"] == "none" else None
 
@@ -206,6 +215,7 @@ RULES = (
     Rule(("cost",), _no_cost, ("cost.enabled", *_MODEL), ("cost.enabled", "cost.measure")),
     Rule(("cost.enabled",), _no_switch, _MODEL),
     Rule(("cache_gib",), _no_cache, ("cache",)),
+    Rule(("training", "pruner.losses"), _no_training, ("pruner", "pruner.weights", "pruner.parts.", "controls.")),
     Rule(("pruner.search",), _no_search, _PLANNED),
     Rule(("pruner.layer", "pruner.schedule"), _no_own_stages, _PLANNED),
     Rule(("model.example",), _no_example, _MODEL),

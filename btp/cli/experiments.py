@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from btp.results.shipped import PROGRAM
 from btp.runner.pruner_lists import name_lists
 
 GROUP = "experiment"
@@ -53,7 +54,7 @@ class Experiment:
             return None
         return (
             f"{GROUP}={self.name} is a sweep over {', '.join(left)}, but -m is missing. Write "
-            f"`python run.py -m {GROUP}={self.name}`, or say {' and '.join(f'{key}=...' for key in left)} for one run."
+            f"`{PROGRAM} -m {GROUP}={self.name}`, or say {' and '.join(f'{key}=...' for key in left)} for one run."
         )
 
 

@@ -26,6 +26,7 @@ from btp.cli.values import fault_of_size, fault_of_values, fault_of_words, resol
 from btp.cli.words import overrides_of
 from btp.results.command_line import as_line
 from btp.results.disk import make_folder, writing
+from btp.results.shipped import PROGRAM, lacking
 from btp.runner.keys import fault_of_keys, fault_of_option
 from btp.runner.messages import say
 from btp.runner.pruner_lists import GROUP, JOIN, as_typed
@@ -33,6 +34,11 @@ from btp.tasks.shown import short
 
 MANY = ("-m", "--multirun")
 OF_HYDRA = ("hydra/sweeper", "hydra/launcher")  # groups that Hydra cannot do without
+EXTRAS = {  # what an option of Hydra's runs on, and the extra of the distribution that installs it
+    "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hydra/launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", "parallel"),
+    "hydra/sweeper=optuna": ("optuna", "optuna"),
+}
 SWEEPS = ("experiment=", "hydra.sweeper.params.")  # words that say what an experiment sweeps over
 
 
@@ -62,7 +68,7 @@ def _several(conf: Path, words: list[str]) -> str | None:
         if values:
             return (
                 f"{short(override.input_line)} is a sweep over {len(values)} values, but -m is missing. Write "
-                f"`python run.py -m ...`; one value that is a list is written [a,b]{_or_quoted(conf, override)}."
+                f"`{PROGRAM} -m ...`; one value that is a list is written [a,b]{_or_quoted(conf, override)}."
             )
     return None
 
@@ -239,6 +245,8 @@ def _missing_option(conf: Path, group: str, choice: object, needed: bool = False
     if isinstance(choice, list):
         return next((fault for one in choice if (fault := _missing_option(conf, group, one, needed))), None)
     name = "null" if choice is None else str(choice)
+    if fault := lacking(f"{group}={name}", *EXTRAS[f"{group}={name}"]) if f"{group}={name}" in EXTRAS else None:
+        return fault
     if name in options:
         return None
     if name == "null":
@@ -286,8 +294,8 @@ def _reasons(error: Exception) -> str:
 def _where(key: str) -> str:
     """Where a key like this can be looked up."""
     if key.startswith("hydra"):
-        return "`python run.py --cfg hydra` lists all keys of Hydra."
-    return f"`python run.py --cfg job` lists all keys; +{key}=... adds a new one."
+        return f"`{PROGRAM} --cfg hydra` lists all keys of Hydra."
+    return f"`{PROGRAM} --cfg job` lists all keys; +{key}=... adds a new one."
 
 
 def _owner(key: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -22,13 +23,15 @@ from btp.cli.overrides import MANY, check_overrides, experiment_of, planned_cell
 from btp.cli.run_cell import end_workers, run_cell
 from btp.cli.words import hydra_words, quoted
 from btp.report.terminal import settle_output
+from btp.results.shipped import CONF
 from btp.runner.messages import one_line, say
 from btp.runner.pruner_lists import name_lists
 from btp.runner.sweeps.cells import Cells
 from btp.runner.sweeps.summary import Sweep
 from btp.runner.workers.launch import FAILED, STOPPED
+from hydra_plugins.btp_optuna import OptunaSweeper
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+COMPLETION = {"-sc", "--shell-completion"}  # the rest of the line is a shell's, and Hydra's own
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -54,6 +57,10 @@ def main() -> None:
 
 
 def _run(words: list[str]) -> None:
+    Plugins.instance().register(OptunaSweeper)  # an editable installation does not list what hydra_plugins holds
+    if COMPLETION & set(words):
+        app()
+        return
     try:
         words = hydra_words(CONF, name_lists(words))
     except ValueError as error:

@@ -19,6 +19,7 @@ from btp.cli.check_config import check_config, settled
 from btp.cli.values import resolved
 from btp.results.command_line import as_line
 from btp.results.disk import CannotWrite, make_folder
+from btp.results.shipped import PROGRAM
 from btp.runner.messages import one_line, say
 from btp.runner.pruner_lists import as_typed
 from btp.runner.run_identity import is_settled
@@ -85,7 +86,7 @@ def _compute(
         if config.get("debug") is True:
             raise
         return _failed(error, config)
-    asked["command"] = as_line(["python", "run.py", *overrides])
+    asked["command"] = as_line([*PROGRAM.split(), *overrides])
     run = is_settled(asked) if was_finished else None
     if run is not None:
         print(f"this run is finished: {run} (resume=false computes it anew)", flush=True)

@@ -1,4 +1,4 @@
-"""What every key of the config takes: type, range and choices, declared once. No torch here.
+"""What every key of the config takes, declared once. No torch here.
 
 `btp.cli.values` holds configs and command lines against it. A `*` stands for any key of a mapping or any place of a
 list. Keys that only some options of a group have are checked where they are there.
@@ -7,129 +7,31 @@ list. Keys that only some options of a group have are checked where they are the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from collections.abc import Mapping
 
-LARGEST_SEED = 2**63 - 1  # of torch
-LARGEST_SAMPLER_SEED = 2**32 - 1  # of numpy's older generators, which Optuna's samplers take
-
-
-@dataclass(frozen=True)
-class Kind:
-    """The values that a key takes.
-
-    Attributes:
-        takes: in words, behind "Set KEY to" or as a sentence of its own.
-        holds: True of these values.
-        why: a sentence before that, "" for none.
-    """
-
-    takes: str
-    holds: Callable[[Any], bool]
-    why: str = ""
-
-    def fault(self, key: str, given: object) -> str | None:
-        """What is wrong with a value; None where nothing is."""
-        if self.holds(given):
-            return None
-        advice = self.takes if self.takes.endswith(".") else f"Set {key} to {self.takes}."
-        return " ".join(part for part in (f"{key} is {shown(given)}.", self.why, advice) if part)
-
-
-def shown(given: object, most: int = 120) -> str:
-    """A value as a message shows it."""
-    text = " ".join(repr(given).split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def whole(least: int, most: int | None = None, why: str = "") -> Kind:
-    """Whole numbers of a range."""
-    until = "on" if most is None else f"to {most}"
-
-    def holds(value: Any) -> bool:
-        return _is_whole(value) and value >= least and (most is None or value <= most)
-
-    return Kind(f"a whole number from {least} {until}", holds, why)
-
-
-def number(least: float, most: float | None = None, above: bool = False, unit: str = "", why: str = "") -> Kind:
-    """Finite numbers of a range; `above` leaves out its lower end."""
-    until = "" if most is None else f" {'and at most' if above else 'to'} {most:g}"
-    start = f"above {least:g}" if above else f"from {least:g}"
-    takes = f"a number {unit}{start}{until}" if most is not None or above else f"a number {unit}{start} on"
-
-    def holds(value: Any) -> bool:
-        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-            return False
-        return (value > least if above else value >= least) and (most is None or value <= most)
-
-    return Kind(takes, holds, why)
-
-
-def choice(*options: object) -> Kind:
-    """One of a few values."""
-    names = ", ".join("null" if o is None else str(o).lower() if isinstance(o, bool) else str(o) for o in options)
-    return Kind(f"Choose from: {names}.", lambda value: any(value is o or _same(value, o) for o in options))
-
-
-def maybe(kind: Kind) -> Kind:
-    """The same, or null."""
-    takes = f"{kind.takes[:-1]}, null." if kind.takes.endswith(".") else f"{kind.takes}, or to null"
-    return Kind(takes, lambda value: value is None or kind.holds(value), kind.why)
-
-
-def listed(kind: Callable[[Any], bool], of: str) -> Kind:
-    """A list."""
-    return Kind(f"a list of {of}", lambda value: isinstance(value, list | tuple) and all(map(kind, value)))
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _same(value: Any, option: object) -> bool:
-    return type(value) is type(option) and value == option
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and value != "???"
-
-
-def _is_devices(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return bool(value) and all(_is_whole(i) and i >= 0 for i in value) and len(set(value)) == len(value)
-    return value == "auto" or (_is_whole(value) and value >= 1)
-
-
-def _is_layer(value: Any) -> bool:
-    return value is None or value in ("budget", "search") or (_is_whole(value) and value >= 0)
-
-
-SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
-TEXT = Kind("a text that is not empty", _is_text)
-TEXTS = listed(_is_text, "names, as [a,b]")
-KEYED = Kind("keys with values, as {key: value}", lambda value: isinstance(value, Mapping))
-GROUP = Kind("It holds keys of its own.", lambda value: isinstance(value, Mapping))
-DEVICES = Kind(
-    "a whole number from 1 on, to a list of different device indices such as [0,2], or to auto for all devices",
-    _is_devices,
+from btp.cli.kinds import (
+    CELLS_AT_ONCE,
+    CLASSES,
+    COUNT,
+    DEVICES,
+    GROUP,
+    KEYED,
+    LARGEST_SAMPLER_SEED,
+    LAYER,
+    SEED,
+    STAGES,
+    SWITCH,
+    TEXT,
+    TEXTS,
+    Kind,
+    choice,
+    is_counts,
+    is_text,
+    is_whole,
+    maybe,
+    number,
+    whole,
 )
-LAYER = Kind("a decoder layer (a whole number from 0 on), or to budget or search where the pruner has them", _is_layer)
-STAGES = Kind(
-    "a list of stages, as [{site: llm.layer.2, keep: fit}], or to null for the run's schedule",
-    lambda value: value is None or (isinstance(value, list | tuple) and all(isinstance(s, Mapping) for s in value)),
-)
-CELLS_AT_ONCE = Kind(
-    "a whole number other than 0: cells at once, or -1 for as many as there are cores",
-    lambda value: _is_whole(value) and value != 0,
-)
-CLASSES = Kind(
-    "names of classes, as [cat,dog], to a file that lists them, or to null",
-    lambda value: value is None or _is_text(value) or (isinstance(value, list | tuple) and all(map(_is_text, value))),
-)
-SEED, COUNT = whole(0, LARGEST_SEED), whole(1)
 
 CHOSEN = ("model", "pruner", "calibration", "schedule", "task", "trainer", "logger")  # groups that every run has
 
@@ -142,13 +44,11 @@ _RUN = {
     "limit": maybe(whole(1, why="No samples are left to run.")),
     "tasks": Kind(
         "names of lmms-eval's tasks, as [gqa,mme], or to null",
-        lambda value: (
-            value is None or _is_text(value) or (isinstance(value, list | tuple) and all(map(_is_text, value)))
-        ),
+        lambda value: value is None or is_text(value) or (isinstance(value, list | tuple) and all(map(is_text, value))),
     ),
     "seed": SEED,
     "overlays": whole(0),
-    "output": Kind("a folder", _is_text),
+    "output": Kind("a folder", is_text),
     "resume": SWITCH,
     "cache": SWITCH,
     "cache_gib": number(0, above=True, unit="of GiB ", why="cache=off keeps none."),
@@ -158,6 +58,7 @@ _RUN = {
     "budget.share": maybe(
         number(0, 1, above=True, why="It is the share of visual tokens that stays on average over the layers.")
     ),
+    "budget.slots": maybe(number(1, why="It is a number of slots of the K/V cache.")),
     "budget.move": SWITCH,
     "budget.nearest": SWITCH,
     "cost.enabled": SWITCH,
@@ -181,15 +82,16 @@ _GROUPS = {
     "model.weights": choice("pretrained", "random"),
     "model.adapter": TEXT,
     "model.config": maybe(KEYED),
+    "model.chat": SWITCH,
     "model.processor": KEYED,
     "model.example": KEYED,
     "model.example.*": COUNT,
     "model.dtype": choice("float32", "bfloat16", "float16", "float64"),
-    "model.attention": choice("sdpa", "eager"),
+    "model.attention": choice("sdpa", "eager", "flash_attention_2"),
     "model.device_map": Kind(
-        "auto, to {module: device}, or to null", lambda value: value is None or _is_text(value) or KEYED.holds(value)
+        "auto, to {module: device}, or to null", lambda value: value is None or is_text(value) or KEYED.holds(value)
     ),
-    "model.quantize": choice(None, "8bit", "4bit"),
+    "model.quantize": choice(None, "8bit", "4bit", "torchao_int8"),
     "model.trust_remote_code": SWITCH,
     "model.download": SWITCH,
     "schedule.kind": choice("auto", "calibrated", "uniform", "paper"),
@@ -201,7 +103,7 @@ _GROUPS = {
     "schedule.model": TEXT,
     "schedule.setting": Kind(
         "the name of a published setting, or to null",
-        lambda value: value is None or _is_text(value) or _is_whole(value),
+        lambda value: value is None or is_text(value) or is_whole(value),
     ),
     "schedule.tokens": KEYED,
     "schedule.tokens.*": COUNT,
@@ -210,6 +112,25 @@ _GROUPS = {
     "calibration.path": TEXT,
     "calibration.samples": whole(1, why="There is nothing to calibrate on."),
     "calibration.batch": COUNT,
+    "action": choice("run", "train"),
+    "training": GROUP,
+    "training.name": TEXT,
+    "training.path": TEXT,
+    "training.steps": COUNT,
+    "training.batch": COUNT,
+    "training.rate": number(0, above=True),
+    "training.warmup": number(0, 1, why="It is a share of the steps."),
+    "training.curve": choice("cosine", "linear"),
+    "training.weight_decay": number(0),
+    "training.clip": number(0, above=True),
+    "training.average": maybe(number(0, 1)),
+    "training.seed": SEED,
+    "training.samples": COUNT,
+    "training.answer_tokens": whole(2),
+    "training.gap": whole(0),
+    "training.save": COUNT,
+    "training.log": COUNT,
+    "training.workers": maybe(whole(0, 256)),
     "task.name": TEXT,
     "task.path": TEXT,
     "task.reading": TEXTS,
@@ -237,6 +158,21 @@ _DATASET = {
     "size": whole(1, 2**31 - 1),
     "samples": COUNT,
     "abilities": maybe(TEXTS),
+    "datasets": maybe(TEXTS),
+    "tasks": maybe(TEXTS),
+    "longest": maybe(whole(2)),
+    "chat": SWITCH,
+    "depths": Kind(
+        "a list of percents from 0 to 100, as [0,50,100]",
+        lambda value: isinstance(value, list | tuple) and all(number(0, 100).holds(n) for n in value),
+    ),
+    "repeats": COUNT,
+    "needle": TEXT,
+    "question": TEXT,
+    "answer": TEXT,
+    "examples": maybe(TEXT),
+    "shots": whole(0),
+    "lengths": Kind("a list of whole numbers from 1 on, as [256,512]", is_counts),
     "include_path": maybe(TEXT),
     "num_fewshot": maybe(whole(0)),
     "prompts": maybe(TEXT),
@@ -263,15 +199,21 @@ _DATASET = {
     "reader.stride": maybe(COUNT),
     "threshold": number(0, 1, above=True, why="A box counts as found from this score on."),
     "classes": CLASSES,
+    "reader.key": TEXT,
+    "key": TEXT,
 }
 
 _PRUNER = {
     "name": TEXT,
     "tower": choice("vision"),
-    "picture": choice("full", "shrunk"),
+    "picture": choice("full", "shrunk", "none"),
     "layer": LAYER,
     "strategy": choice("search", "given"),
+    "weights": Kind("auto, to none, or to a folder of trained modules", is_text),
+    "losses": KEYED,
+    "losses.*": number(0),
     "method": maybe(KEYED),
+    "slots": maybe(KEYED),
     "schedule": STAGES,
     "published": maybe(KEYED),
     "parts": maybe(KEYED),
@@ -299,7 +241,7 @@ _PRUNER = {
 }
 
 _HYDRA = {
-    "hydra.sweep.dir": Kind("a folder", _is_text),
+    "hydra.sweep.dir": Kind("a folder", is_text),
     "hydra.sweeper.n_trials": COUNT,
     "hydra.sweeper.n_jobs": COUNT,
     "hydra.sweeper.maximize": TEXTS,
@@ -319,7 +261,7 @@ _HYDRA = {
     "hydra.launcher.array_parallelism": COUNT,
 }
 
-_NODES = {f"{group}.dataset": KEYED for group in ("task", "calibration")} | {
+_NODES = {f"{group}.dataset": KEYED for group in ("task", "calibration", "training")} | {
     f"{place}.*": KEYED for place in ("pruner.parts", "controls")
 }
 
@@ -334,6 +276,7 @@ KEYS: Mapping[str, Kind] = {
     **_NODES,
     **_below("task.dataset", _DATASET),
     **_below("calibration.dataset", _DATASET),
+    **_below("training.dataset", _DATASET),
     **_below("pruner", _PRUNER),
     **_below("pruner.parts.*", _PRUNER),
     **_below("controls.*", _PRUNER),

@@ -10,7 +10,9 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from btp.cli.schema import CHOSEN, GROUP, KEYS, NEEDED, fits, kind_of, shown
+from btp.cli.kinds import GROUP, shown
+from btp.cli.schema import CHOSEN, KEYS, NEEDED, fits, kind_of
+from btp.results.shipped import PROGRAM
 from btp.tasks.shown import short
 
 MOST_VALUES = 10_000  # of one key of a sweep
@@ -81,7 +83,7 @@ def resolved(composed: DictConfig) -> dict[str, Any]:
         key = getattr(error, "full_key", None) or _first_circle(composed)
         raise ValueError(
             f"{key} is {shown(_raw(composed, key))}, which cannot be resolved: {_first_line(error)}. Set {key} to a "
-            "value, or to ${KEY} with a key that `python run.py --cfg job` lists."
+            f"value, or to ${{KEY}} with a key that `{PROGRAM} --cfg job` lists."
         ) from error
     return found
 

@@ -79,10 +79,11 @@ class Tower:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the visual tokens of a prompt lie. B batch, S prompt length.
+    """Which tokens of a prompt may be withdrawn, and where they lie. B batch, S prompt length.
 
     Attributes:
-        visual: [B, S] bool.
+        visual: [B, S] bool, tokens that may be withdrawn: the visual ones; of a text model all but padding and the
+            last.
         coord: [B, S, 3] (frame, row, column) in the token's own image or video; -1 off the grid and for text.
         image: [B, S] which image or video of the row, 0-based; -1 for text.
         source: [B, S] which of the vision tower's output tokens each visual token is (picture * tokens per picture +
@@ -126,16 +127,16 @@ class Encoding:
 
 @runtime_checkable
 class Host(Protocol):
-    """A model as the engine sees it; `btp.models.lvlm.LVLM` is one."""
+    """A model as the engine sees it; `btp.models.lvlm.LVLM` and `btp.models.text.TextLM` are."""
+
+    @property
+    def unit(self) -> str:
+        """What a token that may be withdrawn is called: "visual tokens", "prompt tokens", "patches", "tubes"."""
+        ...
 
     @property
     def model(self) -> nn.Module:
         """The root module, whose forward takes input_ids."""
-        ...
-
-    @property
-    def unit(self) -> str:
-        """What its prunable tokens are called: "visual tokens", "patches", "tubes"."""
         ...
 
     @property

@@ -93,7 +93,7 @@ class TokenLedger:
         facts = torch.stack([visual.sum(1), valid.sum(1), lead, behind], dim=1).tolist()
         total, real, leads, behinds = zip(*facts, strict=True)
         place = torch.arange(S, device=visual.device).expand(B, S)
-        row = _first(visual, max(total))
+        row = first_places(visual, max(total))
         view = View(
             alive=torch.ones_like(visual),
             place=place,
@@ -149,7 +149,7 @@ class TokenLedger:
         lengths = tuple(S - d - (t - k) for d, t, k in zip(self.leads, self.total, counts, strict=True))
         rows = max(lengths)
         ends = torch.tensor(lengths, device=keep.device)[:, None]
-        place = _last(alive, rows)
+        place = last_places(alive, rows)
         row_of = alive.cumsum(1) - 1 + rows - ends  # [B, S], right aligned
         view = View(
             alive=alive,
@@ -194,7 +194,7 @@ class TokenLedger:
     def text_rows(self, view: View) -> Tensor:
         """[B, T] rows of the text tokens behind each row's first image, -1 padded at the end."""
         text = _text_behind(self.visual, self.valid).gather(1, view.place.clamp(min=0)) & (view.place >= 0)
-        return _first(text, self.text_behind)
+        return first_places(text, self.text_behind)
 
 
 def _text_behind(visual: Tensor, valid: Tensor) -> Tensor:
@@ -202,14 +202,14 @@ def _text_behind(visual: Tensor, valid: Tensor) -> Tensor:
     return valid & ~visual & (visual.cumsum(1) > 0)
 
 
-def _first(mask: Tensor, most: int) -> Tensor:
+def first_places(mask: Tensor, most: int) -> Tensor:
     """[B, most] places of the first True entries of each row, -1 padded at the end."""
     S = mask.shape[1]
     place = torch.arange(S, device=mask.device).masked_fill(~mask, S).sort(dim=1).values[:, :most]
     return place.masked_fill(place == S, -1)
 
 
-def _last(mask: Tensor, most: int) -> Tensor:
+def last_places(mask: Tensor, most: int) -> Tensor:
     """[B, most] places of the last True entries of each row, ascending, -1 padded in front."""
     S = mask.shape[1]
     return torch.arange(S, device=mask.device).masked_fill(~mask, -1).sort(dim=1).values[:, S - most :]

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from btp.core.schedule import Schedule, Stage
+from btp.core.schedule import IN_DECODE, Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
 from btp.core.topk import top_k, unscored
@@ -43,6 +43,8 @@ class Tokens:
         row: [B, N] which of the layer's rows it is (signals with rows all), -1 where padded.
         host_total, host_alive: `total` and the valid counts as ints, where the maker knows them without a
             sync.
+        host_keep: how many of them each row keeps, where that is not what the stage says of `total` alone: at a stage
+            of phase both, tokens that may not leave are not shown.
     """
 
     hidden: Tensor
@@ -60,12 +62,15 @@ class Tokens:
     row: Tensor | None = None
     host_total: tuple[int, ...] | None = None
     host_alive: tuple[int, ...] | None = None
+    host_keep: tuple[int, ...] | None = None
 
     def keep_counts(self, stage: Stage) -> tuple[int, ...]:
         """How many tokens each row keeps at this stage: the stage's count, capped by what is alive."""
+        if self.host_keep is not None:
+            return self.host_keep
         total = self.host_total if self.host_total is not None else tuple(self.total.tolist())
         alive = self.host_alive if self.host_alive is not None else tuple(self.valid.sum(1).tolist())
-        return tuple(min(stage.count(n), a) for n, a in zip(total, alive, strict=True))
+        return tuple(stage.kept(n, a) for n, a in zip(total, alive, strict=True))
 
 
 class Pruner(ABC):
@@ -89,12 +94,20 @@ class Pruner(ABC):
         """Signals to compute for this stage, each from a site before it (`stage.site.previous_layer`)."""
         return ()
 
+    def reads_states(self, stage: Stage) -> bool:
+        """Whether it looks at `Tokens.hidden` at this stage; at a stage of phase both there are none to look at."""
+        return True
+
+    def needs_grid(self, stage: Stage) -> bool:
+        """Whether this stage goes by where tokens lie in a picture (`Tokens.coord`), which those of a text do not."""
+        return False
+
     @abstractmethod
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Decide. `tokens.keep_counts(stage)` says how many indices each row must return.
 
         Called once per stage and prefill, also where everything stays; not called where nothing is alive or
-        nothing stays.
+        nothing stays. At a stage of phase both it is called in every decode step too.
         """
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
@@ -114,10 +127,16 @@ class Pruner(ABC):
             ValueError: names the config key and the nearest known setting.
         """
         for i, stage in enumerate(schedule):
+            if stage.in_decode and stage.site.layer < 1:
+                raise ValueError(
+                    f"schedule.{i}.site is {stage.site} in phase both, but in front of layer 0 there are no keys to choose "
+                    f"among. Set schedule.{i}.site to llm.layer.1 or later."
+                )
+            names = self.stage_settings | frozenset(IN_DECODE if stage.in_decode else ())
             for key in stage.settings:
-                if key not in self.stage_settings:
-                    known = ", ".join(sorted(self.stage_settings)) or "none"
-                    near = difflib.get_close_matches(key, self.stage_settings, 1)
+                if key not in names:
+                    known = ", ".join(sorted(names)) or "none"
+                    near = difflib.get_close_matches(key, names, 1)
                     hint = f" Did you mean {near[0]}?" if near else " Remove it."
                     raise ValueError(
                         f"schedule.{i}.{key} is set, but pruner {self.name!r} has no such setting (known: "

@@ -14,9 +14,11 @@ from btp.core.keep import Keep, check_keep, fit_times, is_fit, keep_count
 from btp.core.site import Site
 
 PART = "by"  # the setting that says which part of a composed method a stage belongs to
-_KEYS = ("site", "keep", "positions", "phase")
+_KEYS = ("site", "keep", "positions", "phase", "of")
 _POSITIONS = ("original", "renumber")
 _PHASES = ("prefill", "decode", "both")
+_OF = ("total", "alive")
+IN_DECODE = ("revive", "protect", "first", "scope")  # settings that the engine reads at a stage of phase both
 
 
 class Solver(Protocol):
@@ -41,6 +43,8 @@ class Stage:
         phase: "prefill", "decode" or "both".
         settings: the method's own knobs at this stage, such as BTP's balance.
         solver: where keep is "fit", what solves it for each sample's own number of tokens; None leaves it unsolved.
+        of: what a share is of: "total" (the ORIGINAL tokens) or "alive" (those in front of the stage: it drops that
+            share of them, rounded down).
     """
 
     site: Site
@@ -49,6 +53,7 @@ class Stage:
     phase: str = "prefill"
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     solver: Solver | None = None
+    of: str = "total"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", Site.parse(self.site))
@@ -56,6 +61,7 @@ class Stage:
         check_keep(self.keep, "keep")
         _one_of("positions", self.positions, _POSITIONS)
         _one_of("phase", self.phase, _PHASES)
+        _one_of("of", self.of, _OF)
 
     @overload
     def count(self, total: int) -> int: ...
@@ -69,6 +75,17 @@ class Stage:
             counts = [self.solver.count(self.site, n) for n in total.flatten().tolist()]
             return total.new_tensor(counts).view_as(total)
         return self.solver.count(self.site, total)
+
+    def kept(self, total: int, alive: int) -> int:
+        """Tokens that stay of `alive` ones, where there were `total` before any pruning."""
+        if self.of == "alive" and isinstance(self.keep, float):
+            return alive - int(alive * (1 - self.keep) + 1e-6)
+        return min(self.count(total), alive)
+
+    @property
+    def in_decode(self) -> bool:
+        """True where it stands between layers and acts in decode steps too: what left may come back."""
+        return self.site.kind == "layer" and self.site.tower == "llm" and self.phase == "both"
 
     @property
     def is_free(self) -> bool:
@@ -92,6 +109,7 @@ class Stage:
             "keep": self.keep,
             "positions": self.positions,
             "phase": self.phase,
+            **({} if self.of == "total" else {"of": self.of}),
         } | dict(self.settings)
 
 
@@ -118,7 +136,7 @@ class Schedule(Sequence[Stage]):
 
     @classmethod
     def from_config(cls, config: Sequence[Mapping[str, Any]]) -> Schedule:
-        """Read stages from mappings; keys other than site, keep, positions and phase are the method's
+        """Read stages from mappings; keys other than site, keep, positions, phase and of are the method's
         settings of that stage.
 
         Raises:
@@ -219,7 +237,7 @@ class Schedule(Sequence[Stage]):
         count = total
         for stage in self.stages:
             if stage.moves_prefill:
-                count, first = min(count, stage.count(total)), stage.site.first_of(tower)
+                count, first = stage.kept(total, count), stage.site.first_of(tower)
                 alive[first:] = [count] * (num_layers - first)
         return alive
 
@@ -250,7 +268,7 @@ class Schedule(Sequence[Stage]):
     def _check_nested(self, total: int | None) -> None:
         chain = [(i, s) for i, s in enumerate(self.stages) if s.moves_prefill]
         for (i, a), (j, b) in pairwise(chain):
-            if is_fit(a.keep) or is_fit(b.keep):
+            if is_fit(a.keep) or is_fit(b.keep) or "alive" in (a.of, b.of):
                 continue
             if total is None and type(a.keep) is not type(b.keep) and 0 not in (a.keep, b.keep):
                 continue

@@ -12,7 +12,7 @@ from btp.core.site import Site
 KINDS = ("hidden", "attention", "preview", "queries", "keys", "values", "rotary", "update", "change", "pixels", "scan")
 ROWS = {
     "hidden": (None, "text", "start", "cls"),
-    "attention": ("last", "text", "mean", "cls"),
+    "attention": ("last", "text", "mean", "cls", "window", "decayed"),
     "preview": ("last", "text"),
     "queries": (None, "text", "all"),
     "keys": (None, "text", "all"),
@@ -37,7 +37,8 @@ FORMS = {
     "pixels": (None,),
     "scan": (None,),
 }
-COUNTED = ("text", "all", "start")  # rows of which some may be padding
+COUNTED = ("text", "all", "start", "window")  # rows of which some may be padding
+CACHED = {"attention": ("last", "window", "decayed"), "keys": (None,), "values": (None,)}  # at llm.cache.N
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,17 @@ class Signal:
     queries @ keys^T are the logits. A block's input is what enters attention or MLP (behind their norm), its output
     what they add to the residual. `change` is |out| / |in| and the cosine of the two, in float32.
 
+    At `llm.cache.N` a stage of that cache sees its own layer, n slots of which the last are those of this forward:
+
+    | kind | what | rows | tensor |
+    |---|---|---|---|
+    | keys, values | of all slots, as they lie in the cache | | [B, Hkv, n, d] |
+    | attention | of the prompt's (or step's) last row | last | [B, H, 1, n] |
+    | attention | of the last `window` rows of the prompt, padded in front; not in decode | window | [B, H, window, n] |
+    | attention | sum over all rows of this forward of decay^(rows behind it) times its probs | decayed | [B, H, 1, n] |
+
+    probs of slots are normalised over all slots that the row sees.
+
     In the vision tower B counts pictures; at stages of the language model such a signal still comes per picture, over
     all of a picture's tokens (`Tokens.picture`, `Tokens.slot`), with zeros for those that were gone.
 
@@ -83,6 +95,8 @@ class Signal:
         site: `llm.layer.N`, `vision.layer.N` or `vision.feature`; `llm.input` and `vision.output` for hidden alone.
         rows: see the table.
         form: see the table; None takes the first one.
+        window: rows of a signal with rows window, 1 or more.
+        decay: factor in [0, 1] of a signal with rows decayed.
 
     Raises:
         ValueError: kind, rows or form are unknown, or the site is not a layer.
@@ -92,6 +106,8 @@ class Signal:
     site: Site
     rows: str | None = None
     form: str | None = None
+    window: int | None = None
+    decay: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", Site.parse(self.site))
@@ -100,6 +116,10 @@ class Signal:
             object.__setattr__(self, "form", FORMS[self.kind][0])
         _one_of(f"rows of a {self.kind} signal", self.rows, ROWS[self.kind])
         _one_of(f"form of a {self.kind} signal", self.form, FORMS[self.kind])
+        self._check_rows()
+        if self.site.kind == "cache":
+            self._check_cached()
+            return
         inside = self.site.kind in ("layer", "feature")
         state = self.kind == "hidden" and self.site.kind in ("input", "output")
         picture = self.kind == "pixels" and (self.site.kind == "output" or str(self.site) == "vision.layer.0")
@@ -118,6 +138,23 @@ class Signal:
         if self.rows == "mean" and self.form != "probs":
             raise ValueError(f"{self} has no meaning: only probs can be averaged over rows. Use form probs.")
 
+    def _check_rows(self) -> None:
+        """A window and a decay for the rows that have one, and for no others."""
+        if (self.rows == "window") != (self.window is not None) or (self.window is not None and self.window < 1):
+            raise ValueError(f"{self} has window {self.window}. Rows window take a number of rows, others none.")
+        if (self.rows == "decayed") != (self.decay is not None) or not 0.0 <= (self.decay or 0.0) <= 1.0:
+            raise ValueError(f"{self} has decay {self.decay}. Rows decayed take a factor in [0, 1], others none.")
+        if self.rows in ("window", "decayed") and self.site.kind != "cache":
+            raise ValueError(f"{self} cannot be seen: rows {self.rows} are those of a cache. Ask at llm.cache.N.")
+
+    def _check_cached(self) -> None:
+        rows = CACHED.get(self.kind, ())
+        if self.rows not in rows or self.form not in (None, "probs"):
+            raise ValueError(
+                f"A {self.kind} signal with rows {self.rows} cannot be seen at {self.site}, in a cache. There are "
+                f"keys, values, and attention with form probs and rows {', '.join(map(str, CACHED['attention']))}."
+            )
+
     def __str__(self) -> str:
         detail = ", ".join(f"{name} {value}" for name, value in (("rows", self.rows), ("form", self.form)) if value)
         return f"{self.kind} at {self.site}" + (f" ({detail})" if detail else "")
@@ -125,7 +162,8 @@ class Signal:
     @property
     def at_input(self) -> bool:
         """True where it exists before its layer runs, so that a stage at the same site may use it."""
-        return (self.kind == "hidden" and self.site.kind != "feature") or self.kind in ("preview", "pixels")
+        in_cache = self.site.kind == "cache"  # whose stage decides behind the attention of its layer
+        return in_cache or (self.kind == "hidden" and self.site.kind != "feature") or self.kind in ("preview", "pixels")
 
     def ready_for(self, site: Site) -> bool:
         """The one-way rule: may a stage at `site` use this signal?"""

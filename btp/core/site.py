@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import total_ordering
 
 _TEXT = re.compile(
-    r"^(?:(llm)\.(input)|(vision)\.(feature|output)|(vision|llm)\.(layer)\.(\d+)|(vision)\.(mlp)\.(\d+)|(llm)\.(cache)\.(\d+))$"
+    r"^(?:(llm)\.(input)|(vision)\.(feature|output)|(vision|llm)\.(layer)\.(\d+)|(vision)\.(mlp)\.(\d+)|(llm)\.(cache)\.(\d+|\*))$"
 )
 _TOWERS = ("vision", "llm")
 _KINDS = ("input", "layer", "mlp", "cache", "feature", "output")
 _UNNUMBERED = ("input", "feature", "output")
 _LAST = 1 << 30
+EVERY = -1  # the layer of llm.cache.*
 
 
 @total_ordering
@@ -23,14 +24,15 @@ class Site:
     `vision.layer.22` is in front of vision layer 22, `vision.mlp.22` inside it, between attention and MLP;
     `vision.feature` is the vision layer whose output the projector reads, whatever its number (for signals),
     `vision.output` is what enters the projector, `llm.input` what enters the language model,
-    `llm.layer.2` is in front of decoder layer 2, `llm.cache.2` is layer 2's K/V cache after that layer ran.
+    `llm.layer.2` is in front of decoder layer 2, `llm.cache.2` is layer 2's K/V cache after that layer's attention, and
+    `llm.cache.*` that of every layer that the schedule does not name by itself; it comes behind all others.
     Layers are 0-based. Sites are ordered as a token meets them:
     vision.layer.0 < vision.mlp.0 < ... < vision.feature < vision.output < llm.input < llm.layer.0 < llm.cache.0 < ...
 
     Attributes:
         tower: "vision" or "llm".
         kind: "layer", "mlp", "feature" or "output" of the vision tower; "input", "layer" or "cache" of the llm.
-        layer: 0-based layer, -1 where the kind has no number.
+        layer: 0-based layer, -1 where the kind has no number, and for `llm.cache.*`.
     """
 
     tower: str
@@ -54,10 +56,20 @@ class Site:
         if found is None:
             raise ValueError(_message(text))
         tower, kind, *number = [part for part in found.groups() if part is not None]
-        return cls(tower, kind, int(number[0]) if number else -1)
+        return cls(tower, kind, int(number[0]) if number and number[0] != "*" else -1)
 
     def __str__(self) -> str:
-        return f"{self.tower}.{self.kind}" + (f".{self.layer}" if self.kind not in _UNNUMBERED else "")
+        number = "*" if self.every_layer else str(self.layer)
+        return f"{self.tower}.{self.kind}" + (f".{number}" if self.kind not in _UNNUMBERED else "")
+
+    @property
+    def every_layer(self) -> bool:
+        """True for `llm.cache.*`."""
+        return self.kind == "cache" and self.layer == EVERY
+
+    def of_layer(self, layer: int) -> Site:
+        """The site of one layer that `llm.cache.*` stands for."""
+        return Site(self.tower, self.kind, layer)
 
     def __lt__(self, other: object) -> bool:
         if not isinstance(other, Site):
@@ -66,7 +78,7 @@ class Site:
 
     @property
     def _rank(self) -> tuple[int, int, int]:
-        last = self.kind in ("feature", "output")  # behind every numbered layer of its tower
+        last = self.kind in ("feature", "output") or self.every_layer  # behind every numbered layer of its tower
         return _TOWERS.index(self.tower), _LAST if last else self.layer, _KINDS.index(self.kind)
 
     @property
@@ -105,6 +117,6 @@ class Site:
 
 def _message(text: object) -> str:
     return (
-        f"{text!r} is not a site. Write vision.layer.N, vision.mlp.N, vision.output, llm.input, llm.layer.N or "
-        "llm.cache.N with a 0-based layer N, for example llm.layer.2 (docs/concepts.md draws them)."
+        f"{text!r} is not a site. Write vision.layer.N, vision.mlp.N, vision.output, llm.input, llm.layer.N, "
+        "llm.cache.N or llm.cache.* with a 0-based layer N, for example llm.layer.2 (docs/concepts.md draws them)."
     )

@@ -42,6 +42,28 @@ def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None) -> Tens
     return order.masked_fill(order == n, -1)
 
 
+def keep_best(scores: Tensor, k: Sequence[int], valid: Tensor, alive: Sequence[int]) -> Tensor:
+    """The same over heads: [B, H, max(k)] ascending indices of each head's k[b] highest scores, -1 padded at the end.
+
+    Where every row lets one entry go, nothing is sorted.
+
+    Args:
+        scores: [B, H or 1, n], higher = keep.
+        k: per row.
+        valid: [B, H, n] bool, the same count in each head of a row.
+        alive: that count, per row.
+    """
+    B, H, n = scores.shape
+    valid = valid[:, :H]
+    if set(k) == {n - 1} and set(alive) == {n}:
+        # the last of the lowest goes, as the lowest index stays among equals
+        worst = n - 1 - scores.flip(-1).argmin(-1, keepdim=True)
+        rest = torch.arange(n - 1, device=scores.device)
+        return rest + (rest >= worst)
+    each = [count for count in k for _ in range(H)]
+    return top_k(scores.flatten(0, 1), each, valid.flatten(0, 1)).view(B, H, -1)
+
+
 def lowest(scores: Tensor) -> Tensor:
     """Scores in which a token that has none (-inf) gets the lowest finite number: it goes first, and is ranked."""
     return scores.clamp(min=torch.finfo(scores.dtype).min)

@@ -55,6 +55,72 @@ class StageRecord:
 
 
 @dataclass
+class StepRecord:
+    """What a stage of phase both did in one forward: a prefill, or a decode step. B rows of the batch.
+
+    A position counts the real tokens of the prompt, and behind them those of the answer.
+
+    Attributes:
+        site: where.
+        entered: rows that the layers in front of it computed, per row of the batch.
+        computed: the same of the layers behind it.
+        revived: of those, how many had stayed behind before.
+        parked: rows that stay behind here and may come back.
+        waiting: states of such rows that are held behind this forward.
+        rows: [B, T] bool, the positions computed behind it.
+        seen: [B, T] bool, the positions that these see, each up to its own.
+    """
+
+    site: Site
+    entered: tuple[int, ...]
+    computed: tuple[int, ...]
+    revived: tuple[int, ...]
+    parked: tuple[int, ...]
+    waiting: tuple[int, ...]
+    rows: Tensor
+    seen: Tensor
+
+    @property
+    def computed_at(self) -> list[list[int]]:
+        """Positions computed behind it, per row of the batch. Syncs with the device on first reading."""
+        self.settle()
+        return [row.nonzero().flatten().tolist() for row in self.rows]
+
+    @property
+    def seen_at(self) -> list[list[int]]:
+        """Positions seen behind it, per row of the batch. Syncs with the device on first reading."""
+        self.settle()
+        return [row.nonzero().flatten().tolist() for row in self.seen]
+
+    def settle(self) -> None:
+        """Move the positions off the device."""
+        self.rows, self.seen = self.rows.cpu(), self.seen.cpu()
+
+
+@dataclass
+class Evicted:
+    """What left one layer's K/V cache in one forward.
+
+    Attributes:
+        site: of the layer.
+        step: 0 behind the prompt, then the decode step, counted from 1.
+        before, after: slots per row and key head; of the stage's scope alone.
+        gone: [B, Hkv or 1, G] places in the row's unpruned sequence of the slots that left, padding not counted; -1
+            padded anywhere.
+    """
+
+    site: Site
+    step: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    gone: Tensor
+
+    def settle(self) -> None:
+        """Move the places off the device."""
+        self.gone = self.gone.cpu()
+
+
+@dataclass
 class Call:
     """One prefill and the decode steps behind it: one generate() call, or one forward where no cache is used.
 
@@ -69,6 +135,11 @@ class Call:
         slots: K/V slots of each layer behind prefill (of the longest row); empty without a cache.
         cache_bytes: bytes of those slots over all rows, keys and values; empty without a cache.
         decode_steps: forwards behind the prefill.
+        steps: what each stage of phase both did, in each forward; empty where there is none.
+        evicted: what left the K/V cache, by forward and layer, in order; empty without a stage at llm.cache.
+        held: tokens that each layer's cache holds per row and key head, behind the prompt: L tuples of B; empty
+            without a cache.
+        held_sum: the same behind the prompt and behind each decode step, summed: L tuples of B.
         vision: (tokens that attended, tokens that passed the MLP) in each vision layer, class tokens included, per
             picture; empty where no stage stands in the vision tower.
         projected: tokens of each picture that the projector took; empty likewise.
@@ -82,6 +153,10 @@ class Call:
     slots: list[int] = field(default_factory=list)
     cache_bytes: list[int] = field(default_factory=list)
     decode_steps: int = 0
+    steps: list[list[StepRecord]] = field(default_factory=list)
+    evicted: list[Evicted] = field(default_factory=list)
+    held: list[tuple[int, ...]] = field(default_factory=list)
+    held_sum: list[tuple[int, ...]] = field(default_factory=list)
     vision: list[tuple[int, int]] = field(default_factory=list)
     projected: tuple[int, ...] = ()
 
@@ -91,14 +166,43 @@ class Call:
         return tuple(sum(layer) / len(self.visual) for layer in zip(*self.visual, strict=True))
 
     @property
+    def slots_avg(self) -> tuple[float, ...]:
+        """Slots averaged over layers and forwards (behind the prompt, and behind each decode step), per row."""
+        forwards = self.decode_steps + 1
+        return tuple(sum(layer) / (len(self.held_sum) * forwards) for layer in zip(*self.held_sum, strict=True))
+
+    @property
+    def slots_prefill(self) -> tuple[float, ...]:
+        """Slots averaged over layers behind the prompt, per row."""
+        return tuple(sum(layer) / len(self.held) for layer in zip(*self.held, strict=True))
+
+    @property
     def fired(self) -> dict[str, bool]:
         """Which stages withdrew something, by site."""
-        return {str(stage.site): stage.fired for stage in self.stages}
+        return {str(stage.site): stage.fired for stage in self.stages} | {str(e.site): True for e in self.evicted}
+
+    def gone(self, site: Site | str, step: int | None = None) -> list[list[set[int]]]:
+        """Places in the unpruned sequence that left a layer's cache up to a forward, per row and key head.
+
+        Args:
+            site: `llm.cache.N`.
+            step: 0 for the prompt's forward, or a decode step; None for the last one.
+        """
+        mine = [e for e in self.evicted if e.site == Site.parse(site) and (step is None or e.step <= step)]
+        heads = max((e.gone.shape[1] for e in mine), default=1)
+        found: list[list[set[int]]] = [[set() for _ in range(heads)] for _ in self.total]
+        for record in mine:
+            record.settle()
+            for row, places in zip(found, record.gone.expand(-1, heads, -1).tolist(), strict=True):
+                for lost, head in zip(row, places, strict=True):
+                    lost.update(place for place in head if place >= 0)
+        return found
 
     def settle(self) -> None:
         """Move what is still on the device off it."""
-        for stage in self.stages:
-            stage.settle()
+        steps = (record for step in self.steps for record in step)
+        for record in (*self.stages, *self.evicted, *steps):
+            record.settle()
 
 
 @dataclass

@@ -41,6 +41,14 @@ class Around(Pruner):
         """The method's own."""
         return self.pruner.needs(stage)
 
+    def reads_states(self, stage: Stage) -> bool:
+        """The method's own."""
+        return self.pruner.reads_states(stage)
+
+    def needs_grid(self, stage: Stage) -> bool:
+        """The method's own."""
+        return self.pruner.needs_grid(stage)
+
     def check(self, schedule: Schedule) -> None:
         """The method's own."""
         self.pruner.check(schedule)

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
 
-from btp.cli.check_config import check_config, settled
-from btp.cli.overrides import find_fault
-from btp.cli.run import CONF
-from btp.cli.values import resolved
+from btp.cli.check_config import check_config
+from btp.cli.composed import budget_word, value_word
+from btp.cli.composed import composed as from_words
+from btp.results.shipped import CONF
 from btp.runner.model_yamls import yamls_for
-from btp.runner.pruner_lists import JOIN, name_lists
+from btp.runner.pruner_lists import JOIN
 
 PART = "harness"  # stands for tasks that lmms-eval's own command line chooses
 
@@ -37,37 +36,20 @@ def composed(
     Raises:
         ValueError: says which argument to change.
     """
-    words = [f"{key}={_word(value)}" for key, value in more.items()]
+    words = [f"{key}={value_word(value)}" for key, value in more.items()]
     if path is not None:
-        words.append(f"model.path={_word(str(path))}")
+        words.append(f"model.path={value_word(str(path))}")
         if "model" not in more:
             words.append(f"model={_yaml_for(Path(os.path.expanduser(str(path))))}")
     several = JOIN in str(pruner)
-    words.append(f"pruner=[{pruner.replace(JOIN, ',')}]" if several else f"pruner={_word(pruner)}")
+    words.append(f"pruner=[{pruner.replace(JOIN, ',')}]" if several else f"pruner={value_word(pruner)}")
     if budget is not None:
-        tokens = isinstance(budget, int | float) and budget > 1
-        words.append(f"budget.{'tokens' if tokens else 'share'}={_word(budget)}")
+        words.append(budget_word(budget))
     words += [f"trainer.batch={batch}", f"tasks=[{PART}]", "task=lmms_eval", *_trainer(device)]
-    words = name_lists(words)
-    fault = find_fault(CONF, words)
-    if fault:
-        raise ValueError(f"--model_args: {fault}")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = settled(resolved(compose("config", overrides=words)), words)
-    config["command"] = " ".join(words)
+    config = from_words(words, "--model_args: ")
     config["controls"] = None  # lmms-eval's command line runs one model
     check_config(config)
     return config
-
-
-def _word(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str) and value[:1] not in "[{'\"" and set(value) & set(" ,:[]{}()\\"):
-        return json.dumps(value)
-    return str(value)
 
 
 def _yaml_for(folder: Path) -> str:

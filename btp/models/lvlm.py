@@ -11,26 +11,20 @@ from torch import Tensor, nn
 from btp.core.host import Layout, Packed, Tower, front_rows
 from btp.core.wrapped import unwrapped
 from btp.models import given
+from btp.models.decoder_host import DecoderHost, find_module, given_module, parts_of
 from btp.models.families import grids
 from btp.models.families.adapters import adapter_for
 
 _VISION = ("vision_tower", "visual", "vision_model")
 _PROJECTOR = ("multi_modal_projector", "mm_projector", "connector", "visual.merger")
-_PARTS = {
-    "attention": ("self_attn", "attn", "attention"),
-    "mlp": ("mlp",),
-    "attention_norm": ("input_layernorm", "layer_norm1", "norm1", "layernorm_before"),
-    "mlp_norm": ("pre_feedforward_layernorm", "layernorm_after", "post_attention_layernorm", "layer_norm2", "norm2"),
-}
 _BLOCKS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "blocks", "layers")
 
 
-class LVLM:
+class LVLM(DecoderHost):
     """A thin view of a transformers model with the standard decoder loop; it changes nothing in it.
 
     `LVLM(model)` is the family's own subclass where btp has one. Module paths are found by the standard names, or
-    given where a family differs. A family whose visual tokens are packed in its own way subclasses `layout`. What
-    torch.compile, peft and data parallelism put around a model is taken off for the engine; calls still go through it.
+    given where a family differs. A family whose visual tokens are packed in its own way subclasses `layout`.
 
     Attributes:
         families: transformers' names (model_type) of the families that a subclass is for.
@@ -50,6 +44,7 @@ class LVLM:
 
     families: ClassVar[tuple[str, ...]] = ()
     unit = "visual tokens"
+    kind = "image-text"
     pooled = ""
 
     def __new__(cls, model: Any = None, **paths: Any) -> Self:
@@ -68,28 +63,13 @@ class LVLM:
         decoder: str | None = None,
         layers: str | None = None,
     ) -> None:
-        self._outside = model
-        self.model = model = unwrapped(model)
-        if not hasattr(model, "config") or not (decoder or hasattr(model, "get_decoder")):
-            raise ValueError(
-                f"{type(model).__name__} is no model of transformers: it has no config, or no get_decoder. If it is a "
-                "wrapper of your own, give the model inside of it: LVLM(wrapper.model)."
-            )
-        self.config = model.config
-        base = getattr(model, "model", model)
-        self.vision = _given("vision", model, vision) if vision else _search(base, _VISION)
-        self.projector = _given("projector", model, projector) if projector else _search(base, _PROJECTOR)
-        self.decoder = _given("decoder", model, decoder) if decoder else model.get_decoder()
-        stack = _given("layers", model, layers) if layers else _search(self.decoder, ("layers",))
-        if not isinstance(stack, nn.ModuleList):
-            raise ValueError(
-                f"{type(model).__name__} has no ModuleList of decoder layers at "
-                f"{type(self.decoder).__name__}.layers. "
-                "Set model.layers to its path."
-            )
-        self.towers = {"llm": Tower("llm", stack, **_parts(stack))}
-        self.decoder = unwrapped(self.decoder)
-        blocks = _search(self.vision, _BLOCKS) if self.vision is not None else None
+        super().__init__(model, decoder=decoder, layers=layers)
+        base = getattr(self.model, "model", self.model)
+        self.vision = given_module("vision", self.model, vision) if vision else find_module(base, _VISION)
+        self.projector = (
+            given_module("projector", self.model, projector) if projector else find_module(base, _PROJECTOR)
+        )
+        blocks = find_module(self.vision, _BLOCKS) if self.vision is not None else None
         if isinstance(blocks, nn.ModuleList):
             packed = hasattr(getattr(self.config, "vision_config", None), "spatial_merge_size")
             self.towers["vision"] = Tower(
@@ -101,7 +81,7 @@ class LVLM:
                 fixed=front_rows(_class_tokens(self.vision)),
                 feature=None if packed or self.pooled else self._feature_layer(len(blocks)),
                 pooled=self.pooled,
-                **_parts(blocks),
+                **parts_of(blocks),
             )
 
     def _feature_layer(self, depth: int) -> int | None:
@@ -112,52 +92,6 @@ class LVLM:
             return None
         layer = asked % (depth + 1) - 1  # hidden state 0 is what enters the first layer
         return layer if layer >= 0 else None
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The decoder layers."""
-        return self.towers["llm"].layers  # type: ignore[return-value]
-
-    @property
-    def num_layers(self) -> int:
-        """Decoder layers."""
-        return len(self.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the decoder's hidden states."""
-        return self.config.get_text_config().hidden_size
-
-    @property
-    def rotary(self) -> nn.Module | None:
-        """The decoder's RoPE module."""
-        return getattr(self.decoder, "rotary_emb", None)
-
-    @property
-    def norm(self) -> nn.Module | None:
-        """The decoder's final norm."""
-        return getattr(self.decoder, "norm", None)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the inputs belong: of a model that is spread, where its first layers compute."""
-        places = (getattr(self.model, "hf_device_map", None) or {}).values()
-        if len(set(places)) > 1:  # what lies on the host or on disk is computed on the device of the others
-            return torch.device(next((place for place in places if place not in ("cpu", "disk")), "cpu"))
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.model.dtype
-
-    def generate(self, **inputs: Any) -> Any:
-        """The model's own generate."""
-        return getattr(self._outside, "generate", self.model.generate)(**inputs)
-
-    def __call__(self, **inputs: Any) -> Any:
-        """The model's own forward."""
-        return self._outside(**inputs)
 
     def visual_mask(self, inputs: Mapping[str, Any]) -> Tensor:
         """[B, S] bool: image and video placeholders of the prompt.
@@ -239,20 +173,6 @@ class LVLM:
         count = rows * columns + (_class_tokens(self.vision) if whole else 0)
         return self.prompt(batch, [self._token("image")] * count, words) | {"pixel_values": pixels}
 
-    def prompt(self, batch: int, placeholders: Sequence[int], words: int) -> dict[str, Tensor]:
-        """`batch` equal rows of input_ids and attention_mask [B, S]: `placeholders`, then `words` ordinary tokens."""
-        ordinary = self.words()
-        drawn = torch.randint(len(ordinary), (words,), generator=torch.Generator().manual_seed(0))
-        row = torch.tensor([*placeholders, *(ordinary[i] for i in drawn.tolist())], device=self.device)
-        ids = row.expand(batch, -1).contiguous()
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    def words(self) -> list[int]:
-        """Some ids of ordinary text tokens, for `example`."""
-        config = self.config.to_dict()
-        special = {v for k, v in config.items() if k.endswith(("_token_id", "_token_index")) and isinstance(v, int)}
-        return [i for i in range(3, min(1000, self.config.get_text_config().vocab_size)) if i not in special]
-
     def noise(self, *shape: int) -> Tensor:
         """Pixels for `example`, of the model's dtype and on its device; the same at every call."""
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
@@ -325,23 +245,6 @@ def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _given(key: str, root: nn.Module, path: str) -> nn.Module:
-    found = _search(root, (path,))
-    if found is None:
-        raise ValueError(f"model.{key} is {path!r}, but {type(root).__name__} has no module there. Correct the path.")
-    return found
-
-
-def _search(root: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
-    for path in paths:
-        at: Any = root
-        for name in path.split("."):
-            at = getattr(at, name, None)
-        if isinstance(at, nn.Module):
-            return at
-    return None
-
-
 def _class_tokens(vision: nn.Module | None) -> int:
     """Tokens that a vision tower puts in front of the patches."""
     embeddings = getattr(vision, "embeddings", None) or getattr(
@@ -349,13 +252,3 @@ def _class_tokens(vision: nn.Module | None) -> int:
     )
     named = ("class_embedding", "cls_token", "distillation_token")
     return sum(getattr(embeddings, name, None) is not None for name in named)
-
-
-def _parts(layers: nn.ModuleList) -> dict[str, str | None]:
-    """The names that the blocks and norms inside a layer go by."""
-    found = {}
-    for part, names in _PARTS.items():
-        found[part] = next((name for name in names if isinstance(getattr(layers[0], name, None), nn.Module)), None)
-    if found["mlp_norm"] == "pre_feedforward_layernorm":  # norms on both sides of each block
-        found |= {"attention_exit": "post_attention_layernorm", "mlp_exit": "post_feedforward_layernorm"}
-    return found

@@ -32,6 +32,10 @@ class Attention(ScorePruner):
         """The text's attention."""
         return self.attention.needs(stage)
 
+    def reads_states(self, stage: Stage) -> bool:
+        """Only to find out which text is like the picture."""
+        return self.attention.source == "similar"
+
     def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] attention."""
         return self.attention.of(tokens, signals, stage)

@@ -118,6 +118,10 @@ class BTP(Pruner):
         """The text's attention, unless diversity chooses everything."""
         return self.attention.needs(stage) if stage.settings.get("balance", 0) > 0 else ()
 
+    def needs_grid(self, stage: Stage) -> bool:
+        """Where tokens are to be spread over the grid."""
+        return float(stage.settings.get("seed", self.seed)) > 0
+
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Attention, then farthest points from scratch, then the grid, then the farthest from all of these."""
         first = self._first(tokens, signals, stage)

@@ -13,6 +13,7 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import PART, Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
+from btp.core.slots import Slots, SlotSelection
 
 _INDEX = re.compile(r"schedule\.(\d+)")
 
@@ -89,6 +90,14 @@ class Chain(Pruner):
         """What the stage's part needs."""
         return () if stage.withdraws_all else self._part(stage).needs(_bare(stage))
 
+    def reads_states(self, stage: Stage) -> bool:
+        """What the stage's part says."""
+        return self._part(stage).reads_states(_bare(stage))
+
+    def needs_grid(self, stage: Stage) -> bool:
+        """Whether the stage's part does."""
+        return not stage.withdraws_all and self._part(stage).needs_grid(_bare(stage))
+
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """What the stage's part decides.
 
@@ -103,6 +112,20 @@ class Chain(Pruner):
                 "Set adaptive = True on the class, or leave counts to the schedule."
             )
         return selection
+
+    @property
+    def accumulates(self) -> bool:
+        """True where a part at the cache does."""
+        return any(getattr(part, "accumulates", False) for part in self.parts.values())
+
+    @property
+    def in_order(self) -> bool:
+        """True where a part at the cache wants its slots in order."""
+        return any(getattr(part, "in_order", False) for part in self.parts.values())
+
+    def evict(self, slots: Slots, signals: Signals, stage: Stage) -> SlotSelection:
+        """What the stage's part keeps of a cache."""
+        return self._part(stage).evict(slots, signals, _bare(stage))  # type: ignore[attr-defined]
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
         """What the stage's part says."""

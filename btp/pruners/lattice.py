@@ -18,6 +18,10 @@ class Lattice(Pruner):
     the image to the same number of visual tokens. Tokens off the grid (newlines) go first.
     """
 
+    def needs_grid(self, stage: Stage) -> bool:
+        """Always: the grid is all that it goes by."""
+        return True
+
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Greedy max-min over the grid, Manhattan distance, from the first token on."""
         counts = tokens.keep_counts(stage)

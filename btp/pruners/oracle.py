@@ -80,6 +80,10 @@ class Oracle(Pruner):
         """As the other method."""
         return self.inner.needs(stage)
 
+    def needs_grid(self, stage: Stage) -> bool:
+        """As the other method: targets may be indices of tokens as well as boxes."""
+        return self.inner.needs_grid(stage)
+
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """The targets, and around them what the other method chooses.
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
+from btp.ops.mixed_bits import mixed
 
 SALTS = ("content", "none")
-PARTS = 4  # of the hidden states, each naming one token
-_MASK = 0xFFFFFFFF
+CHANNELS = 2  # the first of the hidden states, each naming one token
+ODD = 1_000_003  # apart from any number of tokens
 
 
 class Random(ScorePruner):
@@ -23,9 +24,10 @@ class Random(ScorePruner):
 
     Args:
         seed: of the run.
-        salt: content | none. `content` draws anew for every picture: it adds the indices of the tokens with
-            the largest mean over each quarter of the hidden states, which rounding leaves alone unless two
-            are nearly equal. `none` keeps the same places in every picture of one size.
+        salt: content | none. `content` draws anew for every picture: it adds the indices of the tokens that are
+            largest in each of the first channels of the hidden states, which rounding leaves alone unless two
+            are nearly equal. `none` keeps the same places in every picture of one size, and so does `content` at a
+            stage of phase both, where tokens show no states and every step is to draw the same.
     """
 
     def __init__(self, *, seed: int, salt: str) -> None:
@@ -35,26 +37,22 @@ class Random(ScorePruner):
             raise ValueError(f"pruner.method.seed is {seed!r}. Write an integer.")
         self.seed, self.salt = seed, salt
 
+    def reads_states(self, stage: Stage) -> bool:
+        """Only where there are any."""
+        return not stage.in_decode and self.salt == "content"
+
     def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
-        """[B, N] random numbers in 0..2^32 - 1."""
+        """[B, N] random numbers in 0..2^31 - 1."""
         key = int.from_bytes(hashlib.blake2b(f"{self.seed} {stage.site}".encode(), digest_size=4).digest())
-        row = _mix(tokens.total.long() ^ key)
-        if self.salt == "content":
-            for index in _landmarks(tokens).unbind(1):
-                row = _mix(row ^ index)
-        return _mix(_mix(tokens.index ^ row[:, None]))
+        row = tokens.total.long() + key
+        if self.reads_states(stage):
+            row = row + _landmarks(tokens)
+        return mixed(tokens.index + mixed(row)[:, None])
 
 
 def _landmarks(tokens: Tokens) -> Tensor:
-    """[B, PARTS] original indices of the tokens that stand out in each part of the hidden states."""
-    parts = tokens.hidden.detach().float().tensor_split(PARTS, dim=-1)
-    means = torch.stack([p.mean(-1) for p in parts if p.shape[-1]], dim=1)  # [B, PARTS, N]
-    highest = means.masked_fill(~tokens.valid[:, None], -torch.inf).argmax(2)
-    return tokens.index.gather(1, highest)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The last step of MurmurHash3 on 32 bits held in int64; overflow leaves the low 32 bits right."""
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
-    return x ^ (x >> 16)
+    """[B] of the original indices of the tokens that stand out in the first channels, as one number."""
+    channels = tokens.hidden.detach()[..., :CHANNELS].transpose(1, 2).float()  # [B, CHANNELS, N]
+    highest = channels.masked_fill(~tokens.valid[:, None], -torch.inf).argmax(2)
+    found = tokens.index.gather(1, highest)
+    return sum((found[:, part] * ODD**part for part in range(1, found.shape[1])), start=found[:, 0])

@@ -38,12 +38,13 @@ _ARM = keys(
     title=optional(TEXT),
     role=optional(one_of(*ROLES)),
     pruner=optional(TEXT),
-    picture=optional(one_of("full", "shrunk")),
+    picture=optional(one_of("full", "shrunk", "none")),
     note=optional(TEXT),
     schedule=optional(_STAGES),
     solver=optional(_SOLVER),
     budget=optional(_BUDGET),
     moved=optional(whole(0)),
+    slots=optional(number(0)),
 )
 _INERT = keys(checked=optional(whole(0)), identical=optional(FLAG), max_logit_difference=optional(_UNKNOWN))
 _METRICS = keys(all=optional(mapped(_UNKNOWN)), by_ability=optional(mapped(mapped(_UNKNOWN))))
@@ -60,12 +61,12 @@ RUN = keys(
     seconds=optional(number(0)),
     versions=optional(mapped(TEXT)),
     phases=optional(mapped(number(0))),
+    unit=optional(TEXT),
     arms=listed(_ARM, 1),
     inert=optional(_INERT),
     chance=optional(mapped(number())),
     calibration=optional(_CALIBRATED),
     prompt=optional(keys(sample=TEXT, text=TEXT)),
-    unit=optional(TEXT),
     metrics=optional(mapped(_METRICS)),
 )
 CONFIG = keys(

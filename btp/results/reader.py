@@ -7,7 +7,7 @@ one would show.
   task.reading (abilities that read text in the picture), budget, seed, limit.
 - `run.json`: {state: finished | running | failed, identity, name, command, versions: {library: version},
   hardware, started: ISO time, seconds, phases: {name: seconds},
-  arms: [{arm, title, role: baseline | method | control, pruner, picture?: full | shrunk, note,
+  arms: [{arm, title, role: baseline | method | control, pruner, picture?: full | shrunk | none, note,
   schedule?: [{site, keep}, ...], solver?: what solves them for each sample's own total, keeps being means then,
   budget?: {asked, reached: layer-averaged visual tokens, missed?: they differ by more than 2%},
   moved?: layers by which the budget moved its stages towards the input}],
@@ -69,7 +69,9 @@ class Arm:
         note: what a reader should know about it.
         schedule: planned stages, each with site and keep; None where the run does not say.
         budget: asked and reached layer-averaged visual tokens, and what it took; empty where the run does not say.
-        picture: "full", or "shrunk" to as many pixels as its visual tokens cover.
+        picture: "full", "shrunk" to as many pixels as its visual tokens cover, or "none": the context was left out.
+        slots: of the K/V cache per key head, averaged over layers and, where it evicts in decode steps, over these;
+            None where the run does not say.
     """
 
     arm: str
@@ -80,6 +82,12 @@ class Arm:
     schedule: tuple[Mapping[str, Any], ...] | None = None
     budget: Mapping[str, Any] = field(default_factory=dict)
     picture: str = "full"
+    slots: float | None = None
+
+    @property
+    def evicts(self) -> bool:
+        """True where its stages are all in the K/V cache, so that its tokens say nothing of what it keeps."""
+        return bool(self.schedule) and all(str(s["site"]).startswith("llm.cache") for s in self.schedule or ())
 
     @property
     def is_downsampled(self) -> bool:
@@ -331,6 +339,7 @@ def _arms(run: Mapping[str, Any], config: Mapping[str, Any]) -> list[Arm]:
                 schedule=None if schedule is None else tuple(schedule),
                 budget=_budget(entry),
                 picture=entry.get("picture") or "full",
+                slots=entry.get("slots"),
             )
         )
     return arms

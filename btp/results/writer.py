@@ -8,7 +8,6 @@ import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from PIL.Image import Image
 from btp.results.atomic import clear_parts, whole, write_json, write_parquet, write_text
 from btp.results.disk import make_folder
 from btp.results.links import refuse_links
+from btp.results.shipped import versions
 from btp.results.status import UNPRUNED, is_finished
 from btp.tasks.files.local import file_name
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import normalise
 
-PACKAGES = ("btp", "torch", "transformers", "lightning", "hydra-core", "omegaconf", "wandb", "optuna")
+PACKAGES = ("torch", "transformers", "lightning", "hydra-core", "omegaconf", "wandb", "optuna")
 
 Agrees = Callable[[Mapping[str, Any], Mapping[str, Any]], bool | float]
 
@@ -67,7 +67,7 @@ class RunFolder:
             "name": self.path.name,
             "command": config["command"],
             "pid": os.getpid(),
-            "versions": {p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
+            "versions": versions(PACKAGES) | {"python": platform.python_version()},
             "hardware": hardware,
             "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "phases": {},
@@ -130,6 +130,7 @@ class RunFolder:
                         "kl": row["kl"],
                         "tokens_avg": sum(row["visual"]) / len(row["visual"]),
                         "total": row["total"],
+                        **{key: row[key] for key in ("slots", "slots_avg", "evicted") if key in row},
                     }
                 )
                 for order, stage in enumerate(row["stages"]):

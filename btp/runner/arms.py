@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,10 @@ from btp.schedules.meet import Facts, Met, Planned, meet, wanted_budget
 from btp.schedules.place import place_stages
 from btp.schedules.plan import Sources, for_method, plan
 from btp.schedules.published import with_published
-from btp.schedules.serialize import budget_entry, described, off_budget
+from btp.schedules.serialize import budget_entry, described, missed_lines, off_budget, what_happened
+from btp.schedules.slots import fit_slots, in_cache, over_steps
+
+BARE = ("site", "keep", "positions", "phase", "scope", "every")  # of a cache stage: nothing that one method knows
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Arm:
         role: baseline | method | control.
         method: the yaml's `method` node; None decides nothing (the schedule keeps all or none).
         schedule: solved stages.
-        picture: full | shrunk (to as many pixels as the kept tokens cover).
+        picture: full | shrunk (to as many pixels as the kept tokens cover) | none (a text's context is left out).
         asked: its budget in layer-averaged visual tokens; None where it has none.
         reached: what its schedule comes to; None where that is not known yet.
         moved: layers by which its stages were moved towards the input to meet the budget.
@@ -65,7 +68,7 @@ class Arm:
 
     def identity(self, shared: str) -> str:
         """Names the answers of this arm; `shared` is the identity of model and task."""
-        own = digest(self.method, described(self.schedule), self.picture, code_of(self.method))
+        own = digest(_placeless(self.method), described(self.schedule), self.picture, code_of(self.method))
         return digest(shared, own)
 
     def describe(self) -> dict[str, Any]:
@@ -107,7 +110,10 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         pruner = found.searched(config["pruner"])
         config = {**config, "pruner": pruner}
         planned = plan(config, facts, lambda one: build_method(one["name"], one["method"]), found)
-        asked = wanted_budget(config, planned, facts)
+        slots = facts.mean() + (facts.unit == "prompt tokens")
+        fitted = fit_slots(planned.schedule, config["budget"], facts.layers, slots)
+        slotted, planned = fitted != planned.schedule, replace(planned, schedule=fitted)
+        asked = wanted_budget(config, planned, facts, slotted)
         method, node = build_method(pruner["name"], method_of(pruner)), method_of(pruner)
         budget = {key: config["budget"][key] for key in ("move", "nearest")}
         met = meet(planned, facts, asked, method, **budget)
@@ -115,16 +121,40 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         name = pruner["name"]
         main = Arm(name, "method", node, met.schedule, picture, met.asked, met.reached, met.moved, budget=met.budget)
         arms.append(main)
-        lines = _say(main, met, planned)
+        lines = _say(main, met, planned, facts.unit)
         for name, control in (config.get("controls") or {}).items():
-            if control["name"] != pruner["name"]:
-                arms.append(_control(control | {"name": name}, main, facts))
+            mine = at_cache(control, main.schedule)
+            same = (control["name"], control.get("weights")) == (pruner["name"], pruner.get("weights"))
+            if not same and mine is not None:
+                ready = found.searched(mine) if "weights" in mine else mine
+                arms.append(_control({**ready, "name": name}, main, facts))
     for arm in arms:
         arm.schedule.check(facts.layers)
         method = arm.build()
         if method is not None:
             method.check(arm.schedule)
     return [replace(arm, shares=_shares(arm.schedule, facts)) for arm in arms], lines
+
+
+def listed(
+    arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]], unit: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The arms as run.json lists them, with budgets as means over what was answered, and lines on those missed."""
+    totals = [row["total"] for row in rows[UNPRUNED].values()]
+    listing, lines = [], []
+    for arm in arms:
+        reached = [sum(row["visual"]) / len(row["visual"]) for row in rows[arm.name].values()]
+        budget = what_happened(arm.budget, arm.asked, sum(reached) / len(reached), totals)
+        slots = [row.get("slots_avg" if over_steps(arm.schedule) else "slots") for row in rows[arm.name].values()]
+        held_slots = None if None in slots else round(sum(slots) / len(slots), 4)
+        listing.append(arm.describe() | {"budget": budget, "slots": held_slots})
+        lines += [line.replace("visual tokens", unit) for line in missed_lines(arm.name, budget, totals, arm.budget)]
+    return listing, lines
+
+
+def budget_of_method(listing: list[dict[str, Any]]) -> dict[str, Any]:
+    """The budget of the method's arm, of the unpruned one where there is none."""
+    return next((entry["budget"] for entry in listing if entry["role"] == "method"), listing[0]["budget"])
 
 
 def shared_identity(config: Mapping[str, Any], checkpoint: str) -> str:
@@ -135,10 +165,32 @@ def shared_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     return digest(model, checkpoint, shared_part(config["task"]), config["seed"], sources)
 
 
+def _placeless(method: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A method without the folder of its modules, which their digest names."""
+    return {k: v for k, v in method.items() if k != "weights"} if method and "digest" in method else method
+
+
 def inert(schedule: Schedule) -> Schedule:
     """The same stages, keeping everything; without those that keep nothing, unless there are no others."""
     chosen = [stage for stage in schedule if not stage.withdraws_all] or schedule
     return Schedule(tuple(replace(stage, keep=1.0) for stage in chosen))
+
+
+def at_cache(control: Mapping[str, Any], schedule: Schedule) -> Mapping[str, Any] | None:
+    """A control beside stages that are all in the K/V cache: its `slots` method at these, without what protects slots
+    there. None where it chooses tokens and has no such method; as it is beside other stages, and where it chooses
+    nothing.
+    """
+    if not in_cache(schedule) or control["method"] is None or _evicts(control):
+        return control
+    if not control.get("slots"):
+        return None
+    stages = [{k: v for k, v in s.to_config().items() if k in BARE} for s in schedule]
+    return {**control, "method": control["slots"], "schedule": stages}
+
+
+def _evicts(pruner: Mapping[str, Any]) -> bool:
+    return any(str(stage["site"]).startswith("llm.cache") for stage in pruner["schedule"] or ())
 
 
 def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
@@ -158,6 +210,9 @@ def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
     else:
         schedule = main.schedule
     schedule = for_method(schedule, build_method(control["name"], control["method"]))
+    if in_cache(schedule):
+        own_slots = next((stage.keep for stage in main.schedule if stage.site.kind == "cache"), None)
+        schedule = Schedule(tuple(replace(s, keep=own_slots) if s.is_free and own_slots else s for s in schedule))
     free = schedule.has_fit
     level = Budget(facts.layers, like=main.schedule, tower=facts.tower)
     met = meet(Planned(schedule), facts, level if free else None, None, move=False, nearest=True)
@@ -172,7 +227,7 @@ def _shares(schedule: Schedule, facts: Facts) -> dict[Site, float]:
     return {stage.site: facts.mean(stage.count) / facts.mean() for stage in solved}
 
 
-def _say(arm: Arm, met: Met, planned: Planned) -> list[str]:
+def _say(arm: Arm, met: Met, planned: Planned, unit: str) -> list[str]:
     """What a reader of the screen should know about the method's budget."""
     lines = []
     if met.moved:
@@ -184,12 +239,12 @@ def _say(arm: Arm, met: Met, planned: Planned) -> list[str]:
         )
     if met.missed:
         lines.append(
-            f"budget: {met.asked:.2f} visual tokens on average were asked; the nearest that {arm.name} reaches is "
+            f"budget: {met.asked:.2f} {unit} on average were asked; the nearest that {arm.name} reaches is "
             f"{met.reached:.2f} (budget.nearest=true takes it)"
         )
     elif arm.budget is not None and arm.budget.tokens is not None and off_budget(met.asked, met.reached):
         lines.append(
-            f"budget: {met.asked:.2f} visual tokens on average were asked; {arm.name} reaches {met.reached:.2f}, since "
+            f"budget: {met.asked:.2f} {unit} on average were asked; {arm.name} reaches {met.reached:.2f}, since "
             "some samples have fewer before any pruning, or more than its stages can take away"
         )
     return lines

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from btp.results.disk import FULL, refusal
+from btp.results.shipped import DOCS, INSTALLED
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "errors.md"
+PAGE = DOCS / "errors.md"
 _ROW = re.compile(r"^\| `([^`]+)` \| .* \| (.*) \|$", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)]+)\)")
 
@@ -55,7 +55,7 @@ def _end_bars() -> None:
 
 
 def page_of(message: str) -> str | None:
-    """The page that explains a message, as a path in the project; None where none does."""
+    """The page that explains a message, as a path in the project or of what is installed; None where none does."""
     return next((page for said, page in _explained() if said.search(message)), None)
 
 
@@ -64,10 +64,10 @@ def _explained() -> list[tuple[re.Pattern[str], str]]:
     """What a message says, and its page."""
     try:
         rows = _ROW.findall(PAGE.read_text(encoding="utf-8"))
-    except OSError:  # installed without docs
+    except OSError:  # docs were left out
         return []
-    linked = [(said, link) for said, more in rows if (link := _LINK.search(more))]
-    return [(_pattern(said), _place(link.group(1))) for said, link in linked]
+    linked = [(said, link.group(1)) for said, more in rows if (link := _LINK.search(more))]
+    return [(_pattern(said), _place(link)) for said, link in linked if (DOCS / link.partition("#")[0]).is_file()]
 
 
 def _pattern(said: str) -> re.Pattern[str]:
@@ -77,5 +77,6 @@ def _pattern(said: str) -> re.Pattern[str]:
 
 def _place(link: str) -> str:
     page, _, anchor = link.partition("#")
-    path = PurePosixPath((PAGE.parent / page).resolve().relative_to(ROOT).as_posix())
-    return f"{path}#{anchor}" if anchor else str(path)
+    path = (DOCS / page).resolve()
+    path = path if INSTALLED else path.relative_to(DOCS.parent)
+    return f"{path.as_posix()}#{anchor}" if anchor else path.as_posix()

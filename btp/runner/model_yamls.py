@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 
 from btp.models.loading.checkpoint import read_config
+from btp.results.shipped import CONF
 
-YAMLS = Path(__file__).resolve().parents[2] / "conf" / "model"
+YAMLS = CONF / "model"
 
 
 def check_family(model: Mapping[str, Any], folder: Path | None) -> None:
@@ -44,3 +45,10 @@ def yamls_for(family: str) -> list[str]:
         if about.get("hub") and (about.get("config") or {}).get("model_type") == family:
             found.append(path.stem)
     return found
+
+
+def depth_and_width(name: str) -> tuple[int | None, int | None]:
+    """Decoder layers and hidden size of a yaml's architecture; None where it does not say."""
+    config = yaml.safe_load((YAMLS / f"{name}.yaml").read_text(encoding="utf-8")).get("config") or {}
+    text = config.get("text_config") or config
+    return text.get("num_hidden_layers"), text.get("hidden_size")

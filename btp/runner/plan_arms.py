@@ -8,9 +8,10 @@ from typing import Any
 
 from btp.engine.checks.plan import make_plan
 from btp.models.loading.load import Loaded
-from btp.runner.arms import Arm, build_arms
+from btp.runner.arms import Arm, build_arms, build_method
 from btp.runner.calibration.sources import Finder
 from btp.runner.devices import Machine
+from btp.runner.evaluation.oracle_targets import Targeted
 from btp.schedules.meet import facts_of
 from btp.schedules.plan import Sources
 
@@ -25,6 +26,7 @@ def plan_arms(
     totals: Sequence[int],
     pictures: int = 1,
     unequal: bool = False,
+    aimed: bool = True,
 ) -> list[Arm]:
     """Find or make what the stages come from, solve all schedules, and have the engine look at them.
 
@@ -35,16 +37,25 @@ def plan_arms(
         totals: visual tokens of each sample, in any order, 0 where it has none.
         pictures: of a sample, the most.
         unequal: solve each sample for its own total also where these are equal, since others are to come.
+        aimed: samples say what their answers need; otherwise controls that go by it are left out.
 
     Raises:
         ValueError: nothing to prune, a budget that cannot be met, a schedule that the model or the engine refuses.
     """
     pictured = [total for total in totals if total]
+    if not pictured and config["pruner"]["name"] != "none" and loaded.host.unit == "prompt tokens":
+        raise ValueError("Every prompt is empty, so there is nothing to prune. Look at the task's samples.")
     if not pictured and config["pruner"]["name"] != "none":
         raise ValueError(
             "No sample shows a picture, so there is no visual token to prune. Correct the pictures of the task, raise "
             "limit, or set pruner=none."
         )
+    if not aimed and config.get("controls"):
+        kept = _without_targets(config["controls"])
+        if machine.leads and len(kept) < len(config["controls"]):
+            left = ", ".join(name for name in config["controls"] if name not in kept)
+            print(f"left out: {left}, since no sample says which boxes its answer needs", flush=True)
+        config = {**config, "controls": kept}
     host = loaded.host
     facts = facts_of(host, pictured or [0], pictures, unequal)
     finder = Finder(config, loaded, checkpoint, store, folder, machine, facts)
@@ -54,3 +65,9 @@ def plan_arms(
     if machine.leads:
         print(*lines, sep="\n", end="\n" if lines else "", flush=True)
     return arms
+
+
+def _without_targets(controls: Mapping[str, Any]) -> dict[str, Any]:
+    """The controls that need not be told what an answer needs."""
+    built = {name: build_method(name, control["method"]) for name, control in controls.items()}
+    return {name: controls[name] for name, method in built.items() if not isinstance(method, Targeted)}

@@ -30,7 +30,7 @@ from btp.report.text.floor import example, nothing_right
 from btp.results.atomic import clear_parts, write_json
 from btp.results.status import UNPRUNED, lacks_report_alone
 from btp.results.writer import RunFolder, spread
-from btp.runner.arms import Arm, build_method, shared_identity
+from btp.runner.arms import Arm, budget_of_method, build_method, listed, shared_identity
 from btp.runner.calibration.calibration_set import calibration_set
 from btp.runner.datasets import make_dataset
 from btp.runner.devices import Lost, Machine, place
@@ -39,6 +39,7 @@ from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile
 from btp.runner.evaluation.data import Feed
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
+from btp.runner.evaluation.shorten import shortened
 from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.generate import Foreign
@@ -49,11 +50,11 @@ from btp.runner.plan_arms import plan_arms
 from btp.runner.pruner_lists import method_of
 from btp.runner.run_identity import Named
 from btp.runner.tracking.tracker import tracker_of
+from btp.runner.training.train import Training, describe_card
 from btp.runner.workers.launch import FAILED, STOPPED, Outcome
 from btp.runner.workers.ranks import LOST
 from btp.schedules.fit import OutOfReach
 from btp.schedules.meet import pictures_of
-from btp.schedules.serialize import missed_lines, what_happened
 from btp.tasks.bounds import check_questions, pixels, sizes_within
 from btp.tasks.sample import Sample, Task
 
@@ -64,14 +65,22 @@ class Run:
     Args:
         config: resolved.
         kept: models that earlier runs of this process left for later ones; None keeps none.
+        named: the run's names, where they are not those of a checkpoint on disk.
+        loaded: a model that is there already, in place of one on disk.
     """
 
-    def __init__(self, config: Mapping[str, Any], kept: dict[str, Loaded] | None = None):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        kept: dict[str, Loaded] | None = None,
+        named: Named | None = None,
+        loaded: Loaded | None = None,
+    ):
         check_library()
         tracker_of(config["logger"]).check()
         torch.manual_seed(config["seed"])
-        named = Named.of(config)
-        self.config, self._kept = named.config, kept
+        named = Named.of(config) if named is None else named
+        self.config, self._kept, self._given = named.config, kept, loaded
         self.checkpoint_folder, self.checkpoint, self.identity = named.source, named.checkpoint, named.identity
         self.store = Path(config["output"]) / ".store"
         self.folder = RunFolder(named.folder)
@@ -97,6 +106,9 @@ class Run:
 
     def go(self, table: bool = True) -> None:
         """Do all that is still open, and show where it lies, with the table unless that comes later."""
+        if self.config.get("action") == "train":
+            self._train()
+            return
         if self.machine.agree(self.folder.finished and self.config["resume"]):
             if self.machine.leads:
                 print(f"this run is finished: {self.folder.path} (resume=false computes it anew)")
@@ -111,6 +123,14 @@ class Run:
                 self._compute_or_refuse()
             if self.machine.leads:
                 self._tell(table)  # before another run that computes it anew may begin
+
+    def _train(self) -> None:
+        self.loaded = self._load()
+        where = (self.checkpoint, self.store, self.machine, self.config["pruner"])
+        folder = Training(self.config, self.loaded, *where).go()
+        if self.machine.leads:
+            print(describe_card(folder), flush=True)
+            tracker_of(self.config["logger"]).log_training(self.config, folder)
 
     def _settled(self) -> bool:
         """Whether the run is finished, once its report is drawn where that alone is missing."""
@@ -149,6 +169,8 @@ class Run:
         self._study()
 
     def _load(self) -> Loaded:
+        if self._given is not None:
+            return self._given
         key = digest(self.config["model"], self.checkpoint, str(self.checkpoint_folder), str(self.machine.device))
         kept = self._kept if self._kept is not None else {}
         if key not in kept:
@@ -169,12 +191,13 @@ class Run:
         way = way_of(task)
         with self.phase("samples"):
             samples = way.draw(config["limit"])
+            samples = shortened(task, samples, self.loaded)
             check_questions(samples)
             sizes = sizes_within(samples)
             way.check(self.loaded, samples)
             seen = way.look(self.loaded, samples, sizes)
         with self.phase("calibrate"):
-            arms = self._arms(seen.totals, seen.pictures)
+            arms = self._arms(seen.totals, seen.pictures, any(s.targets or s.boxes for s in samples))
         if self.machine.leads:
             shown = samples[next((i for i, tokens in enumerate(seen.estimates) if tokens), 0)]
             text = way.prompt(self.loaded, shown)
@@ -194,9 +217,9 @@ class Run:
             return
         self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
         method = next((a for a in arms if a.role == "method"), None)
-        listing, missed = _listed(arms, rows)
+        listing, missed = listed(arms, rows, self.loaded.host.unit)
         print(*missed, sep="\n", end="\n" if missed else "", flush=True)
-        self.folder.update(arms=listing, budget=_of_method(listing), chance=task.chance(samples))
+        self.folder.update(arms=listing, budget=budget_of_method(listing), chance=task.chance(samples))
         if method is not None and method.schedule:
             with self.phase("inert"):
                 self.folder.update(inert=way.inert(self.loaded, method, spread(samples, 8)))
@@ -223,7 +246,7 @@ class Run:
         if not self.machine.leads:
             return
         listing = [arm.describe() for arm in arms]
-        self.folder.update(arms=listing, budget=_of_method(listing))
+        self.folder.update(arms=listing, budget=budget_of_method(listing))
         host, device, cost = self.loaded.host, self.machine.device, config["cost"]
         if "llm" in host.towers:
             facts, self.measures = say_forecast(self.folder.path, host, arms, inputs, device, cost)
@@ -249,9 +272,9 @@ class Run:
             prompt, prediction = self.folder.state.get("prompt", {}).get("text"), rows[sample.id]["prediction"]
             print(f"warning: {said} {example(sample.id, prompt, prediction, sample.reference)}", flush=True)
 
-    def _arms(self, totals: Sequence[int], pictures: int) -> list[Arm]:
+    def _arms(self, totals: Sequence[int], pictures: int, aimed: bool = True) -> list[Arm]:
         place = (self.checkpoint, self.store, self.folder.path, self.machine)
-        return plan_arms(self.config, self.loaded, *place, totals, pictures)
+        return plan_arms(self.config, self.loaded, *place, totals, pictures, aimed=aimed)
 
     def _answer(
         self, arm: Arm, task: Task, samples: list[Sample], feed: Feed, order: list[int], totals: dict[str, int]
@@ -288,23 +311,6 @@ class Run:
         if table and self.measures:
             screen.print(cost_table(path) if random else screen_table(path))
         screen.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
-
-
-def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The arms as run.json lists them, with budgets as means over what was answered, and lines on those missed."""
-    totals = [row["total"] for row in rows[UNPRUNED].values()]
-    listing, lines = [], []
-    for arm in arms:
-        reached = [sum(row["visual"]) / len(row["visual"]) for row in rows[arm.name].values()]
-        budget = what_happened(arm.budget, arm.asked, sum(reached) / len(reached), totals)
-        listing.append(arm.describe() | {"budget": budget})
-        lines += missed_lines(arm.name, budget, totals, arm.budget)
-    return listing, lines
-
-
-def _of_method(listing: list[dict[str, Any]]) -> dict[str, Any]:
-    """The budget of the method's arm, of the unpruned one where there is none."""
-    return next((entry["budget"] for entry in listing if entry["role"] == "method"), listing[0]["budget"])
 
 
 def main() -> int:

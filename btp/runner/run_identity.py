@@ -19,7 +19,19 @@ from btp.runner.sources import modules_of
 from btp.runner.tracking.tracker import tracker_of
 
 WORKER = "btp.runner.run"  # computes runs
-FREE = ("output", "resume", "debug", "cache", "cache_gib", "logger", "trainer", "command", "overlays", "study")
+FREE = (
+    "output",
+    "resume",
+    "debug",
+    "cache",
+    "cache_gib",
+    "logger",
+    "trainer",
+    "command",
+    "overlays",
+    "study",
+    "action",
+)
 
 
 @dataclass(frozen=True)
@@ -64,11 +76,26 @@ def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     what["calibration"] = {k: v for k, v in config["calibration"].items() if k != "batch"}  # as trainer.batch
     what["model"] = {"name": config["model"]["name"], "example": config["model"]["example"]}
     what["model"] |= model_identity(config["model"])
+    if not any(part.get("weights") == "auto" for part in _parts(config)):
+        what.pop("training", None)
+    what["modules"] = [_modules(part["weights"]) for part in _parts(config) if "weights" in part]
     methods = [config["pruner"], *(config.get("controls") or {}).values()]
-    of_methods = [code_of(method_of(pruner)) for pruner in methods]
+    of_methods = [code_of(method) for pruner in methods for method in (method_of(pruner), pruner.get("slots"))]
     named = modules_of(config["task"], config["calibration"], {"_target_": config["model"]["adapter"]})
     of_task = shared_part(config["task"])  # and of files of another harness's tasks
     return digest(what, checkpoint, code(WORKER, *named), of_task, of_methods)
+
+
+def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Every pruner of a run: its own, or what that is made of, and the controls."""
+    pruner = config["pruner"]
+    return [*(pruner.get("parts") or {"": pruner}).values(), *(config.get("controls") or {}).values()]
+
+
+def _modules(weights: str) -> str:
+    """What names the modules of `pruner.weights`: the digest on the card of a folder."""
+    card = Path(weights) / "trained.yaml"
+    return digest(card.read_text(encoding="utf-8")) if card.is_file() else weights
 
 
 def is_settled(config: Mapping[str, Any]) -> Path | None:

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from btp.results.shipped import CONF
+
 TARGET = "_target_"
 PROJECT = "btp"
 DATA = ("btp.pruners.", "btp.tasks.", "btp.models.")  # what a file that somebody else wrote may name
-CONF = Path(__file__).resolve().parents[2] / "conf"
 _NAMED = re.compile(r"(?:_target_|^adapter): *[\"']?([\w.]+)", re.MULTILINE)
 PLACE = "hydra.sweep.dir"  # where a sweep lies: resume gives its own
 _SAFE = ("hydra.sweep.", "hydra.sweeper.", "hydra.launcher.")

@@ -89,7 +89,7 @@ def _counts(stages: tuple[Stage, ...], budget: Budget, total: int) -> dict[Site,
     alive = total
     for i, stage in enumerate(stages):
         if not is_fit(stage.keep):
-            alive = min(alive, stage.count(total)) if stage.moves_prefill else alive
+            alive = stage.kept(total, alive) if stage.moves_prefill else alive
             continue
         count = solved.get(i)
         alive = found[stage.site] = alive if count is None else min(alive, count)

@@ -33,6 +33,7 @@ class Facts:
         totals: of every sample with a picture, in any order; () where all have `total`.
         unequal: samples differ, so that each is solved for its own total.
         tower: over whose layers tokens are averaged: "llm", or "vision" without a language model.
+        unit: what the tokens are called.
     """
 
     layers: int
@@ -42,6 +43,7 @@ class Facts:
     totals: tuple[int, ...] = ()
     unequal: bool = False
     tower: str = "llm"
+    unit: str = "visual tokens"
 
     @property
     def most(self) -> int:
@@ -89,9 +91,9 @@ def facts_of(host: Host, totals: int | Sequence[int], pictures: int = 1, unequal
     averaged = "llm" if "llm" in host.towers else "vision"
     depth = len(host.towers[averaged].layers)
     if isinstance(totals, int):
-        return Facts(depth, totals, layers, pictures, unequal=unequal, tower=averaged)
+        return Facts(depth, totals, layers, pictures, unequal=unequal, tower=averaged, unit=host.unit)
     mean, differ = round(sum(totals) / len(totals)), unequal or len(set(totals)) > 1
-    return Facts(depth, mean, layers, pictures, tuple(totals), differ, averaged)
+    return Facts(depth, mean, layers, pictures, tuple(totals), differ, averaged, host.unit)
 
 
 @dataclass(frozen=True)
@@ -135,32 +137,48 @@ class Met:
     budget: Budget | None = None
 
 
-def budget_of(config: Mapping[str, Any], facts: Facts) -> Budget | None:
-    """The run's budget; None where none is set."""
-    tokens, share = config["budget"]["tokens"], config["budget"]["share"]
+def budget_of(config: Mapping[str, Any], facts: Facts, in_cache: bool = False) -> Budget | None:
+    """The run's budget of tokens; None where none is set.
+
+    Args:
+        in_cache: `budget.slots` is for stages in the K/V cache.
+    """
+    tokens, share, slots = (config["budget"].get(key) for key in ("tokens", "share", "slots"))
+    if slots is not None and facts.unit == "prompt tokens" and not in_cache:
+        return Budget(facts.layers, tokens=slots - 1, tower=facts.tower)  # the last token of a prompt has one too
     if tokens is None and share is None:
         return None
     rule = {"tokens": tokens} if tokens is not None else {"share": share}
     return Budget(facts.layers, tower=facts.tower, **rule)
 
 
-def wanted_budget(config: Mapping[str, Any], planned: Planned, facts: Facts) -> Budget | None:
-    """The run's budget; None where the schedule leaves nothing to decide.
+def wanted_budget(config: Mapping[str, Any], planned: Planned, facts: Facts, in_cache: bool = False) -> Budget | None:
+    """The run's budget of tokens; None where the schedule leaves nothing to decide.
+
+    Args:
+        in_cache: the budget has an effect on stages in the K/V cache, which are solved already.
 
     Raises:
         ValueError: a budget was asked for and has no effect, or is needed and missing.
     """
+    slots = config["budget"].get("slots")
+    if slots is not None and not in_cache and facts.unit != "prompt tokens":
+        raise ValueError(
+            f"budget.slots is {slots:g}, but pruner {config['pruner']['name']!r} has no stage in the K/V cache. Set "
+            "budget.tokens or budget.share, or choose a cache method, as snapkv."
+        )
     if not planned.free:
         words = config["command"].split()
-        asked = [w for w in words if w.startswith(("budget.tokens=", "budget.share=")) and not w.endswith("=null")]
-        if asked:
+        keys = tuple(f"budget.{key}=" for key in ("tokens", "share", "slots"))
+        asked = [w for w in words if w.startswith(keys) and not w.endswith("=null")]
+        if asked and not in_cache:
             layer = f", or set pruner.layer={FREE_LAYER}" if config["pruner"].get("layer") is not None else ""
             raise ValueError(
                 f"{asked[0]} has no effect: every stage of pruner {config['pruner']['name']!r} says itself how much it "
                 f"keeps. Drop the budget, or write keep: fit{layer}."
             )
         return None
-    budget = budget_of(config, facts)
+    budget = budget_of(config, facts, in_cache)
     if budget is None:
         raise ValueError("The schedule has keep: fit, but no budget is set. Set budget.share or budget.tokens.")
     return budget
@@ -217,7 +235,7 @@ def meet(
             break  # moving on would take still more away
     assert best is not None  # the first round raises or sets it
     if not nearest:
-        raise best[1]
+        raise best[1].of(facts.unit)
     return best[0]
 
 
@@ -330,7 +348,7 @@ def _meet_by_layer(schedule: Schedule, facts: Facts, budget: Budget, nearest: bo
     gap, grain = abs(best.reached - asked), total / facts.layers / 2
     if gap > grain and not nearest:
         raise OutOfReach(
-            f"A budget of {asked:g} visual tokens on average cannot be met: with all {total:g} tokens up to one of "
+            f"A budget of {asked:g} {facts.unit} on average cannot be met: with all {total:g} tokens up to one of "
             f"{facts.layers} layers and none behind it, {met[0].reached:.2f} to {met[-1].reached:.2f} are reached. The "
             f"nearest is {best.reached:.2f}, off by {gap:.2f}. Change the budget.",
             asked,

@@ -9,8 +9,14 @@ from typing import Any
 from btp.core.keep import FIT, fit_times
 from btp.core.schedule import PART, Schedule, Stage
 
-_RELATIVE = re.compile(r"^(llm\.layer|vision\.layer|vision\.mlp)\.(\d+)/(\d+)$")
+_RELATIVE = re.compile(r"^(llm\.layer|llm\.cache|vision\.layer|vision\.mlp)\.(\d+)/(\d+)$")
 _EVERY = re.compile(r"^(vision\.(?:layer|mlp))\.\*$")
+
+
+def nearest_layer(layer: int, depth: int, layers: int) -> int:
+    """The layer of a model of `layers` layers at the share of the depth that `layer` of `depth` layers stands for."""
+    nearest = (2 * layer * layers + depth) // (2 * depth)
+    return min(max(nearest, min(layer, 1)), layers - 1)
 
 
 def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_layers: int = 0) -> list[dict[str, Any]]:
@@ -19,9 +25,11 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
     `llm.layer.8/32` is layer 8 of a model of 32 layers: the layer at the same share of this model's depth, halves
     rounded up, never layer 0 unless it says 0, and never beyond the last. A stage that falls on another's layer by
     that takes its place; where the first `fit` is gone then, the first `fit*X` becomes it and the others refer to that.
+    `llm.cache.8/32` is placed likewise, and `llm.cache.*` stays as it is.
     `vision.layer.1/2` and `vision.mlp.1/2` mean the same of the vision tower up to the layer that the projector reads.
     `vision.mlp.*` (or `vision.layer.*`) becomes one stage for each layer of the vision tower up to the one that the
-    projector reads. Other sites stay as they are.
+    projector reads. Other sites stay as they are. A setting that is a site at a share of the depth, a layer that the
+    method looks at, is placed alike.
 
     Args:
         stages: as `Schedule.from_config` reads them.
@@ -45,19 +53,32 @@ def place_stages(stages: Sequence[Mapping[str, Any]], num_layers: int, vision_la
             )
         if found := every:
             sites = [f"{found[1]}.{layer}" for layer in range(vision_layers)]
-        elif found := share:
-            layer, depth = int(found[2]), int(found[3])
-            layers = num_layers if text.startswith("llm.") else vision_layers
-            if layer >= depth:
-                raise ValueError(f"schedule.{i}.site is {text}, beyond its own {depth} layers. Write a lower layer.")
-            nearest = (2 * layer * layers + depth) // (2 * depth)
-            sites, relative = [f"{found[1]}.{min(max(nearest, min(layer, 1)), layers - 1)}"], True
+        elif share:
+            sites, relative = [_layer_of(f"schedule.{i}.site", share, num_layers, vision_layers)], True
         else:
             sites = [text]
+        looks = {
+            key: _RELATIVE.match(value) for key, value in stage.items() if isinstance(value, str) and key != "site"
+        }
+        seen = {k: _layer_of(f"schedule.{i}.{k}", at, num_layers, vision_layers) for k, at in looks.items() if at}
         for site in sites:
             placed = [other for other in placed if other[0] != site or not (relative or other[1])]
-            placed.append((site, relative, {**stage, "site": site} if "site" in stage else dict(stage)))
+            placed.append((site, relative, {**stage, **seen, "site": site} if "site" in stage else dict(stage)))
     return _rebased(stages, [stage for _, _, stage in placed])
+
+
+def _layer_of(key: str, share: re.Match[str], num_layers: int, vision_layers: int) -> str:
+    """The site of one model that a site at a share of the depth means."""
+    layer, depth = int(share[2]), int(share[3])
+    layers = num_layers if share[1].startswith("llm.") else vision_layers
+    if layer >= depth:
+        raise ValueError(f"{key} is {share[0]}, beyond its own {depth} layers. Write a lower layer.")
+    if not layers:
+        raise ValueError(
+            f"{key} is {share[0]}, but the layers of this model's vision tower cannot be looked at. Choose a "
+            "method that works in the language model."
+        )
+    return f"{share[1]}.{nearest_layer(layer, depth, layers)}"
 
 
 def move_stages(schedule: Schedule, by: int, movable: Callable[[Stage], bool] = lambda stage: True) -> Schedule:

@@ -9,7 +9,7 @@ from typing import Any
 
 from btp.core.keep import is_fit
 from btp.core.pruner import Pruner
-from btp.core.schedule import PART, Schedule, Stage
+from btp.core.schedule import IN_DECODE, PART, Schedule, Stage
 from btp.core.site import Site
 from btp.schedules.calibrated import uniform_stages
 from btp.schedules.meet import FREE_LAYER, Facts, Planned
@@ -58,9 +58,10 @@ def plan(config: Mapping[str, Any], facts: Facts, build: Callable[[Mapping], Pru
 
 def for_method(schedule: Schedule, method: Pruner | None) -> Schedule:
     """Leave out settings of a shared schedule that this method does not know, such as BTP's balance for random."""
-    known = method.stage_settings if method is not None else frozenset()
+    own = method.stage_settings if method is not None else frozenset()
 
     def strip(stage: Stage) -> Stage:
+        known = own | frozenset(IN_DECODE if stage.in_decode else ())
         return replace(stage, settings={k: v for k, v in stage.settings.items() if k in known})
 
     return Schedule(tuple(strip(stage) for stage in schedule))

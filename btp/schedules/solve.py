@@ -107,6 +107,11 @@ def _knob(stages: Sequence[Stage], knots: list[list[int]], knot: list[int], tota
     last = stages[knot[-1]]
     first = last.site.first_layer
     if not is_fit(last.keep):
+        if last.of == "alive" and isinstance(last.keep, float):
+            raise ValueError(
+                f"schedule.{knot[-1]}.keep is {last.keep} of the tokens alive, while a budget solves other stages, so "
+                "that nobody knows how many that will be. Write keep: fit there too, or numbers everywhere."
+            )
         return Knob(first, last.count(total))
     times = fit_times(last.keep)
     if times is None:
@@ -158,7 +163,7 @@ def _in_tower(
             stage, merging = stages[knot[-1]], stages[knot[-1]].site.kind == "mlp"
             times = fit_times(stage.keep)
             if not is_fit(stage.keep):
-                count = min(stage.count(total), alive)
+                count = stage.kept(total, alive)
             elif times is not None:
                 count = min(max(1, int(times * first + 0.5)), alive)
             else:

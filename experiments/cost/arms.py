@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -13,11 +12,11 @@ from omegaconf import OmegaConf
 from btp.core.schedule import Schedule
 from btp.engine.checks.plan import make_plan
 from btp.models.lvlm import LVLM
+from btp.results.shipped import CONF
 from btp.runner.arms import Arm, build_arms
 from btp.schedules.meet import facts_of
 from btp.schedules.plan import Sources
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 LEFT_OUT = ("none", "withdraw")  # the baseline is beside every method; withdraw is vtw without a budget
 # Methods whose stages a calibration would choose get those that BTP was published with, at the same share of the depth.
 STAGES = (

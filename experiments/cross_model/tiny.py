@@ -21,7 +21,7 @@ from transformers import (
 
 from btp.models.loading.processor_without_video import without_videos
 
-POCKET = Path(__file__).parents[2] / "btp/models/checkpoints/pocket"
+POCKET = Path(__file__).parents[2] / "btp/models/checkpoints/pocket_mini"
 SIDE, PATCH = 96, 4  # 24 x 24 patches, 12 x 12 visual tokens, as many as the embedded model has
 TOKENS = {
     "image": "<|image_pad|>",

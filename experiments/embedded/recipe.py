@@ -7,35 +7,20 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from btp.runner.training.course import Pace
+
 
 @dataclass(frozen=True)
-class Phase:
-    """A stretch of the training with an optimiser of its own.
+class Phase(Pace):
+    """A stretch of the training with an optimiser of its own; how long and how fast is what every training says.
 
     Attributes:
         name: Name of its folder.
-        steps: Optimiser steps.
-        batch: Samples per step.
-        rate: Peak learning rate, reached after `warmup` steps.
-        losses: Weight of each loss that the recipe returns; losses without a weight are logged only.
-        warmup: Steps of linear warm-up.
-        decay: Share of the steps at the end over which the rate falls linearly to 2% of its peak.
-        average: Decay per step of the running mean of the weights, which is what the phase hands on.
-        until: Values that end the phase early, once the running means of all of them have reached these; a phase whose
-            steps are over before that is refused.
         data: Settings that `Recipe.sample` reads.
     """
 
     name: str
-    steps: int
-    batch: int
-    rate: float
-    losses: dict[str, float]
-    warmup: int = 100
-    decay: float = 0.35
-    average: float = 0.995
-    until: dict[str, float] = field(default_factory=dict)
-    data: dict = field(default_factory=dict)
+    data: dict = field(default_factory=dict, kw_only=True)
 
 
 class Recipe(ABC):

@@ -2,7 +2,7 @@
 
 python -m experiments.embedded.train pocket                 # state and log in work/pocket, model in work/pocket/model
 python -m experiments.embedded.train pocket --minutes 30    # stops in time, to be gone on with
-python -m experiments.embedded.train pocket --init btp/models/checkpoints/pocket576  # the last phase alone
+python -m experiments.embedded.train pocket --init btp/models/checkpoints/pocket  # the last phase alone
 """
 
 import argparse

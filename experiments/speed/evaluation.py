@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from btp.engine.attach import attach
 from btp.models.chat import chat_inputs
 from btp.models.loading.load import Loaded, find_checkpoint, load
+from btp.results.shipped import CONF
 from btp.runner.arms import Arm, build_arms
 from btp.runner.devices import Machine
 from btp.runner.evaluation.cost import hardware_line
@@ -31,8 +32,6 @@ from btp.runner.evaluation.evaluate import answer
 from btp.schedules.meet import Facts
 from btp.schedules.plan import Sources
 from btp.tasks.sample import Sample, Task
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 @dataclass

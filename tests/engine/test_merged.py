@@ -22,8 +22,8 @@ COUNTS = (6, 20, 4)
 TOKENS = [(0, i, j) for i, n in enumerate(COUNTS[:2]) for j in range(n)] + [(2, 2, j) for j in range(4)]
 
 
-def by_hand(lvlm, inputs, layer):
-    """Attention received [H, N] and keys [H, N, d] of each visual token, pictures one behind the other, in a layer.
+def by_hand(lvlm, inputs, layer, counts=COUNTS):
+    """Attention received [H, N], keys and queries [H, N, d] of each visual token, pictures in turn, in a layer.
 
     Where a group of patches ends up is read off the tower's own output: rows of the merger are found again in it.
     """
@@ -38,7 +38,10 @@ def by_hand(lvlm, inputs, layer):
         lvlm.projector.register_forward_hook(lambda module, args, output: merged.append(output)),
     ]
     with torch.no_grad():
-        out = lvlm.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+        if "pixel_values" in inputs:
+            out = lvlm.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+        else:
+            out = lvlm.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
     for hook in hooks:
         hook.remove()
     features = torch.cat(tuple(out.pooler_output))
@@ -51,14 +54,16 @@ def by_hand(lvlm, inputs, layer):
     for start, end in itertools.pairwise(ends):
         seen[start:end, start:end] = 0
     probs = (query @ key.mT * query.shape[-1] ** -0.5 + seen).softmax(-1)
-    picture = torch.repeat_interleave(torch.arange(3), torch.tensor(COUNTS))[home].repeat_interleave(4)
-    received = torch.zeros(len(query), sum(COUNTS))
-    keys = torch.zeros(len(query), sum(COUNTS), key.shape[-1])
+    picture = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))[home].repeat_interleave(4)
+    received = torch.zeros(len(query), sum(counts))
+    keys = torch.zeros(len(query), sum(counts), key.shape[-1])
+    queries = torch.zeros_like(keys)
     for patch in range(len(x)):
         token = home[patch // 4]
         received[:, token] += probs[:, picture == picture[patch], patch].mean(1)
         keys[:, token] += key[:, patch] / 4
-    return received, keys, features
+        queries[:, token] += query[:, patch] * query.shape[-1] ** -0.5 / 4
+    return received, keys, features, queries
 
 
 @pytest.mark.parametrize("layer", [0, 1, "feature"])
@@ -68,7 +73,7 @@ def test_signals(name, attention, layer):
     """Windowed and full layers, pictures of unequal sizes, a row without one; as a stage of the prompt sees them."""
     lvlm, inputs = kit.loaded(name, attention).host, kit.batch(name, ROWS)
     site = "vision.feature" if layer == "feature" else f"vision.layer.{layer}"
-    signals = Signal("attention", site, "mean"), Signal("keys", site), OUT
+    signals = Signal("attention", site, "mean"), Signal("keys", site), OUT, Signal("queries", site)
     pruner = Watch(*signals)
     plain = steps(lvlm, inputs)
     with attach(lvlm, pruner, plan(("llm.input", 1.0))):
@@ -77,7 +82,7 @@ def test_signals(name, attention, layer):
     _, tokens, seen = pruner.seen[0]
     at = len(lvlm.vision.blocks) - 1 if layer == "feature" else layer
     wanted = by_hand(lvlm, inputs, at)
-    assert [seen[s].shape[0] for s in signals] == [3] * 3
+    assert [seen[s].shape[0] for s in signals] == [3] * 4
     first = (0, 6, 26)
     for b, p, j in TOKENS:
         row = (tokens.picture[b] == p) & (tokens.slot[b] == j)
@@ -85,6 +90,7 @@ def test_signals(name, attention, layer):
         n = first[p] + j
         assert torch.allclose(seen[signals[0]][p, :, 0, j], wanted[0][:, n], atol=1e-6)
         assert torch.allclose(seen[signals[1]][p, :, j], wanted[1][:, n], atol=1e-5)
+        assert torch.allclose(seen[signals[3]][p, :, j], wanted[3][:, n], atol=1e-5)
         assert torch.equal(seen[OUT][p, j], wanted[2][n])
         assert torch.equal(tokens.hidden[b, row][0], wanted[2][n])
     for p, n in enumerate(COUNTS):
@@ -117,24 +123,38 @@ def refused(name, message, pruner, site="llm.input", rows=None):
         steps(lvlm, inputs)
 
 
-def test_videos():
-    """They pass the tower apart from the pictures, and are refused."""
-    rows = [[kit.Video(4, 24, 16), "what?"]]
-    refused("qwen25vl", "The prompt has a video, and a signal of the vision tower", Watch(OUT), rows=rows)
+@pytest.mark.parametrize("name", NAMES)
+def test_videos(name):
+    """A video passes as one picture of several frames; beside pictures, which pass in another turn, it is refused."""
+    lvlm, inputs = kit.loaded(name).host, kit.batch(name, [["a ", kit.Video(4, 24, 16), "what?"]])
+    total = int(lvlm.visual_mask(inputs).sum())
+    wanted = by_hand(lvlm, inputs, len(lvlm.vision.blocks) - 1, (total,))
+    signals = Signal("attention", "vision.feature", "mean"), Signal("keys", "vision.feature"), OUT
+    pruner = Watch(*signals)
+    with attach(lvlm, pruner, plan(("llm.input", 1.0))):
+        steps(lvlm, inputs)
+    _, tokens, seen = pruner.seen[0]
+    assert tokens.picture.tolist() == [[0] * total]
+    assert tokens.slot.tolist() == [list(range(total))]
+    assert torch.allclose(seen[signals[0]][0, :, 0], wanted[0], atol=1e-6)
+    assert torch.allclose(seen[signals[1]][0], wanted[1], atol=1e-5)
+    assert torch.equal(seen[OUT][0], tokens.hidden[0])
+    rows = [[kit.Video(4, 24, 16), "what?"], [kit.Picture(24, 16), "what?"]]
+    refused(name, "The batch has pictures and videos, and a signal of the vision tower", Watch(OUT), rows=rows)
 
 
 @pytest.mark.parametrize(
     "signal",
     [
-        Signal("queries", "vision.feature"),
-        Signal("keys", "vision.feature", "all"),
+        Signal("values", "vision.feature"),
+        Signal("attention", "vision.feature", "cls", "logits"),
         Signal("hidden", "vision.layer.1"),
         Signal("pixels", "vision.output"),
     ],
 )
 def test_what_cannot_be_put_together(signal):
     """Refused before anything runs, with what can be."""
-    refused("qwen25vl", "the merger joins several.*attention .rows mean, form probs. and keys", Watch(signal))
+    refused("qwen25vl", "the merger joins several.*attention .rows mean, form probs., queries and keys", Watch(signal))
 
 
 def test_other_refusals():

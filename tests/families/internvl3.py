@@ -1,4 +1,6 @@
-"""InternVL3: tiles of one size, each halved by a pixel shuffle, and a thumbnail behind them."""
+"""InternVL3 and 3.5: tiles of one size, each halved by a pixel shuffle, and a thumbnail behind them."""
+
+from functools import partial
 
 from transformers import (
     GotOcr2ImageProcessorPil,
@@ -7,6 +9,7 @@ from transformers import (
     InternVLProcessor,
     InternVLVisionConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from btp.models.loading.processor_without_video import without_videos
@@ -15,7 +18,7 @@ from families import kit
 EDGE, PATCH = 28, 7  # four patches a side, two visual tokens a side
 
 
-def build():
+def build(text=Qwen2Config, **more):
     """Four tokens a tile, at most four tiles and a thumbnail."""
     tokenizer = kit.tokenizer(
         start_image_token="<img>",
@@ -25,7 +28,7 @@ def build():
     )
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(**kit.VISION, image_size=EDGE, patch_size=PATCH),
-        text_config=Qwen2Config(**kit.TEXT, vocab_size=len(tokenizer)),
+        text_config=text(**kit.TEXT, **more, vocab_size=len(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
         tie_word_embeddings=False,
@@ -42,4 +45,7 @@ def build():
 
 
 SIZES = kit.Picture(28, 28), kit.Picture(84, 28), kit.Picture(56, 56)
-FAMILIES = (kit.Family("internvl3", build, SIZES),)
+FAMILIES = (
+    kit.Family("internvl3", build, SIZES),
+    kit.Family("internvl35", partial(build, Qwen3Config, head_dim=8), SIZES),
+)

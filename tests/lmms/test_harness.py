@@ -23,7 +23,7 @@ from local_tasks import write_questions, write_tasks
 from btp.runner.lmms_eval.task import HarnessTask
 
 LIMIT = 18
-POCKET = ROOT / "btp" / "models" / "checkpoints" / "pocket"
+POCKET = ROOT / "btp" / "models" / "checkpoints" / "pocket_mini"
 QUICK = ["cost.enabled=false", "overlays=2", "~pruner@controls.downsampled", "~pruner@controls.no_image"]
 ARMS = {"unpruned", "btp", "random"}
 

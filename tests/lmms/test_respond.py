@@ -23,7 +23,7 @@ CUT = Schedule.from_config([{"site": "llm.layer.1", "keep": 40}, {"site": "llm.l
 
 @pytest.fixture(scope="module")
 def loaded():
-    config = composed()["model"]
+    config = composed("model=pocket_mini")["model"]
     return load(config, find_checkpoint(config), torch.device("cpu"))
 
 

@@ -68,7 +68,7 @@ def test_other_tasks_are_another_run_with_the_same_answers(tmp_path):
 def test_arguments_become_words_of_ours(tmp_path, monkeypatch):
     """--model_args path=...,pruner=fastervlm+btp,budget=0.3,... is the command line of run.py."""
     monkeypatch.setattr(settings, "find_spec", lambda name: True)
-    folder = CONF.parent / "btp" / "models" / "checkpoints" / "pocket"
+    folder = CONF.parent / "btp" / "models" / "checkpoints" / "pocket_mini"
     more = {"model.dtype": "float32", "output": str(tmp_path), "stages": 2, "cache": False}
     config = from_arguments(str(folder), "fastervlm+btp", 0.3, 4, "cpu", more)
     assert config["model"]["path"] == str(folder)

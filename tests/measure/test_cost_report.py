@@ -29,7 +29,7 @@ def run(monkeypatch, command, *words):
 @pytest.fixture(scope="module")
 def pocket():
     """The embedded model's outline."""
-    return outline(composed("model=pocket")["model"], 8)
+    return outline(composed("model=pocket_mini")["model"], 8)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def measured_file(tmp_path_factory):
     """FastV measured; VTW refused, since there is no such layer."""
     out = tmp_path_factory.mktemp("cost") / "pocket"
     with pytest.MonkeyPatch.context() as patch:
-        assert run(patch, measure, "--pruner", "fastv", *ROUNDS, "--out", out) == 0
-        refused = ["--pruner", "vtw", "--override", "pruner.layer=99"]
+        assert run(patch, measure, "--model", "pocket_mini", "--pruner", "fastv", *ROUNDS, "--out", out) == 0
+        refused = ["--model", "pocket_mini", "--pruner", "vtw", "--override", "pruner.layer=99"]
         assert run(patch, measure, *refused, *ROUNDS, "--out", out) == 0
     return out
 
@@ -77,7 +77,7 @@ def test_nothing_is_measured_twice(measured_file, monkeypatch):
     """The same command again only writes its tables; other rounds are another measurement."""
     before = measured_file.with_suffix(".json").read_text()
     monkeypatch.setattr(measure, "profile", lambda *_, **__: pytest.fail("measured again"))
-    words = ["--pruner", "fastv", *ROUNDS, "--out", measured_file]
+    words = ["--model", "pocket_mini", "--pruner", "fastv", *ROUNDS, "--out", measured_file]
     run(monkeypatch, measure, *words)
     assert json.loads(before)["cells"] == json.loads(measured_file.with_suffix(".json").read_text())["cells"]
     with pytest.raises(pytest.fail.Exception, match="measured again"):
@@ -92,7 +92,7 @@ def test_break_even_of_what_was_measured(measured_file, tmp_path, monkeypatch, c
         cell[side]["per_token_ms"] = {"median": 2}
     file = tmp_path / "positive.json"
     file.write_text(json.dumps(found))
-    words = ["--model", "pocket", "--costs", file, "--batch", "2"]
+    words = ["--model", "pocket_mini", "--costs", file, "--batch", "2"]
     assert run(monkeypatch, breakeven, *words) == 0
     said = capsys.readouterr().out
     assert "pocket, fastv, measured" in said
@@ -116,7 +116,7 @@ def test_break_even_of_a_run(tmp_path, monkeypatch, capsys):
 
 def test_break_even_of_a_device(monkeypatch, capsys):
     """A device of one's own; a name alone is not enough."""
-    words = ["--model", "pocket", "--device", "toaster", "--flops", "1e9", "--bandwidth", "1e9"]
+    words = ["--model", "pocket_mini", "--device", "toaster", "--flops", "1e9", "--bandwidth", "1e9"]
     assert run(monkeypatch, breakeven, *words) == 0
     said = capsys.readouterr().out
     assert "toaster: 0.001 TFLOP/s, 1 GB/s (the command line), 100% of it reached." in said
@@ -141,7 +141,7 @@ def test_planned_tokens(pocket):
     assert planned(schedule, 144, 8) == [144, 144, 30, 30, 30, 0, 0, 0]
     assert sum(planned(schedule, 144, 8)) / 8 == schedule.tokens_avg(144, 8)
     assert planned(Schedule.from_config([{"site": "vision.output", "keep": 9}]), 144, 2) == [9, 9]
-    arm = make_arm(composed("model=pocket", "pruner=btp"), pocket.host, pocket.visual)
+    arm = make_arm(composed("model=pocket_mini", "pruner=btp"), pocket.host, pocket.visual)
     assert len(arm.schedule) == len(STAGES)
     assert arm.schedule[0].settings == {"balance": 0.6}
     assert arm.reached == pytest.approx(0.22 * 144, abs=0.5)
@@ -150,7 +150,7 @@ def test_planned_tokens(pocket):
 def test_every_pruner_has_stages_or_a_reason(pocket):
     """On the embedded model all apply."""
     for name in all_pruners():
-        assert make_arm(composed("model=pocket", f"pruner={name}"), pocket.host, pocket.visual).schedule
+        assert make_arm(composed("model=pocket_mini", f"pruner={name}"), pocket.host, pocket.visual).schedule
 
 
 def test_names():

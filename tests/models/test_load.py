@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from saved import SMALL, copied, edit, settings, whole
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
@@ -133,6 +134,26 @@ def test_a_quantised_model_is_pruned(whole, kind):
     assert matrix.dtype in (torch.int8, torch.uint8)
     assert host.model.lm_head.weight.dtype == torch.float32
     assert answers(host, [Stage("llm.layer.1", 3)]).shape == (2, 9 + 6 + 4)
+
+
+def test_torchao_quantises_weights_alone(whole):
+    """On a CPU too; where it is not installed, it is named."""
+    if importlib.util.find_spec("torchao") is None:
+        with pytest.raises(ValueError, match=r"needs torchao, and it is not installed. Install it \(pip install"):
+            loaded(whole, quantize="torchao_int8")
+        return
+    host = loaded(whole, quantize="torchao_int8").host
+    assert "torchao" in type(host.layers[0].mlp.up_proj.weight).__module__
+    assert host.model.lm_head.weight.dtype == torch.float32
+    assert answers(host, [Stage("llm.layer.1", 3)]).shape == (2, 9 + 6 + 4)
+
+
+def test_flash_attention_needs_its_package(whole):
+    """And a GPU: with neither, the message says what does without."""
+    if is_flash_attn_2_available():
+        pytest.skip("flash-attn is here")
+    with pytest.raises(ValueError, match=r"needs the package flash-attn and a GPU.*set model\.attention=sdpa"):
+        loaded(whole, attention="flash_attention_2")
 
 
 # broken

@@ -13,7 +13,7 @@ from btp.models.loading.random_weights import BLOCK, STD, build, describe, empty
 CPU = torch.device("cpu")
 YAMLS = {p.stem: yaml.safe_load(p.read_text()) for p in Path(__file__).parents[2].glob("conf/model/*.yaml")}
 BACKBONE = "btp.models.backbone.Backbone"
-REAL = {name: config for name, config in YAMLS.items() if config["hub"] and config["adapter"] != BACKBONE}
+REAL = {name: config for name, config in YAMLS.items() if config["hub"] and "vision_config" in config["config"]}
 TOWERS = {  # parameters of the published checkpoints of models without a language model
     "deit_small": 22.05e6,
     "dinov2_base": 88.1e6,  # with its linear head
@@ -28,8 +28,10 @@ TOWERS = {  # parameters of the published checkpoints of models without a langua
 }
 PUBLISHED = {  # parameters of the checkpoint that the yaml's hub names, as its page counts its files
     "gemma3": 4.30e9,  # gemma-3-4b-it
+    "glm46v": 10.29e9,  # GLM-4.6V-Flash
     "idefics3": 8.46e9,  # Idefics3-8B-Llama3
     "internvl3": 7.94e9,  # InternVL3-8B-hf
+    "internvl35": 8.53e9,  # InternVL3_5-8B-HF
     "llava15": 7.06e9,  # llava-1.5-7b-hf
     "llava15_13b": 13.35e9,  # llava-1.5-13b-hf
     "llava_next": 7.06e9,  # llava-v1.6-vicuna-7b-hf
@@ -44,8 +46,10 @@ PUBLISHED = {  # parameters of the checkpoint that the yaml's hub names, as its 
 }
 VISUAL = {  # tokens of the yaml's example, counted by hand
     "gemma3": 256,
+    "glm46v": 36 * 36,
     "idefics3": (3 * 4 + 1) * 169,
     "internvl3": (2 * 2 + 1) * 256,
+    "internvl35": (2 * 2 + 1) * 256,
     "llava15": 576,
     "llava15_13b": 576,
     "llava_next": 576 + 4 * 576 + 48,  # the whole, four tiles, a newline behind each of their 48 rows

@@ -45,6 +45,15 @@ def tokens(*alive, total=None, generator=0):
     )
 
 
+def video(frames, rows, columns, hidden=None, newlines=0, generator=0):
+    """One video of random tokens, or of these [N][D], with newlines behind it."""
+    n = frames * rows * columns
+    at = torch.cartesian_prod(torch.arange(frames), torch.arange(rows), torch.arange(columns))
+    coord = torch.cat([at.view(n, 3), torch.full((newlines, 3), -1)])
+    seen = replace(tokens(n + newlines, generator=generator), coord=coord[None])
+    return seen if hidden is None else replace(seen, hidden=torch.tensor(hidden)[None])
+
+
 def signals(pruner, seen, stage, generator=1):
     """Random values for everything the pruner declares: LEAD rows in front of the tokens, TEXT rows behind."""
     random = torch.Generator().manual_seed(generator)
@@ -82,6 +91,8 @@ def _value(signal, seen, random):
         "values": (B, heads, rows, 8),
         "rotary": (2, B, rows, 8),
         "update": (2, B, rows, width),
+        "scan": (B, N, 2 * width),
+        "pixels": (B, 3, 64, 64),
     }[signal.kind]
     return torch.randn(shape, generator=random)
 
@@ -89,7 +100,7 @@ def _value(signal, seen, random):
 def row(b, seen, values):
     """Row `b` of tokens and signals, alone and without its padding."""
     n = int(seen.valid[b].sum())
-    aside = ("total", "text", "text_valid", "picture", "host_total", "host_alive")
+    aside = ("total", "text", "text_valid", "picture", "host_total", "host_alive", "host_keep")
     cut = {f.name: getattr(seen, f.name)[b : b + 1, :n] for f in fields(Tokens) if f.name not in aside}
     alone = replace(
         seen,
@@ -106,11 +117,14 @@ def row(b, seen, values):
         value = value.narrow(batch, b, 1)
         if signal.kind in ("attention", "preview"):
             return value[..., :n]
-        axis = {"hidden": 1, "update": 2, "change": 2, "rotary": 2}.get(signal.kind, 2)
+        if signal.kind == "pixels":
+            return value
+        axis = 1 if signal.kind in ("hidden", "scan") else 2
         if signal.rows == "all":
             kept = real[: value.shape[axis]].nonzero().flatten()
             return value.index_select(axis, kept)
-        return value.narrow(axis, 0, n) if signal.rows in (None, "start") else value
+        over_tokens = signal.kind == "scan" or signal.rows in (None, "start")
+        return value.narrow(axis, 0, n) if over_tokens else value
 
     valid = {s: values.rows_valid(s)[b : b + 1] for s in values if s.rows in COUNTED and s.site.tower == "llm"}
     valid = {s: v if s.rows == "text" else v[:, v[0]] for s, v in valid.items()}

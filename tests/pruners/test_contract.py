@@ -100,8 +100,8 @@ def test_keeping_everything(name):
     pruner = build(name)
     if pruner is None or not kept_stages(name):
         return
-    known = {"balance": 0.6} if "balance" in pruner.stage_settings else {}
-    seen, at = tokens(9, 6), stage(kept_stages(name)[0].site, 1.0, **known)
+    first = kept_stages(name)[0]
+    seen, at = tokens(9, 6), stage(first.site, 1.0, **first.settings)
     if hasattr(pruner, "set_targets"):
         pruner.set_targets([[1], []])
     keep = pruner.select(seen, signals(pruner, seen, at), at).keep

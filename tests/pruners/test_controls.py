@@ -16,7 +16,7 @@ from btp.pruners.btp import BTP
 from btp.pruners.diversity import Diversity
 from btp.pruners.fastervlm import FasterVLM
 from btp.pruners.oracle import Oracle
-from btp.pruners.random import Random
+from btp.pruners.random import CHANNELS, Random
 from btp.pruners.withdraw import Withdraw
 
 
@@ -207,3 +207,12 @@ def test_withdraw():
         Withdraw().check(Schedule((stage(),)))
     with pytest.raises(RuntimeError, match=r"asked to choose at llm\.layer\.2"):
         Withdraw().select(tokens(4), Signals(), stage())
+
+
+def test_random_reads_next_to_nothing():
+    """Two channels of the hidden states name the picture; the others are never looked at."""
+    seen = tokens(100)
+    other = seen.hidden.clone()
+    other[..., CHANNELS:] = torch.nan
+    assert torch.equal(draw(seen, salt="content"), draw(replace(seen, hidden=other), salt="content"))
+    assert CHANNELS <= 2

@@ -43,6 +43,27 @@ def test_rows_are_what_the_samples_say(run_folder):
     assert rows.loc["btp", "prefill_ratio_low"] < rows.loc["btp", "prefill_ratio"]
 
 
+def test_what_is_retained_and_what_needs_the_picture(tmp_path):
+    """Retained is a share of the unpruned macro; hard samples are those that the down-sampled picture breaks."""
+    run = read_run(write_run(tmp_path / "run", samples=60, arms=(*ARMS, SHRUNK, BLIND), overlays=0))
+    rows = run_table(run).frame.set_index("arm")
+    scores = {arm: run.rows(arm)["score"] for arm in rows.index}
+    hard = scores["unpruned"] > scores["downsampled"]
+    assert 5 < hard.sum() < 55
+    assert rows.loc["btp", "hard"] == pytest.approx(scores["btp"][hard].mean())
+    assert rows.loc["random", "easy"] == pytest.approx(scores["random"][~hard].mean())
+    assert rows.loc[["unpruned", "downsampled"], ["hard", "easy"]].isna().all(axis=None)
+    assert rows.loc["unpruned", "retained"] == 1
+    assert rows.loc["btp", "retained"] == pytest.approx(rows.loc["btp", "macro"] / rows.loc["unpruned", "macro"])
+    assert [c.key for c in run_table(run).columns][2:6] == ["macro", "retained", "hard", "easy"]
+
+
+def test_without_the_down_sampled_picture_nothing_is_hard(run_folder):
+    """The filter is that control."""
+    table = run_table(read_run(run_folder))
+    assert "hard" not in [column.key for column in table.columns]
+
+
 def test_nothing_is_tested_against_itself(run_folder):
     rows = run_table(read_run(run_folder)).frame.set_index("arm")
     assert rows["p_unpruned"].isna().tolist() == [True, False, False]
@@ -98,7 +119,9 @@ def test_the_screen_table_fits_and_says_what_is_left_out(wide, width):
     blocks = text.count("downsampled")
     assert blocks == 3 if width == 120 else blocks > 3
     titles = [line.strip() for line in text.splitlines() if line.startswith("Answers")]
-    left = {60: "; without reading, rest,", 80: "; without rest, KL", 120: ""}[width]  # the first line of it
+    left = {60: "; without retained, hard,", 80: "; without retained, hard, easy, rest, KL", 120: ""}[
+        width
+    ]  # the first line of it
     assert titles == [f"Answers, 95% intervals below{left}"]  # one piece, however narrow
     answers = text.split("Accuracy by ability")[0]
     assert [answers.count(word) for word in ("macro", "p,", "random")] == [1, 3, 2]

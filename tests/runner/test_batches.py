@@ -35,7 +35,7 @@ NOT_ENOUGH = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough me
 @pytest.fixture(scope="module")
 def pocket():
     """The embedded model, its task and 18 samples, two of each ability."""
-    config = composed("trainer=cpu")
+    config = composed("model=pocket_mini", "trainer=cpu")
     loaded = load(config["model"], find_checkpoint(config["model"]), torch.device("cpu"))
     task = instantiate(config["task"]["dataset"])
     return loaded, task, [task[i] for i in range(18)]
@@ -44,7 +44,7 @@ def pocket():
 def answers(pocket, folder, pruner, **trainer):
     """Rows by sample id, and the machine that made them."""
     loaded, task, samples = pocket
-    config = composed("trainer=cpu", "trainer.workers=0", f"pruner={pruner}")
+    config = composed("model=pocket_mini", "trainer=cpu", "trainer.workers=0", f"pruner={pruner}")
     machine = Machine(config["trainer"] | trainer, folder)
     knobs = {"balance": 0.6} if pruner == "btp" else {}
     stages = [stage | (knobs if stage["keep"] else {}) for stage in STAGES]

@@ -8,7 +8,8 @@ import pytest
 from jobs import command
 from tqdm import tqdm
 
-from btp.runner.messages import PAGE, ROOT, page_of, say
+from btp.results.shipped import DOCS
+from btp.runner.messages import PAGE, page_of, say
 
 EXAMPLES = {
     "A budget of 3 visual tokens on average cannot be met: 21 is the least.": "docs/concepts.md#budgets",
@@ -31,7 +32,7 @@ def test_every_message_of_the_page_that_has_a_link_finds_a_file():
     for said in rows:
         page = page_of(said.replace("…", "x"))
         assert page is not None, said
-        assert (ROOT / page.partition("#")[0]).is_file(), page
+        assert (DOCS.parent / page.partition("#")[0]).is_file(), page
 
 
 def test_an_error_starts_on_a_line_of_its_own_behind_a_bar(capsys):
@@ -75,6 +76,6 @@ def test_a_wrong_setting_of_a_method_is_said_before_weights_are_read(tmp_path):
 def test_without_the_environment():
     """An interpreter that has none of the packages."""
     bare = [sys.executable, "-E", "-S", "run.py"]
-    ended = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = subprocess.run(bare, cwd=DOCS.parent, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "Activate the environment: source .venv/bin/activate" in ended.stderr

@@ -20,7 +20,7 @@ CONF = ROOT / "conf"
 NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 STUDIES = [name for name in NAMES if name != "smoke"]
 PAGES = sorted((ROOT / "experiments").glob("*/README.md"))
-QUICK = ["limit=9", "trainer=cpu", "trainer.batch=4", "logger=none"]
+QUICK = ["model=pocket_mini", "limit=9", "trainer=cpu", "trainer.batch=4", "logger=none"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,12 +125,12 @@ def run(home: Path, *words):
 
 def test_a_depth_sweep_in_miniature_ends_in_its_figure_and_table(tmp_path):
     """From the one command to the page; a word behind it takes the place of what the yaml sweeps."""
-    printed = run(tmp_path, "experiment=depth_sweep", "pruner.layer=1,7")
+    printed = run(tmp_path, "experiment=depth_sweep", "pruner.layer=1/8,7/8")
     for ending in ("png", "csv", "md"):
         assert f"depth_sweep.{ending}" in printed
     said = printed.split("How deep does the model still need its picture?\n")[-1]
     answer, paths = said.split("\n\n", 1)
-    assert [line.startswith("pocket, pocketvqa: the knee of") for line in answer.splitlines()] == [True] * 3
+    assert [line.startswith("pocket_mini, pocketvqa: the knee of") for line in answer.splitlines()] == [True] * 3
     assert all(str(tmp_path) in line for line in paths.split("\n\n")[0].split())
     opened = (tmp_path / "sweep" / "comparison.html").read_text().split("<main>")[1].split('id="summary"')[0]
     assert "<h2>How deep does the model still need its picture?</h2>" in opened
@@ -146,7 +146,7 @@ def test_a_depth_sweep_in_miniature_ends_in_its_figure_and_table(tmp_path):
     page = (tmp_path / "page" / "README.md").read_text()
     assert (
         page.split("```")[1]
-        == "\npython run.py -m experiment=depth_sweep pruner.layer=1,7 "
+        == "\npython run.py -m experiment=depth_sweep pruner.layer=1/8,7/8 "
         + " ".join(word for word in QUICK if not word.startswith("logger"))
         + "\n"
     )

@@ -84,11 +84,12 @@ def test_its_sweep_is_found_and_resumed(odd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["1", "2"])
-def test_optimised_python_computes_the_same(tmp_path, level):
-    """Without asserts, and without docstrings."""
+@pytest.mark.parametrize(("level", "devices"), [("1", 1), ("2", 1), ("2", 2)])
+def test_optimised_python_computes_the_same(tmp_path, level, devices):
+    """Without asserts, and without docstrings; in each process of a run."""
     env = os.environ | {"PYTHONOPTIMIZE": level, "OMP_NUM_THREADS": "1"}
-    process = command(*QUICK, "budget.share=0.4", f"output={tmp_path / 'optimised'}", env=env)
+    words = ["budget.share=0.4", f"trainer.devices={devices}", f"output={tmp_path / 'optimised'}"]
+    process = command(*QUICK, *words, env=env)
     said, _ = process.communicate(timeout=500)
     assert process.returncode == 0, said
     runs = [

@@ -17,7 +17,7 @@ from btp.runner.devices import place
 from btp.runner.workers import launch, ranks
 from btp.runner.workers.launch import Workers
 
-SMALL = ["logger=none", "trainer=cpu", "pruner=none", "cost.enabled=false", "overlays=0"]
+SMALL = ["model=pocket_mini", "logger=none", "trainer=cpu", "pruner=none", "cost.enabled=false", "overlays=0"]
 TWO = [*SMALL, "trainer.devices=2", "trainer.batch=2"]
 
 

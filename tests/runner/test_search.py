@@ -28,6 +28,7 @@ from btp.schedules.meet import Facts
 from btp.schedules.solve import solve_fit
 
 FACTS, BUDGET = Facts(8, 144), 36.0
+QUIET = ["model=pocket_mini", "trainer=cpu", "logger=none"]
 SMALL = ["pruner.search.samples=6", "pruner.search.startup=4", "pruner.search.evaluations=3"]
 METHOD = {
     "t": 1.0,
@@ -46,18 +47,18 @@ METHOD = {
 @pytest.fixture(scope="module")
 def pocket():
     """The embedded model, its identity, and how to search with it."""
-    config = composed("trainer=cpu", "logger=none")
+    config = composed(*QUIET)
     folder = find_checkpoint(config["model"])
     return load(config["model"], folder, torch.device("cpu")), checkpoint(folder, [config["model"]["config"]])
 
 
 def vflowopt(pocket, folder, *overrides, budget=BUDGET):
-    config = composed("pruner=vflowopt", "trainer=cpu", "logger=none", *SMALL, *overrides)
+    config = composed(*QUIET, "pruner=vflowopt", *SMALL, *overrides)
     return search_vflowopt(config, *pocket, folder, Machine(config["trainer"], folder), FACTS, budget)
 
 
 def vtw(pocket, folder, *overrides):
-    config = composed("pruner=vtw", "trainer=cpu", "logger=none", "pruner.search.samples=6", *overrides)
+    config = composed(*QUIET, "pruner=vtw", "pruner.search.samples=6", *overrides)
     return search_vtw(config, *pocket, folder, Machine(config["trainer"], folder))
 
 
@@ -74,7 +75,7 @@ def test_the_artefact_says_what_was_found_and_where_it_comes_from(strategy):
     assert found == max(trials, key=lambda row: row["value"])
     assert 0 < found["value"] <= 1
     assert artefact["method"] == {name: found[name] for name in ("t", "m", "alpha")}
-    assert artefact["model"]["name"] == "pocket"
+    assert artefact["model"]["name"] == "pocket_mini"
     assert artefact["calibration"]["dataset"]["split"] == "calibration"
     assert {"btp", "torch", "transformers", "optuna"} <= set(artefact["versions"])
     (file,) = (folder / "calibration").glob("*.yaml")
@@ -152,7 +153,7 @@ def test_a_named_artefact_is_used_and_one_of_another_budget_or_kind_refused(pock
     changed = yaml.safe_load((folder / "calibration" / f"{artefact['identity']}.yaml").read_text())
     changed["model"]["checkpoint"] = "another"
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(changed))
-    with pytest.raises(ValueError, match="was made for model 'pocket' \\(checkpoint another\\)"):
+    with pytest.raises(ValueError, match="was made for model 'pocket_mini' \\(checkpoint another\\)"):
         vflowopt(pocket, tmp_path, f"pruner.search.artefact={tmp_path / 'other.yaml'}")
 
 

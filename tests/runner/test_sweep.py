@@ -94,7 +94,7 @@ def test_what_has_changed_is_left_to_a_worker(undisturbed):
 
 def test_a_failing_cell_is_said_and_the_others_go_on(tmp_path):
     """One cell names a checkpoint that is not there."""
-    paths = f"model.path=checkpoints/pocket,{tmp_path / 'nowhere'}"
+    paths = f"model.path=checkpoints/pocket_mini,{tmp_path / 'nowhere'}"
     assert start(tmp_path, "pruner=random", paths, "limit=9").wait(timeout=300) == 1
     assert [cell["state"] for cell in cells(tmp_path / "sweep")] == ["finished", "failed"]
     shown = sweep_command("table", tmp_path / "sweep")

@@ -36,7 +36,7 @@ def twice(tmp_path_factory):
     """A sweep with a cell whose checkpoint comes late: what was logged before, and after it went on."""
     home = tmp_path_factory.mktemp("home")
     late = home / "late"
-    code, printed = start(home, "logger=offline", f"model.path=checkpoints/pocket,{late}")
+    code, printed = start(home, "logger=offline", f"model.path=checkpoints/pocket_mini,{late}")
     assert code == 1, printed
     before = record(home / "mine")
     late.symlink_to(find_checkpoint(composed("model=pocket_mini")["model"]).resolve())

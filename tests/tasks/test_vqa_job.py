@@ -80,12 +80,15 @@ def test_wrong_answers_and_foreign_pictures_are_said_while_it_runs(folder, tmp_p
     for row in rows:
         row["image"] = str(folder / row["image"])
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows[:6])))
-    run = job(tmp_path / "out", *QUICK, "task=vqa_folder", f"task.path={tmp_path / 'q.jsonl'}", "limit=6")
+    words = ["task=vqa_folder", f"task.path={tmp_path / 'q.jsonl'}", "limit=6", "pruner@controls.oracle=oracle"]
+    run = job(tmp_path / "out", *QUICK, *words)
     said, state = " ".join(capfd.readouterr().out.split()), json.loads((run / "run.json").read_text())
     floor = "The unpruned model answers nothing right (0 of 6 samples score above 0): look at prompt and processor."
     foreign = "samples of pocketvqa, not on vqa_folder's own pictures"
     assert said.count(floor) == 2  # before the other arms run, and below the table
     assert said.count(foreign) == 2
+    assert "left out: oracle, since no sample says which boxes its answer needs" in said
+    assert [arm["arm"] for arm in state["arms"]] == ["unpruned", "btp", "random"]
     assert said.index(floor) < said.index("Answers, 95% intervals")
     assert (state["calibration"]["name"], state["calibration"]["own"]) == ("pocketvqa", False)
     sample = next(row for row in rows if row["id"] == state["prompt"]["sample"])

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from btp.core.cache_pruner import CachePruner
 from btp.core.host import Host
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
 from btp.core.wrapped import unwrapped
+from btp.engine.checks.cache_plan import check_cache_signal, check_cache_stages, each_layer
+from btp.engine.checks.in_decode import check_in_decode, check_needs
 from btp.engine.checks.signals import attention_name, check_signal, vision_tower
 from btp.engine.checks.sliding_window import layer_kinds
 from btp.engine.hooks.arguments import Binding
@@ -40,7 +43,9 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
         check_host(host)
     for i, stage in enumerate(schedule):
         _check_stage(host, i, stage)
+    check_cache_stages(host, pruner, schedule)
     _check_positions(schedule)
+    check_in_decode(host, pruner, schedule)
     _check_weighing(host, pruner, schedule)
     if pruner is None:
         for i, stage in enumerate(schedule):
@@ -50,17 +55,18 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
                     "which "
                     "tokens stay. Set pruner, or keep: 0 or 1.0."
                 )
-            if stage.settings:
-                raise ValueError(
-                    f"schedule.{i}.{next(iter(stage.settings))} is set, but there is no pruner. Remove it."
-                )
+            extra = [key for key in stage.settings if key != "scope" or stage.site.kind != "cache"]
+            if extra and not stage.in_decode:
+                raise ValueError(f"schedule.{i}.{extra[0]} is set, but there is no pruner. Remove it.")
     elif not schedule:
         raise ValueError(
             f"pruner {pruner.name!r} has no stage, so it would do nothing. Give it a schedule, or run pruner=none."
         )
     else:
         pruner.check(schedule)
-    return tuple(PlannedStage(stage, i, _needs(host, pruner, i, stage)) for i, stage in enumerate(schedule))
+        _check_text(host, pruner, schedule)
+    stages = each_layer(schedule, host.num_layers)
+    return tuple(PlannedStage(stage, i, _needs(host, pruner, i, stage)) for i, stage in stages)
 
 
 def check_host(host: Host) -> None:
@@ -90,6 +96,14 @@ def check_host(host: Host) -> None:
             "kernels too."
         )
     layer_kinds(host)
+    layer = Binding(host.towers["llm"].layers[0])
+    lent = [name for name in ("per_layer_input", "shared_kv_states") if name in layer]
+    if lent:
+        raise ValueError(
+            f"Layers of {type(host.decoder).__name__} take {' and '.join(lent)}, which hold rows of tokens that "
+            "a cut would have to take along, and this is not built yet. Use a family whose layers take hidden states "
+            "alone, such as gemma3 in place of Gemma 4."
+        )
     if "deepstack_features" in Binding(host.decoder):
         raise ValueError(
             f"{type(host.decoder).__name__} adds vision features in front of layers of its own choice "
@@ -120,20 +134,26 @@ def _check_tower(host: Host, i: int, stage: Stage) -> None:
 
 
 def _check_stage(host: Host, i: int, stage: Stage) -> None:
-    if stage.site.kind == "cache":
-        raise ValueError(
-            f"schedule.{i}.site is {stage.site}, but stages at llm.cache are not built yet. "
-            "Choose llm.input or llm.layer.N."
-        )
     if stage.site.kind == "feature":
         raise ValueError(f"schedule.{i}.site is {stage.site}, where nothing can be cut. Set it to vision.output.")
     if stage.site.tower == "vision":
         _check_vision(host, i, stage)
-    if stage.phase != "prefill":
+    if stage.phase != "prefill" and not stage.in_decode and stage.site.kind != "cache":
         raise ValueError(f"schedule.{i}.phase is {stage.phase}, which is not built yet. Set phase: prefill.")
-    if stage.withdraws_all and stage.settings:
-        key = next(iter(stage.settings))
+    extra = [key for key in stage.settings if stage.site.kind != "cache" or key not in CachePruner.stage_settings]
+    if stage.withdraws_all and extra:
+        key = extra[0]
         raise ValueError(f"schedule.{i}.{key} has no effect, because keep is 0 there. Remove it.")
+    if stage.of == "alive" and not isinstance(stage.keep, float) and not stage.in_decode:
+        raise ValueError(
+            f"schedule.{i}.of is alive, which has no effect: {stage.keep} says how many tokens stay. Write a share, or "
+            "remove it."
+        )
+    if stage.positions == "renumber" and host.decoder is not None and host.rotary is None:
+        raise ValueError(
+            f"schedule.{i}.positions is renumber, but {type(host.decoder).__name__} adds positions to its embeddings, "
+            f"where they cannot be changed between layers. Set pruner.schedule.{i}.positions=original."
+        )
     rope = {} if host.decoder is None else getattr(host.decoder.config, "rope_parameters", None) or {}
     if stage.positions == "renumber" and "mrope_section" in rope:
         raise ValueError(
@@ -141,6 +161,24 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
             "several axes, "
             f"where closing gaps has no agreed meaning. Set pruner.schedule.{i}.positions=original."
         )
+
+
+def _check_text(host: Host, pruner: Pruner, schedule: Schedule) -> None:
+    """Refuse a method that goes by a picture, where all of a prompt is text."""
+    if host.unit != "prompt tokens":
+        return
+    for i, stage in enumerate(schedule):
+        if stage.withdraws_all:
+            continue
+        text = next((signal for signal in pruner.needs(stage) if signal.rows == "text"), None)
+        why = "goes by where tokens lie in a picture" if pruner.needs_grid(stage) else ""
+        why = why if text is None else f"asks for {text}, the text beside a picture"
+        if why:
+            raise ValueError(
+                f"pruner {pruner.name!r} {why} at schedule.{i} ({stage.site}), but {type(host.model).__name__} has no "
+                f"picture: its stages prune {host.unit}. Choose a pruner that goes by tokens alone, as random, "
+                "diversity or fastv, or a vision-language model."
+            )
 
 
 def _check_positions(schedule: Schedule) -> None:
@@ -193,8 +231,11 @@ def _needs(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> tuple[Sig
         needs = tuple(pruner.needs(stage))
     except ValueError as error:
         raise ValueError(f"pruner {pruner.name!r} cannot work at schedule.{i}.site: {error}") from None
+    if stage.in_decode:
+        check_needs(needs, i, stage, f"pruner {pruner.name!r}")
     for signal in needs:
         check_signal(host, signal, f"pruner {pruner.name!r}")
+        check_cache_signal(signal, stage, f"pruner {pruner.name!r}")
         if not signal.ready_for(stage.site):
             later = signal.site.layer + (0 if signal.at_input else 1)
             if signal.site.kind == "input":

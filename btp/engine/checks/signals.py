@@ -35,6 +35,11 @@ def vision_tower(host: Host, who: str, instead: str = "Use stages and signals of
             f"tower's tokens into each visual token, so that none of them stays or leaves by itself. {instead}: "
             "llm.input and llm.layer.N (docs/support.md has what works on which model)."
         )
+    if tower is None and host.unit == "prompt tokens":
+        raise ValueError(
+            f"{who} works in the vision tower, but {type(host.model).__name__} has none: all of its prompt is text. "
+            "Use a method that works in the language model, as random, diversity or fastv."
+        )
     if tower is None or tower.feature is None or tower.token_axis != 1 or host.projector is None:
         kind = "no vision tower" if tower is None else "a vision tower whose tokens cannot be followed yet"
         kind = getattr(host, "unfollowed", "") or kind
@@ -78,7 +83,8 @@ def check_signal(host: Host, signal: Signal, who: str) -> None:
     """
     asks = f"{who} asks for {signal}"
     if signal.site.tower == "vision":
-        merges = hasattr(host, "tower_order")
+        tower = host.towers.get("vision")
+        merges = tower is not None and tower.pooled and host.projector is not None
         tower = check_merged(host, signal, asks) if merges else vision_tower(host, asks + ": it")
         if signal.rows == "cls" and not tower.fixed_count:
             raise ValueError(
@@ -129,12 +135,15 @@ def check_merged(host: Host, signal: Signal, asks: str) -> Tower:
     """
     tower, used = host.towers["vision"], host.vision.config._attn_implementation  # type: ignore[union-attr]
     mean = signal.kind == "attention" and signal.rows in ("mean", "cls") and signal.form == "probs"
-    keys = signal.kind == "keys" and signal.rows is None
-    if not (mean or keys or (signal.kind == "hidden" and signal.site.kind == "output" and signal.rows is None)):
+    if not (
+        mean
+        or signal.kind in ("queries", "keys")
+        or (signal.kind == "hidden" and signal.site.kind == "output" and signal.rows is None)
+    ):
         raise ValueError(
             f"{asks}, but in {type(host.model).__name__} {tower.pooled} joins several of the tower's tokens into each "
-            "visual token. What can be put together for these: attention (rows mean, form probs) and keys of a layer, "
-            "and hidden at vision.output."
+            "visual token. What can be put together for these: attention (rows mean, form probs), queries and keys "
+            "of a layer, and hidden at vision.output."
         )
     if signal.kind != "hidden" and used not in ("sdpa", "eager"):
         raise ValueError(

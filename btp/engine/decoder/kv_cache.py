@@ -37,6 +37,46 @@ class CutCache(DynamicCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
+class RevivingCache(CutCache):
+    """One whose tokens may come back: rows and slots are known to the engine by the order in which they came."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            "A stage of phase both holds tokens that may come back to this cache, but its rows or slots were to be "
+            "exchanged (beam search, assisted decoding, contrastive search). Set num_beams=1 and use no assistant, or "
+            "phase: prefill on every stage."
+        )
+
+    reorder_cache = crop = batch_select_indices = batch_repeat_interleave = _refuse
+
+
+class EvictedCache(CutCache):
+    """A cut cache whose heads hold other tokens: rows cannot be exchanged or shortened by who does not know which."""
+
+    def _refuse(self, what: str) -> None:
+        raise ValueError(
+            f"Something asked to {what} a K/V cache from which a stage at llm.cache evicts, and whose slots it cannot "
+            "know. Beam search (num_beams), assisted decoding and several sequences a prompt on one cache are not "
+            "supported there: use greedy search or sampling."
+        )
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Refused: beams."""
+        self._refuse("reorder")
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: assisted decoding."""
+        self._refuse("crop")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Refused."""
+        self._refuse("repeat rows of")
+
+    def batch_select_indices(self, indices: Any) -> None:
+        """Refused."""
+        self._refuse("select rows of")
+
+
 def argument(binding: Binding) -> str | None:
     """What a module's forward calls its cache; None where it takes none by name."""
     return next((name for name in NAMES if name in binding), None)
@@ -54,10 +94,10 @@ def returned(output: Any) -> Any:
     return next((found for name in NAMES if (found := getattr(output, name, None)) is not None), None)
 
 
-def lock(cache: Any) -> None:
+def lock(cache: Any, kind: type[CutCache] = CutCache) -> None:
     """Let only forwards that the engine follows add to a cache of unequal layers."""
-    if type(cache) is DynamicCache:
-        cache.__class__ = CutCache
+    if type(cache) in (DynamicCache, CutCache):
+        cache.__class__ = kind
 
 
 def check_cache(cache: Any) -> None:
@@ -73,7 +113,8 @@ def check_cache(cache: Any) -> None:
         "",
     )
     rolling = any(getattr(layer, "record_past", False) for layer in getattr(cache, "layers", ()))
-    if type(cache) not in (DynamicCache, CutCache) or odd or rolling or getattr(cache, "offloading", False):
+    plain = type(cache) is DynamicCache or isinstance(cache, CutCache)
+    if not plain or odd or rolling or getattr(cache, "offloading", False):
         found = f"{type(cache).__name__}" + (f" with {odd}" if odd else "")
         raise ValueError(
             f"Pruning needs a DynamicCache, whose layers may differ in length; this run uses {found}. "
@@ -95,6 +136,12 @@ def slots(cache: Any) -> list[int]:
 def size_bytes(cache: Any) -> list[int]:
     """Bytes of each layer's keys and values, all rows together."""
     return [layer.keys.nbytes + layer.values.nbytes for layer in _filled(cache)]
+
+
+def windows(cache: Any) -> list[int | None]:
+    """How many tokens each layer holds at most; None without a limit."""
+    found = (getattr(layer, "sliding_window", None) for layer in _filled(cache))
+    return [None if window is None else window - 1 for window in found]
 
 
 def _filled(cache: Any) -> list[Any]:

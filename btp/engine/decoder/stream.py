@@ -15,6 +15,7 @@ from btp.core.ledger import View
 from btp.core.pruner import Pruner, Tokens
 from btp.core.signals import Signal
 from btp.core.trace import StageRecord, Trace
+from btp.engine.cache.stages import CacheStages
 from btp.engine.checks.followed import check_followed
 from btp.engine.checks.plan import PlannedStage
 from btp.engine.checks.signals import attention_name, unseen_message
@@ -22,8 +23,9 @@ from btp.engine.checks.sliding_window import layer_kinds
 from btp.engine.decide import Decider, Decision
 from btp.engine.decoder import kv_cache as kv
 from btp.engine.decoder.deepstack import Deepstack
+from btp.engine.decoder.lazy.stages import LazyStages
 from btp.engine.decoder.masks_positions import check_step, decode_companions, prefill_companions
-from btp.engine.decoder.prefill import Run, open_run
+from btp.engine.decoder.prefill import Run, count_held, open_run
 from btp.engine.decoder.probe import Probe, Sight
 from btp.engine.hooks.arguments import Binding
 from btp.engine.hooks.attention_rows import gather_rows, last_row
@@ -31,8 +33,7 @@ from btp.engine.hooks.deferred_checks import Doubts
 from btp.engine.hooks.encoder_calls import Encoders
 from btp.engine.hooks.root_forward import stand_around
 from btp.engine.hooks.turn import Turn
-from btp.engine.vision.pooled_probe import MergedTower
-from btp.engine.vision.stream import VisionStream
+from btp.engine.vision.follow import vision_of
 from btp.engine.vision.tower_pass import rows_valid as tower_rows_valid
 
 _AXIS = {"hidden": 1, "update": 2, "change": 2, "rotary": 2, "queries": 2, "keys": 2, "values": 2}
@@ -59,12 +60,15 @@ class Stream:
         self._sights: dict[Signal, Sight] = {}
         self._attention = attention_name(host)  # before a probe renames it
         self._kinds = layer_kinds(host) if plan else ()
-        signals = [signal for planned in plan for signal in planned.needs]
-        merges = hasattr(host, "tower_order")
-        self._vision = MergedTower(host, signals) if merges else VisionStream(host, self._decider, plan, signals)
+        self._lazy = LazyStages(host, self._decider, [p for p in plan if p.stage.in_decode], self._current)
+        self._cache_stages = CacheStages(host, pruner, plan, self._kinds, self._doubts, self._current)
+        plan = tuple(planned for planned in plan if not planned.stage.in_decode)
+        signals = [signal for planned in plan for signal in planned.needs if signal.site.kind != "cache"]
+        self._vision = vision_of(host, self._decider, plan, signals)
         self._encoders = Encoders(host, self._turn, self._vision.encoding if self._vision.needed else None)
         self._probe = Probe(host, signals, self._prefilling, self._note)
-        self._first = min((planned.stage.site.first_layer for planned in plan), default=host.num_layers)
+        self._cuts = tuple(planned for planned in plan if planned.stage.site.kind != "cache")
+        self._first = min((planned.stage.site.first_layer for planned in self._cuts), default=self._lazy.first)
         self._deepstack = Deepstack(host, self._doubts, self._first, self._prefilling)
 
     def open(self) -> ExitStack:
@@ -77,11 +81,13 @@ class Stream:
                 self._vision.open(undo)
                 enter = layers[0].register_forward_pre_hook(self._enter(Binding(layers[0])), with_kwargs=True)
                 undo.callback(enter.remove)  # in front of the probe, which sees what entered
+            self._lazy.open(undo)  # inside of the probe, whose previews end before they get here
             undo.enter_context(self._probe)
             self._deepstack.open(undo)
             for at in range(self._first, len(layers)):
                 hook = layers[at].register_forward_pre_hook(self._before_layer(at), with_kwargs=True)
                 undo.callback(hook.remove)
+            self._cache_stages.open(undo)  # around the probe, which sees the masks that layers get
             return undo.pop_all()
 
     def settle(self) -> None:
@@ -108,11 +114,14 @@ class Stream:
             kv.check_cache(cache)
         try:
             run = self._step(inputs, cache) if kv.is_filled(cache) else self._prefill(inputs)
+            self._cache_stages.begin()
             output = proceed()
             if self._plan:
-                check_followed(run, self._host, self._plan, self._first)
+                check_followed(run, self._host, self._cuts, self._first)
+                self._cache_stages.check_followed()
             if run.in_prefill:
                 self._filled(run, kv.returned(output) if cache is None else cache)
+            count_held(run)
             return output
         finally:
             if isinstance(cache, kv.CutCache):
@@ -129,7 +138,7 @@ class Stream:
         self._run = run = open_run(self._host, inputs)
         self._trace.calls.append(run.call)
         self._vision.begin(inputs)
-        if self._plan:
+        if self._cuts:
             self._expect_text_last(run)
         return run
 
@@ -147,7 +156,7 @@ class Stream:
         run.entered.clear()
         run.call.decode_steps += 1
         if self._plan:
-            check_step(run, inputs)
+            check_step(run, inputs, self._doubts)
         if isinstance(cache, kv.CutCache):
             cache.followed = True
         return run
@@ -168,11 +177,14 @@ class Stream:
         call, views = run.call, [run.ledger.at(at) for at in range(self._host.num_layers)]
         call.visual = [view.visual_counts for view in views]
         call.tokens = [tuple(map(sum, zip(call.text, counts, strict=True))) for counts in call.visual]
+        self._lazy.record(run)
         call.slots, call.cache_bytes = kv.slots(cache), kv.size_bytes(cache)
+        run.windows = tuple(kv.windows(cache))
         if cache is not None:
             self._runs[cache] = run
-            if len(run.ledger.views) > 1:
-                kv.lock(cache)
+            if len(run.ledger.views) > 1 or run.lazy is not None or run.held:
+                kind = kv.EvictedCache if run.held else kv.CutCache
+                kv.lock(cache, kind if run.lazy is None else kv.RevivingCache)
 
     def _enter(self, binding: Binding) -> Callable:
         """Withdraw from the prompt what left in the vision tower."""
@@ -192,7 +204,7 @@ class Stream:
 
     def _before_layer(self, at: int) -> Callable:
         binding = Binding(self._host.towers["llm"].layers[at])
-        stages = [p for p in self._plan if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
+        stages = [p for p in self._cuts if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
 
         def enter(module, args, kwargs):
             run = self._current()
@@ -213,11 +225,12 @@ class Stream:
                     moved = self._pass(run, planned, at, moved)
                     if planned.stage.site.kind == "input" and moved is not hidden:
                         self._probe.entered(run, moved)
-                if moved is not hidden:
-                    args, kwargs = binding.replace(args, kwargs, {binding.first: moved})
-            if run.ledger.at(at) is run.ledger.views[0][1]:
-                return None
-            return binding.replace(args, kwargs, self._companions(run, moved, arguments, at, run.ledger.at(at)))
+            changes = {} if moved is hidden else {binding.first: moved}
+            if run.ledger.at(at) is not run.ledger.views[0][1]:
+                changes |= self._companions(run, moved, arguments, at, run.ledger.at(at))
+            if at >= self._lazy.first:
+                changes |= self._lazy.enter(run, at, binding.first, moved, arguments | changes)
+            return binding.replace(args, kwargs, changes) if changes else None
 
         return enter
 
@@ -241,7 +254,7 @@ class Stream:
         stage, ledger, view = planned.stage, run.ledger, run.ledger.now
         before = view.visual_counts
         pairs = zip(ledger.total, before, strict=True)
-        counts = tuple(min(stage.count(total), alive) for total, alive in pairs)
+        counts = tuple(stage.kept(total, alive) for total, alive in pairs)
         if max(before) == 0 and (view.closed or stage.positions != "renumber"):
             run.call.stages.append(StageRecord(stage.site, before, before, view.visual_index))
             return hidden
@@ -271,7 +284,7 @@ class Stream:
             seen[signal] = _restrict(sight, run)
             if sight.rows_valid is not None:
                 rows_valid[signal] = sight.rows_valid
-        tokens = _tokens(run, hidden, planned, seen, rows_valid)
+        tokens = make_tokens(run, hidden, planned, seen, rows_valid)
         return self._decider.ask(planned.stage, tokens, seen, rows_valid, counts)
 
 
@@ -291,7 +304,14 @@ def _cut(run: Run, at: int, decision: Decision, renumber: bool, hidden: Tensor) 
     return spare.scatter(1, target, decision.states.to(hidden))[:, : moved.shape[1]]
 
 
-def _tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, rows_valid: dict) -> Tokens:
+def make_tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, rows_valid: dict) -> Tokens:
+    """The visual tokens alive in front of a stage, as a pruner is shown them.
+
+    Args:
+        hidden: [B, S', D], rows of the ledger's latest view.
+        seen: signals over these tokens.
+        rows_valid: of signals with padded rows.
+    """
     view, device = run.ledger.now, hidden.device
     position, coord, image = (x.to(device) for x in run.coord(view))
     picture, slot = (x.to(device) for x in run.pictures(view))

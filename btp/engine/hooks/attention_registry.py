@@ -9,16 +9,42 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 _NUMBERS = itertools.count()
+_UNFOLLOWED = ("softcap", "position_bias", "s_aux")
 Look = Callable[[int, Tensor, Tensor, Tensor, Tensor | None, float], None]
 Bias = Callable[[Tensor], Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Attending:
+    """One layer's attention, as its module calls it.
+
+    Attributes:
+        at: number of the layer.
+        query: [B, Hq, R, d] behind RoPE.
+        key, value: [B, Hkv, n, d], with what the cache holds already; grouped heads are not repeated.
+        mask: as the layer got it: None (causal), bool or additive [B, 1, R, n].
+        scaling: the layer's own factor.
+        attend: `attend(mask)` is the original function with a mask; returns what the module expects.
+        odd: what the module adds to its logits beyond a mask; empty where nothing.
+    """
+
+    at: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scaling: float
+    attend: Callable[[Tensor | None], Any]
+    odd: tuple[str, ...] = ()
 
 
 def watch_attention(
@@ -30,14 +56,53 @@ def watch_attention(
         root: whose configs choose the implementation: the decoder, or the vision tower.
         layers: number -> module.
         undo: receives what takes all of it back.
-        bias: query -> what is added to the logits of these layers, [B, 1, 1, S] of the query's dtype; masks that they
-            have must be additive then.
+        bias: query -> what is added to the logits of these layers, [B, 1, 1, S] of the query's dtype; masks of
+            their own must be additive then.
+    """
+
+    def stand(now: Attending) -> Any:
+        if now.odd:
+            raise ValueError(
+                f"Layer {now.at} computes attention with {', '.join(now.odd)}, which attention signals do not follow "
+                "yet. Use a method without attention signals on this model."
+            )
+        added = None if bias is None else bias(now.query)
+        mask = now.mask if added is None else added if now.mask is None else now.mask + added
+        look(now.at, now.query, now.key, now.value, mask, now.scaling)
+        return now.attend(mask)
+
+    stand_around_attention(root, layers, stand, undo)
+
+
+def stand_around_attention(
+    root: nn.Module, layers: Mapping[int, nn.Module], stand: Callable[[Attending], Any], undo: ExitStack
+) -> None:
+    """Let `stand` make the attention of `layers`, by `Attending.attend` with a mask of its choice.
+
+    May be laid around one that stands there already; the later one is called first, and its mask is what the earlier
+    one sees.
+
+    Args:
+        root: whose configs choose the implementation: the decoder, or the vision tower.
+        layers: number -> module.
+        undo: receives what takes all of it back.
     """
     inside = {id(module): at for at, layer in layers.items() for module in layer.modules()}
-    configs: dict[int, Any] = {id(m.config): m.config for m in root.modules() if hasattr(m, "config")}
-    base = _implementation(configs.values())
+    standing_for(root, _function(implementation(root), inside, stand), undo)
+
+
+def standing_for(root: nn.Module, function: Callable, undo: ExitStack) -> None:
+    """Let `function` compute all attention inside of `root`, with the masks that it gets now.
+
+    Args:
+        root: as `watch_attention`.
+        function: as transformers' attention functions.
+        undo: receives what takes all of it back.
+    """
+    configs = _configs(root)
+    base = implementation(root)
     name = f"btp_{base}_{next(_NUMBERS)}"
-    AttentionInterface.register(name, _function(base, inside, look, bias))
+    AttentionInterface.register(name, function)
     undo.callback(AttentionInterface._global_mapping.pop, name)
     AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[base])
     undo.callback(AttentionMaskInterface._global_mapping.pop, name)
@@ -46,29 +111,30 @@ def watch_attention(
         config._attn_implementation = name
 
 
-def _implementation(configs: Iterable[Any]) -> str:
-    return next(config._attn_implementation for config in configs)
+def implementation(root: nn.Module) -> str:
+    """The name under which `root` looks up its attention."""
+    return next(config._attn_implementation for config in _configs(root).values())
 
 
-def _function(base: str, inside: Mapping[int, int], look: Look, bias: Bias | None) -> Callable:
+def _configs(root: nn.Module) -> dict[int, Any]:
+    return {id(m.config): m.config for m in root.modules() if hasattr(m, "config")}
+
+
+def _function(base: str, inside: Mapping[int, int], stand: Callable[[Attending], Any]) -> Callable:
     known = AttentionInterface._global_mapping.get(base)
 
     def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-        at = inside.get(id(module))
-        if at is not None:
-            odd = [k for k in ("softcap", "position_bias", "s_aux") if kwargs.get(k) is not None]
-            if odd:
-                raise ValueError(
-                    f"{type(module).__name__} computes attention with {', '.join(odd)}, which attention signals do "
-                    "not follow yet. Use a method without attention signals on this model."
-                )
-            factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-            added = None if bias is None else bias(query)
-            if added is not None:
-                attention_mask = added if attention_mask is None else attention_mask + added
-            look(at, query, key, value, attention_mask, factor)
         original = known if known is not None else own_eager(module)
-        return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+        def attend(mask):
+            return original(module, query, key, value, mask, scaling=scaling, **kwargs)
+
+        at = inside.get(id(module))
+        if at is None:
+            return attend(attention_mask)
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        odd = tuple(k for k in _UNFOLLOWED if kwargs.get(k) is not None)
+        return stand(Attending(at, query, key, value, attention_mask, factor, attend, odd))
 
     return attention
 

@@ -37,6 +37,24 @@ def attention_rows(
     return gather_rows(found, view.visual_row, axis=3)
 
 
+def slot_attention(query: Tensor, key: Tensor, scaling: float, row: Tensor, seen: Tensor, form: str) -> Tensor:
+    """What the asked rows attend to among the slots of a cache, whose order says nothing; in float32 or better.
+
+    Args:
+        query: [B, Hq, R, d] behind RoPE.
+        key: [B, Hkv, n, d] behind RoPE, of all slots; grouped heads are not repeated.
+        scaling: the layer's own factor.
+        row: [B, r] query rows.
+        seen: [B, n] bool, slots that these rows may look at.
+        form: "probs", normalised over the slots seen, or "logits".
+
+    Returns:
+        [B, Hq, r, n]; slots that are not seen have probability 0, and logits of -inf.
+    """
+    logits = _logits(gather_rows(query, row, axis=2), key, scaling)
+    return _finish(logits, None, seen[:, None, None, :].to(query.device), None, form)
+
+
 def mean_rows(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, view: View) -> Tensor:
     """[B, Hq, 1, N] attention probabilities averaged over all real query rows, made block by block."""
     S, device = query.shape[2], query.device

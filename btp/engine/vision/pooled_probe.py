@@ -3,7 +3,8 @@
 Such a tower takes the patches of all pictures in one row, in an order of its own, attends to them window by window, and
 ends in a merger that makes one visual token of each group of neighbours. What is seen of patches is put together for
 the visual token they become: attention received is added up over the group, so that it still sums to one over a
-picture, and keys are averaged. Hidden states at vision.output are what the merger hands out.
+picture, and queries and keys are averaged. Hidden states at vision.output are what the merger hands out. A video passes
+the tower as one picture of several frames, which do not see each other.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class MergedTower(threading.local):
         self._signals = [s for s in dict.fromkeys(signals) if s.site.tower == "vision"]
         self._grid: list[list[int]] = []  # of the latest pass through the tower
         self._parts: dict[Signal, list[Tensor]] = {}  # what each call of a layer's attention showed, [H, n, ...]
-        self._seen: dict[Signal, Tensor] | None = None  # [P, ...] as `Signal` says, zeros behind a picture's last token
-        self._which: tuple[int, ...] = ()  # which of the pictures the prompt's are
+        self._seen: dict[str, dict[Signal, Tensor]] = {}  # by kind, [P, ...] as `Signal` says; zeros behind a picture
+        self._which: dict[str, tuple[int, ...]] = {}  # which of the pictures of a kind the prompt's are
+        self._kind = "image"  # what is under way
 
     @property
     def needed(self) -> bool:
@@ -68,38 +70,36 @@ class MergedTower(threading.local):
             watch_attention(vision, attending, self._look, undo)
 
     def encoding(self, kind: str, arguments: Mapping[str, Any]) -> None:
-        """Pictures or videos are about to be encoded.
-
-        Raises:
-            ValueError: a video.
-        """
-        if kind == "video":
-            raise ValueError(
-                "The prompt has a video, and a signal of the vision tower was asked for. Where the tower joins "
-                "patches, its signals are followed for pictures alone: use a method that works in the language model."
-            )
+        """Pictures or videos are about to be encoded."""
+        self._kind = kind
 
     def begin(self, inputs: Mapping[str, Any]) -> None:
         """A prompt enters the model, perhaps with features that were encoded before."""
-        given = (inputs.get("mm_encoder_outputs") or {}).get("image")
-        encoded = inputs.get("encoded", {}).get("image")
-        if given is None or encoded is None:
-            self._seen = None  # the tower runs now, or its features are another's
-        self._which = () if encoded is None else encoded.which
+        given, encoded = inputs.get("mm_encoder_outputs") or {}, inputs.get("encoded", {})
+        # of other kinds the tower runs now, or their features are another's
+        self._seen = {k: x for k, x in self._seen.items() if given.get(k) is not None and encoded.get(k) is not None}
+        self._which = {kind: encoding.which for kind, encoding in encoded.items()}
 
     def seen(self, signal: Signal) -> Tensor:
         """A signal as a stage of the language model gets it: per picture of the prompt, over all its tokens."""
-        assert self._seen is not None  # held by withdrawn
-        found = self._seen[signal]
-        return found[torch.tensor(self._which, device=found.device)] if self._which else found
+        kind, seen = next(iter(self._seen.items()))  # the only one, held by withdrawn
+        which, found = self._which.get(kind), seen[signal]
+        return found[torch.tensor(which, device=found.device)] if which else found
 
     def withdrawn(self, run: Run) -> tuple[Decision, bool] | None:
         """Nothing.
 
         Raises:
             RuntimeError: the pictures did not pass the tower under these hooks.
+            ValueError: the batch has pictures and videos, which pass the tower in turn.
         """
-        if max(run.ledger.total) and self._seen is None:
+        if len(self._seen) > 1:
+            raise ValueError(
+                "The batch has pictures and videos, and a signal of the vision tower was asked for. Where the tower "
+                "joins patches, its signals are followed for one kind at a time: use a method that works in the "
+                "language model."
+            )
+        if max(run.ledger.total) and not self._seen:
             raise RuntimeError(
                 "The prompt has visual tokens, but its pictures did not pass the vision tower while the engine was "
                 "attached, so a signal there shows nothing. Pass pixel_values in place of ready features."
@@ -113,7 +113,7 @@ class MergedTower(threading.local):
         def enter(module, args, kwargs):
             self._grid = binding.read(args, kwargs)[GRID].tolist()
             self._parts.clear()
-            self._seen = None
+            self._seen.pop(self._kind, None)
 
         return enter
 
@@ -121,8 +121,8 @@ class MergedTower(threading.local):
         for signal in self._signals:
             if signal.kind == "hidden" or self._layer(signal) != at:
                 continue
-            if signal.kind == "keys":
-                part = key[0]
+            if signal.kind in ("keys", "queries"):
+                part = key[0] if signal.kind == "keys" else query[0] * scaling
             else:
                 with torch.no_grad():  # the sum over the rows of this window
                     part = tower_rows(query, key, mask, scaling, "mean", "probs", 0)[0, :, 0] * query.shape[2]
@@ -136,7 +136,7 @@ class MergedTower(threading.local):
     def _behind_tower(self, module, args, output) -> None:
         order = self._host.tower_order(self._grid)  # type: ignore[attr-defined]
         patches = [t * h * w for t, h, w in self._grid]
-        self._seen = {}
+        seen = self._seen[self._kind] = {}
         for signal, parts in self._parts.items():
             x = torch.cat(parts, dim=1)  # [H, T, ...] in the tower's order
             group = sum(patches) // len(order)
@@ -148,7 +148,7 @@ class MergedTower(threading.local):
             if signal.kind == "attention":
                 each = [part / n for part, n in zip(each, patches, strict=True)]
             x = pad_sequence(each, batch_first=True).transpose(1, 2)  # [P, H, N, ...]
-            if signal.kind != "keys":
+            if signal.kind in ("hidden", "attention"):
                 x = x[:, 0] if signal.kind == "hidden" else x[:, :, None]
-            self._seen[signal] = x
+            seen[signal] = x
         self._parts.clear()

@@ -10,12 +10,13 @@ from typing import Any
 import transformers
 from packaging.version import InvalidVersion, Version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from btp.models.loading.checkpoint import read_config
+from btp.models.loading.kinds import Kind
 
 OLDEST, NEWEST = "5.20", "6"
-TESTED = ("5.23", "5.24")  # 5.23: all tests; 5.24: removing against hiding, caches, threads, host facts
+TESTED = ("5.20", "5.23", "5.24")  # 5.23: all tests; the others: make test-transformers
 
 
 def check_library() -> None:
@@ -38,16 +39,17 @@ def check_library() -> None:
         )
 
 
-def check_kind(folder: Path, trusted: bool) -> None:
-    """Refuse what no class of transformers can answer pictures with.
+def check_kind(folder: Path, trusted: bool, kind: Kind) -> None:
+    """Refuse what no class of transformers for this kind of models can read.
 
     Args:
         folder: of the checkpoint.
+        kind: that the host is for.
         trusted: run the Python files that the checkpoint brings along.
 
     Raises:
         ValueError: code of its own that nobody trusted, a family that this transformers does not know, a model
-            without pictures, or a format that only its authors' code reads.
+            of another kind, or a format that only its authors' code reads.
     """
     about = read_config(folder)
     family = about["model_type"]
@@ -62,16 +64,27 @@ def check_kind(folder: Path, trusted: bool) -> None:
             f"the checkpoint in {folder} is of the family {family}, which transformers {transformers.__version__} does "
             f"not know.{saved_with(about)} Set model.path to a family that docs/models.md lists."
         )
-    if family not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ValueError(
-            f"the checkpoint in {folder} is of the family {family}, which answers no questions on pictures: there are "
-            "no visual tokens to prune in it. Set model.path to a vision-language model."
-        )
+    if family not in kind.families:
+        raise ValueError(f"the checkpoint in {folder} is of the family {family}, which {kind.refusal}")
     if classes and len(strange) == len(classes):
         raise ValueError(
             f"the checkpoint in {folder} is of the class {strange[0]}, which transformers {transformers.__version__} "
             f"does not have: it is in the format of its authors' own code.{saved_with(about)} Set model.path to the "
             "version for transformers, whose name often ends in -hf."
+        )
+
+
+def check_attention(asked: str) -> None:
+    """Refuse kernels that are not there.
+
+    Raises:
+        ValueError: says what to install, and what does without.
+    """
+    if asked == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            "model.attention is flash_attention_2, which needs the package flash-attn and a GPU, and one of them is "
+            "missing. Install it (pip install flash-attn), or set model.attention=sdpa, which takes torch's own fused "
+            "kernels."
         )
 
 

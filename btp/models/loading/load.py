@@ -10,26 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from btp.models.backbone import Backbone
+from btp.models.decoder_host import DecoderHost
 from btp.models.loading.checkpoint import check_keys, find_checkpoint, first_line, model_folder, read_config
-from btp.models.loading.checks import check_kind, refuse_code, saved_with
+from btp.models.loading.checks import check_attention, check_kind, refuse_code, saved_with
 from btp.models.loading.greedy import asked_generation, make_greedy
+from btp.models.loading.kinds import KINDS, Kind
 from btp.models.loading.peft_folder import is_adapter
-from btp.models.loading.processor import load_processor
+from btp.models.loading.processor import load_processor, load_text_processor
 from btp.models.loading.quantize import quantization
 from btp.models.loading.random_weights import build, describe, empty
-from btp.models.loading.trial import try_picture, try_prompt
+from btp.models.loading.trial import try_picture, try_prompt, try_text
 from btp.models.loading.vision_model import load_model, sketch_model
 from btp.models.loading.weight_memory import check_memory, stored_bytes
-from btp.models.lvlm import LVLM
 
 __all__ = ["Loaded", "find_adapter", "find_checkpoint", "load", "sketch"]
 
 DEFAULTS = {  # for callers in Python, who may leave these out
     "adapter": "btp.models.lvlm.LVLM",
     "processor": {},
+    "chat": True,
     "device_map": None,
     "quantize": None,
     "trust_remote_code": False,
@@ -43,7 +45,7 @@ class Loaded:
     """A model ready to run.
 
     Attributes:
-        host: the model as the engine sees it: an LVLM, or a Backbone.
+        host: the model as the engine sees it: an LVLM, a TextLM or a Backbone.
         processor: makes inputs from pictures and text; None for an architecture without a checkpoint.
         notes: what a reader of results should know of how the checkpoint's files were taken, a sentence each.
     """
@@ -62,7 +64,7 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
         device: where the weights go, unless model.device_map spreads them.
 
     Raises:
-        ValueError: the checkpoint is of no family that transformers can answer pictures with, is broken or does not
+        ValueError: the checkpoint is of another kind than model.adapter is for, is broken or does not
             fit, its small files do not go with its weights, or a key asks for what this machine has not; the message
             names the key.
     """
@@ -76,22 +78,26 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
         return Loaded(adapter(model), processor)
     dtype = getattr(torch, config["dtype"])
     trusted = config["trust_remote_code"]
+    kind = KINDS[adapter.kind]
     if folder is not None:
-        check_kind(folder, trusted)
+        check_kind(folder, trusted, kind)
     if config["weights"] == "random":
-        architecture = _architecture(config, folder)
-        processor = None if folder is None else load_processor(folder, config["processor"], trusted)
-        model = build(architecture, device, dtype, config["attention"])
+        architecture = _architecture(config, folder, kind)
+        processor = None if folder is None else _processor(config, folder, adapter)
+        model = build(architecture, device, dtype, config["attention"], kind)
         make_greedy(model)
         return Loaded(adapter(model.eval()), processor)
     assert folder is not None
-    processor = load_processor(folder, config["processor"], trusted)
-    inputs = try_prompt(folder, processor)
+    processor = _processor(config, folder, adapter)
+    inputs = try_prompt(folder, processor) if kind is KINDS["image-text"] else None
     asked = asked_generation(folder)
-    model = _pretrained(config, folder, device, dtype)
+    model = _pretrained(config, folder, device, dtype, kind)
     make_greedy(model, asked.special, processor.tokenizer.pad_token_id)
     host = adapter(model.eval())
-    try_picture(folder, processor, host, inputs)
+    if inputs is None:
+        try_text(folder, processor, host)
+    else:
+        try_picture(folder, processor, host, inputs)
     note = asked.note()
     return Loaded(host, processor, (note,) if note else ())
 
@@ -112,17 +118,23 @@ def sketch(config: Mapping[str, Any], folder: Path | None) -> Any:
     seen = type(adapter.__name__, (adapter,), {"device": torch.device("cpu")})  # where its example inputs lie
     if issubclass(adapter, Backbone):
         return seen(sketch_model(config, folder))
-    model = empty(
-        _architecture(config, folder), torch.device("meta"), getattr(torch, config["dtype"]), config["attention"]
-    )
+    kind, dtype = KINDS[adapter.kind], getattr(torch, config["dtype"])
+    model = empty(_architecture(config, folder, kind), torch.device("meta"), dtype, config["attention"], kind)
     return seen(model.eval())
 
 
-def _architecture(config: Mapping[str, Any], folder: Path | None) -> PreTrainedConfig:
+def _processor(config: Mapping[str, Any], folder: Path, adapter: type[DecoderHost]) -> Any:
+    trusted = config["trust_remote_code"]
+    if adapter.kind == "text":
+        return load_text_processor(folder, config["chat"], trusted)
+    return load_processor(folder, config["processor"], trusted)
+
+
+def _architecture(config: Mapping[str, Any], folder: Path | None, kind: Kind) -> PreTrainedConfig:
     """Of a folder's config.json, or of model.config."""
     if folder is None:
         return describe(config["config"])
-    check_kind(folder, config["trust_remote_code"])
+    check_kind(folder, config["trust_remote_code"], kind)
     trusted = config["trust_remote_code"]
     return AutoConfig.from_pretrained(model_folder(folder), local_files_only=True, trust_remote_code=trusted)
 
@@ -141,16 +153,19 @@ def find_adapter(path: str) -> type[Any]:
             f"model.adapter is {path}, but it cannot be imported: {error}. Set model.adapter to the dotted path of a "
             "class, such as btp.models.lvlm.LVLM."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, LVLM | Backbone)):
+    if not (isinstance(found, type) and issubclass(found, DecoderHost | Backbone)):
         raise ValueError(
-            f"model.adapter is {path}, which is not a subclass of btp.models.lvlm.LVLM or "
+            f"model.adapter is {path}, which is not a subclass of btp.models.lvlm.LVLM, btp.models.text.TextLM or "
             "btp.models.backbone.Backbone. Set model.adapter to one."
         )
     return found
 
 
-def _pretrained(config: Mapping[str, Any], folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def _pretrained(
+    config: Mapping[str, Any], folder: Path, device: torch.device, dtype: torch.dtype, kind: Kind
+) -> PreTrainedModel:
     """The weights of a folder, read straight onto their device, or onto those of model.device_map."""
+    check_attention(config["attention"])
     device, spread = _places(config["device_map"], device)
     quantized = quantization(config["quantize"], folder, device, dtype)
     needed = stored_bytes(folder, dtype, config["quantize"])
@@ -158,7 +173,7 @@ def _pretrained(config: Mapping[str, Any], folder: Path, device: torch.device, d
         check_memory(needed, device, dtype)
     asked = {"quantization_config": quantized} if quantized else {}
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        model, info = kind.auto.from_pretrained(
             model_folder(folder),
             dtype=dtype,
             attn_implementation=config["attention"],
@@ -179,7 +194,7 @@ def _pretrained(config: Mapping[str, Any], folder: Path, device: torch.device, d
         if "trust_remote_code" in str(error):
             refuse_code(folder)
         raise ValueError(
-            f"the checkpoint in {folder} cannot be loaded as a vision-language model: {first_line(error)} "
+            f"the checkpoint in {folder} cannot be loaded as {kind.called}: {first_line(error)} "
             f"Set model.path to a complete checkpoint.{saved_with(read_config(folder))}"
         ) from error
     _check_whole(info, folder)

@@ -8,11 +8,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
 from transformers.image_utils import ChannelDimension
 
 from btp.models.loading.checkpoint import first_line, model_folder
 from btp.models.loading.checks import refuse_code
 from btp.models.loading.processor_without_video import processor_class
+from btp.models.text_processor import TextProcessor
 
 PARTS = ("image_processor", "video_processor", "tokenizer")
 
@@ -62,6 +64,36 @@ def load_processor(folder: Path, arguments: Mapping[str, Any], trusted: bool = F
     _pad(folder, processor.tokenizer)
     _colours_last(processor.image_processor)
     return processor
+
+
+def load_text_processor(folder: Path, chat: bool, trusted: bool = False) -> TextProcessor:
+    """The tokenizer of a checkpoint, padding on the left.
+
+    Args:
+        folder: of the checkpoint.
+        chat: `model.chat`.
+        trusted: run the Python files that the checkpoint brings along.
+
+    Raises:
+        ValueError: there is none, or no chat template where one is to be used; says which key to change.
+    """
+    folder = folder if (folder / "tokenizer_config.json").is_file() else model_folder(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            refuse_code(folder)
+        raise ValueError(
+            f"the checkpoint in {folder} has no tokenizer that can be read: {first_line(error)} Copy the tokenizer's "
+            "files of the original model into it."
+        ) from error
+    if chat and tokenizer.chat_template is None:
+        raise ValueError(
+            f"model.chat is true, but the checkpoint in {folder} has no chat template. Set model.chat=false, which "
+            "prompts with the text alone, or add its chat_template.jinja to the folder of model.path."
+        )
+    _pad(folder, tokenizer)
+    return TextProcessor(tokenizer, chat)
 
 
 def _colours_last(image_processor: Any) -> None:

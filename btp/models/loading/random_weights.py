@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from btp.models.loading.checkpoint import check_depth
+from btp.models.loading.kinds import KINDS, Kind
 from btp.models.loading.weight_memory import check_memory, model_bytes
 
 BLOCK, STD = 2**20 + 7, 0.02  # an odd length, so that no two rows of a matrix are the same
@@ -29,7 +30,9 @@ def describe(config: Mapping[str, Any]) -> PreTrainedConfig:
         raise ValueError(f"model.config describes no model of transformers: {error}. Correct it.") from error
 
 
-def build(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def build(
+    config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, attention: str, kind: Kind = KINDS["image-text"]
+) -> PreTrainedModel:
     """The model with random weights, made in place: no copy on the host, no second in another dtype.
 
     Matrices hold one block of small normal numbers over and over, which takes as long as writing memory; norms, biases
@@ -38,9 +41,9 @@ def build(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, at
     Raises:
         ValueError: the device has too little memory.
     """
-    sketch = empty(config, torch.device("meta"), dtype, attention)
+    sketch = empty(config, torch.device("meta"), dtype, attention, kind)
     check_memory(model_bytes(sketch), device, dtype, random=True)
-    model = empty(config, device, dtype, attention)
+    model = empty(config, device, dtype, attention, kind)
     _fill(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
@@ -48,10 +51,12 @@ def build(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, at
     return model
 
 
-def empty(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def empty(
+    config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, attention: str, kind: Kind = KINDS["image-text"]
+) -> PreTrainedModel:
     """The modules with whatever their memory holds; on the meta device, sizes alone."""
     with device, no_init_weights():
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = kind.auto.from_config(config, dtype=dtype, attn_implementation=attention)
     model.tie_weights()
     return model
 

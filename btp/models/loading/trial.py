@@ -1,4 +1,4 @@
-"""Tries a checkpoint on one picture, so that small files that do not go with its weights are named at load."""
+"""Tries a checkpoint on one picture or text, so that small files that do not go with its weights are named at load."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from btp.models.chat import chat_inputs
 from btp.models.loading.checkpoint import first_line
 from btp.models.loading.time_limit import Endless, time_limit
 from btp.models.lvlm import LVLM
+from btp.models.text import TextLM
 
 TEXT = {"type": "text", "text": "What is it?"}
 SIDES = 60, 40  # width and height of the picture, in pixels
@@ -111,6 +112,32 @@ def try_picture(folder: Path, processor: Any, host: LVLM, inputs: Any) -> None:
         ) from error
     finally:
         hook.remove()
+
+
+def try_text(folder: Path, processor: Any, host: TextLM) -> None:
+    """Write a question as a run does, and hold its tokens against the model's embeddings.
+
+    Args:
+        folder: of the checkpoint.
+
+    Raises:
+        ValueError: the chat template cannot write it or leaves it out, or a token has no embedding; names the file.
+    """
+    chat = [{"role": "user", "content": [TEXT]}]
+    advice = "Set model.chat=false, or copy chat_template.jinja of the original model into the folder of model.path."
+    try:
+        with time_limit(TEMPLATE_S):
+            inputs, (written,) = chat_inputs(processor, [chat], [[]])
+    except (Endless, Exception) as error:
+        raise ValueError(
+            f"{_template(folder)} (chat_template) cannot write a question: {first_line(error)}. {advice}"
+        ) from error
+    if TEXT["text"] not in written or len(written) > MOST_CHARACTERS:
+        raise ValueError(
+            f"{_template(folder)} (chat_template) writes {written!r:.120} for the question {TEXT['text']!r}. {advice}"
+        )
+    rows = host.model.get_input_embeddings().weight.shape[0]
+    _check_ids(folder, processor.tokenizer, [*inputs["input_ids"][0].tolist(), processor.tokenizer.pad_token_id], rows)
 
 
 def _stop(module: nn.Module, arguments: Any) -> NoReturn:

@@ -13,7 +13,7 @@ from torch import nn
 from btp.models.loading.checkpoint import read_config, weight_files
 
 GIB = 2**30
-BITS = {None: None, "8bit": 8, "4bit": 4.5}  # of a quantised weight with its scales
+BITS = {None: None, "8bit": 8, "4bit": 4.5, "torchao_int8": 8}  # of a quantised weight with its scales
 
 
 def stored_bytes(folder: Path, dtype: torch.dtype, quantize: str | None = None) -> int:
@@ -22,7 +22,7 @@ def stored_bytes(folder: Path, dtype: torch.dtype, quantize: str | None = None) 
     Args:
         folder: of the checkpoint.
         dtype: that floating-point weights are loaded in; those quantised already stay as they are.
-        quantize: null | 8bit | 4bit; matrices are counted as quantised, apart from embeddings.
+        quantize: as model.quantize; matrices are counted as quantised, apart from embeddings.
 
     Raises:
         ValueError: a file is corrupt or cut off.

@@ -19,6 +19,7 @@ from btp.report.tables.export import write_table
 from btp.report.tables.run_table import Table, run_table
 from btp.report.text.fired import fired
 from btp.report.text.run_text import Remark, headline, remarks
+from btp.report.text.units import in_unit
 from btp.results.atomic import write_bytes, write_text
 from btp.results.disk import make_folder
 from btp.results.links import refuse_links
@@ -38,6 +39,10 @@ _PLOT_TEXTS = {
     "tokens_per_layer": (
         "Visual tokens per layer",
         "Mean visual tokens that entered each decoder layer, as the run counted them.",
+    ),
+    "needles": (
+        "Needles by length and depth",
+        "Accuracy in percent: a cell per length of the text and place of the needle in it.",
     ),
     "calibration": ("Calibration", "What each layer does to the picture, and the layers the stages came to."),
 }
@@ -83,7 +88,7 @@ def _write_figures(run: RunFolder, table: Table, spared: Spared) -> dict[str, di
                 continue
             write_bytes(folder / f"{name}.png", png)
             dark = to_png(draw, run, table, DARK)
-            title, caption = _PLOT_TEXTS[name]
+            title, caption = (in_unit(text, run.unit) for text in _PLOT_TEXTS[name])
             uris = {"light": browser.data_uri(png), "dark": browser.data_uri(dark)}
             figures[name] = {"title": title, "caption": caption, **uris}
     return figures
@@ -157,11 +162,12 @@ def _head(run: RunFolder) -> dict[str, Any]:
 
 def _tiles(run: RunFolder, table: Table) -> list[dict[str, str]]:
     """The first method's key numbers, each beside the unpruned model's."""
-    arm = (run.methods or run.arms)[0].arm
+    arm_of = (run.methods or run.arms)[0]
+    arm = arm_of.arm
     rows = {row["arm"]: row for _, row in table.frame.iterrows()}
     row, base = rows[arm], rows.get(run.baseline.arm) if run.baseline else None
     keys = (
-        "tokens_avg",
+        "slots" if arm_of.evicts else "tokens_avg",
         "macro",
         "reading",
         "agreement",
@@ -173,6 +179,7 @@ def _tiles(run: RunFolder, table: Table) -> list[dict[str, str]]:
     columns = {c.key: c for c in (*table.columns, *COST)}
     titles = {
         "tokens_avg": f"{run.unit}, layer average",
+        "slots": "KV slots, layer average",
         "macro": "macro accuracy",
         "reading": "reading in the picture",
         "agreement": "same answer as unpruned",

@@ -17,6 +17,7 @@ from btp.report.figures.style import Theme, looks
 from btp.report.studies.paired import difference, paired
 from btp.report.studies.study import Answer, Study, baseline, methods, study_rows
 from btp.report.tables import columns as c
+from btp.schedules.place import nearest_layer
 
 OPTIONS = ("x",)
 MARGIN = 0.10  # of the score: a loss below it is a small one
@@ -79,12 +80,14 @@ def depth_sweep(fields: Sequence[Field], study: Study) -> Answer:
     rows, parts = [], []
     for one in fields:
         frame = study_rows([one], [key], study)
-        swept, base = methods(frame).sort_values(key), baseline(frame)
+        swept, base = methods(frame), baseline(frame)
         if base is None or len(swept) < 2:
             raise ValueError(
                 f"{one.name}: a depth sweep needs the unpruned model and two layers or more, as {key}=1,2."
             )
         depth = len(swept["entry"].iloc[0].run.layers[swept["arm"].iloc[0]]["visual"])
+        swept = swept.assign(**{key: [_layer(value, depth) for value in swept[key]]})
+        swept = swept.drop_duplicates(key).sort_values(key)
         abilities = [f"accuracy_{a}" for a in one.runs[0].abilities]
         groups = [g for g in GROUPS if g in frame and frame[g].notna().all()]
         for score in (*groups, *abilities):
@@ -92,6 +95,12 @@ def depth_sweep(fields: Sequence[Field], study: Study) -> Answer:
         parts.append((one.name, swept, base, [g for g in groups if g != "macro"] or ["macro"], abilities, depth))
     frame = pd.DataFrame(rows)
     return Answer(frame, _columns(frame), _said(frame), lambda theme: _draw(parts, key, frame, theme))
+
+
+def _layer(value: object, depth: int) -> int:
+    """A swept layer, or the one that a share of the depth such as 3/16 stands for."""
+    numerator, _, denominator = str(value).partition("/")
+    return nearest_layer(int(numerator), int(denominator), depth) if denominator else int(float(numerator))
 
 
 def _row(name: str, swept: pd.DataFrame, base: pd.Series, key: str, score: str, depth: int) -> dict:

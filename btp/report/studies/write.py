@@ -34,6 +34,7 @@ from btp.results.atomic import write_bytes, write_text
 from btp.results.command_line import as_line, words_of
 from btp.results.disk import make_folder
 from btp.results.find import LeftOut, find_runs, nothing_found
+from btp.results.shipped import PROGRAM
 
 KINDS = {
     "calibration": calibration,
@@ -117,7 +118,7 @@ def write_study(
 
 def typed(words: Sequence[str]) -> str:
     """A command as it is typed, without where its results go."""
-    return f"python run.py {shlex.join(word for word in words if not word.startswith(PLACES))}"
+    return f"{PROGRAM} {shlex.join(word for word in words if not word.startswith(PLACES))}"
 
 
 def plain(command: str) -> str:

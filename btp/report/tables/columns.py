@@ -1,9 +1,13 @@
 """What the table can show: each quantity's title, unit, meaning and how its numbers are written."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, isnan, log10
 from typing import Any
+
+from btp.report.text.units import in_unit
 
 DASH = "–"
 METRICS, ABILITY = "Benchmark metrics", "Accuracy by ability, %"
@@ -30,6 +34,10 @@ class Column:
     help: str
     less: bool | None = None
 
+    def of(self, unit: str) -> Column:
+        """The same, of tokens that are called otherwise."""
+        return replace(self, title=in_unit(self.title, unit), help=in_unit(self.help, unit))
+
 
 METHOD = Column("method", "method", "Method", "text", "What decided which visual tokens stay.")
 TOKENS = Column(
@@ -40,9 +48,43 @@ TOKENS = Column(
     "Visual tokens averaged over the layers, mean over the samples.",
     less=True,
 )
+SLOTS = Column(
+    "slots",
+    "KV slots",
+    "Method",
+    "tokens",
+    "Slots of the K/V cache per key head, averaged over the decoder layers behind the prompt; over decode steps too "
+    "where a method evicts in them. Mean over the samples.",
+    less=True,
+)
 SAMPLES = Column("samples", "samples", "Method", "count", "Samples that were answered.")
 MACRO = Column(
     "macro", "macro", "Accuracy, %", "percent", "Mean over the abilities, each counted the same.", less=False
+)
+RETAINED = Column(
+    "retained",
+    "retained",
+    "Accuracy, %",
+    "percent",
+    "Macro over the unpruned model's macro in the same run, the share of its accuracy that is left.",
+    less=False,
+)
+HARD = Column(
+    "hard",
+    "hard",
+    "Accuracy, %",
+    "percent",
+    "Mean score on the samples that need the whole picture: the unpruned model scores higher there than with the "
+    "down-sampled picture of the same run. Those two have no number, since the samples are chosen by them.",
+    less=False,
+)
+EASY = Column(
+    "easy",
+    "easy",
+    "Accuracy, %",
+    "percent",
+    "Mean score on all samples that are not hard, in the same way.",
+    less=False,
 )
 READING = Column(
     "reading",

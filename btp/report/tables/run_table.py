@@ -1,7 +1,7 @@
 """The table: one row per arm, made from a run folder's files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import nan
 from typing import Any
 
@@ -11,7 +11,7 @@ from btp.report.tables import columns as c
 from btp.results.reader import Arm, RunFolder
 from btp.results.stats import Interval, holm, macro_interval, mean_interval, paired_p
 
-_ANSWERS = (c.METHOD, c.TOKENS, c.MACRO, c.READING, c.REST, *c.ANSWERS)
+_ANSWERS = (c.METHOD, c.TOKENS, c.SLOTS, c.MACRO, c.RETAINED, c.HARD, c.EASY, c.READING, c.REST, *c.ANSWERS)
 _COST = tuple(column for column in c.COST if column.key in c.SHOWN_COST)
 
 
@@ -21,7 +21,7 @@ class Table:
 
     Attributes:
         frame: one row per arm; numbers unrounded, shares in [0, 1], FLOPs plain. Beside the shown columns it
-            holds run, model, task, arm, role, note, samples, visual_tokens and every cost quantity.
+            holds run, model, task, arm, role, note, samples, visual_tokens, unit, evicts and every cost quantity.
         columns: what formats show; the first one names the row.
         title: what the rows are about.
     """
@@ -36,8 +36,8 @@ def run_table(run: RunFolder) -> Table:
     frame = pd.DataFrame([arm_row(run, arm) for arm in run.arms])
     counts = {a: int(run.rows(run.arms[0].arm)["ability"].eq(a).sum()) for a in run.abilities}
     abilities = [c.ability_column(ability, n) for ability, n in counts.items()]
-    answers = [replace(column, title=run.unit) if column.key == c.TOKENS.key else column for column in _ANSWERS]
-    return Table(frame, with_numbers(frame, [*answers, *metric_columns([run]), *_COST, *abilities]), run_title(run))
+    columns = [x for x in (*_ANSWERS, *metric_columns([run]), *_COST, *abilities) if x is not c.SLOTS or evicts(frame)]
+    return Table(frame, with_numbers(frame, [x.of(run.unit) for x in columns]), run_title(run))
 
 
 def metric_columns(runs: Sequence[RunFolder]) -> list[c.Column]:
@@ -50,6 +50,11 @@ def run_title(run: RunFolder) -> str:
     """A run in a few words: pruner, model, task and samples."""
     pruner, model, task = (run.setting(f"{k}.name", "?") for k in ("pruner", "model", "task"))
     return f"{pruner} on {model}, {task}, {run.samples['sample'].nunique()} samples"
+
+
+def evicts(frame: pd.DataFrame) -> bool:
+    """Whether a row has slots that tokens do not tell."""
+    return bool(frame["evicts"].any())
 
 
 def ability_drops(run: RunFolder, arm: Arm) -> dict[str, float]:
@@ -79,8 +84,12 @@ def arm_row(run: RunFolder, arm: Arm) -> dict[str, Any]:
         "samples": len(rows),
         "visual_tokens": float(rows["total"].mean()),
         "tokens_avg": float(rows["tokens_avg"].mean()),
+        "slots": nan if arm.slots is None else arm.slots,
+        "evicts": arm.evicts,
+        "unit": run.unit,
         **_spread("macro", macro_interval(list(parts.values()))),
     }
+    row |= {"retained": _retained(run, row["macro"]), **_by_need(run, arm)}
     if reading and rest:
         row |= _spread("reading", macro_interval(reading)) | _spread("rest", macro_interval(rest))
     drops = ability_drops(run, arm)
@@ -93,6 +102,37 @@ def arm_row(run: RunFolder, arm: Arm) -> dict[str, Any]:
     row["p_downsampled"] = nan if arm.role == "baseline" else paired(run, arm, run.downsampled)
     row |= {c.metric_column(name).key: float(value) for name, value in run.metrics(arm.arm).items()}
     return row | cost_of(run, arm.arm)
+
+
+def _retained(run: RunFolder, macro: float) -> float:
+    """The share of the unpruned model's macro; nan without that arm, or where it answers nothing."""
+    if run.baseline is None:
+        return nan
+    rows = run.rows(run.baseline.arm)
+    whole = macro_interval([mean_interval(rows.loc[rows["ability"] == a, "score"]) for a in run.abilities]).mean
+    return macro / whole if whole > 0 else nan
+
+
+def hard_samples(run: RunFolder) -> frozenset[str]:
+    """Samples that lose by a smaller picture; none where the run lacks the unpruned or the down-sampled arm.
+
+    Source: the filter of VTC-Bench, Liao et al. 2025, arXiv:2510.07143.
+    """
+    if run.baseline is None or run.downsampled is None:
+        return frozenset()
+    whole, less = (run.rows(arm.arm)["score"] for arm in (run.baseline, run.downsampled))
+    both = whole.index.intersection(less.index)
+    return frozenset(both[whole.loc[both] > less.loc[both]])
+
+
+def _by_need(run: RunFolder, arm: Arm) -> dict[str, float]:
+    """Scores on the samples that need the whole picture, and on the others."""
+    hard, chosen_by = hard_samples(run), [each.arm for each in (run.baseline, run.downsampled) if each is not None]
+    if not hard or arm.arm in chosen_by:
+        return {}
+    scores = run.rows(arm.arm)["score"]
+    mine = scores.index.isin(hard)
+    return _spread("hard", mean_interval(scores[mine])) | _spread("easy", mean_interval(scores[~mine]))
 
 
 def cost_of(run: RunFolder, arm: str) -> dict[str, float]:

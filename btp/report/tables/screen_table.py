@@ -19,7 +19,15 @@ from btp.results.reader import read_run
 _GAP = 2
 _LONGEST = 40  # characters of a heading
 _NAME = 28  # widest column of names before it wraps
-_DISPENSABLE = ("kl", "rest", "reading", "agreement")  # of the answers, the first to go first
+_DISPENSABLE = (
+    "easy",
+    "hard",
+    "retained",
+    "kl",
+    "rest",
+    "reading",
+    "agreement",
+)  # the first goes first
 _STYLE = {"baseline": "dim", "method": "bold", "control": ""}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from btp.models.loading.load import Loaded
 from btp.results.atomic import write_text
 from btp.results.disk import make_folder
 from btp.results.shapes import TEXT, Shape, keys, read_yaml
+from btp.results.shipped import versions
 from btp.runner.devices import Machine
 from btp.runner.evaluation.answer_store import held
 
-PACKAGES = ("btp", "torch", "transformers")
+PACKAGES = ("torch", "transformers")
 HEAD = keys(identity=TEXT, model=keys(name=TEXT, checkpoint=TEXT))
 
 
@@ -40,7 +40,7 @@ def origin(config: Mapping[str, Any], loaded: Loaded, checkpoint: str, identity:
 def made(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """The foot of an artefact: versions and time."""
     return {
-        "versions": {p: version(p) for p in packages},
+        "versions": versions(packages),
         "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 

@@ -13,6 +13,7 @@ from btp.runner.calibration.calibrate import calibrate
 from btp.runner.calibration.vflowopt import search_vflowopt, with_strategy
 from btp.runner.calibration.vtw import layer_found, search_vtw
 from btp.runner.devices import Machine
+from btp.runner.training.find import with_modules
 from btp.schedules.budget import Budget
 from btp.schedules.fit import OutOfReach
 from btp.schedules.meet import Facts, budget_of
@@ -60,7 +61,7 @@ class Finder:
             return calibrate(self.config, *where, error.nearest)
 
     def searched(self, pruner: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A pruner's config with what a search found, where it asks for one.
+        """A pruner's config with what a search found, where it asks for one, and its modules, where it has some.
 
         Raises:
             ValueError: there is no model or no budget to search with, or no search for this pruner.
@@ -84,6 +85,8 @@ class Finder:
             )
             self._keep(artefact)
             return with_strategy(pruner, artefact)
+        if "weights" in pruner:
+            return with_modules(self.config, self.loaded, self.checkpoint, self.store, self.machine, pruner)
         return pruner
 
     def _part(self, name: str, part: Mapping[str, Any]) -> Mapping[str, Any]:

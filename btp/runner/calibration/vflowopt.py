@@ -20,6 +20,7 @@ from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.models.loading.load import Loaded
 from btp.results.shapes import TEXT, Shape, either, keys, listed, number, one_of, whole
+from btp.results.shipped import lacking
 from btp.runner.calibration.artifact import PACKAGES, artefact_named, made, origin
 from btp.runner.calibration.reference import Kept, Reference, run_reference, similarity
 from btp.runner.calibration.search_artifact import (
@@ -31,7 +32,6 @@ from btp.runner.calibration.search_artifact import (
     home,
     search_identity,
 )
-from btp.runner.calibration.trials import Trials
 from btp.runner.devices import Machine
 from btp.runner.evaluation.answer_store import Answers
 from btp.runner.identity import digest
@@ -86,6 +86,10 @@ def search_vflowopt(
     Raises:
         ValueError: settings out of range, a budget that leaves nothing to search, an artefact of something else.
     """
+    if fault := lacking("pruner.strategy=search", "optuna", "optuna"):
+        raise ValueError(fault)
+    from btp.runner.calibration.trials import Trials
+
     pruner = config["pruner"] if pruner is None else pruner
     settings, share = pruner["search"], budget_tokens / facts.total
     stages = _three_stages(pruner, facts.layers)

@@ -48,6 +48,8 @@ def answer(
         if arm.picture == "shrunk" and reference is not None:
             each = {i: (totals or {})[samples[i].id] for i in todo}
             shares = {i: arm.schedule[0].count(n) / n for i, n in each.items() if n}
+        elif arm.picture == "none":
+            shares = dict.fromkeys(todo, 0.0)
         ready = None
         if features is not None and blind_to_pictures(arm, pruner) and PictureFeatures.fits(loaded.host):
             ready = PictureFeatures(loaded.host, features, sum(len(s.images) for s in samples))

@@ -1,4 +1,4 @@
-"""How many visual tokens each sample has, as its processor estimates and its model counts."""
+"""How many tokens of each sample may be withdrawn, as its processor estimates and its model counts."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def visual_totals(
     totals = {estimate: found[0] for estimate, found in counted.items()}
     pictures = max((found[1] for found in counted.values()), default=1)
     return [totals.get(estimate, estimate) for estimate in estimates], pictures
+
+
+def text_totals(samples: Sequence[Sample], collate: Collate) -> list[int]:
+    """Tokens of each sample's prompt that may be withdrawn: all but the last."""
+    return [int(collate([sample]).inputs["attention_mask"].sum()) - 1 for sample in samples]
 
 
 def _ends(ordered: Sequence[int]) -> list[int]:

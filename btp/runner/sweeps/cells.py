@@ -24,6 +24,7 @@ from btp.results.atomic import clear_parts, write_json
 from btp.results.command_line import as_line
 from btp.results.disk import make_folder
 from btp.results.shapes import NAMED, TEXT, TIME, either, keys, listed, one_of, optional, read_json, whole
+from btp.results.shipped import PROGRAM
 from btp.runner.workers.launch import STOPPED, Outcome
 
 BEAT_S, SILENT_S = 5.0, 60.0
@@ -97,7 +98,7 @@ class Cells:
         """
         if (self.sweep / "sweep.json").exists() and _cells_of(self.command()) != _cells_of(words):
             raise ValueError(
-                f"{self.sweep} is the folder of another sweep: python run.py {as_line(self.command())}. Give this one "
+                f"{self.sweep} is the folder of another sweep: {PROGRAM} {as_line(self.command())}. Give this one "
                 "another folder: hydra.sweep.dir."
             )
         self.sweep.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ class Cells:
         if not file.exists():
             raise ValueError(
                 f"{self.sweep} holds no sweep.json, so it is no sweep's folder. Name the one that "
-                "`python run.py -m ...` printed, by default below outputs/multirun."
+                f"`{PROGRAM} -m ...` printed, by default below outputs/multirun."
             )
         return read_json(file, SWEEP, self._again())["words"]
 

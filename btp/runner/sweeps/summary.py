@@ -70,11 +70,14 @@ class Sweep:
             code = FAILED_CODE
         return code
 
+    def counts(self) -> str:
+        """How many cells are in each state, in a line."""
+        counts = Counter(cell.state for cell in self.cells)
+        return f"{self.folder}: " + (", ".join(f"{n} {state}" for state, n in counts.items()) or "none has begun")
+
     def status(self) -> Table:
         """How far each cell is."""
-        counts = Counter(cell.state for cell in self.cells)
-        said = ", ".join(f"{n} {state}" for state, n in counts.items()) or "none has begun"
-        table = Table(title=literal(f"{self.folder}: {said}", "italic"), title_justify="left", box=SIMPLE)
+        table = Table(box=SIMPLE)
         for name in ("cell", "state", "starts", "where", "cell's own words", "run folder, or why not"):
             table.add_column(name, overflow="fold")
         for cell in self.cells:

@@ -59,6 +59,9 @@ class CsvTracker:
     def log_sweep(self, sweep: Path, cells: Sequence[Cell]) -> None:
         """Nothing: the cells have their rows, and the sweep's folder has comparison.csv."""
 
+    def log_training(self, config: Mapping[str, Any], folder: Path) -> None:
+        """Nothing: the folder of the modules has curve.jsonl."""
+
     def _read(self) -> pd.DataFrame:
         try:
             return pd.read_csv(self.file, dtype={"identity": str})

@@ -35,6 +35,10 @@ class Tracker(Protocol):
         """Log a sweep as a whole."""
         ...
 
+    def log_training(self, config: Mapping[str, Any], folder: Path) -> None:
+        """Log the curves of finished modules from their folder: trained.yaml, curve.jsonl."""
+        ...
+
 
 class NoTracker:
     """Logs nothing."""
@@ -53,6 +57,9 @@ class NoTracker:
         """Log nothing."""
 
     def log_sweep(self, sweep: Path, cells: Sequence[Cell]) -> None:
+        """Log nothing."""
+
+    def log_training(self, config: Mapping[str, Any], folder: Path) -> None:
         """Log nothing."""
 
 

@@ -41,3 +41,9 @@ class WandbTracker:
         from btp.runner.tracking.wandb_sweep import track_sweep
 
         track_sweep(sweep, cells)
+
+    def log_training(self, config: Mapping[str, Any], folder: Path) -> None:
+        """Log the curves of trained modules, in the group of the model and the data they were trained with."""
+        from btp.runner.tracking.wandb_training import track_training
+
+        track_training(config, folder)

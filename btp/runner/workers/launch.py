@@ -21,7 +21,7 @@ from typing import Any
 
 from btp.results.atomic import write_json
 from btp.runner.messages import say
-from btp.runner.workers.ranks import LOST, Ranks, bound_to, devices
+from btp.runner.workers.ranks import LOST, Ranks, bound_to, devices, environment
 from btp.runner.workers.requests import handed_in
 
 FAILED, STOPPED = 1, 130
@@ -109,7 +109,7 @@ class Workers:
 
     def _fresh(self, request: Path) -> subprocess.Popen[str]:
         begin = bound_to(os.getpid())
-        return subprocess.Popen([*WORKER, str(request)], encoding="utf-8", env=_with_docstrings(), preexec_fn=begin)
+        return subprocess.Popen([*WORKER, str(request)], encoding="utf-8", env=environment(), preexec_fn=begin)
 
     def _hand_over(self, request: Path) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
@@ -118,7 +118,7 @@ class Workers:
                 stdin=subprocess.PIPE,
                 encoding="utf-8",
                 errors="surrogateescape",
-                env=_with_docstrings(),
+                env=environment(),
                 preexec_fn=bound_to(os.getpid()),
             )
         assert self._process.stdin is not None
@@ -139,12 +139,6 @@ class Workers:
         print(file=sys.stderr)  # its progress bar may have left the line open
         say(reason)
         return Outcome(FAILED, reason)
-
-
-def _with_docstrings() -> dict[str, str]:
-    """The environment of a worker: transformers reads its own docstrings, which PYTHONOPTIMIZE=2 leaves out."""
-    level = os.environ.get("PYTHONOPTIMIZE", "")
-    return {**os.environ, "PYTHONOPTIMIZE": "1"} if level.isdecimal() and int(level) > 1 else dict(os.environ)
 
 
 def _of_all(codes: Sequence[int], outcomes: Sequence[Outcome | None]) -> Outcome:

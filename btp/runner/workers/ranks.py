@@ -79,6 +79,12 @@ def bound_to(parent: int) -> Callable[[], None]:
     return begin
 
 
+def environment() -> dict[str, str]:
+    """The environment of a worker: transformers reads its own docstrings, which PYTHONOPTIMIZE=2 leaves out."""
+    level = os.environ.get("PYTHONOPTIMIZE", "")
+    return {**os.environ, "PYTHONOPTIMIZE": "1"} if level.isdecimal() and int(level) > 1 else dict(os.environ)
+
+
 class Ranks:
     """Processes of one run, rank 0 first.
 
@@ -90,7 +96,7 @@ class Ranks:
     def __init__(self, command: Sequence[str], world: int) -> None:
         self._processes: list[subprocess.Popen[str]] = []
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        plain = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
+        plain = {k: v for k, v in environment().items() if not k.startswith(FOREIGN)}
         for rank in range(world):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
             env = plain | address | {k: str(v) for k, v in place.items()}

@@ -14,6 +14,7 @@ from btp.tasks.sample import Sample
 from btp.tasks.vqa import digest_of
 
 KEY = "calibration.path"
+GROUP = "calibration"  # of the config, for messages
 
 
 class Draw:
@@ -23,17 +24,18 @@ class Draw:
         reader: of the files.
         samples: how many.
         seed: of the draw.
+        key: group of the config that it belongs to, for messages.
 
     Raises:
         ValueError: files are missing or broken, or there are too few samples.
     """
 
-    def __init__(self, reader: Reader, samples: int, seed: int):
+    def __init__(self, reader: Reader, samples: int, seed: int, key: str = GROUP):
         found = [sample for sample in reader.read() if len(sample.images)]
         if len(found) < samples:
             raise ValueError(
-                f"calibration.samples is {samples}, but {KEY} holds {len(found)} samples with a picture. Lower "
-                "calibration.samples, or name more."
+                f"{key}.samples is {samples}, but {key}.path holds {len(found)} samples with a picture. Lower "
+                f"{key}.samples, or name more."
             )
         drawn = np.random.default_rng(seed).choice(len(found), samples, replace=False)
         self._samples = [found[i] for i in drawn]
@@ -63,11 +65,13 @@ class LlavaInstruct:
         path: folder with both.
         conversations: a JSON list of {id, image, conversations: [{from: human | gpt, value}]}.
         images: folder that its pictures are relative to.
+        key: group of the config that it belongs to, for messages.
     """
 
     path: str
     conversations: str
     images: str
+    key: str = GROUP
 
     def read(self) -> list[Sample]:
         """The first question of every conversation about a picture, with its answer; the id is the place in the file.
@@ -79,10 +83,10 @@ class LlavaInstruct:
             "LLaVA-Instruct",
             f"{self.conversations} and the pictures that it names in {self.images}",
             "huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K, train2017.zip of cocodataset.org",
-            KEY,
+            f"{self.key}.path",
         )
-        listed = place.entries(self.conversations, "calibration.dataset.reader.conversations")
-        place.find(self.images, "calibration.dataset.reader.images")
+        listed = place.entries(self.conversations, f"{self.key}.dataset.reader.conversations")
+        place.find(self.images, f"{self.key}.dataset.reader.images")
         samples = []
         for number, entry in enumerate(listed):
             if not entry.get("image"):
@@ -93,7 +97,7 @@ class LlavaInstruct:
             samples.append(
                 Sample(
                     id=name,
-                    images=Pictures(name, [place.picture(f"{self.images}/{entry['image']}")], KEY),
+                    images=Pictures(name, [place.picture(f"{self.images}/{entry['image']}")], f"{self.key}.path"),
                     question=str(turns["human"]).replace("<image>", "").strip(),
                     reference=str(turns.get("gpt", "")),
                     ability="all",

@@ -70,6 +70,7 @@ class PocketDocs(Drawn):
             reference=answer,
             ability=ability,
             spans=spans,
+            context=((0, prompt.rindex(BEHIND)),),
         )
 
     def score(self, sample: Sample, prediction: str) -> float:

@@ -59,8 +59,7 @@ def _counting(things: list[Thing], rng: np.random.Generator) -> QA | None:
     colors, shapes = Counter(t.color for t in things), Counter(t.name for t in things)
     target = int(rng.integers(0, 5))
     options = [c for c in COLORS if colors[c] == target] + [s for s in SHAPES if shapes[s] == target]
-    counted = {o: tuple(t for t in things if o in (t.color, t.name)) for o in options}
-    return _pick(rng, [(f"how many {o} things are there ?", str(target), counted[o]) for o in options])
+    return _pick(rng, [(f"how many {o} things are there ?", str(target), tuple(things)) for o in options])
 
 
 def _position(things: list[Thing], rng: np.random.Generator) -> QA | None:

@@ -29,7 +29,7 @@ TEXT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
 }
-SMALL = Path("btp/models/checkpoints/pocket")  # of pocket_mini, until pocket itself is ready
+SMALL = Path("btp/models/checkpoints/pocket_mini")
 TOWER_FROM = {0: 0, 2: 1}  # block of the new tower: block of the small one
 DECODER_FROM = {0: 0, 1: 1, 2: 2, 3: 3, 5: 4, 7: 5, 8: 6, 10: 7}
 OUTPUTS = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "out_proj.bias", "fc2.weight", "fc2.bias")

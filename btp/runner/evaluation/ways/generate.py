@@ -19,7 +19,7 @@ from btp.runner.evaluation.processing import try_unusual
 from btp.runner.evaluation.prompt_length import check_lengths
 from btp.runner.evaluation.shown_prompt import shown_prompt
 from btp.runner.evaluation.task_protocol import Judgement, OwnWay
-from btp.runner.evaluation.visual_totals import visual_totals
+from btp.runner.evaluation.visual_totals import text_totals, visual_totals
 from btp.runner.evaluation.ways.ask import Evaluate
 from btp.runner.evaluation.ways.way import DOES, GENERATE, Row, Seen, Sizes, Way
 from btp.tasks.sample import Corpus, Sample
@@ -36,8 +36,11 @@ class Generating(Evaluate):
     def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
         """Texts, and [B, V] log-probabilities of the token behind the prompt."""
         with first_logits(self.host) as seen:
-            ids = self.host.generate(**inputs, max_new_tokens=self.max_new_tokens)
-        texts = self.tokenizer.batch_decode(ids[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            lengths = [sample.max_new_tokens or self.max_new_tokens for sample in batch.samples]
+            ids = self.host.generate(**inputs, max_new_tokens=max(lengths))
+        answers = ids[:, batch.inputs["input_ids"].shape[1] :]
+        each = [row[:length] for row, length in zip(answers, lengths, strict=True)]
+        texts = self.tokenizer.batch_decode(each, skip_special_tokens=True)
         return [{"prediction": text.strip()} for text in texts], seen[0].float().log_softmax(-1)
 
 
@@ -66,6 +69,8 @@ class Generate(Way):
     def look(self, loaded: Loaded, samples: Sequence[Sample], sizes: Sizes) -> Seen:
         """Prompts of like length share a batch; those that are too long for the model are refused."""
         collate = self.collate(loaded.processor)
+        if loaded.host.unit == "prompt tokens":
+            return _look_at_texts(loaded, samples, collate)
         estimates = visual_tokens(samples, loaded.processor, sizes)
         order = by_length(samples, loaded.processor, estimates)
         totals, pictures = visual_totals(samples, estimates, loaded.host, collate)
@@ -118,6 +123,13 @@ class Generate(Way):
         first = sample.images[0]
         places = describe_views(loaded.host, loaded.host.layout(self.collate(loaded.processor)([sample]).inputs), first)
         return (first, places) if places else None
+
+
+def _look_at_texts(loaded: Loaded, samples: Sequence[Sample], collate: Collate) -> Seen:
+    """Every prompt is counted; no sample shows a picture."""
+    totals, none = text_totals(samples, collate), [0] * len(samples)
+    check_lengths(samples, none, loaded, collate)
+    return Seen(totals, totals, 1, by_length(samples, loaded.processor, none))
 
 
 class Foreign(Generate):

@@ -1,0 +1,77 @@
+"""How much each visual token is looked at by the others and by the text, and the grids that spread over a picture.
+
+Source: Ye et al. 2024, arXiv:2412.00447, sections 3.2 and 3.3, as far as others report them (docs/fidelity.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def received_inside(queries: Tensor, keys: Tensor, valid: Tensor, form: str) -> Tensor:
+    """Attention that each visual token receives from the visual tokens, averaged over these and over heads.
+
+    Args:
+        queries: [B, Hq, N, d], scaled.
+        keys: [B, Hkv, N, d]; grouped heads are not repeated.
+        valid: [B, N] bool, tokens that are there, in any order.
+        form: open (softmax over the visual tokens, whatever their order), causal (over those up to the one that
+            looks), or logits (their mean).
+
+    Returns:
+        [B, N] in float32 or better; anything where not valid.
+    """
+    B, Hq, N, d = queries.shape
+    exact = torch.promote_types(queries.dtype, torch.float32)
+    grouped = queries.to(exact).view(B, keys.shape[1], Hq // keys.shape[1], N, d)
+    logits = (grouped @ keys.to(exact).transpose(-1, -2)[:, :, None]).view(B, Hq, N, N)
+    rows = valid.to(exact)[:, None, :, None]
+    count = valid.sum(1).clamp(min=1)[:, None]
+    if form != "logits":
+        seen = valid[:, None, None, :]
+        if form == "causal":
+            seen = seen & torch.ones(N, N, dtype=torch.bool, device=valid.device).tril()
+        seen = seen | torch.eye(N, dtype=torch.bool, device=valid.device)  # no row without any column
+        logits = logits.masked_fill(~seen, -torch.inf).softmax(-1)
+    return (logits * rows).sum(2).mean(1) / count
+
+
+def received_from_text(attention: Tensor, rows_valid: Tensor) -> Tensor:
+    """[B, N] attention from the text, averaged over its real rows and over heads.
+
+    Args:
+        attention: [B, H, T, N] probabilities.
+        rows_valid: [B, T] bool.
+    """
+    real = rows_valid.to(attention.dtype)[:, None, :, None]
+    return (attention * real).sum(2).mean(1) / rows_valid.sum(1).clamp(min=1)[:, None]
+
+
+def spread_out(scores: Tensor, valid: Tensor) -> Tensor:
+    """[B, N] scores of each row stretched over [0, 1]: 0 for its lowest valid one, 1 for its highest; 0 if all alike."""
+    low = scores.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
+    high = scores.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
+    stretched = (scores - low) / (high - low).clamp(min=torch.finfo(scores.dtype).tiny)
+    return stretched.masked_fill(~valid, 0.0).clamp(0.0, 1.0)
+
+
+def grid_scores(coord: Tensor, strides: Sequence[int], weight: float) -> Tensor:
+    """Score of the coarsest grid of every s-th row and column that a token lies on: 1 - weight / s**2; 0 off all grids.
+
+    Args:
+        coord: [B, N, 3] (frame, row, column); -1 for tokens off the picture's grid.
+        strides: of the grids, which all begin at row and column 0.
+        weight: above 0; 3 spreads strides 2 to 12 from 0.25 to 0.979.
+
+    Returns:
+        [B, N] float32.
+    """
+    row, column = coord[..., 1], coord[..., 2]
+    found = torch.zeros(row.shape, device=coord.device)
+    for stride in strides:
+        on = (row >= 0) & (row % stride == 0) & (column % stride == 0)
+        found = torch.where(on, torch.full_like(found, 1 - weight / stride**2).maximum(found), found)
+    return found

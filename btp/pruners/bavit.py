@@ -1,0 +1,160 @@
+"""BAViT: a small ViT looks at the picture first, and says which patches are worth a detector's time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from btp.core.pruner import Pruner, Tokens
+from btp.core.schedule import Schedule, Stage
+from btp.core.selection import Selection
+from btp.core.signals import Signal, Signals
+from btp.core.site import Site
+from btp.core.topk import top_k
+from btp.ops.token_classifier import TokenClassifier, foreground
+
+CONFIG, WEIGHTS = "bavit.json", "bavit.safetensors"
+SHAPE = ("layers", "width", "heads", "patch", "grid")
+SELECT = ("budget", "threshold")
+FRONT = Site.parse("vision.layer.0")
+
+
+class BAViT(Pruner):
+    """Background-aware ViT: keeps the patches that its token classifier takes for foreground.
+
+    Args:
+        select: budget, the stage's count of the likeliest patches | threshold, all from `threshold` on, however many a
+            picture has; a stage's keep is an aim then.
+        threshold: probability from which on a patch is foreground.
+        background: share of the background patches that stays too, the likeliest first (partial pruning); 0 drops all.
+        floor: share of all patches that stays at least.
+        weights: folder of a trained classifier, as `save` writes it; null builds one of random weights by the keys
+            below, which is a control.
+        layers, width, heads, patch, grid: of an untrained one, as `TokenClassifier`; null where weights are given.
+        seed: of the random weights.
+
+    Raises:
+        ValueError: a value is out of range, the folder holds no classifier, or its shape is given twice.
+
+    Source: Sah et al. 2024, arXiv:2410.09324 (abstract; no code was published). What the abstract leaves open is ours.
+    """
+
+    def __init__(
+        self,
+        *,
+        select: str,
+        threshold: float,
+        background: float,
+        floor: float,
+        weights: str | None,
+        layers: int | None,
+        width: int | None,
+        heads: int | None,
+        patch: int | None,
+        grid: int | None,
+        seed: int,
+    ) -> None:
+        if select not in SELECT:
+            raise ValueError(f"pruner.method.select is {select!r}. Choose from: {', '.join(SELECT)}.")
+        for key, value in (("threshold", threshold), ("background", background), ("floor", floor)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"pruner.method.{key} is {value!r}. Write a number from 0 to 1.")
+        self.mode, self.adaptive = select, select == "threshold"
+        self.threshold, self.background, self.floor = threshold, background, floor
+        shape = dict(zip(SHAPE, (layers, width, heads, patch, grid), strict=True))
+        self.classifier = _untrained(shape, seed) if weights is None else _read(Path(weights).expanduser(), shape)
+        self.classifier.requires_grad_(False).eval()
+
+    def check(self, schedule: Schedule) -> None:
+        """Refuse more than one stage, and one that does not stand in front of the first vision layer."""
+        super().check(schedule)
+        sites = [str(stage.site) for stage in schedule]
+        if sites != [str(FRONT)]:
+            raise ValueError(
+                f"pruner 'bavit' looks at the picture once, in front of the first layer, but its stages stand at "
+                f"{', '.join(sites)}. Leave schedule.0.site={FRONT} alone."
+            )
+
+    def needs(self, stage: Stage) -> tuple[Signal, ...]:
+        """The picture itself."""
+        return () if stage.withdraws_all else (Signal("pixels", FRONT),)
+
+    def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
+        """Classify, and keep what is foreground.
+
+        Raises:
+            ValueError: the picture's patches are not those of the model behind.
+        """
+        probability = self._probability(tokens, signals[self.needs(stage)[0]])
+        if self.mode == "budget" or stage.keep == 1.0:
+            return Selection(top_k(probability, tokens.keep_counts(stage), tokens.valid), scores=probability)
+        scores, counts = foreground(probability, tokens.valid, self.threshold, self.background, self.floor)
+        return Selection(top_k(scores, counts, tokens.valid), scores=scores, counts=counts)
+
+    def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
+        """The probability of being foreground."""
+        return {"foreground": self._probability(tokens, signals[self.needs(stage)[0]])}
+
+    def save(self, folder: Path) -> None:
+        """Write the classifier for `weights`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = {
+            "layers": len(self.classifier.blocks),
+            "width": self.classifier.embed.out_channels,
+            "heads": self.classifier.blocks[0].heads,
+            "patch": self.classifier.patch,
+            "grid": self.classifier.positions.shape[-1],
+        }
+        (folder / CONFIG).write_text(json.dumps(shape, indent=2) + "\n", encoding="utf-8")
+        save_file({k: v.contiguous() for k, v in self.classifier.state_dict().items()}, folder / WEIGHTS)
+
+    def _probability(self, tokens: Tokens, pixels: Tensor) -> Tensor:
+        """[B, N] of each token's patch, in float32."""
+        module = self.classifier.to(pixels.device)
+        with torch.no_grad():
+            scores = module(pixels.float())
+        patches, total = scores.shape[1], tokens.host_total or tuple(tokens.total.tolist())
+        if patches < max(total):
+            raise ValueError(
+                f"pruner 'bavit' cuts a picture of {pixels.shape[-2]}x{pixels.shape[-1]} pixels into {patches} patches "
+                f"of {module.patch}x{module.patch}, but the model has {max(total)} tokens of it. Set "
+                "pruner.method.weights to a classifier of the model's patch size (or pruner.method.patch)."
+            )
+        return scores.softmax(-1)[..., 1].gather(1, tokens.index.clamp(min=0))
+
+
+def _untrained(shape: Mapping[str, Any], seed: int) -> TokenClassifier:
+    missing = [key for key, value in shape.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"pruner.method.weights is null and so is pruner.method.{missing[0]}. Name the folder of a trained "
+            "classifier, or give all of layers, width, heads, patch and grid for an untrained one."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TokenClassifier(**shape)
+
+
+def _read(folder: Path, given: Mapping[str, Any]) -> TokenClassifier:
+    twice = [key for key, value in given.items() if value is not None]
+    if twice:
+        raise ValueError(
+            f"pruner.method.{twice[0]} is {given[twice[0]]}, but pruner.method.weights={folder} says it. Set it to "
+            "null."
+        )
+    try:
+        shape = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        module = TokenClassifier(**shape)
+        module.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"pruner.method.weights is {folder}, where no token classifier can be read: {str(error).splitlines()[0]} "
+            f"Set it to a folder with {CONFIG} and {WEIGHTS}."
+        ) from error
+    return module

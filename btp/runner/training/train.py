@@ -1,0 +1,262 @@
+"""Trains the modules of a pruner for a model, and leaves them in a folder with a card that says where they come from."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from btp.core.schedule import Schedule
+from btp.core.trained import Trained
+from btp.engine.training.masking import AIM, SOFT, masking
+from btp.models.loading.load import Loaded
+from btp.pruners.trained_folder import CARD, read_card, write_weights
+from btp.results.atomic import write_text
+from btp.results.disk import make_folder
+from btp.runner.arms import build_method
+from btp.runner.datasets import make_dataset
+from btp.runner.devices import Machine
+from btp.runner.evaluation.answer_store import held
+from btp.runner.evaluation.task_protocol import draw
+from btp.runner.identity import code, code_of, digest, model_identity
+from btp.runner.sources import modules_of
+from btp.runner.training.answers import Teach, key_of
+from btp.runner.training.course import Pace
+from btp.runner.training.fit import LOG, fit
+from btp.runner.training.modules import ANSWER, ModuleCourse, masked_losses, trainable
+from btp.schedules.place import place_stages
+from btp.tasks.sample import Local
+
+PACKAGES = ("btp", "torch", "transformers", "lightning")
+ASIDE = ("name", "workers", "save", "log")  # settings that change nothing of what is learned
+CURVE = "curve.jsonl"
+SAMPLE = ("size", "samples", "abilities", "seed")  # settings of a dataset by which two draws of one split may differ
+
+
+class Training:
+    """One training, by all that makes it.
+
+    Args:
+        config: of the run, resolved.
+        loaded: the model.
+        checkpoint: identity of the model.
+        store: where artefacts that runs share lie.
+        machine: what it runs on.
+        pruner: config of the pruner.
+
+    Raises:
+        ValueError: the pruner has nothing to train, or settings that do not go together.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        loaded: Loaded,
+        checkpoint: str,
+        store: Path,
+        machine: Machine,
+        pruner: Mapping[str, Any],
+    ) -> None:
+        self.config, self.loaded, self.checkpoint, self.machine = config, loaded, checkpoint, machine
+        self.settings, self.pruner = config["training"], pruner
+        if "weights" not in pruner or pruner["schedule"] is None:
+            raise ValueError(
+                f"pruner {pruner['name']!r} has nothing to train. action=train is for pruners with modules of their "
+                "own, whose yaml has `weights`, as lvpruning and atp_llava."
+            )
+        self.stages = place_stages(pruner["schedule"], loaded.host.num_layers)
+        self.data = make_dataset(self.settings["dataset"], "training.dataset")
+        if self.settings["batch"] % machine.world:
+            raise ValueError(
+                f"training.batch is {self.settings['batch']}, which {machine.world} processes cannot share equally. "
+                f"Set training.batch to a multiple of trainer.devices."
+            )
+        self.identity = self._identity()
+        self.folder = store / "trained" / self.identity
+        self.work = store / "trained" / f"{self.identity}.work"
+
+    def _identity(self) -> str:
+        asked = {k: v for k, v in self.settings.items() if k not in ASIDE}
+        content = None
+        if isinstance(self.data, Local):  # names and texts: reading every picture would take hours
+            content = digest([(s.id, s.question, s.reference) for s in (self.data[i] for i in range(len(self.data)))])
+        named = modules_of(self.settings, {"_target_": self.config["model"]["adapter"]})
+        sources = code(__name__, "btp.engine.training.masking", *named)
+        what = [self.pruner["method"], self.pruner["losses"], self.stages, code_of(self.pruner["method"])]
+        return digest("trained", model_identity(self.config["model"]), self.checkpoint, asked, content, what, sources)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the modules are there."""
+        return (self.folder / CARD).is_file()
+
+    def go(self) -> Path:
+        """Train, or go on, or find what is finished.
+
+        Returns:
+            The folder of the modules.
+
+        Raises:
+            ValueError: a loss that is not finite or only grows, data that overlaps with the test; nothing half-written
+                stays.
+        """
+        with self._alone():
+            if not self.machine.agree(self.finished and self.config["resume"]):
+                if self.machine.leads and not self.config["resume"]:
+                    shutil.rmtree(self.work, ignore_errors=True)
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                self.machine.sync()
+                self._train()
+            self.machine.sync()
+        return self.folder
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self.machine.leads:
+            yield
+            return
+        with held(self.folder.with_suffix(".lock"), f"the modules of {self.pruner['name']}"):
+            yield
+
+    def _train(self) -> None:
+        settings, loaded = self.settings, self.loaded
+        tested = self._tested()
+        pruner = build_method(self.pruner["name"], self.pruner["method"])
+        if not isinstance(pruner, Trained):
+            raise ValueError(f"pruner {self.pruner['name']!r} has `weights` in its yaml, but no modules of its own.")
+        schedule = Schedule.from_config(self.stages)
+        pruner.check(schedule)
+        pruner.begin((stage.site for stage in schedule), loaded.host.hidden_size)
+        pace = self._pace(pruner)
+        workers = self.machine.workers if settings["workers"] is None else settings["workers"]
+        share = (self.machine.rank, self.machine.world)
+        order = (settings["batch"], settings["seed"], settings["answer_tokens"])
+        teach = Teach(loaded.processor, self.data, *order, *share, tested)
+        make_folder(self.work)
+        if self.machine.leads:
+            size = trainable(pruner.modules)
+            print(
+                f"training {size:,} parameters of {self.pruner['name']} at "
+                f"{', '.join(str(stage.site) for stage in schedule)}; killed, the same command goes on",
+                flush=True,
+            )
+        device = self.machine.device
+        where: dict[str, Any] = {"device": device.type, "index": device.index if device.type == "cuda" else None}
+        rhythm = {"keep": settings["save"], "every": settings["log"], "leads": self.machine.leads}
+        try:
+            with frozen(loaded.host.model), masking(loaded.host, pruner, schedule, SOFT) as masked:
+                course = ModuleCourse(
+                    self.pruner["name"], loaded.host, pruner, pace, teach, masked, settings["weight_decay"], workers
+                )
+                fit(course, self.work, **where, **rhythm)
+        except ValueError:
+            if self.machine.leads:
+                shutil.rmtree(self.work, ignore_errors=True)
+            raise
+        pruner.modules.to(device).requires_grad_(False).eval()
+        if self.machine.leads:
+            gap = self._gap(pruner, schedule, teach)
+            self._write(pruner, schedule, gap)
+
+    def _pace(self, pruner: Trained) -> Pace:
+        losses, settings = dict(self.pruner["losses"]), self.settings
+        known = (ANSWER, *pruner.loss_names)
+        for name in losses:
+            if name not in known:
+                raise ValueError(
+                    f"pruner.losses has {name!r}, but {self.pruner['name']} has the losses {', '.join(known)}. Correct "
+                    "pruner.losses."
+                )
+        return Pace(
+            steps=settings["steps"],
+            batch=settings["batch"],
+            rate=settings["rate"],
+            losses={name: weight for name, weight in losses.items() if weight},
+            warmup=round(settings["warmup"] * settings["steps"]),
+            decay=1.0 if settings["curve"] == "cosine" else 0.35,
+            curve=settings["curve"],
+            average=settings["average"],
+            clip=settings["clip"],
+        )
+
+    def _tested(self) -> set[str]:
+        """Keys of the run's test samples.
+
+        Raises:
+            ValueError: training and test are draws of one split.
+        """
+        ours, tests = self.settings["dataset"], self.config["task"]["dataset"]
+        node, other = ({k: v for k, v in d.items() if k not in SAMPLE} for d in (ours, tests))
+        same = node == other and ours.get("seed") == tests.get("seed")
+        if same or (isinstance(self.data, Local) and node == other):
+            raise ValueError(
+                f"training.dataset is the test set: both are {ours['_target_']} with the same split. Set "
+                "training.dataset.split or training.path to samples that the task does not have."
+            )
+        return {key_of(sample) for sample in draw(make_dataset(tests), self.config["limit"])}
+
+    def _gap(self, pruner: Trained, schedule: Schedule, teach: Teach) -> dict[str, float]:
+        """Loss of the answers where decisions are soft, hard, and where nothing is masked, on samples behind the last
+        step's."""
+        batches = [teach.draw(self.settings["steps"] + i) for i in range(self.settings["gap"])]
+        pruner.progress, found = 1.0, {}
+        torch.manual_seed(pruner.seed)
+        with torch.no_grad():
+            for how in (SOFT, AIM):
+                with masking(self.loaded.host, pruner, schedule, how) as masked:
+                    each = [masked_losses(self.loaded.host, pruner, masked, batch) for batch in batches]
+                for name in (ANSWER, *(key for key in each[0] if key.startswith("kept"))) if each else ():
+                    found[f"{name}, {how}"] = round(float(sum(e[name] for e in each)) / len(each), 4)
+            plain = [masked_losses(self.loaded.host, pruner, self._unmasked, batch)[ANSWER] for batch in batches]
+        return found | ({"answer, unmasked": round(float(sum(plain)) / len(plain), 4)} if plain else {})
+
+    def _unmasked(self, inputs: Mapping[str, Any], prompt: Any = None, **more: Any) -> tuple[Any, list]:
+        return self.loaded.host.model(**inputs, use_cache=False, **more), []
+
+    def _write(self, pruner: Trained, schedule: Schedule, gap: Mapping[str, float]) -> None:
+        config, lines = self.config, (self.work / LOG).read_text(encoding="utf-8")
+        make_folder(self.folder)
+        write_text(self.folder / CURVE, lines)
+        origin = {
+            "identity": self.identity,
+            "host": {"name": config["model"]["name"], "checkpoint": self.checkpoint},
+            "method": dict(self.pruner["method"]),
+            "stages": schedule.to_config(),
+            "losses": dict(self.pruner["losses"]),
+            "training": json.loads(json.dumps(dict(self.settings))),
+            "parameters": trainable(pruner.modules),
+            "gap": dict(gap),
+            "versions": {p: version(p) for p in PACKAGES},
+            "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+        write_weights(pruner, self.folder, origin)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no weight of a model have a gradient, and leave them as they were."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, had in before.items():
+            parameter.requires_grad_(had)
+
+
+def describe_card(folder: Path) -> str:
+    """What a training came to, for the screen."""
+    card = read_card(folder)
+    said = [f"modules: {folder} (pruner.weights={folder} names them)"]
+    if card.get("gap"):
+        said.append("on samples behind the last step: " + ", ".join(f"{k} {v:g}" for k, v in card["gap"].items()))
+    return "\n".join(said)

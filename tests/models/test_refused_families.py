@@ -1,0 +1,34 @@
+"""Families that transformers has and the engine cannot follow yet are refused by name, and not in the tenth layer."""
+
+import pytest
+import torch
+from toys import Scatter, plan
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from btp.engine.checks.plan import make_plan
+from btp.models.families.molmo import Molmo2
+from btp.models.lvlm import LVLM
+
+LINEAR = r"Qwen3_5\w*TextModel has layers of type linear_attention"
+LENT = r"Gemma4TextModel take per_layer_input and shared_kv_states"
+
+
+def host(family):
+    """Of the size that transformers builds by itself, without memory for its weights."""
+    with torch.device("meta"):
+        return LVLM(AutoModelForImageTextToText.from_config(AutoConfig.for_model(family)).eval())
+
+
+@pytest.mark.parametrize(("family", "said"), [("qwen3_5", LINEAR), ("minicpmv4_6", LINEAR), ("gemma4", LENT)])
+def test_refused_before_anything_runs(family, said):
+    """The message names the class and what it does otherwise."""
+    with pytest.raises(ValueError, match=said):
+        make_plan(host(family), Scatter(), plan(("llm.layer.1", 0.5)))
+
+
+def test_molmo2_is_refused_where_its_tokens_are_looked_for():
+    """Its own class, whose layout says why."""
+    lvlm = host("molmo2")
+    assert isinstance(lvlm, Molmo2)
+    with pytest.raises(ValueError, match="Molmo2ForConditionalGeneration says in image_token_pooling"):
+        lvlm.layout({"input_ids": torch.zeros(1, 4, dtype=torch.long)})

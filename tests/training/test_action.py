@@ -1,0 +1,172 @@
+"""action=train, from config to a folder of modules that a run takes up; what is refused leaves nothing behind."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from jobs import composed, job
+from safetensors.torch import load_file
+from train_here import TINY, folders, prepared
+
+from btp.cli.check_config import check_config
+from btp.core.schedule import Schedule
+from btp.runner.arms import Arm
+from btp.runner.training import modules as training_modules
+from btp.runner.training.answers import key_of
+from btp.runner.training.find import with_modules
+from btp.runner.training.train import Training
+
+
+@pytest.mark.parametrize("pruner", ["lvpruning", "atp_llava"])
+def test_modules_are_trained_and_say_where_they_come_from(pruner, tmp_path, capsys):
+    run = prepared(tmp_path, f"pruner={pruner}", "training.steps=4")
+    run.go()
+    (folder,) = folders(tmp_path)
+    assert {p.name for p in folder.iterdir()} == {"modules.safetensors", "trained.yaml", "curve.jsonl"}
+    card = yaml.safe_load((folder / "trained.yaml").read_text())
+    assert card["host"] == {"name": "pocket_mini", "checkpoint": run.checkpoint}
+    assert card["training"]["steps"] == 4
+    assert {"answer, soft", "answer, aim", "answer, unmasked"} <= set(card["gap"])
+    lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert set(card["losses"]) <= set(lines[0])
+    said = capsys.readouterr().out
+    assert f"pruner.weights={folder}" in said
+    assert len(load_file(folder / "modules.safetensors")) > 3
+    before = (folder / "modules.safetensors").stat().st_mtime_ns
+    prepared(tmp_path, f"pruner={pruner}", "training.steps=4").go()  # it is found, not made again
+    assert (folder / "modules.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_training_in_pieces_has_the_curve_and_modules_of_an_unbroken_one(tmp_path, monkeypatch):
+    words = ("pruner=lvpruning", "training.steps=6")
+    prepared(tmp_path / "whole", *words).go()
+    left = [3]
+    once = training_modules.masked_losses
+
+    def interrupted(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return once(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_modules, "masked_losses", interrupted)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            prepared(tmp_path / "broken", *words).go()
+    (begun,) = folders(tmp_path / "broken")
+    assert begun.name.endswith(".work")
+    prepared(tmp_path / "broken", *words).go()
+    (one,), (two,) = folders(tmp_path / "whole"), folders(tmp_path / "broken")
+
+    def curve(folder):
+        lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k != "s"} for line in lines]
+
+    assert curve(one) == curve(two)
+    states = [load_file(folder / "modules.safetensors") for folder in (one, two)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.slow
+def test_a_run_trains_what_it_lacks_and_answers_with_it(tmp_path, capsys):
+    small = ("training.steps=2", "training.batch=2", "training.gap=0", "trainer.workers=0", "limit=4")
+    folder = job(
+        tmp_path, "model=pocket_mini", "pruner=lvpruning", *TINY, *small, "controls=null", "cost.enabled=false"
+    )
+    assert "has no modules for this model yet: they are trained now, 2 steps of 2" in capsys.readouterr().out
+    assert len(folders(tmp_path)) == 1
+    state = json.loads((folder / "run.json").read_text())
+    assert [arm["arm"] for arm in state["arms"]] == ["unpruned", "lvpruning"]
+
+
+def test_modules_are_found_named_shipped_or_left_untrained(tmp_path):
+    """However they come, the method's config has their folder and digest."""
+    run = prepared(tmp_path, "pruner=lvpruning", "training.steps=2")
+    run.go()
+    (folder,) = folders(tmp_path)
+
+    def found(weights, shipped=tmp_path, checkpoint=run.checkpoint):
+        pruner = {**run.config["pruner"], "weights": weights}
+        return with_modules(run.config, run.loaded, checkpoint, run.store, run.machine, pruner, shipped)["method"]
+
+    digest = yaml.safe_load((folder / "trained.yaml").read_text())["digest"]
+    for method in (found("auto"), found(str(folder)), found("auto", shipped=folder.parent)):
+        assert (method["weights"], method["digest"]) == (str(folder), digest)
+    assert "weights" not in found("none")
+    with pytest.raises(ValueError, match=r"were trained with model 'pocket_mini' .* this run's checkpoint is other"):
+        found(str(folder), checkpoint="other")
+    with pytest.raises(ValueError, match=r"it holds no trained.yaml: there is no such folder of modules"):
+        found(str(tmp_path / "nowhere"))
+
+
+def test_answers_are_named_by_the_modules_and_not_by_their_folder():
+    """The same modules elsewhere give the same answers; others give others."""
+    method = composed("pruner=lvpruning")["pruner"]["method"]
+    arms = [
+        Arm("x", "method", {**method, "weights": folder, "digest": digest}, Schedule()).identity("")
+        for folder, digest in (("a", "1"), ("b", "1"), ("a", "2"))
+    ]
+    assert arms[0] == arms[1] != arms[2]
+
+
+def refused(output, message, *words):
+    """The training is refused with the message, and nothing of it stays."""
+    with pytest.raises(ValueError, match=message):
+        prepared(output, "pruner=lvpruning", "training.steps=4", *words).go()
+    assert folders(output) == []
+
+
+def test_a_training_on_the_test_set_is_refused(tmp_path):
+    refused(tmp_path, r"training.dataset is the test set: both are .*PocketVQA", "training.dataset.split=test")
+
+
+def test_a_sample_of_the_test_set_is_refused(tmp_path, monkeypatch):
+    """Other draws that come to the same picture and question, as files may."""
+    monkeypatch.setattr(Training, "_tested", lambda self: {key_of(self.data[i]) for i in range(len(self.data))})
+    refused(tmp_path, r"training sample train-0-\d+ is one of the test samples", "training.samples=4")
+
+
+def test_a_loss_that_is_not_finite_is_refused(tmp_path):
+    refused(
+        tmp_path, r"the loss is not finite at step \d .*Lower training.rate, which is 1e\+3\d", "training.rate=1e38"
+    )
+
+
+def test_a_loss_that_only_grows_is_refused(tmp_path, monkeypatch):
+    once = training_modules.masked_losses
+    calls = iter(range(1, 100))
+    monkeypatch.setattr(
+        training_modules, "masked_losses", lambda *a: {k: v * next(calls) ** 4 for k, v in once(*a).items()}
+    )
+    refused(tmp_path, r"training lvpruning diverges: the loss was .* Lower training.rate, which is 0.001")
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
+    run = prepared(tmp_path, "pruner=lvpruning")
+    run.machine.world = 3
+    with pytest.raises(ValueError, match=r"training.batch is 2, which 3 processes cannot share equally"):
+        Training(run.config, run._load(), run.checkpoint, run.store, run.machine, run.config["pruner"])
+
+
+def test_a_loss_that_the_method_does_not_have_is_refused(tmp_path):
+    refused(
+        tmp_path, r"pruner.losses has 'budget', but lvpruning has the losses answer, ratio", "+pruner.losses.budget=1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("pruner=btp",), "action is train, but pruner 'btp' has nothing to train"),
+        (("pruner=lvpruning", "pruner.weights=none"), "action is train, but pruner.weights is 'none'"),
+        (
+            ("pruner=lvpruning", "model=llava15", "model.weights=random"),
+            "action is train, but model.weights is random",
+        ),
+    ],
+)
+def test_a_config_that_trains_nothing_is_refused(words, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        check_config(composed("action=train", *words, f"output={tmp_path}"))
