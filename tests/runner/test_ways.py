@@ -100,3 +100,15 @@ def test_a_sample_is_explained(runs, name, views):
     assert all(stage.kept == stage.recorded for stage in life.stages)
     assert life.pruned.text == run.rows("random").loc[sample, "prediction"]
     assert life.kl == pytest.approx(run.rows("random").loc[sample, "kl"], abs=1e-4)
+
+
+def test_tokens_merge_in_every_layer_of_a_detector(tmp_path):
+    """ToMe as it stands in its yaml: what it says of a projector is left out where there is none."""
+    path = save("pocket_det", tmp_path / "pocket_det")
+    quick = ("limit=2", "overlays=0", "cost.enabled=false", "budget.share=0.6")
+    words = ("model=pocket_det", f"model.path={path}", "task=pocketboxes", "pruner=tome")
+    run = read_run(job(tmp_path / "out", *words, *quick))
+    stages = run.trace[run.trace["arm"] == "tome"]
+    assert set(stages["site"]) == {f"vision.mlp.{i}" for i in range(6)}
+    assert stages["merged"].map(len).sum() > 0
+    assert run.rows("tome")["tokens_avg"].mean() == pytest.approx(0.6 * 144, abs=1)
