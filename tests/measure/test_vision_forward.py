@@ -40,9 +40,8 @@ def test_the_formula_counts_what_the_counter_counts(family, stages):
 
 
 def videomae(width, layers, heads):
-    config = VideoMAEConfig(
-        hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width
-    )
+    size = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    config = VideoMAEConfig(**size, intermediate_size=4 * width, use_mean_pooling=True)
     with torch.device("meta"):
         return Backbone(VideoMAEForVideoClassification(config))
 

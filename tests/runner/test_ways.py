@@ -10,6 +10,7 @@ from vision_models import save
 
 from btp.results.reader import read_run
 from btp.results.status import UNPRUNED
+from btp.runner.explain.answer import explain
 
 QUICK = ("limit=6", "overlays=2", "cost.repeats=2", "cost.warmup=0", "trainer.batch=4", "budget.share=0.5")
 TASKS = {"pocket_action": "pocketmoves", "pocket_det": "pocketboxes", "pocket_vim": "pocketdigits"}
@@ -86,3 +87,28 @@ def test_a_clip_is_drawn_as_a_strip_of_its_frames(runs):
     trace = pd.read_parquet(folder / "trace.parquet")
     kept = trace[trace["arm"] == "fewer_frames"]["kept"].iloc[0]
     assert {i // 64 for i in kept} == {1, 3, 5, 7} or len({i // 64 for i in kept}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "views"), [("pocket_vim", (8, 8)), ("pocket_det", (12, 12)), ("pocket_action", (16, 32))]
+)
+def test_a_sample_is_explained(runs, name, views):
+    run = read_run(runs(name))
+    sample = run.samples["sample"].iloc[0]
+    life = explain(run.path, sample)
+    assert [view.grid for view in life.views] == [views]
+    assert all(stage.kept == stage.recorded for stage in life.stages)
+    assert life.pruned.text == run.rows("random").loc[sample, "prediction"]
+    assert life.kl == pytest.approx(run.rows("random").loc[sample, "kl"], abs=1e-4)
+
+
+def test_tokens_merge_in_every_layer_of_a_detector(tmp_path):
+    """ToMe as it stands in its yaml: what it says of a projector is left out where there is none."""
+    path = save("pocket_det", tmp_path / "pocket_det")
+    quick = ("limit=2", "overlays=0", "cost.enabled=false", "budget.share=0.6")
+    words = ("model=pocket_det", f"model.path={path}", "task=pocketboxes", "pruner=tome")
+    run = read_run(job(tmp_path / "out", *words, *quick))
+    stages = run.trace[run.trace["arm"] == "tome"]
+    assert set(stages["site"]) == {f"vision.mlp.{i}" for i in range(6)}
+    assert stages["merged"].map(len).sum() > 0
+    assert run.rows("tome")["tokens_avg"].mean() == pytest.approx(0.6 * 144, abs=1)

@@ -122,7 +122,7 @@ def _strip(run: RunFolder, arm: str, title: str, sample: str, picture: Picture) 
     stages = stage_views(run, arm, sample)
     if not stages or not on_grid(run, arm, sample):
         return None
-    shown = [stage_view(stage, at, view) for stage in stages for at, view in enumerate(picture.views)]
+    shown = [stage_view(stage, at, view) | {"marks": []} for stage in stages for at, view in enumerate(picture.views)]
     shown[-1]["marks"] = [_rectangle(mark, picture.views[-1]) for mark in marks_of(run, arm, sample)]
     return {"arm": arm, "title": title, "stages": shown}
 
