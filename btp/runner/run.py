@@ -39,7 +39,7 @@ from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile
 from btp.runner.evaluation.data import Feed
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
-from btp.runner.evaluation.shorten import shortened
+from btp.runner.evaluation.shorten import check_contexts, shortened
 from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.generate import Foreign
@@ -198,6 +198,7 @@ class Run:
             seen = way.look(self.loaded, samples, sizes)
         with self.phase("calibrate"):
             arms = self._arms(seen.totals, seen.pictures, any(s.targets or s.boxes for s in samples))
+            check_contexts(arms, samples)
         if self.machine.leads:
             shown = samples[next((i for i, tokens in enumerate(seen.estimates) if tokens), 0)]
             text = way.prompt(self.loaded, shown)

@@ -128,7 +128,7 @@ def test_needles_are_a_map_of_lengths_and_depths(tmp_path):
         figure = needles(run, run_table(run), LIGHT)
         FigureCanvasAgg(figure).draw()
     shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title() for axes in shown] == [arm.title for arm in run.arms]
+    assert [axes.get_title(loc="left") for axes in shown] == [arm.title for arm in run.arms]
     cells = shown[0].images[0].get_array()
     row = run_table(run).frame.iloc[0]
     assert cells.shape == (3, 2)

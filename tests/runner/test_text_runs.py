@@ -15,7 +15,7 @@ from btp.models.text_processor import TextProcessor
 from btp.results.reader import read_run
 from btp.runner.arms import build_arms
 from btp.runner.evaluation.data import Collate
-from btp.runner.evaluation.shorten import shortened, without_middle
+from btp.runner.evaluation.shorten import check_contexts, shortened, without_middle
 from btp.runner.evaluation.visual_totals import text_totals
 from btp.runner.identity import model_identity
 from btp.schedules.meet import Facts
@@ -192,6 +192,16 @@ def test_tasks_say_how_long_a_prompt_may_be(processor, longest, tokens):
     (cut,) = shortened(Task(), [sample], Loaded(host, processor))
     assert len(cut.question.replace("documentdocument", "document document").split()) == tokens
     assert Collate(processor)([cut]).inputs["input_ids"].shape[1] <= 40
+
+
+def test_a_context_that_nobody_knows_cannot_be_left_out():
+    found, _ = arms("pruner=fastv", "budget.share=0.4")
+    known = PocketDocs("test", 0, 9, lengths=[256])[0]
+    check_contexts(list(found.values()), [known])
+    with pytest.raises(
+        ValueError, match=r"no_context leaves out the text .* sample b that is.* drop the control with ~con"
+    ):
+        check_contexts(list(found.values()), [known, replace(known, id="b", context=())])
 
 
 @pytest.mark.slow

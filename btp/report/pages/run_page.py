@@ -249,7 +249,7 @@ def _cost(run: RunFolder, table: Table) -> dict[str, Any]:
             "help": column.help.removeprefix(f"{column.key}: "),
             "cells": [cell(row, column) for _, row in frame.iterrows()],
         }
-        for column in COST
+        for column in (column.of(run.unit) for column in COST)
         if frame[column.key].notna().any()
     ]
     return {"rows": rows, "hardware": run.cost.get("hardware", "")}

@@ -9,7 +9,7 @@ from btp.report.tables.columns import number, spread_of, told_from_one
 from btp.report.tables.run_table import Table, ability_drops, paired
 from btp.report.text.fired import fired
 from btp.report.text.floor import floor
-from btp.results.reader import UNIT, Arm, RunFolder
+from btp.results.reader import Arm, RunFolder
 
 NOTABLE = 0.05  # p below which a difference is called one
 SAME_BUDGET = 0.05  # share by which layer-averaged tokens may differ and still count as equal
@@ -68,7 +68,7 @@ def _works(run: RunFolder, arm: Arm, row: Mapping[str, Any], base: Mapping[str, 
             f"holds {row['slots']:.1f}{of} slots per key head in the K/V cache, averaged over the decoder layers{share}"
         )
     share = row["tokens_avg"] / row["visual_tokens"] if row["visual_tokens"] else 0.0
-    layers = "decoder layers" if run.unit == UNIT else "layers"
+    layers = "decoder layers" if run.unit.endswith("tokens") else "layers"
     return (
         f"works with {row['tokens_avg']:.1f} of {row['visual_tokens']:.4g} {run.unit}, averaged over the {layers} "
         f"({100 * share:.0f}%)"
