@@ -41,19 +41,19 @@ class Stage:
             Mind that 1 is one token and 1.0 is all of them.
         positions: "original" leaves every token its position id, "renumber" closes the gaps behind the cut.
         phase: "prefill", "decode" or "both".
-        of: what a share is of: "total" (the ORIGINAL tokens) or "alive" (those in front of the stage: it drops that
-            share of them, rounded down).
         settings: the method's own knobs at this stage, such as BTP's balance.
         solver: where keep is "fit", what solves it for each sample's own number of tokens; None leaves it unsolved.
+        of: what a share is of: "total" (the ORIGINAL tokens) or "alive" (those in front of the stage: it drops that
+            share of them, rounded down).
     """
 
     site: Site
     keep: Keep
     positions: str = "original"
     phase: str = "prefill"
-    of: str = "total"
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     solver: Solver | None = None
+    of: str = "total"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", Site.parse(self.site))

@@ -58,12 +58,17 @@ class Slots:
         """[B, Hkv, n] bool: entries that hold a token."""
         return self.position >= 0
 
+    def budget(self, stage: Stage) -> tuple[int, ...]:
+        """Slots that the stage allows each row and head: an int as it is, a share of the prompt."""
+        if isinstance(stage.keep, int):
+            return (stage.keep,) * len(self.host_total)
+        return tuple(stage.count(total) for total in self.host_total)
+
     def keep_counts(self, stage: Stage) -> tuple[int, ...]:
-        """Slots that each row keeps per head: the stage's count, capped by what is there; all where nothing is due."""
+        """Slots that each row keeps per head: its budget, capped by what is there; all where nothing is due."""
         if not self.due:
             return self.host_alive
-        counts = (stage.count(total) for total in self.host_total)
-        return tuple(min(count, alive) for count, alive in zip(counts, self.host_alive, strict=True))
+        return tuple(min(count, alive) for count, alive in zip(self.budget(stage), self.host_alive, strict=True))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from torch import Tensor
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
+from btp.ops.mixed_bits import mixed
 
 SALTS = ("content", "none")
 PARTS = 4  # of the hidden states, each naming one token
-_MASK = 0xFFFFFFFF
 
 
 class Random(ScorePruner):
@@ -43,11 +43,11 @@ class Random(ScorePruner):
     def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] random numbers in 0..2^32 - 1."""
         key = int.from_bytes(hashlib.blake2b(f"{self.seed} {stage.site}".encode(), digest_size=4).digest())
-        row = _mix(tokens.total.long() ^ key)
+        row = mixed(tokens.total.long() ^ key)
         if self.reads_states(stage):
             for index in _landmarks(tokens).unbind(1):
-                row = _mix(row ^ index)
-        return _mix(_mix(tokens.index ^ row[:, None]))
+                row = mixed(row ^ index)
+        return mixed(mixed(tokens.index ^ row[:, None]))
 
 
 def _landmarks(tokens: Tokens) -> Tensor:
@@ -56,10 +56,3 @@ def _landmarks(tokens: Tokens) -> Tensor:
     means = torch.stack([p.mean(-1) for p in parts if p.shape[-1]], dim=1)  # [B, PARTS, N]
     highest = means.masked_fill(~tokens.valid[:, None], -torch.inf).argmax(2)
     return tokens.index.gather(1, highest)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The last step of MurmurHash3 on 32 bits held in int64; overflow leaves the low 32 bits right."""
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
-    return x ^ (x >> 16)

@@ -44,6 +44,7 @@ _ARM = keys(
     solver=optional(_SOLVER),
     budget=optional(_BUDGET),
     moved=optional(whole(0)),
+    slots=optional(number(0)),
 )
 _INERT = keys(checked=optional(whole(0)), identical=optional(FLAG), max_logit_difference=optional(_UNKNOWN))
 _METRICS = keys(all=optional(mapped(_UNKNOWN)), by_ability=optional(mapped(mapped(_UNKNOWN))))
@@ -60,6 +61,7 @@ RUN = keys(
     seconds=optional(number(0)),
     versions=optional(mapped(TEXT)),
     phases=optional(mapped(number(0))),
+    unit=optional(TEXT),
     arms=listed(_ARM, 1),
     inert=optional(_INERT),
     chance=optional(mapped(number())),

@@ -66,6 +66,8 @@ class Arm:
         schedule: planned stages, each with site and keep; None where the run does not say.
         budget: asked and reached layer-averaged visual tokens, and what it took; empty where the run does not say.
         picture: "full", "shrunk" to as many pixels as its visual tokens cover, or "none": the context was left out.
+        slots: of the K/V cache per key head, averaged over layers and, where it evicts in decode steps, over these;
+            None where the run does not say.
     """
 
     arm: str
@@ -76,6 +78,12 @@ class Arm:
     schedule: tuple[Mapping[str, Any], ...] | None = None
     budget: Mapping[str, Any] = field(default_factory=dict)
     picture: str = "full"
+    slots: float | None = None
+
+    @property
+    def evicts(self) -> bool:
+        """True where its stages are all in the K/V cache, so that its tokens say nothing of what it keeps."""
+        return bool(self.schedule) and all(str(s["site"]).startswith("llm.cache") for s in self.schedule or ())
 
     @property
     def is_downsampled(self) -> bool:
@@ -130,6 +138,11 @@ class RunFolder:
     calibration: Mapping[str, Any] | None = None
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.REGIONS)))
+
+    @property
+    def unit(self) -> str:
+        """What the tokens are called that may leave."""
+        return str(self.run.get("unit") or "visual tokens")
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of the config by its dotted key; a number in it counts the entries of a list."""
@@ -320,6 +333,7 @@ def _arms(run: Mapping[str, Any], config: Mapping[str, Any]) -> list[Arm]:
                 schedule=None if schedule is None else tuple(schedule),
                 budget=_budget(entry),
                 picture=entry.get("picture") or "full",
+                slots=entry.get("slots"),
             )
         )
     return arms

@@ -22,6 +22,9 @@ from btp.schedules.place import place_stages
 from btp.schedules.plan import Sources, for_method, plan
 from btp.schedules.published import with_published
 from btp.schedules.serialize import budget_entry, described, off_budget
+from btp.schedules.slots import fit_slots, in_cache
+
+BARE = ("site", "keep", "positions", "phase", "scope", "every")  # of a cache stage: nothing that one method knows
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,10 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         pruner = found.searched(config["pruner"])
         config = {**config, "pruner": pruner}
         planned = plan(config, facts, lambda one: build_method(one["name"], one["method"]), found)
-        asked = wanted_budget(config, planned, facts)
+        slots = facts.mean() + (facts.unit == "prompt tokens")
+        fitted = fit_slots(planned.schedule, config["budget"], facts.layers, slots)
+        slotted, planned = fitted != planned.schedule, replace(planned, schedule=fitted)
+        asked = wanted_budget(config, planned, facts, slotted)
         method, node = build_method(pruner["name"], method_of(pruner)), method_of(pruner)
         budget = {key: config["budget"][key] for key in ("move", "nearest")}
         met = meet(planned, facts, asked, method, **budget)
@@ -117,8 +123,9 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         arms.append(main)
         lines = _say(main, met, planned, facts.unit)
         for name, control in (config.get("controls") or {}).items():
-            if control["name"] != pruner["name"]:
-                arms.append(_control(control | {"name": name}, main, facts))
+            mine = at_cache(control, main.schedule)
+            if control["name"] != pruner["name"] and mine is not None:
+                arms.append(_control(mine | {"name": name}, main, facts))
     for arm in arms:
         arm.schedule.check(facts.layers)
         method = arm.build()
@@ -141,6 +148,23 @@ def inert(schedule: Schedule) -> Schedule:
     return Schedule(tuple(replace(stage, keep=1.0) for stage in chosen))
 
 
+def at_cache(control: Mapping[str, Any], schedule: Schedule) -> Mapping[str, Any] | None:
+    """A control beside stages that are all in the K/V cache: its `slots` method at these, without what protects slots
+    there. None where it chooses tokens and has no such method; as it is beside other stages, and where it chooses
+    nothing.
+    """
+    if not in_cache(schedule) or control["method"] is None or _evicts(control):
+        return control
+    if not control.get("slots"):
+        return None
+    stages = [{k: v for k, v in s.to_config().items() if k in BARE} for s in schedule]
+    return {**control, "method": control["slots"], "schedule": stages}
+
+
+def _evicts(pruner: Mapping[str, Any]) -> bool:
+    return any(str(stage["site"]).startswith("llm.cache") for stage in pruner["schedule"] or ())
+
+
 def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
     """A control at the tokens that the method reached: at the method's stages, unless it has its own."""
     note, own = "", control["schedule"]
@@ -158,6 +182,9 @@ def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
     else:
         schedule = main.schedule
     schedule = for_method(schedule, build_method(control["name"], control["method"]))
+    if in_cache(schedule):
+        own_slots = next((stage.keep for stage in main.schedule if stage.site.kind == "cache"), None)
+        schedule = Schedule(tuple(replace(s, keep=own_slots) if s.is_free and own_slots else s for s in schedule))
     free = schedule.has_fit
     level = Budget(facts.layers, like=main.schedule, tower=facts.tower)
     met = meet(Planned(schedule), facts, level if free else None, None, move=False, nearest=True)

@@ -39,6 +39,7 @@ from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile
 from btp.runner.evaluation.data import Feed
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
+from btp.runner.evaluation.shorten import shortened
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.generate import Foreign
 from btp.runner.evaluation.ways.way import Way
@@ -53,6 +54,7 @@ from btp.runner.workers.ranks import LOST
 from btp.schedules.fit import OutOfReach
 from btp.schedules.meet import pictures_of
 from btp.schedules.serialize import missed_lines, what_happened
+from btp.schedules.slots import over_steps
 from btp.tasks.bounds import check_questions, pixels, sizes_within
 from btp.tasks.sample import Sample, Task
 
@@ -166,6 +168,7 @@ class Run:
         way = way_of(task)
         with self.phase("samples"):
             samples = way.draw(config["limit"])
+            samples = shortened(task, samples, self.loaded)
             check_questions(samples)
             sizes = sizes_within(samples)
             way.check(self.loaded, samples)
@@ -177,6 +180,7 @@ class Run:
             text = way.prompt(self.loaded, shown)
             self.folder.update(**({} if text is None else {"prompt": {"sample": shown.id, "text": text}}))
             self._say_calibration()
+        self.folder.update(unit=self.loaded.host.unit)
         rows = {}
         batches = (way.collate, [*map(pixels, sizes)], seen.groups)
         with self.machine.feed(samples, self.loaded.processor, *batches) as feed:
@@ -191,7 +195,7 @@ class Run:
             return
         self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
         method = next((a for a in arms if a.role == "method"), None)
-        listing, missed = _listed(arms, rows)
+        listing, missed = _listed(arms, rows, self.loaded.host.unit)
         print(*missed, sep="\n", end="\n" if missed else "", flush=True)
         self.folder.update(arms=listing, budget=_of_method(listing), chance=task.chance(samples))
         if method is not None and method.schedule:
@@ -285,15 +289,19 @@ class Run:
         screen.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
 
 
-def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+def _listed(
+    arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]], unit: str
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The arms as run.json lists them, with budgets as means over what was answered, and lines on those missed."""
     totals = [row["total"] for row in rows[UNPRUNED].values()]
     listing, lines = [], []
     for arm in arms:
         reached = [sum(row["visual"]) / len(row["visual"]) for row in rows[arm.name].values()]
         budget = what_happened(arm.budget, arm.asked, sum(reached) / len(reached), totals)
-        listing.append(arm.describe() | {"budget": budget})
-        lines += missed_lines(arm.name, budget, totals, arm.budget)
+        slots = [row.get("slots_avg" if over_steps(arm.schedule) else "slots") for row in rows[arm.name].values()]
+        held_slots = None if None in slots else round(sum(slots) / len(slots), 4)
+        listing.append(arm.describe() | {"budget": budget, "slots": held_slots})
+        lines += [line.replace("visual tokens", unit) for line in missed_lines(arm.name, budget, totals, arm.budget)]
     return listing, lines
 
 

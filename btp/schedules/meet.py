@@ -135,32 +135,48 @@ class Met:
     budget: Budget | None = None
 
 
-def budget_of(config: Mapping[str, Any], facts: Facts) -> Budget | None:
-    """The run's budget; None where none is set."""
-    tokens, share = config["budget"]["tokens"], config["budget"]["share"]
+def budget_of(config: Mapping[str, Any], facts: Facts, in_cache: bool = False) -> Budget | None:
+    """The run's budget of tokens; None where none is set.
+
+    Args:
+        in_cache: `budget.slots` is for stages in the K/V cache.
+    """
+    tokens, share, slots = (config["budget"].get(key) for key in ("tokens", "share", "slots"))
+    if slots is not None and facts.unit == "prompt tokens" and not in_cache:
+        return Budget(facts.layers, tokens=slots - 1, tower=facts.tower)  # the last token of a prompt has one too
     if tokens is None and share is None:
         return None
     rule = {"tokens": tokens} if tokens is not None else {"share": share}
     return Budget(facts.layers, tower=facts.tower, **rule)
 
 
-def wanted_budget(config: Mapping[str, Any], planned: Planned, facts: Facts) -> Budget | None:
-    """The run's budget; None where the schedule leaves nothing to decide.
+def wanted_budget(config: Mapping[str, Any], planned: Planned, facts: Facts, in_cache: bool = False) -> Budget | None:
+    """The run's budget of tokens; None where the schedule leaves nothing to decide.
+
+    Args:
+        in_cache: the budget has an effect on stages in the K/V cache, which are solved already.
 
     Raises:
         ValueError: a budget was asked for and has no effect, or is needed and missing.
     """
+    slots = config["budget"].get("slots")
+    if slots is not None and not in_cache and facts.unit != "prompt tokens":
+        raise ValueError(
+            f"budget.slots is {slots:g}, but pruner {config['pruner']['name']!r} has no stage in the K/V cache. Set "
+            "budget.tokens or budget.share, or choose a cache method, as snapkv."
+        )
     if not planned.free:
         words = config["command"].split()
-        asked = [w for w in words if w.startswith(("budget.tokens=", "budget.share=")) and not w.endswith("=null")]
-        if asked:
+        keys = tuple(f"budget.{key}=" for key in ("tokens", "share", "slots"))
+        asked = [w for w in words if w.startswith(keys) and not w.endswith("=null")]
+        if asked and not in_cache:
             layer = f", or set pruner.layer={FREE_LAYER}" if config["pruner"].get("layer") is not None else ""
             raise ValueError(
                 f"{asked[0]} has no effect: every stage of pruner {config['pruner']['name']!r} says itself how much it "
                 f"keeps. Drop the budget, or write keep: fit{layer}."
             )
         return None
-    budget = budget_of(config, facts)
+    budget = budget_of(config, facts, in_cache)
     if budget is None:
         raise ValueError("The schedule has keep: fit, but no budget is set. Set budget.share or budget.tokens.")
     return budget

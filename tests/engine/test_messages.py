@@ -57,7 +57,7 @@ ONE = plan(("llm.layer.2", 2))
         (Scatter(), plan(("llm.layer.2", "fit")), r"schedule\.0\.keep is still fit"),
         (Scatter(), plan(("llm.layer.4", 2)), "the llm tower has 4 layers"),
         (Scatter(), plan(("vision.layer.5", 2)), "the vision tower has 2 layers"),
-        (Scatter(), plan(("llm.cache.1", 2)), r"stages at llm\.cache are not built yet"),
+        (Scatter(), plan(("llm.cache.1", 2)), r"chooses tokens between layers and no slots of the cache"),
         (
             Scatter(),
             plan(("llm.layer.1", 2), phase="decode"),

@@ -26,6 +26,11 @@ def check_in_decode(host: Host, pruner: Pruner | None, schedule: Schedule) -> No
     if not mine:
         return
     for i, stage in enumerate(schedule):
+        if stage.site.kind == "cache":
+            raise ValueError(
+                f"schedule.{i}.site is {stage.site}, but schedule.{mine[0][0]} at {mine[0][1].site} has phase both, "
+                "which brings tokens back to caches that this stage would have emptied. Set phase: prefill there."
+            )
         if not stage.in_decode and stage.moves_prefill and stage.site > mine[0][1].site:
             raise ValueError(
                 f"schedule.{i} at {stage.site} has phase {stage.phase} behind schedule.{mine[0][0]} at "

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from btp.core.cache_pruner import CachePruner
 from btp.core.host import Host
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
 from btp.core.wrapped import unwrapped
+from btp.engine.checks.cache_plan import check_cache_signal, check_cache_stages, each_layer
 from btp.engine.checks.in_decode import check_in_decode, check_needs
 from btp.engine.checks.signals import attention_name, check_signal, vision_tower
 from btp.engine.checks.sliding_window import layer_kinds
@@ -39,8 +41,9 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
         check_host(host)
     for i, stage in enumerate(schedule):
         _check_stage(host, i, stage)
-    _check_positions(schedule)
     check_in_decode(host, pruner, schedule)
+    check_cache_stages(host, pruner, schedule)
+    _check_positions(schedule)
     _check_weighing(host, pruner, schedule)
     if pruner is None:
         for i, stage in enumerate(schedule):
@@ -50,10 +53,9 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
                     "which "
                     "tokens stay. Set pruner, or keep: 0 or 1.0."
                 )
-            if stage.settings and not stage.in_decode:
-                raise ValueError(
-                    f"schedule.{i}.{next(iter(stage.settings))} is set, but there is no pruner. Remove it."
-                )
+            extra = [key for key in stage.settings if key != "scope" or stage.site.kind != "cache"]
+            if extra and not stage.in_decode:
+                raise ValueError(f"schedule.{i}.{extra[0]} is set, but there is no pruner. Remove it.")
     elif not schedule:
         raise ValueError(
             f"pruner {pruner.name!r} has no stage, so it would do nothing. Give it a schedule, or run pruner=none."
@@ -61,7 +63,8 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
     else:
         pruner.check(schedule)
         _check_text(host, pruner, schedule)
-    return tuple(PlannedStage(stage, i, _needs(host, pruner, i, stage)) for i, stage in enumerate(schedule))
+    stages = each_layer(schedule, host.num_layers)
+    return tuple(PlannedStage(stage, i, _needs(host, pruner, i, stage)) for i, stage in stages)
 
 
 def check_host(host: Host) -> None:
@@ -97,19 +100,15 @@ def check_host(host: Host) -> None:
 
 
 def _check_stage(host: Host, i: int, stage: Stage) -> None:
-    if stage.site.kind == "cache":
-        raise ValueError(
-            f"schedule.{i}.site is {stage.site}, but stages at llm.cache are not built yet. "
-            "Choose llm.input or llm.layer.N."
-        )
     if stage.site.kind == "feature":
         raise ValueError(f"schedule.{i}.site is {stage.site}, where nothing can be cut. Set it to vision.output.")
     if stage.site.tower == "vision":
         _check_vision(host, i, stage)
-    if stage.phase != "prefill" and not stage.in_decode:
+    if stage.phase != "prefill" and not stage.in_decode and stage.site.kind != "cache":
         raise ValueError(f"schedule.{i}.phase is {stage.phase}, which is not built yet. Set phase: prefill.")
-    if stage.withdraws_all and stage.settings:
-        key = next(iter(stage.settings))
+    extra = [key for key in stage.settings if stage.site.kind != "cache" or key not in CachePruner.stage_settings]
+    if stage.withdraws_all and extra:
+        key = extra[0]
         raise ValueError(f"schedule.{i}.{key} has no effect, because keep is 0 there. Remove it.")
     if stage.of == "alive" and not isinstance(stage.keep, float) and not stage.in_decode:
         raise ValueError(
@@ -202,6 +201,7 @@ def _needs(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> tuple[Sig
         check_needs(needs, i, stage, f"pruner {pruner.name!r}")
     for signal in needs:
         check_signal(host, signal, f"pruner {pruner.name!r}")
+        check_cache_signal(signal, stage, f"pruner {pruner.name!r}")
         if not signal.ready_for(stage.site):
             later = signal.site.layer + (0 if signal.at_input else 1)
             if signal.site.kind == "input":

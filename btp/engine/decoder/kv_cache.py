@@ -37,17 +37,34 @@ class CutCache(DynamicCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
-class RevivingCache(CutCache):
-    """One whose tokens may come back: rows and slots are known to the engine by the order in which they came."""
+class EvictedCache(CutCache):
+    """A cut cache whose heads hold other tokens, or to which tokens come back.
 
-    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+    Rows cannot be exchanged or shortened by who does not know which tokens they hold.
+    """
+
+    def _refuse(self, what: str) -> None:
         raise ValueError(
-            "A stage of phase both holds tokens that may come back to this cache, but its rows or slots were to be "
-            "exchanged (beam search, assisted decoding, contrastive search). Set num_beams=1 and use no assistant, or "
-            "phase: prefill on every stage."
+            f"Something asked to {what} a K/V cache from which a stage at llm.cache evicts, or to which one of phase "
+            "both brings tokens back, so that it cannot know the slots. Beam search (num_beams), assisted decoding and "
+            "several sequences a prompt on one cache are not supported there: use greedy search or sampling."
         )
 
-    reorder_cache = crop = batch_select_indices = batch_repeat_interleave = _refuse
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Refused: beams."""
+        self._refuse("reorder")
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: assisted decoding."""
+        self._refuse("crop")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Refused."""
+        self._refuse("repeat rows of")
+
+    def batch_select_indices(self, indices: Any) -> None:
+        """Refused."""
+        self._refuse("select rows of")
 
 
 def argument(binding: Binding) -> str | None:
@@ -67,10 +84,14 @@ def returned(output: Any) -> Any:
     return next((found for name in NAMES if (found := getattr(output, name, None)) is not None), None)
 
 
-def lock(cache: Any, kind: type[CutCache] = CutCache) -> None:
-    """Let only forwards that the engine follows add to a cache of unequal layers."""
-    if type(cache) in (DynamicCache, CutCache):
-        cache.__class__ = kind
+def lock(cache: Any, evicted: bool = False) -> None:
+    """Let only forwards that the engine follows add to a cache of unequal layers.
+
+    Args:
+        evicted: heads may differ too, or tokens come back.
+    """
+    if type(cache) is DynamicCache:
+        cache.__class__ = EvictedCache if evicted else CutCache
 
 
 def check_cache(cache: Any) -> None:
@@ -86,12 +107,8 @@ def check_cache(cache: Any) -> None:
         "",
     )
     rolling = any(getattr(layer, "record_past", False) for layer in getattr(cache, "layers", ()))
-    if (
-        type(cache) not in (DynamicCache, CutCache, RevivingCache)
-        or odd
-        or rolling
-        or getattr(cache, "offloading", False)
-    ):
+    plain = type(cache) is DynamicCache or isinstance(cache, CutCache)
+    if not plain or odd or rolling or getattr(cache, "offloading", False):
         found = f"{type(cache).__name__}" + (f" with {odd}" if odd else "")
         raise ValueError(
             f"Pruning needs a DynamicCache, whose layers may differ in length; this run uses {found}. "
@@ -113,6 +130,12 @@ def slots(cache: Any) -> list[int]:
 def size_bytes(cache: Any) -> list[int]:
     """Bytes of each layer's keys and values, all rows together."""
     return [layer.keys.nbytes + layer.values.nbytes for layer in _filled(cache)]
+
+
+def windows(cache: Any) -> list[int | None]:
+    """How many tokens each layer holds at most; None without a limit."""
+    found = (getattr(layer, "sliding_window", None) for layer in _filled(cache))
+    return [None if window is None else window - 1 for window in found]
 
 
 def _filled(cache: Any) -> list[Any]:

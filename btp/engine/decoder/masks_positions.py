@@ -17,6 +17,7 @@ from btp.core.ledger import View
 from btp.engine.checks.sliding_window import LayerKind
 from btp.engine.decoder.prefill import Run
 from btp.engine.hooks.arguments import Binding
+from btp.engine.hooks.deferred_checks import Doubts
 
 
 def prefill_companions(
@@ -72,8 +73,7 @@ def decode_companions(
     _check_window(run, view, kind, end)
     changes: dict[str, Any] = {}
     if "attention_mask" in whole:
-        window = kind.window if kind.window is not None and end > kind.window else None
-        mask = _decode_mask(run, view, hidden, attention, window)
+        mask = decode_mask(run, view, hidden, attention, kind)
         held, _ = run.cache.layers[at].get_mask_sizes(1)  # a layer with a window forgets the oldest
         changes["attention_mask"] = mask if mask is None else mask[..., -held:]
     if view.lowered is not None:
@@ -106,7 +106,16 @@ def _prefill_mask(whole: Tensor | None, view: View, device: torch.device) -> Ten
     return mask.masked_fill(itself, True if mask.dtype == torch.bool else 0.0)
 
 
-def _decode_mask(run: Run, view: View, hidden: Tensor, attention: str, window: int | None) -> Tensor | None:
+def decode_mask(run: Run, view: View, like: Tensor, attention: str, kind: LayerKind) -> Tensor | None:
+    """[B, 1, 1, S' + t] what the token of a decode step sees of a layer's rows and of the answer so far.
+
+    Args:
+        like: for dtype and device.
+        attention: "sdpa" (bool masks, None where nothing is masked) or "eager" (additive masks).
+        kind: of the layer.
+    """
+    end = run.prompt_length + run.call.decode_steps
+    window = kind.window if kind.window is not None and end > kind.window else None
     if attention == "sdpa" and view.even and run.step_mask is None and window is None:
         return None
     new = run.call.decode_steps
@@ -118,13 +127,23 @@ def _decode_mask(run: Run, view: View, hidden: Tensor, attention: str, window: i
     if window is not None:
         seen[:, : view.rows] &= view.place >= run.prompt_length + new - window
         seen[:, :-window] = False
-    seen = seen[:, None, None, :].to(hidden.device)
+    seen = seen[:, None, None, :].to(like.device)
     if attention == "sdpa":
         return seen
-    return torch.zeros_like(seen, dtype=hidden.dtype).masked_fill(~seen, torch.finfo(hidden.dtype).min)
+    return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, torch.finfo(like.dtype).min)
 
 
-def check_step(run: Run, inputs: Mapping[str, Any]) -> None:
+def _check_own_token(run: Run, doubts: Doubts) -> None:
+    """Where slots are known by their positions, every token of an answer is one."""
+    if run.held and run.step_mask is not None:
+        doubts.expect(
+            (run.step_mask[:, -1] != 0).all(),
+            "The attention_mask of a decode step hides the step's own token, which a stage at llm.cache cannot follow. "
+            "Pass ones for every token of the answer.",
+        )
+
+
+def check_step(run: Run, inputs: Mapping[str, Any], doubts: Doubts) -> None:
     """Hold a decode step against its prefill, and take its 2D mask.
 
     Raises:
@@ -153,7 +172,9 @@ def check_step(run: Run, inputs: Mapping[str, Any]) -> None:
             "Pass the mask of the whole unpruned sequence, or none."
         )
     run.step_mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-    shortened = ledger.at(0) is not ledger.views[0][1]
+    _check_own_token(run, doubts)
+    counted = run.cache.get_seq_length() if run.held else length - 1  # by the host, from its first layer
+    shortened = ledger.at(0) is not ledger.views[0][1] or counted != length - 1
     if shortened and inputs.get("position_ids") is None:
         raise ValueError(
             "A decode step came without position_ids behind a cut in front of layer 0: the host would count "

@@ -29,6 +29,8 @@ class Run:
         memo: what was computed for a view in the current forward, by view and device.
         lazy: what stages of phase both know of it; None without any.
         per_picture: tokens of a picture in the vision tower, where its signals or stages are followed.
+        held: what the caches of layers with a stage hold, by layer.
+        windows: most tokens that each layer's cache holds, behind prefill; None without a limit.
     """
 
     ledger: TokenLedger
@@ -41,6 +43,29 @@ class Run:
     memo: dict[Any, Any] = field(default_factory=dict)
     lazy: Any = None
     per_picture: int | None = None
+    held: dict[int, Any] = field(default_factory=dict)
+    windows: tuple[int | None, ...] = ()
+
+    @property
+    def host_prompt(self) -> tuple[int, ...]:
+        """Real tokens of each row's prompt."""
+        return tuple(map(sum, zip(self.ledger.text_counts, self.ledger.total, strict=True)))
+
+    @property
+    def host_length(self) -> tuple[int, ...]:
+        """Real tokens of each row so far, that of the forward under way included."""
+        return tuple(n + self.call.decode_steps for n in self.host_prompt)
+
+    def lengths(self, device: torch.device) -> Tensor:
+        """`host_length` as [B] on a device; made once in a forward."""
+        found = self.memo.get(("lengths", device))
+        if found is None:
+            found = self.memo["lengths", device] = torch.tensor(self.host_length, device=device)
+        return found
+
+    def newest_position(self, device: torch.device) -> Tensor:
+        """[B, 1] place of the token of a decode step in its row's unpruned sequence."""
+        return self.lengths(device)[:, None] - 1
 
     @property
     def prompt_length(self) -> int:
@@ -113,3 +138,17 @@ def open_run(host: Host, inputs: Mapping[str, Any], cache: Any = None) -> Run:
         )
     ledger = TokenLedger.open(layout.visual, valid)
     return Run(ledger, layout, Call(ledger.total, ledger.text_counts), cache)
+
+
+def count_held(run: Run) -> None:
+    """Note what each layer's cache holds behind a forward; nothing without a cache."""
+    call, now = run.call, []
+    for at, window in enumerate(run.windows):
+        whole = run.lazy.held(at) if run.lazy is not None else None
+        if whole is None:
+            whole = run.held[at].alive if at in run.held else tuple(n + call.decode_steps for n in call.tokens[at])
+        now.append(whole if window is None else tuple(min(n, window) for n in whole))
+    if run.in_prefill:
+        call.held = call.held_sum = now
+    else:
+        call.held_sum = [tuple(map(sum, zip(*both, strict=True))) for both in zip(call.held_sum, now, strict=True)]

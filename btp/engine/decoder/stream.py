@@ -15,6 +15,7 @@ from btp.core.ledger import View
 from btp.core.pruner import Pruner, Tokens
 from btp.core.signals import Signal
 from btp.core.trace import StageRecord, Trace
+from btp.engine.cache.stages import CacheStages
 from btp.engine.checks.followed import check_followed
 from btp.engine.checks.plan import PlannedStage
 from btp.engine.checks.signals import attention_name, unseen_message
@@ -24,7 +25,7 @@ from btp.engine.decoder import kv_cache as kv
 from btp.engine.decoder.deepstack import Deepstack
 from btp.engine.decoder.lazy.stages import LazyStages
 from btp.engine.decoder.masks_positions import check_step, decode_companions, prefill_companions
-from btp.engine.decoder.prefill import Run, open_run
+from btp.engine.decoder.prefill import Run, count_held, open_run
 from btp.engine.decoder.probe import Probe, Sight
 from btp.engine.hooks.arguments import Binding
 from btp.engine.hooks.attention_rows import gather_rows, last_row
@@ -60,14 +61,17 @@ class Stream:
         self._sights: dict[Signal, Sight] = {}
         self._attention = attention_name(host)  # before a probe renames it
         self._kinds = layer_kinds(host) if plan else ()
-        self._lazy = LazyStages(host, self._decider, [p for p in plan if p.stage.in_decode], self._current)
-        plan = tuple(planned for planned in plan if not planned.stage.in_decode)
-        signals = [signal for planned in plan for signal in planned.needs]
+        self._between = tuple(planned for planned in plan if planned.stage.site.kind != "cache")
+        self._cuts = tuple(planned for planned in self._between if not planned.stage.in_decode)
+        signals = [signal for planned in self._cuts for signal in planned.needs]
         merges = hasattr(host, "tower_order")
-        self._vision = MergedTower(host, signals) if merges else VisionStream(host, self._decider, plan, signals)
+        self._vision = MergedTower(host, signals) if merges else VisionStream(host, self._decider, self._cuts, signals)
         self._encoders = Encoders(host, self._turn, self._vision.encoding if self._vision.needed else None)
         self._probe = Probe(host, signals, self._prefilling, self._note)
-        self._first = min((planned.stage.site.first_layer for planned in plan), default=self._lazy.first)
+        self._lazy = LazyStages(host, self._decider, [p for p in plan if p.stage.in_decode], self._current)
+        firsts = (planned.stage.site.first_layer for planned in self._cuts)
+        self._first = min(*firsts, self._lazy.first, host.num_layers)
+        self._cache_stages = CacheStages(host, pruner, plan, self._kinds, self._doubts, self._current)
         self._deepstack = Deepstack(host, self._doubts, self._first, self._prefilling)
 
     def open(self) -> ExitStack:
@@ -86,6 +90,7 @@ class Stream:
             for at in range(self._first, len(layers)):
                 hook = layers[at].register_forward_pre_hook(self._before_layer(at), with_kwargs=True)
                 undo.callback(hook.remove)
+            self._cache_stages.open(undo)  # around the probe, which sees the masks that layers get
             return undo.pop_all()
 
     def settle(self) -> None:
@@ -112,11 +117,14 @@ class Stream:
             kv.check_cache(cache)
         try:
             run = self._step(inputs, cache) if kv.is_filled(cache) else self._prefill(inputs)
+            self._cache_stages.begin()
             output = proceed()
             if self._plan:
-                check_followed(run, self._host, self._plan, self._first)
+                check_followed(run, self._host, self._between, self._first)
+                self._cache_stages.check_followed()
             if run.in_prefill:
                 self._filled(run, kv.returned(output) if cache is None else cache)
+            count_held(run)
             return output
         finally:
             if isinstance(cache, kv.CutCache):
@@ -133,7 +141,7 @@ class Stream:
         self._run = run = open_run(self._host, inputs)
         self._trace.calls.append(run.call)
         self._vision.begin(inputs)
-        if any(not planned.stage.in_decode for planned in self._plan):
+        if self._cuts:
             self._expect_text_last(run)
         return run
 
@@ -151,7 +159,7 @@ class Stream:
         run.entered.clear()
         run.call.decode_steps += 1
         if self._plan:
-            check_step(run, inputs)
+            check_step(run, inputs, self._doubts)
         if isinstance(cache, kv.CutCache):
             cache.followed = True
         return run
@@ -174,10 +182,11 @@ class Stream:
         call.tokens = [tuple(map(sum, zip(call.text, counts, strict=True))) for counts in call.visual]
         self._lazy.record(run)
         call.slots, call.cache_bytes = kv.slots(cache), kv.size_bytes(cache)
+        run.windows = tuple(kv.windows(cache))
         if cache is not None:
             self._runs[cache] = run
-            if len(run.ledger.views) > 1 or run.lazy is not None:
-                kv.lock(cache, kv.CutCache if run.lazy is None else kv.RevivingCache)
+            if len(run.ledger.views) > 1 or run.held or run.lazy is not None:
+                kv.lock(cache, evicted=bool(run.held) or run.lazy is not None)
 
     def _enter(self, binding: Binding) -> Callable:
         """Withdraw from the prompt what left in the vision tower."""
@@ -197,8 +206,7 @@ class Stream:
 
     def _before_layer(self, at: int) -> Callable:
         binding = Binding(self._host.towers["llm"].layers[at])
-        here = [p for p in self._plan if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
-        stages = [planned for planned in here if not planned.stage.in_decode]
+        stages = [p for p in self._cuts if p.stage.site.tower == "llm" and p.stage.site.first_layer == at]
 
         def enter(module, args, kwargs):
             run = self._current()

@@ -27,6 +27,7 @@ from btp.results.reader import RunFolder
 
 _FRONTS = {
     "tokens_avg": "tokens",
+    "slots": "KV slots",
     "flops_visual_pdrop": "visual FLOPs",
     "flops_prefill": "prefill FLOPs",
     "prefill_ratio": "time",

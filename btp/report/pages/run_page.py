@@ -19,6 +19,7 @@ from btp.report.tables.export import write_table
 from btp.report.tables.run_table import Table, run_table
 from btp.report.text.fired import fired
 from btp.report.text.run_text import Remark, headline, remarks
+from btp.report.text.units import in_unit
 from btp.results.atomic import write_bytes, write_text
 from btp.results.disk import make_folder
 from btp.results.links import refuse_links
@@ -83,7 +84,7 @@ def _write_figures(run: RunFolder, table: Table, spared: Spared) -> dict[str, di
                 continue
             write_bytes(folder / f"{name}.png", png)
             dark = to_png(draw, run, table, DARK)
-            title, caption = _PLOT_TEXTS[name]
+            title, caption = (in_unit(text, run.unit) for text in _PLOT_TEXTS[name])
             uris = {"light": browser.data_uri(png), "dark": browser.data_uri(dark)}
             figures[name] = {"title": title, "caption": caption, **uris}
     return figures
@@ -156,13 +157,22 @@ def _head(run: RunFolder) -> dict[str, Any]:
 
 def _tiles(run: RunFolder, table: Table) -> list[dict[str, str]]:
     """The first method's key numbers, each beside the unpruned model's."""
-    arm = (run.methods or run.arms)[0].arm
+    arm_of = (run.methods or run.arms)[0]
+    arm = arm_of.arm
     rows = {row["arm"]: row for _, row in table.frame.iterrows()}
     row, base = rows[arm], rows.get(run.baseline.arm) if run.baseline else None
-    keys = ("tokens_avg", "macro", "reading", "agreement", "flops_prefill", "prefill_ratio")
+    keys = (
+        "slots" if arm_of.evicts else "tokens_avg",
+        "macro",
+        "reading",
+        "agreement",
+        "flops_prefill",
+        "prefill_ratio",
+    )
     columns = {c.key: c for c in (*table.columns, *COST)}
     titles = {
-        "tokens_avg": "visual tokens, layer average",
+        "tokens_avg": f"{run.unit}, layer average",
+        "slots": "KV slots, layer average",
         "macro": "macro accuracy",
         "reading": "reading in the picture",
         "agreement": "same answer as unpruned",

@@ -1,9 +1,13 @@
 """What the table can show: each quantity's title, unit, meaning and how its numbers are written."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, isnan, log10
 from typing import Any
+
+from btp.report.text.units import in_unit
 
 DASH = "–"
 METRICS, ABILITY = "Benchmark metrics", "Accuracy by ability, %"
@@ -30,6 +34,10 @@ class Column:
     help: str
     less: bool | None = None
 
+    def of(self, unit: str) -> Column:
+        """The same, of tokens that are called otherwise."""
+        return replace(self, title=in_unit(self.title, unit), help=in_unit(self.help, unit))
+
 
 METHOD = Column("method", "method", "Method", "text", "What decided which visual tokens stay.")
 TOKENS = Column(
@@ -38,6 +46,15 @@ TOKENS = Column(
     "Method",
     "tokens",
     "Visual tokens averaged over the decoder layers, mean over the samples.",
+    less=True,
+)
+SLOTS = Column(
+    "slots",
+    "KV slots",
+    "Method",
+    "tokens",
+    "Slots of the K/V cache per key head, averaged over the decoder layers behind the prompt; over decode steps too "
+    "where a method evicts in them. Mean over the samples.",
     less=True,
 )
 SAMPLES = Column("samples", "samples", "Method", "count", "Samples that were answered.")

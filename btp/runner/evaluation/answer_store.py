@@ -29,6 +29,9 @@ ANSWER = keys(
     visual=listed(number(0), 1),
     tokens=listed(number(0), 1),
     stages=listed(_STAGE),
+    slots=optional(number(0)),
+    slots_avg=optional(number(0)),
+    evicted=optional(whole(0)),
 )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from btp.models.chat import chat_inputs
+from btp.models.text_processor import PLAIN
 from btp.runner.evaluation.processing import processed
 from btp.runner.out_of_memory import out_of_memory
 from btp.tasks.bounds import MOST_PIXELS
@@ -77,7 +78,8 @@ def turns_of(processor: Any, sample: Sample, share: float = 1.0) -> list[dict[st
             f"sample {sample.id}: its question holds {mark}, by which this model marks a picture. Take it out."
         )
     content = [{"type": "image"}] * len(sample.images) + [{"type": "text", "text": question}]
-    return [{"role": "user", "content": content}]
+    plain = not sample.chat and hasattr(processor, "chat")
+    return [{"role": PLAIN if plain else "user", "content": content}]
 
 
 def shrink(picture: Image.Image, share: float) -> Image.Image:

@@ -114,4 +114,12 @@ def happened(call: Call, row: int) -> dict[str, Any]:
         "visual": [layer[row] for layer in call.visual],
         "tokens": [layer[row] for layer in call.tokens],
         "stages": stages,
-    }
+    } | _held(call, row)
+
+
+def _held(call: Call, row: int) -> dict[str, Any]:
+    """Slots of the cache behind the prompt and over all steps, and how many left it per head; {} without one."""
+    if not call.held:
+        return {}
+    evicted = sum(record.before[row] - record.after[row] for record in call.evicted)
+    return {"slots": round(call.slots_prefill[row], 4), "slots_avg": round(call.slots_avg[row], 4), "evicted": evicted}

@@ -36,8 +36,11 @@ class Generating(Evaluate):
     def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
         """Texts, and [B, V] log-probabilities of the token behind the prompt."""
         with first_logits(self.host) as seen:
-            ids = self.host.generate(**inputs, max_new_tokens=self.max_new_tokens)
-        texts = self.tokenizer.batch_decode(ids[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            lengths = [sample.max_new_tokens or self.max_new_tokens for sample in batch.samples]
+            ids = self.host.generate(**inputs, max_new_tokens=max(lengths))
+        answers = ids[:, batch.inputs["input_ids"].shape[1] :]
+        each = [row[:length] for row, length in zip(answers, lengths, strict=True)]
+        texts = self.tokenizer.batch_decode(each, skip_special_tokens=True)
         return [{"prediction": text.strip()} for text in texts], seen[0].float().log_softmax(-1)
 
 

@@ -1,0 +1,72 @@
+"""Asks a cache method, and holds its answer to the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from btp.core.pruner import Pruner
+from btp.core.schedule import Stage
+from btp.core.signals import Signals
+from btp.core.slots import Slots, SlotSelection, check_slots, is_sound, unsound_message
+from btp.engine.checks.finite import Finite
+from btp.engine.hooks.deferred_checks import Doubts
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What stays.
+
+    Attributes:
+        stay: [B, H, n] bool, H 1 where all heads keep the same.
+        counts: per row and head.
+        carried: numbers of all slots that were shown.
+    """
+
+    stay: Tensor
+    counts: tuple[int, ...]
+    carried: Mapping[str, Tensor]
+
+
+def ask(pruner: Pruner, stage: Stage, slots: Slots, signals: Signals, doubts: Doubts) -> Answer:
+    """Let the method decide.
+
+    Raises:
+        TypeError, ValueError: its answer breaks the contract, or what it ranks by is not finite; on a device, what only
+            its content tells is said when doubts are settled.
+    """
+    selection = pruner.evict(slots, signals, stage)  # type: ignore[attr-defined]
+    counts = slots.keep_counts(stage)
+    if isinstance(selection, SlotSelection) and selection.counts is not None:
+        counts = _own_counts(pruner, selection.counts, slots, stage)
+    check_slots(selection, slots, counts, pruner.name, stage.site)
+    for numbers in (selection.scores, *selection.carried.values()):
+        if numbers is not None:
+            heads = numbers.shape[1]
+            Finite(doubts).scores(pruner.name, stage.site, numbers, slots.valid[:, :heads])
+    if selection.keep is None:
+        return Answer(slots.valid[:, :1], counts, selection.carried)
+    keep, device = selection.keep.to(slots.position.device, torch.int64), slots.position.device
+    doubts.expect(is_sound(keep, torch.tensor(counts, device=device), slots), unsound_message(pruner.name, stage.site))
+    n = slots.position.shape[2]
+    stay = torch.zeros(*keep.shape[:2], n + 1, dtype=torch.bool, device=device)
+    stay = stay.scatter(2, keep.masked_fill(keep < 0, n).clamp(max=n), True)[..., :n]
+    return Answer(stay, counts, selection.carried)
+
+
+def _own_counts(pruner: Pruner, counts: tuple[int, ...], slots: Slots, stage: Stage) -> tuple[int, ...]:
+    alive = slots.host_alive
+    if not pruner.adaptive:
+        raise ValueError(
+            f"pruner {pruner.name!r} returned counts at {stage.site}, but it is not adaptive. "
+            "Set adaptive = True on the class, or leave counts to the schedule."
+        )
+    if len(counts) != len(alive) or any(not 0 <= k <= n for k, n in zip(counts, alive, strict=False)):
+        raise ValueError(
+            f"pruner {pruner.name!r} decided to keep {counts} slots at {stage.site}, of which {alive} are there. "
+            "Return one count per row, at most what is there."
+        )
+    return tuple(counts)
