@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from btp.models.backbone import Backbone
+from btp.models.plainmamba import PlainMambaConfig, PlainMambaForImageClassification
 from btp.models.vim import VimConfig, VimForImageClassification
 
 BLOCK = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 4, "num_labels": 5}
@@ -26,6 +27,7 @@ PICTURE = BLOCK | {"image_size": 24, "patch_size": 8}
 CLIP = BLOCK | {"image_size": 16, "patch_size": 8, "num_frames": 8, "use_mean_pooling": True}
 BOXES = PICTURE | {"image_size": [24, 32], "num_detection_tokens": 3}
 SCAN = {"image_size": 24, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4, "num_labels": 5}
+PATHS = {"conv_size": 3, "dwconv_layers": [0]}
 MODELS = {
     "vit": lambda: ViTForImageClassification(ViTConfig(**PICTURE)),
     "deit": lambda: DeiTForImageClassification(DeiTConfig(**PICTURE)),
@@ -34,8 +36,11 @@ MODELS = {
     "yolos": lambda: YolosForObjectDetection(YolosConfig(**BOXES, use_mid_position_embeddings=False)),
     "yolos_mid": lambda: YolosForObjectDetection(YolosConfig(**BOXES, use_mid_position_embeddings=True)),
     "vim": lambda: VimForImageClassification(VimConfig(**SCAN)),
+    "plainmamba": lambda: PlainMambaForImageClassification(PlainMambaConfig(**SCAN | PATHS)),
+    "plainmamba_own": lambda: PlainMambaForImageClassification(PlainMambaConfig(**SCAN | PATHS, permute_params=True)),
 }
-ATTENDING = tuple(name for name in MODELS if name != "vim")
+SCANNING = ("vim", "plainmamba", "plainmamba_own")
+ATTENDING = tuple(name for name in MODELS if name not in SCANNING)
 
 
 @functools.cache

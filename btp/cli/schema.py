@@ -288,6 +288,7 @@ _DATASET = {
 
 _PRUNER = {
     "name": TEXT,
+    "tower": choice("vision"),
     "picture": choice("full", "shrunk", "none"),
     "layer": LAYER,
     "strategy": choice("search", "given"),

@@ -35,7 +35,8 @@ class Tower:
             the middle, detection tokens at the end.
         places: its layers take `places`, `length`, `gap` and `conv` behind a cut: a scan must know which rows are
             missing.
-        directions: path inside a layer of the module that joins the directions of a scan; None without a scan.
+        directions: path inside a layer of the module that joins the directions of a scan, called with the gate and
+            each direction, forward and backward in turn, [N, B, E]; None without a scan.
         feature: layer whose output the projector reads; None where there is none, or more than one.
         pooled: what joins several of its tokens into one visual token ("a pixel shuffle"), so that no stage or
             signal can stand in it; empty where nothing does.
@@ -69,6 +70,11 @@ class Tower:
     def class_tokens(self) -> int:
         """Fixed rows in front of the patches."""
         return next(i for i, row in enumerate([*self.fixed(_MANY), _MANY]) if row != i)
+
+    @property
+    def fixed_count(self) -> int:
+        """Fixed rows, wherever they stand."""
+        return len(self.fixed(_MANY))
 
 
 @dataclass(frozen=True)

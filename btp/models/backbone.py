@@ -42,6 +42,7 @@ class Backbone:
         unit: what its tokens are called: "patches" or "tubes".
         kind: which models these are, for loading.
         averaged: the module whose rows the head averages; None where the head reads rows of its own.
+        tables: modules that make position tables [layers, 1, rows, C], of which the model adds one behind each layer.
 
     Args:
         model: ViT, DeiT, DINOv2 or VideoMAE for classification, YOLOS for detection, or a module of btp.models that
@@ -76,6 +77,8 @@ class Backbone:
             )
         path = _AVERAGED.get(str(family))
         self.averaged = getattr(base, "averaged", None) if path is None else base.get_submodule(_counted(path, stack))
+        mid = _module(base, "encoder.interpolation")
+        self.tables = () if mid is None else (mid,)
         self.read = (
             "detect" if type(model).__name__ in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.values() else "classify"
         )
@@ -132,7 +135,8 @@ class Backbone:
         """
         pixels = _pixels(inputs)
         coord = grid_coord(self.picture_grid(pixels), pixels.device)
-        fixed = self.towers["vision"].fixed(len(coord) + self.fixed_count)
+        tower = self.towers["vision"]
+        fixed = tower.fixed(len(coord) + tower.fixed_count)
         rows = len(coord) + len(fixed)
         visual = torch.ones(rows, dtype=torch.bool, device=pixels.device)
         visual[list(fixed)] = False
@@ -141,12 +145,6 @@ class Backbone:
         B = len(pixels)
         image = visual.long() - 1
         return Layout(visual.expand(B, rows), every.expand(B, rows, 3), image.expand(B, rows))
-
-    @property
-    def fixed_count(self) -> int:
-        """Rows that are no patches."""
-        tower = self.towers["vision"]
-        return len(tower.fixed(_LONG))
 
     def coords(self, inputs: Mapping[str, Any]) -> Tensor:
         """[B, N, 3] (frame, row, column) of the patches in order."""
@@ -182,9 +180,6 @@ class Backbone:
             shape = (frames or self.config.num_frames, *shape)
         noise = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0))
         return {"pixel_values": noise.to(self.device, self.dtype)}
-
-
-_LONG = 1 << 12  # rows, more than any tower has fixed ones
 
 
 def grid_coord(grid: Sequence[int], device: torch.device) -> Tensor:

@@ -124,6 +124,8 @@ SAMPLES |= {"tokens_avg": _NUMBERS, "total": _WHOLES}
 TRACE = {"arm": _TEXTS, "sample": _TEXTS, "site": _TEXTS, "order": _WHOLES, "before": _WHOLES, "after": _WHOLES}
 TRACE |= {"kept": _PLACES}
 REGIONS = {"sample": _TEXTS, "label": _TEXTS, "target": _FLAGS} | dict.fromkeys(("x0", "y0", "x1", "y1"), _NUMBERS)
+MARKS = {"arm": _TEXTS, "sample": _TEXTS, "label": _TEXTS, "kind": _TEXTS}
+MARKS |= dict.fromkeys(("x0", "y0", "x1", "y1"), _NUMBERS)
 
 
 def odd_cell(frame: pd.DataFrame, columns: dict[str, tuple[str, Fits]]) -> str | None:

@@ -13,7 +13,8 @@ one would show.
   moved?: layers by which the budget moved its stages towards the input}],
   inert: {checked, identical, max_logit_difference}, chance?: {ability: score of the best answer that ignores
   the picture}, calibration?: {name, samples, own: the set is the task's own, said: in a sentence},
-  prompt?: {sample, text}, metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the
+  unit?: what its tokens are called, where they are not visual tokens, prompt?: {sample, text},
+  metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the
   task's own scales, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
   arm, so that a stage that never ran is seen.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
@@ -24,6 +25,8 @@ one would show.
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
 - `regions.parquet`: labelled regions of the samples' first pictures, where the task knows any: sample, label,
   target (the answer needs it), x0, y0, x1, y1 in shares of the sides.
+- `marks.parquet`: boxes in an arm's answers, where answers are boxes: arm, sample, label, kind (matched with a labelled
+  one | wrong: matched with none | missed: a labelled one that none matches), x0, y0, x1, y1 in shares of the sides.
 - `layers.json`: {arm: {visual: [mean visual tokens per decoder layer], tokens: [...]}}.
 - `cost.json`: {arm: {quantity: number, or {median, p10, p90}, or for a *_ratio {median, low, high}},
   hardware: text}. Quantities are named in btp/report/tables/columns.py; any may be missing or null.
@@ -49,6 +52,7 @@ from btp.results.shapes import read_json, read_yaml
 from btp.tasks.files.local import file_name
 from btp.tasks.shown import short
 
+UNIT = "visual tokens"  # what a run counts, unless it says otherwise
 AGAIN = "Run its command again (finished samples are not computed twice)"
 ANEW = f"Delete it. {AGAIN}."
 
@@ -138,11 +142,7 @@ class RunFolder:
     calibration: Mapping[str, Any] | None = None
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.REGIONS)))
-
-    @property
-    def unit(self) -> str:
-        """What the tokens are called that may leave."""
-        return str(self.run.get("unit") or "visual tokens")
+    marks: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.MARKS)))
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of the config by its dotted key; a number in it counts the entries of a list."""
@@ -169,6 +169,11 @@ class RunFolder:
     def metrics(self, arm: str) -> Mapping[str, float]:
         """What the task itself makes of all of an arm's answers, by metric; empty where it only scores samples."""
         return ((self.run.get("metrics") or {}).get(arm) or {}).get("all") or {}
+
+    @property
+    def unit(self) -> str:
+        """What this run's model has as tokens that may leave: visual tokens, patches, tubes."""
+        return self.run.get("unit") or UNIT
 
     @property
     def baseline(self) -> Arm | None:
@@ -225,7 +230,7 @@ def read_run(folder: Path) -> RunFolder:
             f"{folder / 'samples.parquet'} holds arms that run.json does not list: {', '.join(unknown)}. "
             f"{AGAIN}, so that both are written by the same run."
         )
-    trace, regions = folder / "trace.parquet", folder / "regions.parquet"
+    trace, regions, marks = (folder / f"{name}.parquet" for name in ("trace", "regions", "marks"))
     layers, cost, calibration = (folder / name for name in ("layers.json", "cost.json", "calibration.yaml"))
     return RunFolder(
         path=folder,
@@ -239,6 +244,7 @@ def read_run(folder: Path) -> RunFolder:
         calibration=read_yaml(calibration, shapes.CALIBRATION, ANEW) if calibration.exists() else None,
         pictures=_pictures(folder / "pictures"),
         regions=read_frame(regions, shapes.REGIONS) if regions.exists() else pd.DataFrame(columns=list(shapes.REGIONS)),
+        marks=read_frame(marks, shapes.MARKS) if marks.exists() else pd.DataFrame(columns=list(shapes.MARKS)),
     )
 
 

@@ -161,6 +161,12 @@ class RunFolder:
         if rows:
             write_parquet(self.path / "regions.parquet", pd.DataFrame(rows))
 
+    def write_marks(self, marks: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Write marks.parquet: the boxes in the answers of each arm; nothing where no answer has any."""
+        rows = [{"arm": arm, **mark} for arm, mine in marks.items() for mark in mine]
+        if rows:
+            write_parquet(self.path / "marks.parquet", pd.DataFrame(rows))
+
     def write_pictures(
         self, samples: Sequence[Sample], shown: Mapping[str, tuple[Image, Mapping[str, Any]] | None]
     ) -> None:

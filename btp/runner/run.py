@@ -39,7 +39,8 @@ from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile
 from btp.runner.evaluation.data import Feed
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
-from btp.runner.evaluation.shorten import shortened
+from btp.runner.evaluation.shorten import check_contexts, shortened
+from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.generate import Foreign
 from btp.runner.evaluation.ways.way import Way
@@ -142,6 +143,8 @@ class Run:
             return
         with self.phase("load"):
             self.loaded = self._load()
+        if self.machine.leads:
+            self.folder.update(unit=self.loaded.host.unit)
         if self.machine.leads and self.loaded.notes:
             self.folder.update(notes=list(self.loaded.notes))
             print(*self.loaded.notes, sep="\n", flush=True)
@@ -175,12 +178,12 @@ class Run:
             seen = way.look(self.loaded, samples, sizes)
         with self.phase("calibrate"):
             arms = self._arms(seen.totals, seen.pictures)
+            check_contexts(arms, samples)
         if self.machine.leads:
             shown = samples[next((i for i, tokens in enumerate(seen.estimates) if tokens), 0)]
             text = way.prompt(self.loaded, shown)
             self.folder.update(**({} if text is None else {"prompt": {"sample": shown.id, "text": text}}))
             self._say_calibration()
-        self.folder.update(unit=self.loaded.host.unit)
         rows = {}
         batches = (way.collate, [*map(pixels, sizes)], seen.groups)
         with self.machine.feed(samples, self.loaded.processor, *batches) as feed:
@@ -205,6 +208,7 @@ class Run:
         self.folder.write_samples(samples, rows, scores, way.agrees)
         self.folder.update(metrics={a.name: m for a in arms if (m := way.metrics(samples, rows[a.name]))})
         drawn = spread(samples, config["overlays"])
+        self.folder.write_marks({arm.name: way.marks(drawn, rows[arm.name]) for arm in arms})
         self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s) for s in drawn})
         if config["cost"]["enabled"]:
             measured = [s for s, tokens in zip(samples, seen.estimates, strict=True) if tokens] or samples
@@ -219,14 +223,15 @@ class Run:
         with self.phase("formula"):
             self.loaded = Loaded(sketch(config["model"], self.checkpoint_folder), None)
             inputs = synthetic_inputs(self.loaded, config["cost"]["batch"], config["model"]["example"])
-            arms = self._arms([int(self.loaded.host.visual_mask(inputs)[0].sum())], pictures_of(inputs))
+            arms = self._arms([visual_count(self.loaded.host, inputs)], pictures_of(inputs))
         if not self.machine.leads:
             return
         listing = [arm.describe() for arm in arms]
         self.folder.update(arms=listing, budget=_of_method(listing))
         host, device, cost = self.loaded.host, self.machine.device, config["cost"]
-        facts, self.measures = say_forecast(self.folder.path, host, arms, inputs, device, cost)
-        self.folder.update(measurement=facts)
+        if "llm" in host.towers:
+            facts, self.measures = say_forecast(self.folder.path, host, arms, inputs, device, cost)
+            self.folder.update(measurement=facts)
         if self.measures:
             with self.phase("load"):
                 self.loaded = self._load()

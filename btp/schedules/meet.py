@@ -74,7 +74,9 @@ def passing(pixels: Tensor) -> int:
 def pictures_of(inputs: Mapping[str, Any]) -> int:
     """Pictures that pass the vision tower for a row of a model's inputs, tiles counted one by one."""
     pixels = inputs.get("pixel_values")
-    return max(1, passing(pixels) // len(inputs["input_ids"])) if pixels is not None else 1
+    if pixels is None or "input_ids" not in inputs:
+        return 1
+    return max(1, passing(pixels) // len(inputs["input_ids"]))
 
 
 def facts_of(host: Host, totals: int | Sequence[int], pictures: int = 1, unequal: bool = False) -> Facts:
@@ -204,7 +206,7 @@ def meet(
         OutOfReach: the budget cannot be met, and nearest is not set.
     """
     check_towers(planned.schedule, facts)
-    planned.schedule.check_sites(facts.layers)
+    planned.schedule.check_sites(facts.layers, facts.layers if facts.tower == "vision" else None)
     if budget is None:
         schedule = _bare(planned.schedule)
         schedule.tokens_avg(facts.most, facts.layers, facts.tower)  # refuses more than are alive
@@ -296,11 +298,11 @@ def check_towers(schedule: Schedule, facts: Facts) -> None:
         ValueError: says which.
     """
     for i, stage in enumerate(schedule):
-        if facts.tower == "vision" and stage.site.tower == "llm":
+        if facts.tower == "vision" and (stage.site.tower == "llm" or stage.site.kind == "output"):
             raise ValueError(
-                f"schedule.{i}.site is {stage.site}, but this model has no language model: its tokens can leave in its "
-                f"vision tower alone. Set pruner.schedule.{i}.site to vision.layer.N where the method can work there, "
-                "or choose another pruner."
+                f"schedule.{i}.site is {stage.site}, but this model has no language model: its tokens can leave "
+                f"between the layers of its vision tower alone. Set pruner.schedule.{i}.site to vision.layer.N where "
+                "the method can work there, or choose another pruner."
             )
 
 

@@ -44,6 +44,11 @@ def plan(config: Mapping[str, Any], facts: Facts, build: Callable[[Mapping], Pru
         ValueError: a site that the model does not have, a schedule without effect, parts that get in each other's way.
     """
     pruner, root = config["pruner"], config["schedule"]
+    if pruner.get("tower", facts.tower) != facts.tower:
+        raise ValueError(
+            f"pruner {pruner['name']!r} is for models without a language model (its yaml says tower: vision), and this "
+            "one has one. Choose another pruner, or such a model: docs/vision_models.md lists them."
+        )
     if pruner.get("parts"):
         return _composed(config, facts, build, found)
     if root["kind"] == "auto" and pruner["schedule"] is not None:

@@ -31,7 +31,8 @@ def solve_fit(
         num_layers: of the tower.
         budget_tokens: wanted visual tokens, averaged over its layers.
         nearest: take the nearest that can be reached where the budget cannot.
-        tower: "llm", or "vision" of a model without a language model, where each layer of a ladder counts for itself.
+        tower: "llm", or "vision" of a model without a language model: each layer counts for itself there, and only
+            stages inside layers (vision.mlp) are a ladder; others each leave the same share of what is alive.
 
     Returns:
         The schedule with ints in place of `fit`.
@@ -71,7 +72,7 @@ def solve_counts(
             )
     knots = _knots(stages, chain)
     if tower == "vision":
-        return _in_tower(stages, knots, total, num_layers, budget, nearest)
+        return _in_tower(stages, _merging(stages, knots), total, num_layers, budget, nearest)
     knobs: list[Knob] = []
     for knot in knots:
         before = total if not knobs else knobs[-1].count or 0
@@ -197,6 +198,11 @@ def _in_tower(
         middle = (low + high) // 2
         low, high = (middle + 1, high) if filled(above, middle)[0] < budget else (low, middle)
     return min((filled(above, count) for count in (low, low - 1)), key=lambda found: abs(found[0] - budget))[1]
+
+
+def _merging(stages: Sequence[Stage], knots: list[list[int]]) -> list[list[int]]:
+    """The same, where only stages that merge inside layers are one ladder."""
+    return [part for knot in knots for part in ([knot] if stages[knot[0]].site.kind == "mlp" else [[i] for i in knot])]
 
 
 def _mean(stages: Sequence[Stage], counts: Mapping[int, int | None], total: int, layers: int) -> float:

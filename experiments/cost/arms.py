@@ -28,8 +28,9 @@ STAGES = (
 
 
 def all_pruners() -> list[str]:
-    """Every method and control that has a yaml."""
-    return sorted(path.stem for path in (CONF / "pruner").glob("*.yaml") if path.stem not in LEFT_OUT)
+    """Every method and control that has a yaml, but for those of models without a language model."""
+    paths = [path for path in (CONF / "pruner").glob("*.yaml") if path.stem not in LEFT_OUT]
+    return sorted(path.stem for path in paths if "tower" not in OmegaConf.load(path))
 
 
 def composed(*words: str) -> dict[str, Any]:

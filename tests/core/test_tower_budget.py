@@ -40,12 +40,11 @@ def test_a_ladder_drops_as_many_in_each_layer_and_meets_the_mean():
     assert solved.tokens_avg(196, 12, "vision") == pytest.approx(130, abs=0.5)
 
 
-def test_three_stages_of_one_method_drop_alike():
-    solved = solve_fit(stages("vision.layer.1", "vision.layer.3", "vision.layer.5"), 512, 6, 300, tower="vision")
+def test_stages_apart_each_leave_the_same_share():
+    solved = solve_fit(stages("vision.layer.2", "vision.layer.3", "vision.layer.5"), 512, 6, 256, tower="vision")
     a, b, c = (stage.keep for stage in solved)
-    assert abs((512 - a) - (a - b)) <= 1
-    assert abs((a - b) - (b - c)) <= 1
-    assert solved.tokens_avg(512, 6, "vision") == pytest.approx(300, abs=0.5)
+    assert a / 512 == pytest.approx(b / a, abs=0.01) == pytest.approx(c / b, abs=0.03)
+    assert solved.tokens_avg(512, 6, "vision") == pytest.approx(256, abs=0.2)
 
 
 def test_multiples_of_the_first_stage():
@@ -85,6 +84,19 @@ def test_pictures_of_unequal_size_are_solved_one_by_one():
     assert met.reached == 45
 
 
-def test_a_stage_in_a_language_model_is_refused():
-    with pytest.raises(ValueError, match=r"schedule.0.site is llm.layer.2, but this model has no language model"):
-        meet(Planned(stages("llm.layer.2", keep=3)), facts(), None, None, move=False, nearest=False)
+@pytest.mark.parametrize("site", ["llm.layer.2", "vision.output"])
+def test_a_stage_outside_of_the_tower_is_refused(site):
+    with pytest.raises(ValueError, match=rf"schedule.0.site is {site}, but this model has no language model"):
+        meet(Planned(stages(site, keep=3)), facts(), None, None, move=False, nearest=False)
+
+
+def test_a_layer_that_the_tower_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"schedule.0.site is vision.layer.9, but the vision tower has 6 layers"):
+        meet(
+            Planned(stages("vision.layer.9")),
+            facts(),
+            Budget(6, share=0.5, tower="vision"),
+            None,
+            move=False,
+            nearest=False,
+        )

@@ -31,6 +31,8 @@ ROWS = {
     "yolos": (16, [0, 13, 14, 15], "patches", "detect"),
     "yolos_mid": (16, [0, 13, 14, 15], "patches", "detect"),
     "vim": (10, [4], "patches", "classify"),
+    "plainmamba": (9, [], "patches", "classify"),
+    "plainmamba_own": (9, [], "patches", "classify"),
 }
 
 
@@ -63,7 +65,7 @@ def test_where_patches_and_tubes_lie():
     ]
 
 
-@pytest.mark.parametrize("family", ["vit", "videomae", "yolos", "vim"])
+@pytest.mark.parametrize("family", ["vit", "videomae", "yolos", "vim", "plainmamba"])
 def test_a_saved_model_is_loaded_by_its_own_class(family, tmp_path):
     MODELS[family]().save_pretrained(tmp_path)
     kind = {"videomae": "VideoMAEImageProcessor", "yolos": "YolosImageProcessor"}.get(family, "ViTImageProcessor")
@@ -76,7 +78,7 @@ def test_a_saved_model_is_loaded_by_its_own_class(family, tmp_path):
     assert found.processor is not None
 
 
-@pytest.mark.parametrize("family", ["vit", "videomae", "yolos", "vim"])
+@pytest.mark.parametrize("family", ["vit", "videomae", "yolos", "vim", "plainmamba"])
 def test_random_weights_and_a_sketch(family):
     about = {k: v for k, v in shared(family).config.to_diff_dict().items() if k != "dtype"}
     config = KEYS | {"weights": "random", "config": about | {"model_type": shared(family).config.model_type}}

@@ -1,12 +1,16 @@
 """Methods of the K/V cache in tables and comparisons: an axis and a front of their own, and words for their tokens."""
 
+import matplotlib
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sample_run import ARMS, method, write_run
 
 from btp.report.comparison.compare import compare
 from btp.report.comparison.groups import fields
 from btp.report.comparison.table import comparable, ranking
+from btp.report.figures.needles import needles
+from btp.report.figures.style import LIGHT
 from btp.report.tables.run_table import run_table
 from btp.report.text.fired import fired
 from btp.report.text.run_text import headline, remarks
@@ -114,3 +118,20 @@ def test_words(text, said):
     assert in_unit(text, "prompt tokens") == said
     assert in_unit(text, "visual tokens") == text
     assert common(["visual tokens", "prompt tokens"]) == "tokens"
+
+
+def test_needles_are_a_map_of_lengths_and_depths(tmp_path):
+    """A panel per arm, a cell per place; no other task has one."""
+    places = tuple(f"{length} words, {depth}%" for length in (100, 2000) for depth in (0, 50, 100))
+    run = read_run(write_run(tmp_path / "niah", abilities=places, overlays=0))
+    with matplotlib.rc_context(LIGHT.style()):
+        figure = needles(run, run_table(run), LIGHT)
+        FigureCanvasAgg(figure).draw()
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in shown] == [arm.title for arm in run.arms]
+    cells = shown[0].images[0].get_array()
+    row = run_table(run).frame.iloc[0]
+    assert cells.shape == (3, 2)
+    assert cells[1, 1] == pytest.approx(100 * row["accuracy_2000 words, 50%"])
+    other = read_run(write_run(tmp_path / "other", overlays=0))
+    assert needles(other, run_table(other), LIGHT) is None

@@ -15,8 +15,9 @@ from btp.models.text_processor import TextProcessor
 from btp.results.reader import read_run
 from btp.runner.arms import build_arms
 from btp.runner.evaluation.data import Collate
-from btp.runner.evaluation.shorten import shortened, without_middle
+from btp.runner.evaluation.shorten import check_contexts, shortened, without_middle
 from btp.runner.evaluation.visual_totals import text_totals
+from btp.runner.identity import model_identity
 from btp.schedules.meet import Facts
 from btp.schedules.plan import Sources
 from btp.schedules.slots import fit_slots, in_cache, over_steps
@@ -59,10 +60,18 @@ def test_a_model_brings_its_task_unless_another_is_named():
     assert (config["task"]["name"], config["calibration"]["name"]) == ("pocketdocs", "pocketdocs")
     assert set(config["controls"]) == {"random", "window", "no_context"}
     assert composed("model=pocket_text", "task=niah")["task"]["name"] == "niah"
+    assert composed("model=llama2_7b")["calibration"]["name"] == "pocketdocs"
     assert set(composed("model=pocket")["controls"]) == {"random", "downsampled", "no_image"}
     for task in ("longbench", "few_shot", "niah"):
         assert set(composed("model=pocket_text", f"task={task}")["controls"]) == {"random", "window", "no_context"}
     assert set(composed("model=pocket_text", "task=ruler")["controls"]) == {"random", "window"}
+
+
+def test_a_run_is_named_by_its_prompts():
+    """With a chat template or without, answers are others; models of pictures have no such key."""
+    with_, without = (composed("model=pocket_text", f"model.chat={chat}")["model"] for chat in ("true", "false"))
+    assert model_identity(with_) != model_identity(without)
+    assert "chat" not in model_identity(composed("model=pocket")["model"])
 
 
 def test_controls_of_tokens():
@@ -183,6 +192,16 @@ def test_tasks_say_how_long_a_prompt_may_be(processor, longest, tokens):
     (cut,) = shortened(Task(), [sample], Loaded(host, processor))
     assert len(cut.question.replace("documentdocument", "document document").split()) == tokens
     assert Collate(processor)([cut]).inputs["input_ids"].shape[1] <= 40
+
+
+def test_a_context_that_nobody_knows_cannot_be_left_out():
+    found, _ = arms("pruner=fastv", "budget.share=0.4")
+    known = PocketDocs("test", 0, 9, lengths=[256])[0]
+    check_contexts(list(found.values()), [known])
+    with pytest.raises(
+        ValueError, match=r"no_context leaves out the text .* sample b that is.* drop the control with ~con"
+    ):
+        check_contexts(list(found.values()), [known, replace(known, id="b", context=())])
 
 
 @pytest.mark.slow

@@ -28,7 +28,10 @@ from btp.results.find import LeftOut, find_runs, nothing_found
 
 _STEM = "comparison"
 _ABILITY = "Accuracy by ability, %"
-_IN_PRINT = ("method", "model", "task", "tokens_avg", "macro", "reading", "rest", "flops_visual_pdrop", "prefill_ratio")
+_IN_PRINT = (
+    *("method", "model", "task", "tokens_avg", "macro", "reading", "rest"),
+    *("flops_visual_pdrop", "prefill_ratio", "flops_model", "forward_ratio"),
+)
 
 
 def compare(

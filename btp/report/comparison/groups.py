@@ -7,12 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from btp.report.comparison.series_names import depths, variants
+from btp.report.comparison.series_names import RANDOM, depths, variants
 from btp.report.text.run_text import SAME_BUDGET, Remark, listed
 from btp.results.reader import Arm, RunFolder
 
 _MOST = 3  # methods that a name lists
-RANDOM = ("random", "randomslots")  # classes of random selection, of tokens and of slots
 SAME_MODEL = 0.95  # share of unpruned answers that two runs must share to count as runs of one model
 
 

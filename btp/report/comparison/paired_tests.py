@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from btp.report.comparison.groups import RANDOM, Entry, Field, level, pair
+from btp.report.comparison.groups import Entry, Field, level, pair
+from btp.report.comparison.series_names import RANDOM
 from btp.report.text.run_text import SAME_BUDGET
 from btp.results.reader import RunFolder
 from btp.results.stats import Interval, holm, paired_gap, paired_p

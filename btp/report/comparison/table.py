@@ -16,8 +16,8 @@ from btp.report.text.checks import moved
 from btp.report.text.run_text import SAME_BUDGET
 from btp.report.text.units import common
 
-PRICES = ("tokens_avg", "flops_visual_pdrop", "flops_prefill", "prefill_ratio")  # of methods that prune tokens
-SLOTS = "slots"  # of those that evict from the K/V cache, which save none of the others
+PRICES = ("tokens_avg", "flops_visual_pdrop", "flops_prefill", "prefill_ratio", "flops_model", "forward_ratio")
+SLOTS = "slots"  # of methods that evict from the K/V cache, which save none of the others
 _NAMES = {"unpruned": "unpruned", "random": "random", "downsampled": "down-sampled", "btp": "BTP"}
 _ASKED = c.Column(
     "budget_asked",
@@ -27,7 +27,7 @@ _ASKED = c.Column(
     "Layer-averaged visual tokens that the run asked for; what was reached stands beside it.",
 )
 _GIVEN = (c.METHOD, _ASKED, c.TOKENS, c.SLOTS, c.MACRO, c.READING, c.REST)
-_COST = tuple(x for x in c.COST if x.key in (*PRICES, "kv_mib", "per_token_ratio"))
+_COST = tuple(x for x in c.COST if x.key in (*PRICES, "kv_mib", "per_token_ratio", "per_second"))
 
 
 def ranking(fields: Sequence[Field]) -> Table:
@@ -64,7 +64,7 @@ def comparable(frame: pd.DataFrame, key: str) -> pd.Series:
 def price(frame: pd.DataFrame, key: str) -> np.ndarray:
     """[n] what each row costs; the unpruned model's time is 1 of its own."""
     values = frame[key].to_numpy(float)
-    return np.where(frame["role"].eq("baseline"), 1.0, values) if key == "prefill_ratio" else values
+    return np.where(frame["role"].eq("baseline"), 1.0, values) if key in c.RATIOS else values
 
 
 def _field_rows(number: int, field: Field) -> pd.DataFrame:

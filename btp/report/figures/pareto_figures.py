@@ -16,7 +16,7 @@ from btp.report.comparison.table import SLOTS, comparable, price
 from btp.report.figures.axes import WIDTH, legend
 from btp.report.figures.labels import name_points
 from btp.report.figures.style import Look, Theme, looks_apart
-from btp.report.tables.columns import number
+from btp.report.tables.columns import RATIOS, number
 from btp.report.text.units import common, in_unit
 
 _FAR = 1.6  # an unpruned model this much dearer than all others is named at the edge, not drawn to scale
@@ -39,7 +39,7 @@ class Price:
 
 _CAPTION = "Macro accuracy with its 95% interval; the grey steps are the Pareto front: nothing scores as well for less."
 PRICES = (
-    Price("tokens_avg", "visual tokens, averaged over the decoder layers", "Accuracy over visual tokens", _CAPTION),
+    Price("tokens_avg", "visual tokens, averaged over the layers", "Accuracy over visual tokens", _CAPTION),
     Price("prefill_ratio", "prefill time, × the unpruned model's", "Accuracy over measured time", _CAPTION),
     Price(
         "flops_visual_pdrop",
@@ -54,6 +54,8 @@ PRICES = (
         f"Methods that evict from the cache, which compute the whole prompt. {_CAPTION}",
     ),
     Price("flops_prefill", "prefill FLOPs, everything counted (flops_prefill)", "Accuracy over all FLOPs", _CAPTION),
+    Price("forward_ratio", "time of a forward, × the unpruned model's", "Accuracy over measured time", _CAPTION),
+    Price("flops_model", "FLOPs, everything counted (flops_model)", "Accuracy over all FLOPs", _CAPTION),
 )
 Draw = Callable[[pd.DataFrame, Mapping[str, Look], Theme], Figure | None]
 
@@ -83,7 +85,7 @@ def score_over_price(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme
     if of.key.startswith("flops"):
         axes.xaxis.set_major_formatter(EngFormatter(places=0 if rows["x"].max() > 1e7 else None))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
-    if of.key == "prefill_ratio":
+    if of.key in RATIOS:
         axes.axvline(1, color=theme.soft, linewidth=0.8, linestyle=":", zorder=1)
     figure.set_figheight(_HEIGHT + _legend(figure, axes, drawn, mine, theme))
     _name(axes, drawn, mine, theme)
@@ -151,7 +153,7 @@ def _panels(
         axes.tick_params(labelsize=8)
     grid[lines // 2, 0].set_ylabel("accuracy, %")
     what = "K/V slots" if key == SLOTS else common(frame["unit"])
-    figure.supxlabel(f"{what}, averaged over the decoder layers", fontsize=9.5, color=theme.ink)
+    figure.supxlabel(f"{what}, averaged over the layers", fontsize=9.5, color=theme.ink)
     above = _legend(figure, grid.flat[0], rows, mine, theme)
     figure.set_figheight(0.5 + height * lines + above)
     return figure
@@ -212,10 +214,10 @@ def _draw_series(axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme
         axes.vlines(
             group["x"], 100 * group["macro_low"], 100 * group["macro_high"], color=color, linewidth=1, alpha=0.45
         )
-        if "prefill_ratio_low" in group and (group["x"] == group["prefill_ratio"]).any():
-            axes.hlines(
-                group["y"], group["prefill_ratio_low"], group["prefill_ratio_high"], color=color, linewidth=1, alpha=0.3
-            )
+        for key in RATIOS:
+            if f"{key}_low" in group and (group["x"] == group[key]).any():
+                ends = (group[f"{key}_low"], group[f"{key}_high"])
+                axes.hlines(group["y"], *ends, color=color, linewidth=1, alpha=0.3)
         axes.plot(
             group["x"],
             group["y"],

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from btp.report.figures.axes import WIDTH, legend, new_figure, tradeoff
+from btp.report.figures.needles import needles
 from btp.report.figures.pareto_figures import shortened
 from btp.report.figures.style import Look, Theme, looks
 from btp.report.tables.run_table import Table
@@ -195,4 +196,5 @@ PLOTS: dict[str, Plot] = {
     "accuracy_by_tokens": accuracy_by_tokens,
     "tokens_per_layer": tokens_per_layer,
     "calibration": calibration_curves,
+    "needles": needles,
 }

@@ -31,6 +31,8 @@ _FRONTS = {
     "flops_visual_pdrop": "visual FLOPs",
     "flops_prefill": "prefill FLOPs",
     "prefill_ratio": "time",
+    "flops_model": "FLOPs",
+    "forward_ratio": "time",
 }
 _PROVENANCE = ("search", "calibration", "budget", "solved", "moved")  # keys of run.json, where a run has them
 _FOLDS = (ABILITY, METRICS)  # columns that give way where the table has no room

@@ -68,9 +68,10 @@ def _works(run: RunFolder, arm: Arm, row: Mapping[str, Any], base: Mapping[str, 
             f"holds {row['slots']:.1f}{of} slots per key head in the K/V cache, averaged over the decoder layers{share}"
         )
     share = row["tokens_avg"] / row["visual_tokens"] if row["visual_tokens"] else 0.0
+    layers = "decoder layers" if run.unit.endswith("tokens") else "layers"
     return (
-        f"works with {row['tokens_avg']:.1f} of {row['visual_tokens']:.4g} {run.unit}, averaged over the decoder "
-        f"layers ({100 * share:.0f}%)"
+        f"works with {row['tokens_avg']:.1f} of {row['visual_tokens']:.4g} {run.unit}, averaged over the {layers} "
+        f"({100 * share:.0f}%)"
     )
 
 
@@ -121,19 +122,21 @@ def _against(name: str, hardest: bool, row: Mapping[str, Any], control: Mapping[
 
 def _cost(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
     said = []
-    if base is not None and base.get("flops_prefill") and not isnan(row["flops_prefill"]):
-        said.append(f"{100 * row['flops_prefill'] / base['flops_prefill']:.0f}% of the prefill FLOPs")
+    for key, name in (("flops_prefill", "prefill FLOPs"), ("flops_model", "FLOPs")):
+        if base is not None and base.get(key) and not isnan(row[key]):
+            said.append(f"{100 * row[key] / base[key]:.0f}% of the {name}")
     if base is not None and base.get("kv_mib") and not isnan(row["kv_mib"]):
         said.append(f"{100 * row['kv_mib'] / base['kv_mib']:.0f}% of the KV cache")
-    ratio, open_ = row["prefill_ratio"], not told_from_one(row, "prefill_ratio")
+    key, name = ("prefill_ratio", "prefill time") if isnan(row["forward_ratio"]) else ("forward_ratio", "time")
+    ratio, open_ = row[key], not told_from_one(row, key)
     if not isnan(ratio) and not open_:
-        said.append(f"{ratio:.2f} times the prefill time")
+        said.append(f"{ratio:.2f} times the {name}")
     text = f"It takes {listed(said)} of the unpruned model." if said else ""
     if isnan(ratio) or not open_:
         return text
-    ends = spread_of(row, "prefill_ratio", "times")
+    ends = spread_of(row, key, "times")
     why = f"the ratio lies in {ends}" if ends else "too few rounds were timed for an interval"
-    return f"{text} Its prefill time is not told from the unpruned model's: {why}.".lstrip()
+    return f"{text} Its {name} is not told from the unpruned model's: {why}.".lstrip()
 
 
 def remarks(run: RunFolder, table: Table) -> list[Remark]:

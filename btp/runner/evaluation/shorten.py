@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from btp.models.loading.load import Loaded
+from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Collate
 from btp.runner.evaluation.prompt_length import context_of
 from btp.tasks.sample import Sample, Task
@@ -45,6 +46,22 @@ def shortened(task: Task, samples: Sequence[Sample], loaded: Loaded) -> list[Sam
         return context[0] - around[sample.chat] - (sample.max_new_tokens or task.max_new_tokens)
 
     return [without_middle(sample, limit(sample), loaded.processor.tokenizer) for sample in samples]
+
+
+def check_contexts(arms: Sequence[Arm], samples: Sequence[Sample]) -> None:
+    """Refuse to leave out a text where a task does not tell it from the question.
+
+    Raises:
+        ValueError: names the arm and the sample.
+    """
+    arm = next((arm for arm in arms if arm.picture == "none"), None)
+    sample = next((sample for sample in samples if not sample.context), None)
+    if arm is not None and sample is not None:
+        raise ValueError(
+            f"{arm.name} leaves out the text that a question is about, but nothing says which part of sample "
+            f"{sample.id} that is, so it would have no effect. Choose another pruner, or drop the control with "
+            f"~controls.{arm.name}."
+        )
 
 
 def without_middle(sample: Sample, limit: int, tokenizer: Any) -> Sample:

@@ -28,10 +28,13 @@ class Classifying(Evaluate):
 
     def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
         """The likeliest classes, best first, and [B, C] log-probabilities."""
-        found = self.host(**inputs).logits.float().log_softmax(-1)
-        best = found.topk(min(BEST, found.shape[-1])).indices.tolist()
-        named = [[self.names[i] for i in row] for row in best]
-        return [{"prediction": row[0], "best": row} for row in named], found
+        return _named(self.host, self.names, inputs)
+
+
+def _named(host: Any, names: Mapping[int, str], inputs: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Tensor]:
+    found = host(**inputs).logits.float().log_softmax(-1)
+    best = [[names[i] for i in row] for row in found.topk(min(BEST, found.shape[-1])).indices.tolist()]
+    return [{"prediction": row[0], "best": row} for row in best], found
 
 
 class Classify(Looking):
@@ -44,6 +47,16 @@ class Classify(Looking):
         """Also: the classes of model and task must be the same."""
         super().check(loaded, samples)
         names_of(loaded.host.labels, self.task)
+
+    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+        """The class, and [C] log-probabilities."""
+        (row,), found = _named(loaded.host, names_of(loaded.host.labels, self.task), inputs)
+        return row["prediction"], found[0]
+
+    def likely(self, loaded: Loaded, first: Tensor, most: int) -> list[tuple[str, float]]:
+        """Classes."""
+        names, top = names_of(loaded.host.labels, self.task), first.exp().topk(min(most, len(first)))
+        return [(names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
 
     def scores(self, samples: Sequence[Sample], rows: Mapping[str, Row]) -> list[float]:
         """1 where the likeliest class is right, else 0."""

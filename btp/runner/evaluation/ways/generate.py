@@ -99,6 +99,19 @@ class Generate(Way):
         """The task's own."""
         return self.task.summary(samples, [rows[s.id]["prediction"] for s in samples])  # type: ignore[attr-defined]
 
+    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+        """The text, and [V] log-probabilities of its first token."""
+        with first_logits(loaded.host) as seen:
+            ids = loaded.host.generate(**inputs, max_new_tokens=self.task.max_new_tokens)
+        text = loaded.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return text.strip(), seen[0][0].float().log_softmax(-1)
+
+    def likely(self, loaded: Loaded, first: Tensor, most: int) -> list[tuple[str, float]]:
+        """First tokens."""
+        top = first.exp().topk(min(most, len(first)))
+        named = [loaded.processor.tokenizer.decode([i]) for i in top.indices.tolist()]
+        return list(zip(named, top.values.tolist(), strict=True))
+
     def inert(self, loaded: Loaded, arm: Arm, samples: Sequence[Sample]) -> dict[str, Any]:
         """Tokens and logits of whole answers."""
         return check_inert(loaded, arm, samples, self.task.max_new_tokens)

@@ -18,6 +18,7 @@ from btp.runner.arms import Arm, inert
 from btp.runner.evaluation.data import Batch, Collate, shrunk
 from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.processing import processed, try_unusual
+from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.way import Seen, Sizes, Way
 from btp.tasks.sample import Sample
 
@@ -61,7 +62,7 @@ class Looking(Way):
                 what = f"clips of {wanted} frames" if wanted > 1 else "one picture"
                 raise ValueError(
                     f"sample {sample.id} has {len(sample.images)} pictures, but the model takes {what} (num_frames of "
-                    "its config.json). Set task.dataset.frames, or choose another model."
+                    "its config.json). Set task.dataset.reader.frames, or choose another model."
                 )
 
     def look(self, loaded: Loaded, samples: Sequence[Sample], sizes: Sizes) -> Seen:
@@ -69,7 +70,7 @@ class Looking(Way):
         collate = self.collate(loaded.processor)
         groups = [tuple(mine[:1]) for mine in sizes] if varies(loaded.processor) else [()] * len(samples)
         shown = dict(zip(reversed(groups), reversed(samples), strict=True))
-        counted = {group: count(loaded.host, collate, sample) for group, sample in shown.items()}
+        counted = {group: visual_count(loaded.host, collate([sample]).inputs) for group, sample in shown.items()}
         totals = [counted[group] for group in groups]
         order = sorted(range(len(samples)), key=lambda i: (-totals[i], groups[i], samples[i].ability, samples[i].id))
         try_unusual(samples, collate)
@@ -108,13 +109,8 @@ class Looking(Way):
 def varies(processor: Any) -> bool:
     """Whether pictures of several sizes come to several sizes."""
     size = getattr(processor, "size", None) or {}
-    fixed = {"height", "width"} <= set(size) and not getattr(processor, "keep_aspect_ratio", False)
+    fixed = "height" in size and "width" in size
     return not (fixed or getattr(processor, "do_center_crop", False))
-
-
-def count(host: Any, collate: Collate, sample: Sample) -> int:
-    """Patches, or tubes, of a sample."""
-    return int(host.layout(collate([sample]).inputs).visual[0].sum())
 
 
 def outputs(out: Any) -> Mapping[str, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from PIL import Image
+from torch import Tensor
 
 from btp.models.loading.load import Loaded
 from btp.results.writer import same_text
@@ -107,6 +108,22 @@ class Way:
     def agrees(self, answer: Row, unpruned: Row) -> bool | float:
         """How far an answer is the unpruned one: true or false, or a share."""
         return same_text(answer, unpruned)
+
+    def marks(self, samples: Sequence[Sample], rows: Mapping[str, Row]) -> list[dict[str, Any]]:
+        """What a report draws of an arm's answers on their pictures, as marks.parquet has it: sample, label, kind, x0,
+        y0, x1, y1; nothing where answers are no boxes.
+        """
+        return []
+
+    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+        """Answer the only sample of a model's inputs: what a row would hold as its prediction, and its
+        log-probabilities [V], or [..., V].
+        """
+        raise NotImplementedError
+
+    def likely(self, loaded: Loaded, first: Tensor, most: int) -> list[tuple[str, float]]:
+        """The likeliest of what `once` weighed: names and probabilities, the likeliest first."""
+        raise NotImplementedError
 
     def inert(self, loaded: Loaded, arm: Arm, samples: Sequence[Sample]) -> dict[str, Any]:
         """Answer with the method attached and everything kept, and without the engine: nothing may differ.
