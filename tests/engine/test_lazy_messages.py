@@ -47,7 +47,7 @@ CASES = [
     (LazyLLM(), both(("llm.layer.2", 0.5), first=-1), r"schedule\.0\.first is -1\. Choose from: an int >= 0"),
     (LazyLLM(), both(("llm.layer.2", 0.5), protect="all"), r"protect is 'all'\. Choose from: none, generated"),
     (LazyLLM(), both(("llm.layer.2", 0.5), scope="words"), r"scope is 'words'\. Choose from: all, visual, text, None"),
-    (LazyLLM(), both(("llm.layer.2", 0.5), scope="text"), r"scope is text, but LlamaForCausalLM has no vision tower"),
+    (LazyLLM(), both(("llm.layer.2", 0.5), scope="text"), r"scope is text, but LlamaForCausalLM takes text alone"),
     (
         LazyLLM(),
         both(("llm.layer.2", 0.5), protect="generated", revive=False),

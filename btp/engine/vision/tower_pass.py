@@ -212,7 +212,7 @@ class TowerPass(threading.local):
         states = hidden if alive is None else gather_rows(hidden, alive)
         before = shown.counts
         totals = pictures.totals if behind else (pictures.total,) * len(before)
-        counts = tuple(min(stage.count(total), n) for total, n in zip(totals, before, strict=True))
+        counts = tuple(stage.kept(total, n) for total, n in zip(totals, before, strict=True))
         if max(before) == 0:
             pictures.passed.append(pictures.state(stage.site, merging=False))
             return hidden
