@@ -129,8 +129,8 @@ class Pruner(ABC):
         for i, stage in enumerate(schedule):
             if stage.in_decode and stage.site.layer < 1:
                 raise ValueError(
-                    f"schedule.{i}.site is {stage.site} in phase both, but in front of layer 0 there are no keys to choose "
-                    f"among. Set schedule.{i}.site to llm.layer.1 or later."
+                    f"schedule.{i}.site is {stage.site} in phase both, but in front of layer 0 there are no keys to "
+                    f"choose among. Set schedule.{i}.site to llm.layer.1 or later."
                 )
             names = self.stage_settings | frozenset(IN_DECODE if stage.in_decode else ())
             for key in stage.settings:

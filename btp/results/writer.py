@@ -145,7 +145,19 @@ class RunFolder:
         write_parquet(self.path / "trace.parquet", pd.DataFrame(trace, columns=columns))
         write_json(self.path / "layers.json", layers)
         self._write_regions(samples)
+        self._write_steps(rows)
         return frame
+
+    def _write_steps(self, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """Write steps.parquet: what stages of phase both did in each forward; nothing where there is none."""
+        steps = [
+            {"arm": arm, "sample": sample, **step}
+            for arm, mine in rows.items()
+            for sample, row in mine.items()
+            for step in row.get("steps", ())
+        ]
+        if steps:
+            write_parquet(self.path / "steps.parquet", pd.DataFrame(steps))
 
     def _write_regions(self, samples: Sequence[Sample]) -> None:
         """Write regions.parquet: the labelled regions of every sample's first picture, where the task knows them."""

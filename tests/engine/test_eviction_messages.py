@@ -92,7 +92,7 @@ def test_a_cache_signal_between_layers():
 
     plan = Schedule((Stage("llm.layer.2", 2),))
     with (
-        pytest.raises(ValueError, match="Slots are shown to stages at"),
+        pytest.raises(ValueError, match=r"Slots are shown to stages at llm\.cache"),
         attach(tiny.shared("llava"), Token(), plan),
     ):
         raise AssertionError("not refused")

@@ -1,6 +1,6 @@
 """Stages of phase both: in every step tokens stay behind between layers, and may come back in a later one."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import tiny
@@ -218,6 +218,12 @@ def test_how_many_stay(keep, of, expected):
     assert [len(record.seen_at[0]) for (record,) in trace.last.steps] == expected
 
 
+def _sums(call, b):
+    """For each stage, the tokens computed behind it so far, summed over the forwards."""
+    columns = [[record.computed[b] for record in column] for column in zip(*call.steps, strict=True)]
+    return [sum(accumulate(column)) for column in columns]
+
+
 ROWS = [[2, "i", 5], [3, "i", 1, "i", 2]]
 
 
@@ -232,6 +238,11 @@ def test_pictures(attention, scope):
     with attach(host, LazyLLM(), both(("llm.layer.1", 0.6), ("llm.layer.3", 0.5), **settings)) as trace:
         tokens, logits = steps(host, inputs, n=6)
     call, S = trace.last, inputs["input_ids"].shape[1]
+    assert call.held == call.tokens
+    through = [sum(record.computed[0] for record in column) for column in zip(*call.steps, strict=True)]
+    full = call.tokens[0][0] + 5
+    assert [call.held_sum[at][0] for at in (0, 1, 3)] == [sum(range(full - 5, full + 1)), *_sums(call, 0)]
+    assert through[0] <= full
     for b in range(2):
         real = inputs["attention_mask"][b].bool()
         row = alone(inputs, b, 9)

@@ -47,7 +47,7 @@ CASES = [
     (LazyLLM(), both(("llm.layer.2", 0.5), first=-1), r"schedule\.0\.first is -1\. Choose from: an int >= 0"),
     (LazyLLM(), both(("llm.layer.2", 0.5), protect="all"), r"protect is 'all'\. Choose from: none, generated"),
     (LazyLLM(), both(("llm.layer.2", 0.5), scope="words"), r"scope is 'words'\. Choose from: all, visual, text, None"),
-    (LazyLLM(), both(("llm.layer.2", 0.5), scope="text"), r"scope is text, but LlamaForCausalLM has no vision tower"),
+    (LazyLLM(), both(("llm.layer.2", 0.5), scope="text"), r"scope is text, but LlamaForCausalLM takes text alone"),
     (
         LazyLLM(),
         both(("llm.layer.2", 0.5), protect="generated", revive=False),
@@ -62,6 +62,11 @@ CASES = [
         LazyLLM(),
         Schedule((*both(("llm.layer.1", 0.5)), Stage("llm.layer.3", 0.2))),
         r"schedule\.1 at llm\.layer\.3 has phase prefill behind schedule\.0 at llm\.layer\.1 of phase both",
+    ),
+    (
+        Random(seed=0, salt="none"),
+        Schedule((*both(("llm.layer.1", 0.5)), Stage("llm.cache.1", 0.5))),
+        r"schedule\.1\.site is llm\.cache\.1, but schedule\.0 at llm\.layer\.1 has phase both",
     ),
     (LazyLLM(), plan(("llm.layer.2", 4), of="alive"), r"schedule\.0\.of is alive, which has no effect: 4 says"),
 ]
@@ -111,8 +116,8 @@ def test_of_is_one_of_two():
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"num_beams": 2}, "tokens that may come back to this cache, but its rows or slots were to be exchanged"),
-        ({"prompt_lookup_num_tokens": 2}, "assisted decoding.* use no assistant"),
+        ({"num_beams": 2}, "asked to reorder a K/V cache .* one of phase both brings tokens back"),
+        ({"prompt_lookup_num_tokens": 2}, "asked to crop a K/V cache .* assisted decoding"),
         ({"cache_implementation": "static"}, "Pruning needs a DynamicCache"),
     ],
     ids=str,
@@ -135,7 +140,7 @@ def test_chunks_and_caches_that_nobody_follows():
     with attach(host, LazyLLM(), ONE), torch.no_grad():
         with pytest.raises(ValueError, match="Pruning needs a DynamicCache"):
             host(**inputs, past_key_values=StaticCache(config=host.config, max_cache_len=32))
-        with pytest.raises(ValueError, match="num_beams=1 and use no assistant"):
+        with pytest.raises(ValueError, match="asked to crop a K/V cache"):
             host(**inputs).past_key_values.crop(3)
 
 

@@ -12,6 +12,7 @@ from btp.engine.checks.sliding_window import layer_kinds
 from btp.engine.decoder.deepstack import FEATURES
 from btp.engine.hooks.arguments import Binding
 
+TEXT = "prompt tokens"  # the unit of hosts that take no pictures
 PROTECT = ("none", "generated")
 SCOPES = ("all", "visual", "text")
 
@@ -26,6 +27,11 @@ def check_in_decode(host: Host, pruner: Pruner | None, schedule: Schedule) -> No
     if not mine:
         return
     for i, stage in enumerate(schedule):
+        if stage.site.kind == "cache":
+            raise ValueError(
+                f"schedule.{i}.site is {stage.site}, but schedule.{mine[0][0]} at {mine[0][1].site} has phase both, "
+                "which brings tokens back to caches that this stage would have emptied. Set phase: prefill there."
+            )
         if not stage.in_decode and stage.moves_prefill and stage.site > mine[0][1].site:
             raise ValueError(
                 f"schedule.{i} at {stage.site} has phase {stage.phase} behind schedule.{mine[0][0]} at "
@@ -79,13 +85,13 @@ def _check_settings(host: Host, i: int, stage: Stage) -> None:
             choices = "an int >= 0" if name == "first" else ", ".join(map(str, known[name]))
             raise ValueError(f"schedule.{i}.{name} is {value!r}. Choose from: {choices}.")
     scope, revive = stage.settings.get("scope"), stage.settings.get("revive", True)
-    if scope in ("visual", "text") and host.vision is None:
+    if scope in ("visual", "text") and host.unit == TEXT:
         raise ValueError(
-            f"schedule.{i}.scope is {scope}, but {type(host.model).__name__} has no vision tower that would tell the "
-            "two apart. Remove it."
+            f"schedule.{i}.scope is {scope}, but {type(host.model).__name__} takes text alone, so that nothing would "
+            "tell the two apart. Remove it."
         )
     if stage.settings.get("protect", "none") != "none":
-        answers = scope in ("all", "text") or (scope is None and host.vision is None)
+        answers = scope in ("all", "text") or (scope is None and host.unit == TEXT)
         if not (answers and revive):
             why = "revive is false" if answers else "generated tokens are out of its scope"
             raise ValueError(f"schedule.{i}.protect is generated, which has no effect, because {why}. Remove it.")

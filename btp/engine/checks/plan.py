@@ -43,9 +43,9 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
         check_host(host)
     for i, stage in enumerate(schedule):
         _check_stage(host, i, stage)
+    check_in_decode(host, pruner, schedule)
     check_cache_stages(host, pruner, schedule)
     _check_positions(schedule)
-    check_in_decode(host, pruner, schedule)
     _check_weighing(host, pruner, schedule)
     if pruner is None:
         for i, stage in enumerate(schedule):

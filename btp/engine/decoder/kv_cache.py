@@ -37,27 +37,17 @@ class CutCache(DynamicCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
-class RevivingCache(CutCache):
-    """One whose tokens may come back: rows and slots are known to the engine by the order in which they came."""
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise ValueError(
-            "A stage of phase both holds tokens that may come back to this cache, but its rows or slots were to be "
-            "exchanged (beam search, assisted decoding, contrastive search). Set num_beams=1 and use no assistant, or "
-            "phase: prefill on every stage."
-        )
-
-    reorder_cache = crop = batch_select_indices = batch_repeat_interleave = _refuse
-
-
 class EvictedCache(CutCache):
-    """A cut cache whose heads hold other tokens: rows cannot be exchanged or shortened by who does not know which."""
+    """A cut cache whose heads hold other tokens, or to which tokens come back.
+
+    Rows cannot be exchanged or shortened by who does not know which tokens they hold.
+    """
 
     def _refuse(self, what: str) -> None:
         raise ValueError(
-            f"Something asked to {what} a K/V cache from which a stage at llm.cache evicts, and whose slots it cannot "
-            "know. Beam search (num_beams), assisted decoding and several sequences a prompt on one cache are not "
-            "supported there: use greedy search or sampling."
+            f"Something asked to {what} a K/V cache from which a stage at llm.cache evicts, or to which one of phase "
+            "both brings tokens back, so that it cannot know the slots. Beam search (num_beams), assisted decoding and "
+            "several sequences a prompt on one cache are not supported there: use greedy search or sampling."
         )
 
     def reorder_cache(self, beam_idx: Any) -> None:
@@ -94,10 +84,14 @@ def returned(output: Any) -> Any:
     return next((found for name in NAMES if (found := getattr(output, name, None)) is not None), None)
 
 
-def lock(cache: Any, kind: type[CutCache] = CutCache) -> None:
-    """Let only forwards that the engine follows add to a cache of unequal layers."""
-    if type(cache) in (DynamicCache, CutCache):
-        cache.__class__ = kind
+def lock(cache: Any, evicted: bool = False) -> None:
+    """Let only forwards that the engine follows add to a cache of unequal layers.
+
+    Args:
+        evicted: heads may differ too, or tokens come back.
+    """
+    if type(cache) is DynamicCache:
+        cache.__class__ = EvictedCache if evicted else CutCache
 
 
 def check_cache(cache: Any) -> None:

@@ -148,7 +148,9 @@ def count_held(run: Run) -> None:
     """Note what each layer's cache holds behind a forward; nothing without a cache."""
     call, now = run.call, []
     for at, window in enumerate(run.windows):
-        whole = run.held[at].alive if at in run.held else tuple(n + call.decode_steps for n in call.tokens[at])
+        whole = run.lazy.held(at) if run.lazy is not None else None
+        if whole is None:
+            whole = run.held[at].alive if at in run.held else tuple(n + call.decode_steps for n in call.tokens[at])
         now.append(whole if window is None else tuple(min(n, window) for n in whole))
     if run.in_prefill:
         call.held = call.held_sum = now

@@ -60,15 +60,16 @@ class Stream:
         self._sights: dict[Signal, Sight] = {}
         self._attention = attention_name(host)  # before a probe renames it
         self._kinds = layer_kinds(host) if plan else ()
-        self._lazy = LazyStages(host, self._decider, [p for p in plan if p.stage.in_decode], self._current)
-        self._cache_stages = CacheStages(host, pruner, plan, self._kinds, self._doubts, self._current)
-        plan = tuple(planned for planned in plan if not planned.stage.in_decode)
-        signals = [signal for planned in plan for signal in planned.needs if signal.site.kind != "cache"]
-        self._vision = vision_of(host, self._decider, plan, signals)
+        self._between = tuple(planned for planned in plan if planned.stage.site.kind != "cache")
+        self._cuts = tuple(planned for planned in self._between if not planned.stage.in_decode)
+        signals = [signal for planned in self._cuts for signal in planned.needs]
+        self._vision = vision_of(host, self._decider, self._cuts, signals)
         self._encoders = Encoders(host, self._turn, self._vision.encoding if self._vision.needed else None)
         self._probe = Probe(host, signals, self._prefilling, self._note)
-        self._cuts = tuple(planned for planned in plan if planned.stage.site.kind != "cache")
-        self._first = min((planned.stage.site.first_layer for planned in self._cuts), default=self._lazy.first)
+        self._lazy = LazyStages(host, self._decider, [p for p in plan if p.stage.in_decode], self._current)
+        firsts = (planned.stage.site.first_layer for planned in self._cuts)
+        self._first = min(*firsts, self._lazy.first, host.num_layers)
+        self._cache_stages = CacheStages(host, pruner, plan, self._kinds, self._doubts, self._current)
         self._deepstack = Deepstack(host, self._doubts, self._first, self._prefilling)
 
     def open(self) -> ExitStack:
@@ -117,7 +118,7 @@ class Stream:
             self._cache_stages.begin()
             output = proceed()
             if self._plan:
-                check_followed(run, self._host, self._cuts, self._first)
+                check_followed(run, self._host, self._between, self._first)
                 self._cache_stages.check_followed()
             if run.in_prefill:
                 self._filled(run, kv.returned(output) if cache is None else cache)
@@ -182,9 +183,8 @@ class Stream:
         run.windows = tuple(kv.windows(cache))
         if cache is not None:
             self._runs[cache] = run
-            if len(run.ledger.views) > 1 or run.lazy is not None or run.held:
-                kind = kv.EvictedCache if run.held else kv.CutCache
-                kv.lock(cache, kind if run.lazy is None else kv.RevivingCache)
+            if len(run.ledger.views) > 1 or run.held or run.lazy is not None:
+                kv.lock(cache, evicted=bool(run.held) or run.lazy is not None)
 
     def _enter(self, binding: Binding) -> Callable:
         """Withdraw from the prompt what left in the vision tower."""

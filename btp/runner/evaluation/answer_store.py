@@ -21,6 +21,7 @@ from btp.tasks.files.nesting import json_of
 
 ROW = keys(sample=TEXT)
 _STAGE = keys(site=TEXT, before=whole(0), after=whole(0), kept=listed(whole(0)))
+_STEP = keys(step=whole(0), site=TEXT, computed=whole(0), revived=whole(0), parked=whole(0))
 ANSWER = keys(
     sample=TEXT,
     prediction=TEXT,
@@ -32,6 +33,7 @@ ANSWER = keys(
     slots=optional(number(0)),
     slots_avg=optional(number(0)),
     evicted=optional(whole(0)),
+    steps=optional(listed(_STEP)),
 )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from btp.core.host import Host
 from btp.core.schedule import IN_DECODE, Stage
+from btp.engine.checks.in_decode import TEXT
 from btp.engine.decoder.lazy.state import State
 from btp.engine.decoder.prefill import Run
 
@@ -24,7 +25,7 @@ class Rule:
         protect: "generated" tokens never leave, or "none" are spared.
         first: tokens at the beginning of the prompt that never leave.
         scope: whom the stage counts and may let go: "visual", "text" (the answer too) or "all" tokens. None: what the
-            host counts as such, visual tokens, or all tokens of a model without a vision tower.
+            host counts as such, visual tokens, or all tokens of a text model.
     """
 
     stage: Stage
@@ -40,12 +41,12 @@ class Rule:
 
     def counts_answers(self, host: Host) -> bool:
         """Whether tokens of the answer are in scope."""
-        return self.scope in ("all", "text") or (self.scope is None and host.vision is None)
+        return self.scope in ("all", "text") or (self.scope is None and host.unit == TEXT)
 
     def domain(self, host: Host, run: Run, state: State) -> Tensor:
         """[B, T] bool, columns in scope."""
         visual = run.ledger.visual
-        scope = self.scope or ("visual" if host.vision is not None else "all")
+        scope = self.scope or ("all" if host.unit == TEXT else "visual")
         prompt = {"all": torch.ones_like(visual), "visual": visual, "text": ~visual}[scope] & run.ledger.valid
         answer = prompt.new_full((len(prompt), state.total - prompt.shape[1]), self.counts_answers(host))
         return torch.cat([prompt, answer], dim=1)

@@ -166,6 +166,7 @@ class LazyStages:
         behind.slots = torch.cat([behind.slots, state.rows], dim=1)
         state.go_on(behind.slots, chosen, even=self._even(run, state, computed, seen, behind.slots))
         site = rule.stage.site
+        state.hold(site.layer, computed)
         parked = stayed if rule.revive else (0,) * len(stayed)
         held = behind.parked.counts or (0,) * len(stayed)
         rows, looked = state.by_position(go), state.by_position(chosen)

@@ -71,6 +71,7 @@ class State:
         self._place, self._step = view.place, 0
         self._new = self.first
         self.entered: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
+        self._held: dict[int, tuple[int, ...]] = {}
         self._restart()
 
     def advance(self, step: int) -> None:
@@ -98,6 +99,15 @@ class State:
         self.slots, self.alive, self.even = slots, alive, even
         self.memo.clear()
         self.masks.clear()
+
+    def hold(self, layer: int, computed: tuple[int, ...]) -> None:
+        """Note how many tokens, per row, the layers from `layer` on computed in this forward."""
+        before = self._held.get(layer, (0,) * len(computed))
+        self._held[layer] = tuple(map(sum, zip(before, computed, strict=True)))
+
+    def held(self, at: int) -> tuple[int, ...] | None:
+        """Tokens that layer `at` computed so far, per row; None in front of the first stage."""
+        return next((self._held[layer] for layer in sorted(self._held, reverse=True) if layer <= at), None)
 
     def row_of(self) -> Tensor:
         """[B, T] row of each column among those under way, -1 where it is none of them."""

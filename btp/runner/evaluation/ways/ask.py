@@ -114,7 +114,7 @@ def happened(call: Call, row: int) -> dict[str, Any]:
         "visual": [layer[row] for layer in call.visual],
         "tokens": [layer[row] for layer in call.tokens],
         "stages": stages,
-    } | _held(call, row)
+    } | (_held(call, row) | _stepped(call, row))
 
 
 def _held(call: Call, row: int) -> dict[str, Any]:
@@ -123,3 +123,14 @@ def _held(call: Call, row: int) -> dict[str, Any]:
         return {}
     evicted = sum(record.before[row] - record.after[row] for record in call.evicted)
     return {"slots": round(call.slots_prefill[row], 4), "slots_avg": round(call.slots_avg[row], 4), "evicted": evicted}
+
+
+def _stepped(call: Call, row: int) -> dict[str, Any]:
+    """What stages of phase both did in the prefill (step 0) and in each decode step; {} without any."""
+    counts = ("entered", "computed", "revived", "parked", "waiting")
+    steps = [
+        {"step": step, "site": str(record.site)} | {name: getattr(record, name)[row] for name in counts}
+        for step, records in enumerate(call.steps)
+        for record in records
+    ]
+    return {"steps": steps} if steps else {}
