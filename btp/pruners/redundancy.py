@@ -82,9 +82,7 @@ def at_least_one(stays: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
     return torch.where(stays.any(1, keepdim=True), stays, alone)
 
 
-def choose(
-    tokens: Tokens, stage: Stage, stays: Tensor, first: Tensor, redundancy: Tensor, own: bool
-) -> Selection:
+def choose(tokens: Tokens, stage: Stage, stays: Tensor, first: Tensor, redundancy: Tensor, own: bool) -> Selection:
     """Keep what the method's own rule lets stay, or exactly the stage's number: those `first`, then by redundancy.
 
     The second is the rule with the threshold of redundancy moved until the number is met. A keep of 1.0 keeps all.

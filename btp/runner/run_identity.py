@@ -19,7 +19,19 @@ from btp.runner.sources import modules_of
 from btp.runner.tracking.tracker import tracker_of
 
 WORKER = "btp.runner.run"  # computes runs
-FREE = ("output", "resume", "debug", "cache", "cache_gib", "logger", "trainer", "command", "overlays", "study", "action")
+FREE = (
+    "output",
+    "resume",
+    "debug",
+    "cache",
+    "cache_gib",
+    "logger",
+    "trainer",
+    "command",
+    "overlays",
+    "study",
+    "action",
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The training forward: a binary mask is a removal, gradients go where they should, answers are not seen, nothing stays."""
+"""The training forward: a binary mask is a removal, gradients reach modules alone, answers are not seen."""
 
 import pytest
 import tiny
@@ -33,7 +33,11 @@ def atp(count="own"):
     return ATPLLaVA(**settings, **aims, count=count, seed=0)
 
 
-METHODS = {"lvpruning": (lvpruning, SCHEDULE), "atp": (atp, PLAIN), "atp, counts of stages": (lambda: atp("stage"), PLAIN)}
+METHODS = {
+    "lvpruning": (lvpruning, SCHEDULE),
+    "atp": (atp, PLAIN),
+    "atp, counts of stages": (lambda: atp("stage"), PLAIN),
+}
 
 
 def last_rows(logits, inputs):
@@ -283,7 +287,11 @@ class Wants(Trained):
 @pytest.mark.parametrize(
     ("stage", "signal", "message"),
     [
-        (Stage("vision.layer.1", 0.5), None, r"schedule.0.site is vision.layer.1, but masks are built for the language"),
+        (
+            Stage("vision.layer.1", 0.5),
+            None,
+            r"schedule.0.site is vision.layer.1, but masks are built for the language",
+        ),
         (Stage("llm.layer.2", 0.5, "renumber"), None, r"schedule.0.positions is renumber, but in training nothing is"),
         (Stage("llm.layer.2", 0.5), Signal("preview", "llm.layer.2", "last"), "is not the same where dropped tokens"),
         (Stage("llm.layer.2", 0.5), Signal("attention", "llm.layer.1", "mean"), "is not the same where dropped tokens"),

@@ -117,7 +117,9 @@ def test_scaffolds_of_a_picture_of_24_by_24():
     on = {stride: grid_scores(coord, [stride], 3.0) > 0 for stride in STRIDES}
     assert all(not (on[b] & ~on[a]).any() for a, b in ((2, 4), (4, 8), (3, 6), (6, 12), (2, 6)))
     scores = grid_scores(coord, STRIDES, 3.0)[0]
-    assert scores.unique().tolist() == pytest.approx([0, 0.25, 0.666667, 0.8125, 0.916667, 0.953125, 0.979167], abs=1e-5)
+    assert scores.unique().tolist() == pytest.approx(
+        [0, 0.25, 0.666667, 0.8125, 0.916667, 0.953125, 0.979167], abs=1e-5
+    )
     assert scores[0] == scores.max()
     assert (scores >= 0.25).sum() == 144 + 64 - 16
     assert grid_scores(torch.full((1, 3, 3), -1), STRIDES, 3.0).abs().max() == 0

@@ -6,16 +6,20 @@ import pytest
 import torch
 import yaml
 from jobs import composed, job
+from offline import load
+from PIL import Image
 from safetensors.torch import load_file
+from train_here import TINY, folders, prepared
 
 from btp.cli.check_config import check_config
 from btp.core.schedule import Schedule
+from btp.models.embedded.pocket import build_model, build_processor
 from btp.runner.arms import Arm
 from btp.runner.training import modules as training_modules
 from btp.runner.training.answers import key_of
 from btp.runner.training.find import with_modules
 from btp.runner.training.train import Training
-from train_here import TINY, folders, prepared
+from btp.tasks.pocketvqa.questions import words
 
 
 @pytest.mark.parametrize("pruner", ["lvpruning", "atp_llava"])
@@ -67,6 +71,56 @@ def test_a_training_in_pieces_has_the_curve_and_modules_of_an_unbroken_one(tmp_p
     assert curve(one) == curve(two)
     states = [load_file(folder / "modules.safetensors") for folder in (one, two)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_a_llava_of_ones_own_learns_from_instruction_files(tmp_path):
+    """It starts, steps and saves: model=llava15 with a checkpoint's path, and files in LLaVA's layout."""
+    torch.manual_seed(0)
+    processor = build_processor(words(), side=48, patch=8)
+    size = {"num_attention_heads": 2, "num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48}
+    text = size | {"num_hidden_layers": 6, "num_key_value_heads": 2}
+    model = build_model(processor.tokenizer, side=48, patch=8, vision=size, text=text)
+    model.config.vision_feature_layer = -2
+    model.save_pretrained(tmp_path / "llava")
+    processor.save_pretrained(tmp_path / "llava")
+    for i, color in enumerate(("red", "blue", "green")):
+        Image.new("RGB", (40, 30), color).save(tmp_path / f"{i}.png")
+    says = [{"from": "human", "value": "<image>\nwhat color is the disc ?"}, {"from": "gpt", "value": "red"}]
+    entries = [{"id": str(i), "image": f"{i}.png", "conversations": says} for i in range(3)]
+    (tmp_path / "llava_v1_5_mix665k.json").write_text(json.dumps(entries))
+    run = prepared(
+        tmp_path / "out",
+        "pruner=lvpruning",
+        "model=llava15",
+        f"model.path={tmp_path / 'llava'}",
+        "model.dtype=float32",
+        "training=llava_instruct",
+        f"training.path={tmp_path}",
+        "training.samples=3",
+        "training.steps=2",
+    )
+    run.go()
+    (folder,) = folders(tmp_path / "out")
+    card = yaml.safe_load((folder / "trained.yaml").read_text())
+    assert card["host"]["name"] == "llava15"
+    assert [stage["site"] for stage in card["stages"]] == ["llm.layer.1", "llm.layer.2", "llm.layer.3"]
+
+
+def test_curves_are_in_wandb(tmp_path):
+    run = prepared(tmp_path, "pruner=lvpruning", "training.steps=4", "logger=offline")
+    run.go()
+    (folder,) = folders(tmp_path)
+    (log,) = folder.glob("wandb/offline-run-*/*.wandb")
+    found = load(log)
+    assert found["run"]["job_type"] == "training"
+    assert {"pocket_mini", "lvpruning", "pocketvqa", "training"} <= set(found["run"]["tags"])
+    assert found["config"]["pruner"] == "lvpruning"
+    assert (
+        any("ratio" in str(key) for key in found["summary"].get("training/ratio", found["summary"])) or found["summary"]
+    )
+    before = (folder / "wandb.json").read_text()
+    prepared(tmp_path, "pruner=lvpruning", "training.steps=4", "logger=offline").go()
+    assert (folder / "wandb.json").read_text() == before
 
 
 @pytest.mark.slow
@@ -129,7 +183,7 @@ def test_a_sample_of_the_test_set_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_is_refused(tmp_path):
-    refused(tmp_path, r"the loss is not finite at step \d .*Lower training.rate, which is 1e\+3\d", "training.rate=1e38")
+    refused(tmp_path, r"the loss is not finite at step \d .*Lower training.rate, which is 1e\+20", "training.rate=1e20")
 
 
 def test_a_loss_that_only_grows_is_refused(tmp_path, monkeypatch):
@@ -149,7 +203,9 @@ def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
 
 
 def test_a_loss_that_the_method_does_not_have_is_refused(tmp_path):
-    refused(tmp_path, r"pruner.losses has 'budget', but lvpruning has the losses answer, ratio", "+pruner.losses.budget=1")
+    refused(
+        tmp_path, r"pruner.losses has 'budget', but lvpruning has the losses answer, ratio", "+pruner.losses.budget=1"
+    )
 
 
 @pytest.mark.parametrize(

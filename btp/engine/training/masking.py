@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from btp.core.host import Host
 from btp.core.schedule import Schedule
@@ -73,7 +73,9 @@ class Masking:
         self._stages: list[Masked] = []
         self._columns: dict[int, Tensor] = {}  # [B, S] by layer; kept until the next forward, for checkpointed layers
 
-    def __call__(self, inputs: Mapping[str, Any], prompt: Tensor | None = None, **more: Any) -> tuple[Any, list[Masked]]:
+    def __call__(
+        self, inputs: Mapping[str, Any], prompt: Tensor | None = None, **more: Any
+    ) -> tuple[Any, list[Masked]]:
         """One forward without a cache.
 
         Args:

@@ -69,12 +69,7 @@ class ModuleCourse(Course):
 
     def share_gradients(self) -> None:
         """The mean over processes, which have equally many rows."""
-        if self._teach.world > 1:
-            for parameter in self.learner.parameters():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self._teach.world
+        share_gradients(self.learner, self._teach.world)
 
     def not_finite(self, step: int, found: dict[str, float]) -> Exception:
         """Lower the rate."""
@@ -131,6 +126,17 @@ def answer_loss(logits: Tensor, target: Tensor) -> Tensor:
     each = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none")
     said = target != IGNORED
     return (each.view_as(target).sum(1) / said.sum(1).clamp(min=1)).mean()
+
+
+def share_gradients(module: nn.Module, world: int) -> None:
+    """Give the gradients of a module's parameters the mean over `world` processes."""
+    if world == 1:
+        return
+    for parameter in module.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world
 
 
 def trainable(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Trains the modules of a pruner for a model, and leaves them in a folder with a card that says where they come from."""
+"""Trains the modules of a pruner for a model, and leaves them in a folder that says where they come from."""
 
 from __future__ import annotations
 
