@@ -98,7 +98,7 @@ def test_modules_of_another_method_or_of_other_settings_are_refused(folder):
     other = ATPLLaVA(**settings, **aims, count="stage", seed=0)
     with pytest.raises(ValueError, match=r"were trained for pruner 'lvpruning', not for 'atpllava'"):
         read_weights(other, str(folder))
-    with pytest.raises(ValueError, match=r"have other shapes than pruner 'lvpruning' makes with its settings: .*query"):
+    with pytest.raises(ValueError, match=r"have other shapes than pruner 'lvpruning' makes with its settings: .*enter"):
         method(width=12, weights=str(folder))
 
 

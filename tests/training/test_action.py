@@ -15,6 +15,7 @@ from btp.cli.check_config import check_config
 from btp.core.schedule import Schedule
 from btp.models.embedded.pocket import build_model, build_processor
 from btp.runner.arms import Arm
+from btp.runner.identity import checkpoint
 from btp.runner.training import modules as training_modules
 from btp.runner.training.answers import key_of
 from btp.runner.training.find import with_modules
@@ -104,6 +105,34 @@ def test_a_llava_of_ones_own_learns_from_instruction_files(tmp_path):
     card = yaml.safe_load((folder / "trained.yaml").read_text())
     assert card["host"]["name"] == "llava15"
     assert [stage["site"] for stage in card["stages"]] == ["llm.layer.1", "llm.layer.2", "llm.layer.3"]
+
+
+def test_the_language_model_trains_beside(tmp_path, capsys):
+    """It is saved with the modules, which go with it alone; the loaded one is as it was."""
+    run = prepared(tmp_path, "pruner=lvpruning", "training.steps=2", "training.train=both", "training.host_rate=1e-3")
+    run.go()
+    (folder,) = folders(tmp_path)
+    said = capsys.readouterr().out
+    assert f"model.path={folder / 'model'}" in said
+    trained = load_file(folder / "model" / "model.safetensors")
+    loaded = run.loaded.host.model.state_dict()
+    shipped = {k: v.clone() for k, v in prepared(tmp_path, "pruner=lvpruning")._load().host.model.state_dict().items()}
+    changed = [key for key, value in trained.items() if not torch.equal(value, loaded[key])]
+    assert changed
+    assert all("language_model" in key for key in changed)
+    assert all(torch.equal(value, loaded[key]) for key, value in shipped.items())
+    card = yaml.safe_load((folder / "trained.yaml").read_text())
+    assert card["host"]["checkpoint"] == checkpoint(folder / "model", [run.config["model"]["config"]]) != run.checkpoint
+
+
+def test_another_model_is_not_trained_on_the_way_to_answers(tmp_path):
+    run = prepared(tmp_path, "pruner=lvpruning", "training.train=both")
+    run.loaded = run._load()
+    where = (run.loaded, run.checkpoint, run.store, run.machine, run.config["pruner"])
+    with pytest.raises(
+        ValueError, match=r"training.train is both, which makes another model. Train it with action=train"
+    ):
+        with_modules({**run.config, "action": "run"}, *where)
 
 
 def test_curves_are_in_wandb(tmp_path):

@@ -1,4 +1,4 @@
-"""The training of a pruner's modules: the model is frozen, answers and the method's own losses say what to learn."""
+"""The training of a pruner's modules: answers and the method's own losses say what to learn."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class ModuleCourse(Course):
 
     Args:
         name: of the pruner.
-        host: the model; none of its weights trains.
+        host: the model.
         pruner: owns the modules, which are there.
         pace: of the training.
         teach: makes batches.
         masked: one masked forward, as `btp.engine.training.masking.Masking`.
         decay: of the weights, as AdamW.
         workers: processes that draw batches ahead.
+        host_rate: peak rate of the language model, where it trains too; None leaves it frozen.
     """
 
     key = "pruner"
@@ -48,8 +49,12 @@ class ModuleCourse(Course):
         masked: Callable,
         decay: float = 0.0,
         workers: int = 0,
+        host_rate: float | None = None,
     ) -> None:
-        self.name, self.pace, self.learner, self.workers = name, pace, pruner.modules, workers
+        self.name, self.pace, self.workers, self._host_rate = name, pace, workers, host_rate
+        self.learner = pruner.modules
+        if host_rate is not None:
+            self.learner = nn.ModuleDict({"modules": pruner.modules, "language_model": host.decoder})
         self.pruner, self._host, self._teach, self._masked, self._decay = pruner, host, teach, masked, decay
         self._best = math.inf
 
@@ -65,7 +70,10 @@ class ModuleCourse(Course):
 
     def optimiser(self) -> Optimizer:
         """AdamW."""
-        return AdamW(self.learner.parameters(), lr=self.pace.rate, weight_decay=self._decay)
+        groups = [{"params": list(self.pruner.modules.parameters()), "lr": self.pace.rate}]
+        if self._host_rate is not None:
+            groups.append({"params": list(self._host.decoder.parameters()), "lr": self._host_rate})
+        return AdamW(groups, weight_decay=self._decay)
 
     def share_gradients(self) -> None:
         """The mean over processes, which have equally many rows."""
