@@ -54,7 +54,7 @@ class ModuleCourse(Course):
         self.name, self.pace, self.workers, self._host_rate = name, pace, workers, host_rate
         self.learner = pruner.modules
         if host_rate is not None:
-            self.learner = nn.ModuleDict({"modules": pruner.modules, "language_model": host.decoder})
+            self.learner = nn.ModuleDict({"pruner": pruner.modules, "language_model": host.decoder})
         self.pruner, self._host, self._teach, self._masked, self._decay = pruner, host, teach, masked, decay
         self._best = math.inf
 

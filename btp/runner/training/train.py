@@ -143,6 +143,7 @@ class Training:
             self._train_modules()
         finally:
             decoder.load_state_dict(before)  # this process may answer with the model that it loaded
+            decoder.zero_grad(set_to_none=True)
 
     def _train_modules(self) -> None:
         settings, loaded = self.settings, self.loaded
@@ -188,6 +189,7 @@ class Training:
             if self.machine.leads:
                 shutil.rmtree(self.work, ignore_errors=True)
             raise
+        loaded.host.model.eval()
         pruner.modules.to(device).requires_grad_(False).eval()
         if self.machine.leads:
             gap = self._gap(pruner, schedule, teach)
