@@ -158,6 +158,12 @@ def _no_training(config: Config) -> str | None:
     return f"pruner={config['pruner']['name']} has nothing to train. Drop it."
 
 
+def _no_host_rate(config: Config) -> str | None:
+    if config["training"]["train"] == "both":
+        return None
+    return "training.train is modules. Drop it, or set training.train=both."
+
+
 def _no_budget(config: Config) -> str | None:
     return "pruner=none prunes nothing. Drop it, or choose a pruner." if config["pruner"]["name"] == "none" else None
 
@@ -215,6 +221,7 @@ RULES = (
     Rule(("cost",), _no_cost, ("cost.enabled", *_MODEL), ("cost.enabled", "cost.measure")),
     Rule(("cost.enabled",), _no_switch, _MODEL),
     Rule(("cache_gib",), _no_cache, ("cache",)),
+    Rule(("training.host_rate",), _no_host_rate, ("training.train",)),
     Rule(("training", "pruner.losses"), _no_training, ("pruner", "pruner.weights", "pruner.parts.", "controls.")),
     Rule(("pruner.search",), _no_search, _PLANNED),
     Rule(("pruner.layer", "pruner.schedule"), _no_own_stages, _PLANNED),

@@ -119,6 +119,8 @@ _GROUPS = {
     "training.steps": COUNT,
     "training.batch": COUNT,
     "training.rate": number(0, above=True),
+    "training.host_rate": number(0, above=True),
+    "training.train": choice("modules", "both"),
     "training.warmup": number(0, 1, why="It is a share of the steps."),
     "training.curve": choice("cosine", "linear"),
     "training.weight_decay": number(0),

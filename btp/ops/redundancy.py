@@ -51,7 +51,7 @@ def received_from_text(attention: Tensor, rows_valid: Tensor) -> Tensor:
 
 
 def spread_out(scores: Tensor, valid: Tensor) -> Tensor:
-    """[B, N] scores of each row stretched over [0, 1]: 0 for its lowest valid one, 1 for its highest; 0 if all alike."""
+    """[B, N] scores of each row stretched from its lowest valid one, 0, to its highest, 1; 0 where all are alike."""
     low = scores.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
     high = scores.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
     stretched = (scores - low) / (high - low).clamp(min=torch.finfo(scores.dtype).tiny)

@@ -50,7 +50,7 @@ from btp.runner.plan_arms import plan_arms
 from btp.runner.pruner_lists import method_of
 from btp.runner.run_identity import Named
 from btp.runner.tracking.tracker import tracker_of
-from btp.runner.training.train import Training, describe_card
+from btp.runner.training.action import train
 from btp.runner.workers.launch import FAILED, STOPPED, Outcome
 from btp.runner.workers.ranks import LOST
 from btp.schedules.fit import OutOfReach
@@ -107,7 +107,8 @@ class Run:
     def go(self, table: bool = True) -> None:
         """Do all that is still open, and show where it lies, with the table unless that comes later."""
         if self.config.get("action") == "train":
-            self._train()
+            self.loaded = self._load()
+            train(self.config, self.loaded, self.checkpoint, self.store, self.machine)
             return
         if self.machine.agree(self.folder.finished and self.config["resume"]):
             if self.machine.leads:
@@ -123,14 +124,6 @@ class Run:
                 self._compute_or_refuse()
             if self.machine.leads:
                 self._tell(table)  # before another run that computes it anew may begin
-
-    def _train(self) -> None:
-        self.loaded = self._load()
-        where = (self.checkpoint, self.store, self.machine, self.config["pruner"])
-        folder = Training(self.config, self.loaded, *where).go()
-        if self.machine.leads:
-            print(describe_card(folder), flush=True)
-            tracker_of(self.config["logger"]).log_training(self.config, folder)
 
     def _settled(self) -> bool:
         """Whether the run is finished, once its report is drawn where that alone is missing."""

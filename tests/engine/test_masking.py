@@ -1,4 +1,4 @@
-"""The training forward: a binary mask is a removal, gradients go where they should, answers are not seen, nothing stays."""
+"""The training forward: a binary mask is a removal, gradients reach modules alone, answers are not seen."""
 
 import pytest
 import tiny

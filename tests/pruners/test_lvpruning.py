@@ -122,16 +122,16 @@ def test_settings_out_of_range_are_refused(changes, message):
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
-    seen, at = tokens(4), stage()
+    pruner, seen, at = method(heads=3), tokens(4), stage()
+    values = signals(pruner, seen, at)
     with pytest.raises(
         ValueError, match=r"pruner.method.heads is 3, which does not divide the width of the modules, 16"
     ):
-        pruner = method(heads=3)
-        pruner.select(seen, signals(pruner, seen, at), at)
+        pruner.select(seen, values, at)
 
 
 def test_targets_are_shares():
     with pytest.raises(ValueError, match=r"schedule.0.target is 3. Write the share"):
         method().check(Schedule((stage(target=3),)))
-    with pytest.raises(ValueError, match="the stage at llm.layer.2 has no target"):
+    with pytest.raises(ValueError, match=r"the stage at llm.layer.2 has no target"):
         method().losses([replace(masked([1.0], 0.5), stage=stage())], 8)

@@ -6,16 +6,22 @@ import pytest
 import torch
 import yaml
 from jobs import composed, job
+from offline import load
+from PIL import Image
 from safetensors.torch import load_file
 from train_here import TINY, folders, prepared
+from transformers import LlavaForConditionalGeneration
 
 from btp.cli.check_config import check_config
 from btp.core.schedule import Schedule
+from btp.models.embedded.pocket import build_model, build_processor
 from btp.runner.arms import Arm
+from btp.runner.identity import checkpoint
 from btp.runner.training import modules as training_modules
 from btp.runner.training.answers import key_of
 from btp.runner.training.find import with_modules
 from btp.runner.training.train import Training
+from btp.tasks.pocketvqa.questions import words
 
 
 @pytest.mark.parametrize("pruner", ["lvpruning", "atp_llava"])
@@ -67,6 +73,83 @@ def test_a_training_in_pieces_has_the_curve_and_modules_of_an_unbroken_one(tmp_p
     assert curve(one) == curve(two)
     states = [load_file(folder / "modules.safetensors") for folder in (one, two)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_a_llava_of_ones_own_learns_from_instruction_files(tmp_path):
+    """It starts, steps and saves: model=llava15 with a checkpoint's path, and files in LLaVA's layout."""
+    torch.manual_seed(0)
+    processor = build_processor(words(), side=48, patch=8)
+    size = {"num_attention_heads": 2, "num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48}
+    text = size | {"num_hidden_layers": 6, "num_key_value_heads": 2}
+    model = build_model(processor.tokenizer, side=48, patch=8, vision=size, text=text)
+    model.config.vision_feature_layer = -2
+    model.save_pretrained(tmp_path / "llava")
+    processor.save_pretrained(tmp_path / "llava")
+    for i, color in enumerate(("red", "blue", "green")):
+        Image.new("RGB", (40, 30), color).save(tmp_path / f"{i}.png")
+    says = [{"from": "human", "value": "<image>\nwhat color is the disc ?"}, {"from": "gpt", "value": "red"}]
+    entries = [{"id": str(i), "image": f"{i}.png", "conversations": says} for i in range(3)]
+    (tmp_path / "llava_v1_5_mix665k.json").write_text(json.dumps(entries))
+    run = prepared(
+        tmp_path / "out",
+        "pruner=lvpruning",
+        "model=llava15",
+        f"model.path={tmp_path / 'llava'}",
+        "model.dtype=float32",
+        "training=llava_instruct",
+        f"training.path={tmp_path}",
+        "training.samples=3",
+        "training.steps=2",
+    )
+    run.go()
+    (folder,) = folders(tmp_path / "out")
+    card = yaml.safe_load((folder / "trained.yaml").read_text())
+    assert card["host"]["name"] == "llava15"
+    assert [stage["site"] for stage in card["stages"]] == ["llm.layer.1", "llm.layer.2", "llm.layer.3"]
+
+
+def test_the_language_model_trains_beside(tmp_path, capsys):
+    """It is saved with the modules, which go with it alone; the loaded one is as it was."""
+    run = prepared(tmp_path, "pruner=lvpruning", "training.steps=2", "training.train=both", "training.host_rate=1e-3")
+    run.go()
+    (folder,) = folders(tmp_path)
+    said = capsys.readouterr().out
+    assert f"model.path={folder / 'model'}" in said
+    trained = LlavaForConditionalGeneration.from_pretrained(folder / "model").state_dict()
+    loaded = run.loaded.host.model.state_dict()
+    shipped = {k: v.clone() for k, v in prepared(tmp_path, "pruner=lvpruning")._load().host.model.state_dict().items()}
+    changed = [key for key, value in trained.items() if not torch.equal(value, loaded[key])]
+    assert changed
+    assert all("language_model" in key for key in changed)
+    assert all(torch.equal(value, loaded[key]) for key, value in shipped.items())
+    card = yaml.safe_load((folder / "trained.yaml").read_text())
+    assert card["host"]["checkpoint"] == checkpoint(folder / "model", [run.config["model"]["config"]]) != run.checkpoint
+
+
+def test_another_model_is_not_trained_on_the_way_to_answers(tmp_path):
+    run = prepared(tmp_path, "pruner=lvpruning", "training.train=both")
+    run.loaded = run._load()
+    where = (run.loaded, run.checkpoint, run.store, run.machine, run.config["pruner"])
+    with pytest.raises(
+        ValueError, match=r"training.train is both, which makes another model. Train it with action=train"
+    ):
+        with_modules({**run.config, "action": "run"}, *where)
+
+
+def test_curves_are_in_wandb(tmp_path):
+    run = prepared(tmp_path, "pruner=lvpruning", "training.steps=4", "logger=offline")
+    run.go()
+    (folder,) = folders(tmp_path)
+    (log,) = folder.glob("wandb/offline-run-*/*.wandb")
+    found = load(log)
+    assert found["run"]["job_type"] == "training"
+    assert {"pocket_mini", "lvpruning", "pocketvqa", "training"} <= set(found["run"]["tags"])
+    assert found["config"]["pruner"] == "lvpruning"
+    logged = {part for key in found["summary"] for part in (key, key.rpartition("/")[2])}
+    assert {"ratio", "answer"} <= logged | set(found["summary"].get("training", ()))
+    before = (folder / "wandb.json").read_text()
+    prepared(tmp_path, "pruner=lvpruning", "training.steps=4", "logger=offline").go()
+    assert (folder / "wandb.json").read_text() == before
 
 
 @pytest.mark.slow
@@ -129,9 +212,7 @@ def test_a_sample_of_the_test_set_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_is_refused(tmp_path):
-    refused(
-        tmp_path, r"the loss is not finite at step \d .*Lower training.rate, which is 1e\+3\d", "training.rate=1e38"
-    )
+    refused(tmp_path, r"the loss is not finite at step \d .*Lower training.rate, which is 1e\+20", "training.rate=1e20")
 
 
 def test_a_loss_that_only_grows_is_refused(tmp_path, monkeypatch):

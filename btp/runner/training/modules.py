@@ -1,4 +1,4 @@
-"""The training of a pruner's modules: the model is frozen, answers and the method's own losses say what to learn."""
+"""The training of a pruner's modules: answers and the method's own losses say what to learn."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class ModuleCourse(Course):
 
     Args:
         name: of the pruner.
-        host: the model; none of its weights trains.
+        host: the model.
         pruner: owns the modules, which are there.
         pace: of the training.
         teach: makes batches.
         masked: one masked forward, as `btp.engine.training.masking.Masking`.
         decay: of the weights, as AdamW.
         workers: processes that draw batches ahead.
+        host_rate: peak rate of the language model, where it trains too; None leaves it frozen.
     """
 
     key = "pruner"
@@ -48,8 +49,12 @@ class ModuleCourse(Course):
         masked: Callable,
         decay: float = 0.0,
         workers: int = 0,
+        host_rate: float | None = None,
     ) -> None:
-        self.name, self.pace, self.learner, self.workers = name, pace, pruner.modules, workers
+        self.name, self.pace, self.workers, self._host_rate = name, pace, workers, host_rate
+        self.learner = pruner.modules
+        if host_rate is not None:
+            self.learner = nn.ModuleDict({"pruner": pruner.modules, "language_model": host.decoder})
         self.pruner, self._host, self._teach, self._masked, self._decay = pruner, host, teach, masked, decay
         self._best = math.inf
 
@@ -65,16 +70,14 @@ class ModuleCourse(Course):
 
     def optimiser(self) -> Optimizer:
         """AdamW."""
-        return AdamW(self.learner.parameters(), lr=self.pace.rate, weight_decay=self._decay)
+        groups = [{"params": list(self.pruner.modules.parameters()), "lr": self.pace.rate}]
+        if self._host_rate is not None:
+            groups.append({"params": list(self._host.decoder.parameters()), "lr": self._host_rate})
+        return AdamW(groups, weight_decay=self._decay)
 
     def share_gradients(self) -> None:
         """The mean over processes, which have equally many rows."""
-        if self._teach.world > 1:
-            for parameter in self.learner.parameters():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self._teach.world
+        share_gradients(self.learner, self._teach.world)
 
     def not_finite(self, step: int, found: dict[str, float]) -> Exception:
         """Lower the rate."""
@@ -131,6 +134,17 @@ def answer_loss(logits: Tensor, target: Tensor) -> Tensor:
     each = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none")
     said = target != IGNORED
     return (each.view_as(target).sum(1) / said.sum(1).clamp(min=1)).mean()
+
+
+def share_gradients(module: nn.Module, world: int) -> None:
+    """Give the gradients of a module's parameters the mean over `world` processes."""
+    if world == 1:
+        return
+    for parameter in module.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world
 
 
 def trainable(module: nn.Module) -> int:

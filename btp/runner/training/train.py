@@ -1,4 +1,4 @@
-"""Trains the modules of a pruner for a model, and leaves them in a folder with a card that says where they come from."""
+"""Trains the modules of a pruner for a model, and leaves them in a folder that says where they come from."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from btp.runner.datasets import make_dataset
 from btp.runner.devices import Machine
 from btp.runner.evaluation.answer_store import held
 from btp.runner.evaluation.task_protocol import draw
+from btp.runner.identity import checkpoint as checkpoint_identity
 from btp.runner.identity import code, code_of, digest, model_identity
 from btp.runner.sources import modules_of
 from btp.runner.training.answers import Teach, key_of
@@ -38,6 +39,7 @@ from btp.tasks.sample import Local
 PACKAGES = ("btp", "torch", "transformers", "lightning")
 ASIDE = ("name", "workers", "save", "log")  # settings that change nothing of what is learned
 CURVE = "curve.jsonl"
+BOTH, HOST = "both", "model"  # a setting, and the folder of the trained model
 SAMPLE = ("size", "samples", "abilities", "seed")  # settings of a dataset by which two draws of one split may differ
 
 
@@ -127,6 +129,23 @@ class Training:
             yield
 
     def _train(self) -> None:
+        decoder = self.loaded.host.decoder
+        if self.settings["train"] != BOTH:
+            self._train_modules()
+            return
+        if self.config.get("action") != "train":
+            raise ValueError(
+                "training.train is both, which makes another model. Train it with action=train, then run with the "
+                "model.path and pruner.weights that it names."
+            )
+        before = {name: value.detach().cpu().clone() for name, value in decoder.state_dict().items()}
+        try:
+            self._train_modules()
+        finally:
+            decoder.load_state_dict(before)  # this process may answer with the model that it loaded
+            decoder.zero_grad(set_to_none=True)
+
+    def _train_modules(self) -> None:
         settings, loaded = self.settings, self.loaded
         tested = self._tested()
         pruner = build_method(self.pruner["name"], self.pruner["method"])
@@ -151,16 +170,26 @@ class Training:
         device = self.machine.device
         where: dict[str, Any] = {"device": device.type, "index": device.index if device.type == "cuda" else None}
         rhythm = {"keep": settings["save"], "every": settings["log"], "leads": self.machine.leads}
+        both = settings["train"] == BOTH
         try:
             with frozen(loaded.host.model), masking(loaded.host, pruner, schedule, SOFT) as masked:
                 course = ModuleCourse(
-                    self.pruner["name"], loaded.host, pruner, pace, teach, masked, settings["weight_decay"], workers
+                    self.pruner["name"],
+                    loaded.host,
+                    pruner,
+                    pace,
+                    teach,
+                    masked,
+                    settings["weight_decay"],
+                    workers,
+                    settings["host_rate"] if both else None,
                 )
                 fit(course, self.work, **where, **rhythm)
         except ValueError:
             if self.machine.leads:
                 shutil.rmtree(self.work, ignore_errors=True)
             raise
+        loaded.host.model.eval()
         pruner.modules.to(device).requires_grad_(False).eval()
         if self.machine.leads:
             gap = self._gap(pruner, schedule, teach)
@@ -218,6 +247,16 @@ class Training:
             plain = [masked_losses(self.loaded.host, pruner, self._unmasked, batch)[ANSWER] for batch in batches]
         return found | ({"answer, unmasked": round(float(sum(plain)) / len(plain), 4)} if plain else {})
 
+    def _save_host(self) -> str:
+        """Identity of the model that the modules go with: the one that was loaded, or what became of it, which is
+        saved beside them."""
+        if self.settings["train"] != BOTH:
+            return self.checkpoint
+        folder = self.folder / HOST
+        self.loaded.host.model.save_pretrained(folder)
+        self.loaded.processor.save_pretrained(folder)
+        return checkpoint_identity(folder, [self.config["model"]["config"]])
+
     def _unmasked(self, inputs: Mapping[str, Any], prompt: Any = None, **more: Any) -> tuple[Any, list]:
         return self.loaded.host.model(**inputs, use_cache=False, **more), []
 
@@ -227,7 +266,7 @@ class Training:
         write_text(self.folder / CURVE, lines)
         origin = {
             "identity": self.identity,
-            "host": {"name": config["model"]["name"], "checkpoint": self.checkpoint},
+            "host": {"name": config["model"]["name"], "checkpoint": self._save_host()},
             "method": dict(self.pruner["method"]),
             "stages": schedule.to_config(),
             "losses": dict(self.pruner["losses"]),
@@ -257,6 +296,8 @@ def describe_card(folder: Path) -> str:
     """What a training came to, for the screen."""
     card = read_card(folder)
     said = [f"modules: {folder} (pruner.weights={folder} names them)"]
+    if (folder / HOST).is_dir():
+        said.append(f"model: {folder / HOST} (model.path={folder / HOST}), which they go with")
     if card.get("gap"):
         said.append("on samples behind the last step: " + ", ".join(f"{k} {v:g}" for k, v in card["gap"].items()))
     return "\n".join(said)

@@ -1,0 +1,26 @@
+"""`action=train`: the modules of the run's pruner, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from btp.models.loading.load import Loaded
+from btp.runner.devices import Machine
+from btp.runner.tracking.tracker import tracker_of
+from btp.runner.training.train import Training, describe_card
+
+
+def train(config: Mapping[str, Any], loaded: Loaded, checkpoint: str, store: Path, machine: Machine) -> None:
+    """Train, or find what is finished; say where it lies, and log its curves.
+
+    Args:
+        config: of the run, resolved.
+        checkpoint: identity of the model.
+        store: where artefacts that runs share lie.
+    """
+    folder = Training(config, loaded, checkpoint, store, machine, config["pruner"]).go()
+    if machine.leads:
+        print(describe_card(folder), flush=True)
+        tracker_of(config["logger"]).log_training(config, folder)
