@@ -58,7 +58,7 @@ def test_signal_defaults_and_messages():
         (("hidden", "vision.mlp.1"), r"cannot be seen at vision\.mlp\.1"),
         (("keys", "vision.output"), r"cannot be seen at vision\.output"),
         (("attention", "vision.output", "cls"), r"cannot be seen at vision\.output"),
-        (("pixels", "vision.layer.0"), r"A pixels signal cannot be seen at vision\.layer\.0"),
+        (("pixels", "vision.layer.1"), r"A pixels signal cannot be seen at vision\.layer\.1"),
         (("pixels", "llm.input"), r"cannot be seen at llm\.input"),
         (("preview", "vision.layer.1", "last"), "cannot be seen in a vision tower, which has no text"),
         (("rotary", "vision.layer.1"), "cannot be seen in a vision tower"),
