@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
-from btp.core.selection import Selection
+from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
 from btp.core.topk import marked, top_k
 from btp.ops.outliers import outliers_above
@@ -30,8 +30,8 @@ class PruMerge(Pruner):
     takes in the `neighbours` patches whose keys are most like its own, kept ones too, weighted by their attention. What
     is left over flows into one token more, that stands at the end. A picture of which all stays is left as it is.
 
-    Since a patch may flow into several, the trace shows no merge. The last token stands in for the last patch that is
-    not kept on its own.
+    Since a patch may flow into several, the trace shows only what becomes the last token, which stands in for the last
+    patch that is not kept on its own.
 
     Args:
         score: cls, attention of the class token, averaged over heads | joined, as the released code computes it: one
@@ -124,8 +124,11 @@ class PruMerge(Pruner):
         states = torch.where(gathers[..., None], self._gathered(tokens, scores, own), states)
         untouched = whole | (keep < 0)
         states = torch.where(untouched[..., None], _rows(exact(tokens.hidden), keep), states).to(tokens.hidden.dtype)
+        index = torch.arange(own.shape[1], device=own.device).expand_as(own)
+        last = index.masked_fill(~stands, -1).amax(1, keepdim=True)  # -1 where nothing gathers the rest
+        plan = MergePlan(torch.where(own, index, last).masked_fill(~tokens.valid, -1), torch.ones_like(scores))
         ordered = self.order == "official"
-        return Selection(keep, states=states, counts=self._own(counts), ordered=ordered, scores=scores)
+        return Selection(keep, plan, states, self._own(counts), ordered, scores=scores)
 
     def _own(self, counts: tuple[int, ...]) -> tuple[int, ...] | None:
         return counts if self.adaptive else None

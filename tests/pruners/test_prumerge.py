@@ -46,6 +46,7 @@ def test_example():
     selection = prumerge().select(*example(), stage(OUTPUT, 3))
     assert selection.keep.tolist() == [[1, 4, 5]]  # the extra one stands where patch 5 was
     assert selection.ordered
+    assert selection.merge.target.tolist() == [[5, 1, 5, 5, 4, 5]]
     extra = [0.1 * 1 + 0.1 * 2, 0.05 * 2 + 0.05 * 4]
     torch.testing.assert_close(selection.states[0], torch.tensor([[0.1, 1], [4.2, 0], extra]))
 
@@ -71,6 +72,7 @@ def test_kept_patches_flow_too():
     """With two neighbours patch 1 takes in 0 and 3; each of them takes in kept ones where those are nearest."""
     selection = prumerge(neighbours=2, extra=False).select(*example(), stage(OUTPUT, 2))
     assert selection.keep.tolist() == [[1, 4]]
+    assert selection.merge.target.tolist() == [[-1, 1, -1, -1, 4, -1]]
     one = [0.1, 1 + 0.05 * 2]
     four = [4 + 0.1 * 2, 0.05 * 2]  # of 4: patch 2, then 3 (cosine 0.38; 1 has 0.2)
     torch.testing.assert_close(selection.states[0], torch.tensor([one, four]))
