@@ -84,14 +84,14 @@ class Backbone:
         )
         self.frames_per_tube = getattr(self.config, "tubelet_size", None)
         self.unit = "patches" if self.frames_per_tube is None else "tubes"
-        facts = {"fixed": base.fixed_rows} if own else {"fixed": _fixed(base.embeddings)}
-        facts |= getattr(base, "tower_facts", {})
-        self.towers = {"vision": Tower("vision", stack, companions=(), feature=len(stack) - 1, **_parts(stack) | facts)}
+        facts: dict[str, Any] = {"fixed": base.fixed_rows if own else _fixed(base.embeddings)}
+        facts |= _parts(stack) | dict(getattr(base, "tower_facts", {}))
+        self.towers = {"vision": Tower("vision", list(stack), companions=(), feature=len(stack) - 1, **facts)}
 
     @property
-    def layers(self) -> nn.ModuleList:
+    def layers(self) -> Sequence[nn.Module]:
         """Those of the tower."""
-        return self.towers["vision"].layers  # type: ignore[return-value]
+        return self.towers["vision"].layers
 
     @property
     def hidden_size(self) -> int:
@@ -106,12 +106,12 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the inputs belong."""
-        return self.model.device
+        return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self.model.dtype
+        return next(self.model.parameters()).dtype
 
     def __call__(self, **inputs: Any) -> Any:
         """The model's own forward."""

@@ -117,7 +117,7 @@ class PlainMambaMixer(nn.Module):
         masked = places is not None and gap == "masked"
         u = whole if places is None or masked else rows_at(whole, places)
         ys = self._scan(u, hw_shape, None if masked else places, gap)
-        if masked:
+        if places is not None and masked:
             ys = [rows_at(y, places) for y in ys]
         return self.out_proj(self.join(F.silu(gate), *ys)).transpose(0, 1)
 
@@ -226,7 +226,7 @@ class PlainMambaForImageClassification(PreTrainedModel):
     config_class = PlainMambaConfig
     main_input_name = "pixel_values"
     base_model_prefix = "plainmamba"
-    _no_split_modules = ("PlainMambaBlock",)
+    _no_split_modules = ["PlainMambaBlock"]  # noqa: RUF012 - as transformers declares it
     tower_facts = MappingProxyType({"attends": False, "places": True, "directions": "mamba.join"})
 
     def __init__(self, config: PlainMambaConfig):

@@ -67,7 +67,7 @@ class BAViT(Pruner):
                 raise ValueError(f"pruner.method.{key} is {value!r}. Write a number from 0 to 1.")
         self.mode, self.adaptive = select, select == "threshold"
         self.threshold, self.background, self.floor = threshold, background, floor
-        shape = dict(zip(SHAPE, (layers, width, heads, patch, grid), strict=True))
+        shape: dict[str, Any] = dict(zip(SHAPE, (layers, width, heads, patch, grid), strict=True))
         self.classifier = _untrained(shape, seed) if weights is None else _read(Path(weights).expanduser(), shape)
         self.classifier.requires_grad_(False).eval()
 

@@ -67,7 +67,7 @@ class RLT(Pruner):
         Tubes of the first frames have the largest number there is. A picture is a clip of one frame.
         """
         clip = pixels.float() if pixels.dim() == 5 else pixels.float()[:, None]
-        frames, rows, columns = ((tokens.coord[..., i].amax(1).max() + 1).item() for i in range(3))
+        frames, rows, columns = (n + 1 for n in tokens.coord.flatten(0, 1).amax(0).tolist())
         B, F = clip.shape[:2]
         tube, high, wide = F // frames, clip.shape[-2] // rows, clip.shape[-1] // columns
         table = clip.new_full((B, frames, rows, columns), torch.finfo(clip.dtype).max)

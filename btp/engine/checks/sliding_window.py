@@ -33,7 +33,7 @@ def layer_kinds(host: Host) -> tuple[LayerKind, ...]:
     Raises:
         ValueError: layers whose masks are neither full nor windows.
     """
-    config: Any = host.decoder.config
+    config: Any = host.decoder.config  # type: ignore[union-attr]
     window = getattr(config, "sliding_window", None)
     names = getattr(config, "layer_types", None)
     if names is None:  # a window holds for every layer then
