@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from btp.core.cache_pruner import CachePruner
 from btp.core.schedule import Stage
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 from btp.core.slots import Slots
 from btp.engine.cache.ask import ask
 from btp.engine.cache.held import Held
@@ -30,6 +31,8 @@ from btp.pruners.keydiff import KeyDiff
 from btp.pruners.knorm import KNorm
 from btp.pruners.streaming import Streaming
 from btp.pruners.tova import TOVA
+
+SITE = Site.parse("llm.cache.0")
 
 
 def plain_score(query: Tensor, key: Tensor, decay: float) -> Tensor:
@@ -45,7 +48,7 @@ def plain_score(query: Tensor, key: Tensor, decay: float) -> Tensor:
 def our_score(query: Tensor, key: Tensor, decay: float) -> Tensor:
     """The same as the engine shows it."""
     now = Attending(0, query, key, key, None, query.shape[-1] ** -0.5, lambda mask: None)
-    signal = Signal("attention", "llm.cache.0", "decayed", decay=decay)
+    signal = Signal("attention", SITE, "decayed", decay=decay)
     return slot_signal(signal, now, torch.ones(query.shape[::2], dtype=torch.bool), True)[0][:, :, 0]
 
 
@@ -54,7 +57,7 @@ class Step:
 
     def __init__(self, n: int, heads: int, d: int, pruner: CachePruner | None) -> None:
         self.pruner, self.n, self.heads, self.d = pruner, n, heads, d
-        self.stage = Stage("llm.cache.0", n, phase="both")
+        self.stage = Stage(SITE, n, phase="both")
         self.layer = DynamicLayer()
         self.layer.update(torch.randn(1, heads, n, d), torch.randn(1, heads, n, d))
         position = torch.arange(n).expand(1, 1, n)
@@ -72,6 +75,8 @@ class Step:
         q, k, v = self.new
         self.length += 1
         if self.pruner is None:  # at equal slots: one leaves from the end, which costs nothing
+            assert self.layer.keys is not None
+            assert self.layer.values is not None
             self.layer.keys, self.layer.values = (x[:, :, : self.n] for x in (self.layer.keys, self.layer.values))
         keys, values = self.layer.update(k, v)
         if self.pruner is None:
@@ -87,6 +92,7 @@ class Step:
     def evict(self, now: Attending, probs: Tensor | None) -> None:
         """What the engine does behind a layer's attention."""
         pruner, length = self.pruner, self.length
+        assert pruner is not None
         self.held.grow(torch.tensor([[length - 1]]))
         slots = Slots(
             position=self.held.position.expand(1, self.heads, -1),
