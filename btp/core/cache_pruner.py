@@ -123,7 +123,7 @@ class ScoreSlots(CachePruner):
         carried = {SCORE: score} if self.accumulates else {}
         if counts == slots.host_alive:
             return SlotSelection(None, carried=carried, scores=score)
-        ranked = protect(score, slots, *protected(stage, counts, self.name))
+        ranked = protect(score, slots, *protected(stage, counts, self.name, slots.host_alive))
         return SlotSelection(keep_best(ranked, counts, slots.valid, slots.host_alive), carried=carried, scores=score)
 
     def check(self, schedule: Schedule) -> None:
@@ -150,11 +150,14 @@ def check_protected(i: int, key: str, given: object) -> None:
         )
 
 
-def protected(stage: Stage, counts: tuple[int, ...], method: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def protected(
+    stage: Stage, counts: tuple[int, ...], method: str, alive: tuple[int, ...] = ()
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Slots that never leave, per row: at the beginning of the sequence, and at its end.
 
     Args:
         counts: slots that each row keeps.
+        alive: slots that each row has; a row that keeps them all needs no protection.
 
     Raises:
         ValueError: they are more than a row keeps.
@@ -163,8 +166,8 @@ def protected(stage: Stage, counts: tuple[int, ...], method: str) -> tuple[tuple
         tuple(int(given * count + 1e-6) if isinstance(given, float) else given for count in counts)
         for given in (stage.settings.get("first", 0), stage.settings.get("recent", 0))
     )
-    for a, b, count in zip(first, recent, counts, strict=True):
-        if a + b > count:
+    for i, (a, b, count) in enumerate(zip(first, recent, counts, strict=True)):
+        if a + b > count and alive[i : i + 1] != (count,):
             raise ValueError(
                 f"pruner {method!r} keeps {count} slots at {stage.site}, of which the first {a} and the {b} most "
                 f"recent ones are {a + b}: nothing is left to choose. Raise the stage's keep (or the budget) to "

@@ -13,6 +13,13 @@ from btp.core.schedule import Stage
 SCOPES = ("all", "visual", "text")
 
 
+def allowed(stage: Stage, totals: tuple[int, ...]) -> tuple[int, ...]:
+    """Slots that a stage allows each row: an int as it is, also beyond the prompt, a share of `totals`."""
+    if isinstance(stage.keep, int):
+        return (stage.keep,) * len(totals)
+    return tuple(stage.count(total) for total in totals)
+
+
 @dataclass(frozen=True)
 class Slots:
     """The slots of one layer's K/V cache that a stage may evict, behind the layer's attention of this forward.
@@ -60,9 +67,7 @@ class Slots:
 
     def budget(self, stage: Stage) -> tuple[int, ...]:
         """Slots that the stage allows each row and head: an int as it is, a share of the prompt."""
-        if isinstance(stage.keep, int):
-            return (stage.keep,) * len(self.host_total)
-        return tuple(stage.count(total) for total in self.host_total)
+        return allowed(stage, self.host_total)
 
     def keep_counts(self, stage: Stage) -> tuple[int, ...]:
         """Slots that each row keeps per head: its budget, capped by what is there; all where nothing is due."""

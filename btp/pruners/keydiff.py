@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -10,6 +9,8 @@ from btp.core.cache_pruner import ScoreSlots
 from btp.core.schedule import Stage
 from btp.core.signals import Signal, Signals
 from btp.core.slots import Slots
+
+EPSILON = 1e-12
 
 
 class KeyDiff(ScoreSlots):
@@ -24,7 +25,8 @@ class KeyDiff(ScoreSlots):
 
     def score(self, slots: Slots, signals: Signals, stage: Stage) -> Tensor:
         """[B, Hkv, n]."""
-        unit = normalize(signals[self.needs(stage)[0]].float(), dim=-1)
-        counts = slots.valid.sum(2, keepdim=True)[..., None].clamp(min=1)
-        anchor = unit.masked_fill(~slots.valid[..., None], 0.0).sum(2, keepdim=True) / counts
-        return -torch.cosine_similarity(unit, anchor, dim=-1)
+        keys = signals[self.needs(stage)[0]].float()
+        size = keys.norm(dim=-1).clamp(min=EPSILON)
+        weight = size.reciprocal().masked_fill(~slots.valid, 0.0)
+        anchor = normalize(weight[:, :, None] @ keys, dim=-1, eps=EPSILON)  # [B, Hkv, 1, d] where the mean points
+        return -(keys @ anchor.transpose(-1, -2))[..., 0] / size

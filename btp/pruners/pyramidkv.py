@@ -33,7 +33,7 @@ class PyramidKV(SnapKV):
     def evict(self, slots: Slots, signals: Signals, stage: Stage) -> SlotSelection:
         """As SnapKV, with counts of its own."""
         counts = slots.keep_counts(stage)
-        window = protected(stage, counts, self.name)[1]
+        window = protected(stage, counts, self.name, slots.host_alive)[1]
         own = tuple(
             alive if count == alive else min(alive, w + falling(count - w, slots.layer, slots.layers, self.beta))
             for w, count, alive in zip(window, counts, slots.host_alive, strict=True)

@@ -6,6 +6,8 @@ all rows. It shares no code with the engine.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import oracle
 import tiny
 import torch
@@ -63,9 +65,45 @@ def dense(host, inputs, sequences, call, entered=None):
     return torch.stack(rows, dim=1)
 
 
+@contextmanager
+def hiding_slots(host, inputs, call):
+    """Hide in every decode step, per layer and query head, what a trace says left the layer's cache before.
+
+    The prompt's own forward stays as it is; caches stay whole.
+    """
+    real = inputs["attention_mask"].bool()
+    B, S = real.shape
+    place = (real.cumsum(1) - 1).masked_fill(~real, -1)
+    ends = real.sum(1).tolist()
+    groups = host.decoder.config.num_attention_heads // host.decoder.config.num_key_value_heads
+
+    def before(at):
+        mine = [record for record in call.evicted if record.site.layer == at]
+
+        def hook(module, args, kwargs):
+            hidden, cache = args[0], kwargs.get(tiny.CACHE)
+            if hidden.shape[1] > 1 or not mine:
+                return None
+            past = cache.get_seq_length(at)
+            step = past + 1 - S
+            heads = max(record.gone.shape[1] for record in mine)
+            behind = [torch.arange(end, end + step) for end in ends]
+            places = torch.cat([place, torch.stack(behind)], dim=1)[:, None]  # [B, 1, S + t]
+            seen = (places >= 0).expand(B, heads, -1).clone()
+            for record in mine:
+                if record.step < step:
+                    gone = record.gone.expand(-1, heads, -1)
+                    seen &= ~((places[..., None] == gone[:, :, None]) & (gone >= 0)[:, :, None]).any(-1)
+            wide = seen.repeat_interleave(groups, 1) if heads > 1 else seen
+            kwargs["attention_mask"] = oracle.additive(wide[:, :, None], hidden.dtype)
+            return args, kwargs
+
+        return hook
+
+    with oracle.hooked(host.decoder.layers, before):
+        yield
+
+
 def scale(logits):
     """How large logits are, for a tolerance."""
     return max(1.0, float(logits.abs().max()))
-
-
-__all__ = ["dense", "scale", "tiny", "visible"]

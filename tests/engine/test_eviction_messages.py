@@ -130,7 +130,12 @@ def test_short_prompts():
 def test_windows():
     """Layers that forget by themselves are refused from where they do; until then they are followed."""
     host = tiny_text.text_lm("mistral", sliding_window=22)
-    refused("Layer 0 sees 22 tokens .* and forgets older ones by itself, but prompt and answer have 22", KNorm(), one())
+    refused(
+        "Layer 0 sees 22 tokens .* and forgets older ones by itself, but prompt and answer have 22",
+        KNorm(),
+        one(),
+        host=host,
+    )
     with attach(host, KNorm(), one()):
         steps(host, tiny_text.prompts([12]), n=3)
 

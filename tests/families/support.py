@@ -21,13 +21,16 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from oracle import steps, withdrawn
+from slot_oracle import hiding_slots
 from toys import Content, plan
 
+from btp.core.cache_pruner import CachePruner
+from btp.core.schedule import Schedule
 from btp.core.signals import Signal
 from btp.engine.attach import attach
 from btp.engine.checks.plan import make_plan
 from btp.engine.checks.signals import check_signal
-from btp.runner.arms import build_arms
+from btp.runner.arms import build_arms, build_method
 from btp.runner.evaluation.oracle_targets import aim_nowhere
 from btp.schedules.meet import facts_of, pictures_of
 from btp.schedules.plan import Sources
@@ -50,11 +53,13 @@ FACTS = ("- Visual tokens: ", "- In the vision tower: ")  # of a family
 INSIDE = (("attention", "cls"), ("attention", "mean"), ("queries", None), ("keys", None), ("values", None))
 SITES = ("vision.layer.1", "vision.mlp.0", "vision.output")
 TOLERANCE = 2e-6
+SLOTS = 24  # of every cache: holds each method's window or pages, and is less than the longest test prompt
 HEAD = """# What works where
 
 Every method on every family, found by running it on a tiny random checkpoint of the family: a batch with left padding
 and pictures of unequal sizes, prefill and three decode steps. Where a method only removes tokens from the language
-model, removing was held against hiding. This page is written by `make support`, and a test holds it against the code.
+model, removing was held against hiding, and so was evicting from the K/V cache, in every step. This page is written by
+`make support`, and a test holds it against the code.
 
 - `+` works
 - `=` works with the setting named below the table
@@ -130,6 +135,9 @@ def run(family: str, method: str, *more: str) -> None:
         words = [f"pruner={method}", *ALWAYS, *GIVEN.get(method, ()), *more]
         config = OmegaConf.to_container(compose("config", overrides=words), resolve=True) | {"command": ""}
     config["controls"] = {}
+    if isinstance(build_method(method, config["pruner"]["method"]), CachePruner):
+        run_on_slots(host, inputs, config["pruner"])
+        return
     if config["pruner"]["schedule"] is None or config["pruner"].get("parts"):
         config["schedule"] = {"kind": "auto", "balance": {"first": 0.6, "last": 1.0}, "withdraw_last": False}
     total = int(host.visual_mask(inputs)[0].sum())
@@ -155,6 +163,24 @@ def run(family: str, method: str, *more: str) -> None:
         return  # another proof is theirs: tests/engine/test_merging, test_tower, test_positions, test_lazy
     with hiding(host, inputs, withdrawn(inputs, host.visual_mask(inputs), call)):
         hidden_tokens, hidden_logits = steps(host, inputs)
+    assert (logits - hidden_logits).abs().max() / hidden_logits.abs().max().clamp(min=1) < TOLERANCE
+    assert torch.equal(tokens, hidden_tokens)
+
+
+def run_on_slots(host, inputs, pruner: dict) -> None:
+    """Evict from the K/V cache, and hide in every step what left: the prompt itself is whole.
+
+    Raises:
+        ValueError, RuntimeError: what the framework says.
+        AssertionError: evicting is not hiding, or nothing left.
+    """
+    schedule = Schedule.from_config([stage | {"keep": SLOTS} for stage in pruner["schedule"]])
+    with attach(host, build_method(pruner["name"], pruner["method"]), schedule) as trace:
+        tokens, logits = steps(host, inputs, n=4)
+    assert torch.isfinite(logits).all()
+    assert any(trace.fired.values()), "nothing left"
+    with hiding_slots(host, inputs, trace[0]):
+        hidden_tokens, hidden_logits = steps(host, inputs, n=4)
     assert (logits - hidden_logits).abs().max() / hidden_logits.abs().max().clamp(min=1) < TOLERANCE
     assert torch.equal(tokens, hidden_tokens)
 

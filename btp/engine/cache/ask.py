@@ -38,6 +38,9 @@ def ask(pruner: Pruner, stage: Stage, slots: Slots, signals: Signals, doubts: Do
         TypeError, ValueError: its answer breaks the contract, or what it ranks by is not finite; on a device, what only
             its content tells is said when doubts are settled.
     """
+    finite = Finite(doubts)
+    if slots.prefill:  # in a step the scores tell
+        finite.slots(pruner.name, stage.site, slots.valid, signals)
     selection = pruner.evict(slots, signals, stage)  # type: ignore[attr-defined]
     counts = slots.keep_counts(stage)
     if isinstance(selection, SlotSelection) and selection.counts is not None:
@@ -46,7 +49,7 @@ def ask(pruner: Pruner, stage: Stage, slots: Slots, signals: Signals, doubts: Do
     for numbers in (selection.scores, *selection.carried.values()):
         if numbers is not None:
             heads = numbers.shape[1]
-            Finite(doubts).scores(pruner.name, stage.site, numbers, slots.valid[:, :heads])
+            finite.scores(pruner.name, stage.site, numbers, slots.valid[:, :heads])
     if selection.keep is None:
         return Answer(slots.valid[:, :1], counts, selection.carried)
     keep, device = selection.keep.to(slots.position.device, torch.int64), slots.position.device

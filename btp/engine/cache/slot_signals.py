@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,11 +13,29 @@ from btp.engine.hooks.attention_registry import Attending
 from btp.engine.hooks.attention_rows import gather_rows
 from btp.ops.slots import decayed
 
-BLOCK = 64  # query rows whose attention is held at once
+BLOCK = 256  # query rows whose attention is held at once
 EPSILON = 1e-6  # most that all rows together may add to a decayed sum that are left out
 
 
-def slot_signal(signal: Signal, now: Attending, attended: Tensor, even: bool) -> tuple[Tensor, Tensor | None]:
+def one_row(now: Attending, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The attention of a decode step, made here where its probabilities are asked for too, so that it is made once.
+
+    Args:
+        mask: as the layer's function takes it.
+
+    Returns:
+        [B, 1, Hq, d] what the layer's function returns, and [B, Hq, 1, n] probabilities in float32 or better.
+    """
+    place = torch.zeros(len(now.query), 1, dtype=torch.long, device=now.query.device)
+    probs = _probs(replace(now, mask=mask), place, place == 0)
+    B, Hq, _, n = probs.shape
+    grouped = probs.to(now.value.dtype).view(B, now.value.shape[1], -1, n)
+    return (grouped @ now.value).view(B, Hq, 1, -1).transpose(1, 2).contiguous(), probs
+
+
+def slot_signal(
+    signal: Signal, now: Attending, attended: Tensor, even: bool, probs: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """A signal at a cache, from the attention that a layer makes.
 
     Args:
@@ -24,12 +43,15 @@ def slot_signal(signal: Signal, now: Attending, attended: Tensor, even: bool) ->
         now: the layer's attention; without a mask each row sees the slots up to its own.
         attended: [B, R] rows of this forward that are tokens.
         even: all of them are.
+        probs: of a decode step, where `one_row` made them.
 
     Returns:
         The tensor as `Signal` says, and [B, window] which of its rows are real for rows window.
     """
     if signal.kind != "attention":
         return (now.key if signal.kind == "keys" else now.value), None
+    if probs is not None:
+        return probs, None
     rows = now.query.shape[2]
     if signal.rows == "window":
         assert signal.window is not None

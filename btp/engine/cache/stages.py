@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from torch import Tensor
 from btp.core.cache_pruner import every_of, evicts_nothing, scope_of
 from btp.core.host import Host
 from btp.core.pruner import Pruner
+from btp.core.schedule import Stage
 from btp.core.signals import Signals
-from btp.core.slots import Slots
+from btp.core.slots import Slots, allowed
 from btp.core.trace import Evicted
 from btp.engine.cache.ask import ask
 from btp.engine.cache.held import Held
 from btp.engine.cache.scope import restricted
-from btp.engine.cache.slot_signals import slot_signal
+from btp.engine.cache.slot_signals import one_row, slot_signal
 from btp.engine.checks.plan import PlannedStage
 from btp.engine.checks.signals import attention_name
 from btp.engine.checks.sliding_window import LayerKind
@@ -123,10 +125,26 @@ class CacheStages:
         mask = None
         if not held.even:
             mask = as_mask(seen_slots(position, held.position[:, :1]), self._attention, now.query, now.key.shape[1])
-        out = now.attend(mask)
-        seen = Attending(now.at, now.query, now.key, now.value, mask, now.scaling, now.attend, now.odd)
-        self._decide(run, planned, seen, held)
-        return out
+        if now.odd or not self._looks(run, planned, held):
+            out = now.attend(mask)
+            self._decide(run, planned, replace(now, mask=mask), held)
+            return out
+        out, probs = one_row(now, mask)
+        self._decide(run, planned, replace(now, mask=mask), held, probs)
+        return out, (probs.to(out.dtype) if self._attention == "eager" else None)
+
+    def _looks(self, run: Run, planned: PlannedStage, held: Held) -> bool:
+        """Whether slots leave in this step by what its row looks at; otherwise the layer's own function attends."""
+        asked = any(signal.kind == "attention" for signal in planned.needs)
+        if not asked or not self._is_due(run, planned.stage):
+            return False
+        shown = restricted(held, scope_of(planned.stage))[0] if scope_of(planned.stage) != "all" else held
+        most = allowed(planned.stage, run.total(scope_of(planned.stage)))
+        return any(n > count for n, count in zip(shown.alive, most, strict=True))
+
+    def _is_due(self, run: Run, stage: Stage) -> bool:
+        turn = stage.phase != "decode" if run.in_prefill else run.call.decode_steps % every_of(stage) == 0
+        return turn and not evicts_nothing(stage) and (run.in_prefill or stage.phase != "prefill")
 
     def _open(self, run: Run, now: Attending) -> Held:
         """The slots of a layer behind its prefill, padding and all."""
@@ -159,12 +177,11 @@ class CacheStages:
                 "prompt, or leave this layer out: name the others as llm.cache.N."
             )
 
-    def _decide(self, run: Run, planned: PlannedStage, now: Attending, held: Held) -> None:
+    def _decide(self, run: Run, planned: PlannedStage, now: Attending, held: Held, probs: Tensor | None = None) -> None:
         stage, prefill = planned.stage, run.in_prefill
         if stage.phase == "prefill" and not prefill:
             return
-        turn = stage.phase != "decode" if prefill else run.call.decode_steps % every_of(stage) == 0
-        due = turn and not evicts_nothing(stage)
+        due = self._is_due(run, stage)
         shown, back = restricted(held, scope_of(stage))
         slots = self._slots(run, planned, now, shown, due)
         wanted = slots.keep_counts(stage)
@@ -174,7 +191,7 @@ class CacheStages:
         if stage.withdraws_all and due:
             stay, counts = torch.zeros_like(shown.position, dtype=torch.bool), (0,) * len(wanted)
         else:
-            stay, counts = self._ask(run, planned, now, slots, shown, back.index)
+            stay, counts = self._ask(run, planned, now, slots, shown, back.index, probs)
         if counts == slots.host_alive:
             back.carry(held, shown)
             return
@@ -185,8 +202,7 @@ class CacheStages:
 
     def _slots(self, run: Run, planned: PlannedStage, now: Attending, shown: Held, due: bool) -> Slots:
         B, heads, n = len(shown.alive), now.key.shape[1], shown.size
-        scope = scope_of(planned.stage)
-        total = {"all": run.host_prompt, "visual": run.ledger.total, "text": run.ledger.text_counts}[scope]
+        total = run.total(scope_of(planned.stage))
         length = run.lengths(now.query.device)
         return Slots(
             position=shown.position.expand(B, heads, n),
@@ -205,7 +221,14 @@ class CacheStages:
         )
 
     def _ask(
-        self, run: Run, planned: PlannedStage, now: Attending, slots: Slots, shown: Held, index: Tensor | None
+        self,
+        run: Run,
+        planned: PlannedStage,
+        now: Attending,
+        slots: Slots,
+        shown: Held,
+        index: Tensor | None,
+        probs: Tensor | None,
     ) -> tuple[Tensor, tuple[int, ...]]:
         """[B, H, n] bool which of the slots shown stay, and how many per row."""
         assert self._pruner is not None  # held by make_plan
@@ -220,7 +243,7 @@ class CacheStages:
                         f"Layer {now.at} computes attention with {', '.join(now.odd)}, which attention signals do not "
                         "follow yet. Use a method without attention signals on this model."
                     )
-                value, real = slot_signal(signal, now, attended, even)
+                value, real = slot_signal(signal, now, attended, even, probs)
                 seen[signal] = value if index is None else _narrowed(signal.kind, value, index)
                 if real is not None:
                     rows_valid[signal] = real

@@ -56,6 +56,13 @@ class Finite:
         found = _faults(tokens.hidden, tokens.valid[..., None])
         self._refuse(found, site, lambda word, rows: _shown(f"hidden at {site}", word, name, site, rows))
 
+    def slots(self, name: str, site: Site, valid: Tensor, seen: Mapping[Signal, Tensor]) -> None:
+        """Check signals over the slots of a cache, of which `valid` [B, Hkv, n] hold a token; raises as `shown`."""
+        for signal, value in seen.items():
+            places = None if signal.kind == "attention" else valid[..., None]
+            found = _faults(value, places)
+            self._refuse(found, site, lambda word, rows, what=str(signal): _shown(what, word, name, site, rows))
+
     def scores(self, name: str, site: Site, scores: Tensor, valid: Tensor) -> None:
         """Check [B, N] scores that the pruner ranked by; raises as `shown`."""
         self._refuse(

@@ -51,6 +51,10 @@ class Run:
         """Real tokens of each row's prompt."""
         return tuple(map(sum, zip(self.ledger.text_counts, self.ledger.total, strict=True)))
 
+    def total(self, scope: str) -> tuple[int, ...]:
+        """Tokens of each row's prompt in the scope of a cache stage (all | visual | text), before any pruning."""
+        return {"all": self.host_prompt, "visual": self.ledger.total, "text": self.ledger.text_counts}[scope]
+
     @property
     def host_length(self) -> tuple[int, ...]:
         """Real tokens of each row so far, that of the forward under way included."""
