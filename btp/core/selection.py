@@ -1,4 +1,4 @@
-"""A pruner's decision: which tokens stay, where dropped ones go, which parked ones return."""
+"""A pruner's decision: which tokens stay, and where dropped ones go."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ class Selection:
         counts: tokens kept per row, where the method is `adaptive` and decides itself; None follows the stage.
         ordered: the tokens stand in the order of `keep` behind the stage: the j-th takes the j-th smallest of the
             kept tokens' places. Needs positions: renumber.
-        revive: [B, R] original visual indices of parked tokens that return, padded with -1 at the end.
         scores: [B, N] what the tokens were ranked by, where they were; anything where padded. The engine refuses NaN
             and inf among them. None says nothing of it.
     """
@@ -50,7 +49,6 @@ class Selection:
     states: Tensor | None = None
     counts: tuple[int, ...] | None = None
     ordered: bool = False
-    revive: Tensor | None = None
     scores: Tensor | None = None
 
 

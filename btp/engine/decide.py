@@ -177,11 +177,6 @@ def _withdrawn(
 
 
 def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str) -> None:
-    if selection.revive is not None:
-        raise ValueError(
-            f"pruner {method!r} returned a Selection with revive at {stage.site}, which is not built yet. "
-            "Return keep and merge alone."
-        )
     if selection.ordered and stage.positions != "renumber":
         raise ValueError(
             f"pruner {method!r} gives its tokens a new order at {stage.site}, where positions are "

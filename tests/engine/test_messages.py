@@ -218,11 +218,6 @@ def test_observing_nothing():
             r"gives its tokens a new order at llm\.layer\.2, where positions are original.*Set positions: renumber",
         ),
         (Selection(torch.tensor([[0, 1]]), counts=(2,)), ValueError, "returned counts at llm.layer.2, but it is not"),
-        (
-            Selection(torch.tensor([[0, 1]]), revive=torch.zeros(1, 1)),
-            ValueError,
-            "with revive at llm.layer.2",
-        ),
     ],
 )
 def test_selections(answer, error, message):

@@ -1,6 +1,7 @@
 """Rows computed, revived and parked per step and stage, from the engine's trace to the run folder."""
 
 import pandas as pd
+import tiny
 import tiny_text
 from lazy_toys import both
 from oracle import steps
@@ -11,6 +12,8 @@ from btp.results.shapes import fault
 from btp.results.writer import RunFolder
 from btp.runner.evaluation.answer_store import ANSWER
 from btp.runner.evaluation.ways.ask import happened
+from btp.runner.explain.stages import stage_lives
+from btp.runner.explain.witness import Witness
 from btp.tasks.sample import Sample
 
 
@@ -49,3 +52,19 @@ def test_steps_reach_the_run_folder(tmp_path):
     later = table[table.step > 0]
     assert (later.computed - later.revived <= later.entered).all()
     assert (later.entered - later.parked + later.revived == later.computed).all()
+
+
+def test_one_samples_life_tells_of_the_prefill():
+    """A stage that is asked in every step is explained by its first answer, with the score of that time."""
+    host = tiny.shared("llava")
+    inputs = tiny.prompts(host, [[2, "i", 5]])
+    schedule, witness = both(("llm.layer.1", 0.6), ("llm.layer.3", 0.5)), Witness(LazyLLM())
+    with attach(host, witness, schedule) as trace:
+        steps(host, inputs, n=4)
+    assert len(witness.accounts) == 4 * 2
+    first, second = stage_lives(host, inputs, trace.last, schedule, witness, {})
+    assert first.alive == tuple(range(9))
+    assert (len(first.kept), len(second.kept)) == (6, 3)
+    score = witness.accounts[0].scores["score"][0]
+    assert set(score.topk(6).indices.tolist()) == set(first.kept)
+    assert "phase both" not in first.plan

@@ -224,3 +224,22 @@ def test_a_text_model_from_prompt_to_report(checkpoint, tmp_path):
     page = (run.path / "report.html").read_text()
     assert "64.0 of" in page
     assert "visual tokens" not in page
+
+
+@pytest.mark.slow
+def test_tokens_that_come_back_from_prompt_to_report(checkpoint, tmp_path):
+    """LazyLLM beside its controls at the same tokens of the prefill; rows of every step on disk."""
+    torch.set_num_threads(1)
+    words = ["model=pocket_text", f"model.path={checkpoint}", "limit=2", "task.dataset.lengths=[256]", "overlays=0"]
+    words += ["task.dataset.abilities=[needle]", "cost.enabled=false"]
+    run = read_run(job(tmp_path, *words, "pruner=lazyllm", "budget.share=0.6"))
+    frame = pd.read_parquet(run.path / "samples.parquet")
+    means = frame.groupby("arm")["tokens_avg"].mean()
+    assert means["lazyllm"] == pytest.approx(0.6 * means["unpruned"], rel=0.02)
+    assert means["random"] == means["lazyllm"]
+    assert means["window"] == pytest.approx(means["lazyllm"], rel=0.02)
+    assert run.run["inert"]["identical"]
+    steps = pd.read_parquet(run.path / "steps.parquet")
+    assert {"lazyllm", "random"} == set(steps["arm"])
+    assert (steps.loc[steps["step"].eq(0), "revived"] == 0).all()
+    assert steps["step"].max() > 0

@@ -66,7 +66,7 @@ def _check_stage(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> Non
             "are keys and values alone. Set phase: prefill on that stage, or use a method that ranks by attention "
             "(and says so by reads_states)."
         )
-    if FEATURES in Binding(host.decoder):
+    if host.decoder is not None and FEATURES in Binding(host.decoder):
         last = len(getattr(host.vision.config, "deepstack_visual_indexes", ()))  # type: ignore[union-attr]
         if stage.site.layer < last:
             raise ValueError(

@@ -34,7 +34,8 @@ def stage_lives(
         witness: that was attached; None where no pruner was.
         recorded: what the run kept, by site.
     """
-    accounts = {account.site: account for account in witness.accounts} if witness is not None else {}
+    told = [] if witness is None else witness.accounts
+    accounts = {account.site: account for account in reversed(told)}  # of the prefill, where later steps asked too
     plans = {str(stage.site): stage for stage in schedule}
     alive, lives = tuple(range(call.total[0])), []
     for record in call.stages:

@@ -59,7 +59,9 @@ class Rule:
             free = free & (torch.arange(state.total, device=free.device) < run.prompt_length)
         return free
 
-    def kept(self, host: Host, run: Run, totals: Sequence[int], alive: Sequence[int], shares: Sequence[float]):
+    def kept(
+        self, host: Host, run: Run, totals: Sequence[int], alive: Sequence[int], shares: Sequence[float]
+    ) -> tuple[int, ...]:
         """How many of the tokens in scope stay, per row.
 
         The newest token counts where a share of those alive goes, and stands beside the others everywhere else.

@@ -61,6 +61,7 @@ class LazyStages:
         """Stand around attention, and behind the last layer; closing the stack ends it."""
         if not self._plan:
             return
+        assert self._host.decoder is not None  # held by make_plan: they stand between its layers
         layers = self._host.towers["llm"].layers
         inside = {at: layers[at] for at in range(self.first - 1, len(layers))}
         stand_around_attention(self._host.decoder, inside, self._stand, undo)
