@@ -51,6 +51,15 @@ def fault(*words):
         (["cache=off", "cache_gib=3"], "cache_gib=3 has no effect: cache is off"),
         (["pruner=vtw", "pruner.search.samples=3"], "pruner.search.samples=3 has no effect: nothing is searched"),
         (["pruner=withdraw", "schedule=uniform", "pruner.layer=3"], "schedule=uniform takes the place of the pruner's"),
+        (["pruner=fastv", "training.steps=9"], "training.steps=9 has no effect: pruner=fastv has nothing to train"),
+        (
+            ["pruner=lvpruning", "pruner.weights=none", "training.rate=0.1"],
+            "training.rate=0.1 has no effect: pruner.weights says which modules are taken",
+        ),
+        (
+            ["pruner=lvpruning", "training.host_rate=0.1"],
+            "training.host_rate=0.1 has no effect: training.train is modules",
+        ),
         (["model.example.height=48"], "model.example.height=48 has no effect: it is the picture for"),
     ],
 )
@@ -70,6 +79,8 @@ def test_a_word_without_effect(words, said):
         ["pruner=vtw", "pruner.layer=search", "pruner.search.samples=3", "calibration.samples=8"],
         ["pruner=vflowopt", "pruner.search.samples=3"],
         ["pruner=withdraw", "pruner.layer=3"],
+        ["pruner=lvpruning", "training.steps=9", "pruner.losses.ratio=1"],
+        ["pruner=lvpruning", "action=train", "training.train=both", "training.host_rate=0.1"],
         ["pruner=diversity", "schedule=uniform", "schedule.withdraw_last=true"],
         ["experiment=smoke", "cost.enabled=false"],
         [*RANDOM, "schedule=paper", "cost.repeats=2", "model.example.height=336"],
@@ -91,6 +102,16 @@ def test_in_a_sweep_a_word_counts_for_all_cells():
 
 def test_on_a_command_line():
     assert "stages=5 has no effect" in find_fault(CONF, ["pruner=fastv", "stages=5"])
+
+
+def test_a_training_names_the_runs_whose_pruner_it_makes():
+    """And no others; modules that are named count by their card."""
+
+    def names(*words):
+        return {run_identity(composed(*words, f"training.steps={steps}"), "") for steps in (8, 9)}
+
+    assert len(names("pruner=fastv")) == len(names("pruner=lvpruning", "pruner.weights=none")) == 1
+    assert len(names("pruner=lvpruning")) == 2
 
 
 def test_the_batch_of_a_calibration_does_not_name_the_run():

@@ -63,7 +63,9 @@ class Fit(L.LightningModule):
     def train_dataloader(self) -> DataLoader:
         """Batches from the step where the training stands."""
         batches = Batches(self.course, self.trainer.global_step)
-        ahead = {"num_workers": self.course.workers, "prefetch_factor": 4} if self.course.workers else {}
+        ahead: dict[str, Any] = (
+            {"num_workers": self.course.workers, "prefetch_factor": 4} if self.course.workers else {}
+        )
         return DataLoader(batches, batch_size=None, **ahead)
 
     def training_step(self, batch: Any, index: int) -> Tensor:
@@ -73,7 +75,7 @@ class Fit(L.LightningModule):
             Exception: as the course says, where the loss is not finite.
         """
         found = self.course.losses(batch, self.global_step)
-        total = sum(weight * found[key] for key, weight in self.pace.losses.items())
+        total: Any = sum(weight * found[key] for key, weight in self.pace.losses.items())
         if not torch.isfinite(total):
             raise self.course.not_finite(self.global_step, {k: v.item() for k, v in found.items()})
         self._note(found)

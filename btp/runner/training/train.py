@@ -75,7 +75,7 @@ class Training:
                 "own, whose yaml has `weights`, as lvpruning and atp_llava."
             )
         self.stages = place_stages(pruner["schedule"], loaded.host.num_layers)
-        self.data = make_dataset(self.settings["dataset"], "training.dataset")
+        self.data: Any = make_dataset(self.settings["dataset"], "training.dataset")
         if self.settings["batch"] % machine.world:
             raise ValueError(
                 f"training.batch is {self.settings['batch']}, which {machine.world} processes cannot share equally. "
@@ -88,8 +88,9 @@ class Training:
     def _identity(self) -> str:
         asked = {k: v for k, v in self.settings.items() if k not in ASIDE}
         content = None
-        if isinstance(self.data, Local):  # names and texts: reading every picture would take hours
-            content = digest([(s.id, s.question, s.reference) for s in (self.data[i] for i in range(len(self.data)))])
+        data = self.data
+        if isinstance(data, Local):  # names and texts: reading every picture would take hours
+            content = _texts(data)
         named = modules_of(self.settings, {"_target_": self.config["model"]["adapter"]})
         sources = code(__name__, "btp.engine.training.masking", *named)
         what = [self.pruner["method"], self.pruner["losses"], self.stages, code_of(self.pruner["method"])]
@@ -280,15 +281,19 @@ class Training:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
+def _texts(data: Any) -> str:
+    return digest([(s.id, s.question, s.reference) for s in (data[i] for i in range(len(data)))])
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Let no weight of a model have a gradient, and leave them as they were."""
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter, had in before.items():
+        for parameter, had in before:
             parameter.requires_grad_(had)
 
 
