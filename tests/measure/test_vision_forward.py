@@ -57,7 +57,7 @@ def videomae(width, layers, heads):
     ids="SBLH",
 )
 def test_published_counts_of_video_transformers(sizes, published):
-    """Table 2 of STA (Ding et al. 2023): in front of layers 1, d/3 + 1 and 2d/3 + 1 leave 8r, 4r and 2r of 1568 tubes."""
+    """Table 2 of STA (Ding et al. 2023): 8r, 4r and 2r of 1568 tubes leave in front of layers 1, d/3 + 1, 2d/3 + 1."""
     cost, depth = cost_of(videomae(*sizes)), sizes[1]
     for r, gflops in published.items():
         leave = {1: 8 * r, depth // 3 + 1: 4 * r, 2 * depth // 3 + 1: 2 * r}
