@@ -63,7 +63,7 @@ def test_published_counts_of_video_transformers(sizes, published):
         leave = {1: 8 * r, depth // 3 + 1: 4 * r, 2 * depth // 3 + 1: 2 * r}
         alive = [1568 - sum(n for start, n in leave.items() if layer >= start) for layer in range(depth)]
         call = Call((1568,), (0,), visual=[(n,) for n in alive])
-        assert cost.flops(call) / 2e9 == pytest.approx(gflops, abs=1)
+        assert cost.flops(call) / 2e9 == pytest.approx(gflops, abs=1, rel=2e-3)
 
 
 @pytest.mark.parametrize(("width", "published"), [(192, 1.5), (384, 5.1)])
