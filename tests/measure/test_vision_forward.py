@@ -57,13 +57,13 @@ def videomae(width, layers, heads):
     ids="SBLH",
 )
 def test_published_counts_of_video_transformers(sizes, published):
-    """Table 2 of STA (Ding et al. 2023): r of each chunk's tokens leave in front of layers 1, d/3 + 1 and 2d/3 + 1."""
+    """Table 2 of STA (Ding et al. 2023): 8r, 4r and 2r of 1568 tubes leave in front of layers 1, d/3 + 1, 2d/3 + 1."""
     cost, depth = cost_of(videomae(*sizes)), sizes[1]
     for r, gflops in published.items():
-        starts = (1, depth // 3 + 1, 2 * depth // 3 + 1)
-        alive = [1568 - 8 * r * sum(layer >= start for start in starts) for layer in range(depth)]
+        leave = {1: 8 * r, depth // 3 + 1: 4 * r, 2 * depth // 3 + 1: 2 * r}
+        alive = [1568 - sum(n for start, n in leave.items() if layer >= start) for layer in range(depth)]
         call = Call((1568,), (0,), visual=[(n,) for n in alive])
-        assert cost.flops(call) / 2e9 == pytest.approx(gflops, abs=1)
+        assert cost.flops(call) / 2e9 == pytest.approx(gflops, abs=1, rel=2e-3)
 
 
 @pytest.mark.parametrize(("width", "published"), [(192, 1.5), (384, 5.1)])
