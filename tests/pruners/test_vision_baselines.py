@@ -22,6 +22,7 @@ from btp.pruners.fewer_frames import FewerFrames
 from btp.pruners.rlt import RLT
 from btp.pruners.rmeeto import RMeeTo
 from btp.pruners.ssm import SSM
+from btp.pruners.tome import ToMe
 
 Y = [(1, -2), (0.5, 0.25), (-1, -1), (3, -4), (0.2, 0.1), (-0.5, 2), (1.5, 0), (-3, 0.4)]  # without the class token
 
@@ -141,3 +142,18 @@ def test_on_a_model(family):
             assert host(**inputs).logits.isfinite().all()
         assert trace[0].visual[1:] == [(6, 6), (3, 3), (3, 3)]
         assert sum(trace[0].stages[-1].sizes[0].tolist()) == trace[0].total[0]
+
+
+@pytest.mark.parametrize("family", ["vit", "videomae", "yolos", "dinov2"])
+def test_tome_in_every_block(family):
+    """Two tokens fewer behind each attention; the sizes add up."""
+    host, inputs = shared(family), pictures(shared(family))
+    method = ToMe(class_token=False, order="raster", proportional_attention=True)
+    n = host.coords(inputs).shape[1]
+    stages = plan(*((f"vision.mlp.{i}", n - 2 * i - 2) for i in range(4)), positions="renumber")
+    with torch.no_grad(), attach(host, method, stages) as trace:
+        assert host(**inputs).logits.isfinite().all()
+    assert trace[0].visual == [(n - 2 * i,) * 2 for i in range(4)]
+    fixed = host.towers["vision"].fixed_count
+    assert trace[0].vision == [(n - 2 * i + fixed, n - 2 * i - 2 + fixed) for i in range(4)]
+    assert sum(trace[0].stages[-1].sizes[0].tolist()) == n

@@ -58,7 +58,7 @@ class PocketVim(Recipe):
         """All losses; `right` is the share of digits that are named, `named` that of patches that show one."""
         model = learner["model"]
         early: list[Tensor] = []
-        hook = model.layers[LAYER - 1].register_forward_hook(lambda block, args, out: early.append(sum(out)))
+        hook = model.layers[LAYER - 1].register_forward_hook(lambda block, args, out: early.append(out))
         with hook:
             rows = model.encode((batch["pixels"].float() / 255 - MEAN) / STD)
         logits = model.head(rows[:, model.middle])
