@@ -48,7 +48,9 @@ def test_the_best_slots():
     torch.manual_seed(0)
     x = torch.randint(0, 9, (2, 3, 20)).float()
     real = torch.ones(2, 3, 20, dtype=torch.bool)
-    sorted_way = torch.stack([row.sort(dim=-1, descending=True, stable=True).indices[:, :19].sort(-1).values for row in x])
+    sorted_way = torch.stack(
+        [row.sort(dim=-1, descending=True, stable=True).indices[:, :19].sort(-1).values for row in x]
+    )
     assert torch.equal(keep_best(x, (19, 19), real, (20, 20)), sorted_way)
     real[1, :, :5] = False
     kept = keep_best(x, (19, 14), real, (20, 15))
