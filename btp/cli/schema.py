@@ -107,6 +107,10 @@ def _is_layer(value: Any) -> bool:
     return value is None or value in ("budget", "search") or (_is_whole(value) and value >= 0)
 
 
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(_is_whole(n) and n >= 1 for n in value)
+
+
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text that is not empty", _is_text)
 TEXTS = listed(_is_text, "names, as [a,b]")
@@ -124,6 +128,10 @@ STAGES = Kind(
 CELLS_AT_ONCE = Kind(
     "a whole number other than 0: cells at once, or -1 for as many as there are cores",
     lambda value: _is_whole(value) and value != 0,
+)
+CLASSES = Kind(
+    "names of classes, as [cat,dog], to a file that lists them, or to null",
+    lambda value: value is None or _is_text(value) or (isinstance(value, list | tuple) and all(map(_is_text, value))),
 )
 SEED, COUNT = whole(0, LARGEST_SEED), whole(1)
 
@@ -154,6 +162,7 @@ _RUN = {
     "budget.share": maybe(
         number(0, 1, above=True, why="It is the share of visual tokens that stays on average over the layers.")
     ),
+    "budget.slots": maybe(number(1, why="It is a number of slots of the K/V cache.")),
     "budget.move": SWITCH,
     "budget.nearest": SWITCH,
     "cost.enabled": SWITCH,
@@ -177,6 +186,7 @@ _GROUPS = {
     "model.weights": choice("pretrained", "random"),
     "model.adapter": TEXT,
     "model.config": maybe(KEYED),
+    "model.chat": SWITCH,
     "model.processor": KEYED,
     "model.example": KEYED,
     "model.example.*": COUNT,
@@ -233,6 +243,21 @@ _DATASET = {
     "size": whole(1, 2**31 - 1),
     "samples": COUNT,
     "abilities": maybe(TEXTS),
+    "datasets": maybe(TEXTS),
+    "tasks": maybe(TEXTS),
+    "longest": maybe(whole(2)),
+    "chat": SWITCH,
+    "depths": Kind(
+        "a list of percents from 0 to 100, as [0,50,100]",
+        lambda value: isinstance(value, list | tuple) and all(number(0, 100).holds(n) for n in value),
+    ),
+    "repeats": COUNT,
+    "needle": TEXT,
+    "question": TEXT,
+    "answer": TEXT,
+    "examples": maybe(TEXT),
+    "shots": whole(0),
+    "lengths": Kind("a list of whole numbers from 1 on, as [256,512]", _is_counts),
     "include_path": maybe(TEXT),
     "num_fewshot": maybe(whole(0)),
     "prompts": maybe(TEXT),
@@ -252,14 +277,23 @@ _DATASET = {
     "reader.columns": KEYED,
     "reader.question": TEXT,
     "reader.conversations": TEXT,
+    "reader.annotations": maybe(TEXT),
+    "reader.listed": TEXT,
+    "reader.videos": maybe(TEXT),
+    "reader.frames": COUNT,
+    "reader.stride": maybe(COUNT),
+    "threshold": number(0, 1, above=True, why="A box counts as found from this score on."),
+    "classes": CLASSES,
 }
 
 _PRUNER = {
     "name": TEXT,
-    "picture": choice("full", "shrunk"),
+    "tower": choice("vision"),
+    "picture": choice("full", "shrunk", "none"),
     "layer": LAYER,
     "strategy": choice("search", "given"),
     "method": maybe(KEYED),
+    "slots": maybe(KEYED),
     "schedule": STAGES,
     "published": maybe(KEYED),
     "parts": maybe(KEYED),

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+FixedRows = Callable[[int], Sequence[int]]
+
+
+def front_rows(count: int) -> FixedRows:
+    """The first `count` rows, whatever there is behind them: class and register tokens of most towers."""
+    return lambda rows: tuple(range(count))
+
+
+_MANY = 1 << 20  # rows of a tower that is longer than any
+_NONE = front_rows(0)
 
 
 @dataclass(frozen=True)
@@ -20,13 +31,20 @@ class Tower:
         companions: parameters of a layer's `forward` that carry a token axis and must be taken along a cut.
         exit: "short" hands on fewer tokens, "restore" needs the original length back behind the last layer.
         attends: False for towers without attention (state-space), where attention signals are refused.
-        class_tokens: tokens in front of the patches that are never visual tokens (a vision tower's class token).
+        fixed: number of rows -> the rows that are no patches and never leave, ascending: a class token in front or in
+            the middle, detection tokens at the end.
+        places: its layers take `places`, `length`, `gap` and `conv` behind a cut: a scan must know which rows are
+            missing.
+        directions: path inside a layer of the module that joins the directions of a scan, called with the gate and
+            each direction, forward and backward in turn, [N, B, E]; None without a scan.
         feature: layer whose output the projector reads; None where there is none, or more than one.
         pooled: what joins several of its tokens into one visual token ("a pixel shuffle"), so that no stage or
             signal can stand in it; empty where nothing does.
         attention, mlp: names of the two blocks inside a layer; None where they are not told apart.
         attention_norm, mlp_norm: names of the norms in front of the two.
-        attention_exit, mlp_exit: names of norms behind the two, through which what they add passes; None without.
+        attention_exit, mlp_exit: names of modules behind the two, through which what they add passes; None without.
+        mlp_sum: name of the module that adds the MLP's output to the residual, which is its second argument; None where
+            the layer adds them itself.
     """
 
     name: str
@@ -35,7 +53,9 @@ class Tower:
     companions: tuple[str, ...] = ("attention_mask", "position_ids", "position_embeddings")
     exit: str = "short"
     attends: bool = True
-    class_tokens: int = 0
+    fixed: FixedRows = _NONE
+    places: bool = False
+    directions: str | None = None
     feature: int | None = None
     pooled: str = ""
     attention: str | None = None
@@ -44,6 +64,17 @@ class Tower:
     mlp_norm: str | None = None
     attention_exit: str | None = None
     mlp_exit: str | None = None
+    mlp_sum: str | None = None
+
+    @property
+    def class_tokens(self) -> int:
+        """Fixed rows in front of the patches."""
+        return next(i for i, row in enumerate([*self.fixed(_MANY), _MANY]) if row != i)
+
+    @property
+    def fixed_count(self) -> int:
+        """Fixed rows, wherever they stand."""
+        return len(self.fixed(_MANY))
 
 
 @dataclass(frozen=True)
@@ -100,7 +131,7 @@ class Host(Protocol):
 
     @property
     def unit(self) -> str:
-        """What a token that may be withdrawn is called, in the plural: "visual tokens", "prompt tokens"."""
+        """What a token that may be withdrawn is called: "visual tokens", "prompt tokens", "patches", "tubes"."""
         ...
 
     @property
@@ -109,13 +140,13 @@ class Host(Protocol):
         ...
 
     @property
-    def decoder(self) -> nn.Module:
-        """The language model, which builds masks and RoPE and loops over the layers."""
+    def decoder(self) -> nn.Module | None:
+        """The language model, which builds masks and RoPE and loops over the layers; None without one."""
         ...
 
     @property
     def towers(self) -> Mapping[str, Tower]:
-        """By name; "llm" is always there."""
+        """By name: "llm", "vision"."""
         ...
 
     @property
@@ -130,12 +161,12 @@ class Host(Protocol):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the language model's hidden states."""
+        """Width of the language model's hidden states; of the vision tower's without one."""
         ...
 
     @property
     def num_layers(self) -> int:
-        """Decoder layers."""
+        """Decoder layers; 0 without a language model."""
         ...
 
     @property
@@ -162,6 +193,8 @@ class Host(Protocol):
         """
         ...
 
-    def picture_grid(self, pixels: Tensor) -> tuple[int, int]:
-        """(rows, columns) of the vision tower's tokens for pictures [P, 3, height, width]."""
+    def picture_grid(self, pixels: Tensor) -> tuple[int, ...]:
+        """(rows, columns) of the vision tower's tokens for pictures [P, 3, height, width]; (frames, rows, columns) for
+        clips [P, frames, 3, height, width] of a tower that takes them whole.
+        """
         ...

@@ -191,30 +191,35 @@ class Schedule(Sequence[Stage]):
                     f"Choose a layer from 0 to {depth - 1}."
                 )
 
-    def tokens_avg(self, total: int, num_layers: int) -> float:
-        """Planned visual tokens, averaged over the decoder layers, for a sample with `total` of them.
+    def tokens_avg(self, total: int, num_layers: int, tower: str = "llm") -> float:
+        """Planned visual tokens, averaged over the layers, for a sample with `total` of them.
+
+        Args:
+            total: visual tokens before any stage.
+            num_layers: of the tower.
+            tower: over whose layers: "llm", or "vision" of a model without a language model.
 
         Raises:
             ValueError: a site lies outside the model, a `fit` was left unsolved, or a stage keeps more than are alive.
         """
-        return sum(self.tokens_per_layer(total, num_layers)) / num_layers
+        return sum(self.tokens_per_layer(total, num_layers, tower)) / num_layers
 
-    def tokens_per_layer(self, total: int, num_layers: int) -> list[int]:
-        """Planned visual tokens that enter each decoder layer, checked as `tokens_avg` is."""
+    def tokens_per_layer(self, total: int, num_layers: int, tower: str = "llm") -> list[int]:
+        """Planned visual tokens that enter each layer, checked as `tokens_avg` is."""
         self.check(num_layers)
         self._check_nested(total)
-        return self._alive(total, num_layers)
+        return self._alive(total, num_layers, tower)
 
-    def reached(self, total: int, num_layers: int) -> float:
+    def reached(self, total: int, num_layers: int, tower: str = "llm") -> float:
         """As `tokens_avg`, unchecked: a stage that would keep more than are alive changes nothing, as in the engine."""
-        return sum(self._alive(total, num_layers)) / num_layers
+        return sum(self._alive(total, num_layers, tower)) / num_layers
 
-    def _alive(self, total: int, num_layers: int) -> list[int]:
+    def _alive(self, total: int, num_layers: int, tower: str) -> list[int]:
         alive = [total] * num_layers
         count = total
         for stage in self.stages:
             if stage.moves_prefill:
-                count, first = min(count, stage.count(total)), stage.site.first_layer
+                count, first = min(count, stage.count(total)), stage.site.first_of(tower)
                 alive[first:] = [count] * (num_layers - first)
         return alive
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from btp.core.site import Site
 
-KINDS = ("hidden", "attention", "preview", "queries", "keys", "values", "rotary", "update", "change", "pixels")
+KINDS = ("hidden", "attention", "preview", "queries", "keys", "values", "rotary", "update", "change", "pixels", "scan")
 ROWS = {
     "hidden": (None, "text", "start", "cls"),
     "attention": ("last", "text", "mean", "cls", "window", "decayed"),
@@ -21,6 +21,7 @@ ROWS = {
     "update": (None,),
     "change": (None, "all"),
     "pixels": (None,),
+    "scan": ("both", "forward", "backward"),
 }
 BLOCKS = ("layer", "attention", "mlp")
 FORMS = {
@@ -34,6 +35,7 @@ FORMS = {
     "update": BLOCKS,
     "change": BLOCKS,
     "pixels": (None,),
+    "scan": (None,),
 }
 COUNTED = ("text", "all", "start", "window")  # rows of which some may be padding
 CACHED = {"attention": ("last", "window", "decayed"), "keys": (None,), "values": (None,)}  # at llm.cache.N
@@ -56,7 +58,8 @@ class Signal:
     | rotary | RoPE of the tokens in that layer | None, text | | [2, B, N or T, d]: cos, sin |
     | update | a layer, or a block of it | None | layer, attention, mlp | [2, B, N, D]: in, out |
     | change | the same in two numbers | None, all | layer, attention, mlp | [2, B, N or S]: see below |
-    | pixels | the pictures, as the vision tower gets them, at vision.output | | | [B, 3, height, width] |
+    | pixels | the pictures, as the vision tower gets them, at vision.output or vision.layer.0 | | | [B, 3, h, w] |
+    | scan | what the scans of a state space layer put out, gated | both, forward, backward | | [B, N, E] |
 
     Rows: None are the visual tokens alive; `text` the text tokens behind the first image, padded at the end; `last`
     the last token of the prompt; `start` (at llm.input) every visual token that entered the language model, whatever
@@ -64,6 +67,9 @@ class Signal:
     token of a vision tower; `all` every row of the layer in sequence order, as it ran, whatever went since
     (`Tokens.row` says which row of the layer in front of the stage a token is). `Signals.rows_valid` says which of
     `text`, `all` and `start` are real. Hidden states at `vision.feature` are those behind the layer.
+
+    A scan's directions are summed: all of them, the forward or the backward ones, without the halving that a mean of
+    two would mean.
 
     probs are normalised over ALL keys, text and class token too, and then restricted to the visual columns; logits
     are scaled by the layer's own factor, and -inf where the mask forbids. Queries are scaled by it too, so that
@@ -116,7 +122,7 @@ class Signal:
             return
         inside = self.site.kind in ("layer", "feature")
         state = self.kind == "hidden" and self.site.kind in ("input", "output")
-        picture = self.kind == "pixels" and self.site.kind == "output"
+        picture = self.kind == "pixels" and (self.site.kind == "output" or str(self.site) == "vision.layer.0")
         if not (picture or state or (inside and self.kind != "pixels")) or (self.rows == "start" and not state):
             raise ValueError(f"A {self.kind} signal cannot be seen at {self.site}. Ask at a layer, as llm.layer.1.")
         odd = self.kind in ("preview", "rotary", "update", "change") or self.rows in ("last", "text", "start")
@@ -125,6 +131,8 @@ class Signal:
                 f"{self} cannot be seen in a vision tower, which has no text, no RoPE table and no final norm there. "
                 "Ask for hidden, attention (rows cls or mean), queries, keys or values."
             )
+        if self.site.tower == "llm" and self.kind == "scan":
+            raise ValueError(f"{self} cannot be seen: scans are followed in vision towers. Ask for hidden or update.")
         if self.site.tower == "llm" and self.rows == "cls":
             raise ValueError(f"{self} cannot be seen: a language model has no class token. Use rows last or text.")
         if self.rows == "mean" and self.form != "probs":

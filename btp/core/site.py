@@ -106,6 +106,14 @@ class Site:
             return 0
         return self.layer + 1 if self.kind == "cache" else self.layer
 
+    def first_of(self, tower: str) -> int:
+        """First layer of a tower ("llm", or the "vision" of a model that has no other) that sees the effect."""
+        if tower == "llm":
+            return self.first_layer
+        if self.tower == tower and self.kind in ("layer", "mlp"):
+            return self.layer + (self.kind == "mlp")
+        return _LAST
+
 
 def _message(text: object) -> str:
     return (

@@ -15,6 +15,7 @@ from btp.core.trace import Trace
 from btp.engine.checks.plan import make_plan
 from btp.engine.decoder.stream import Stream
 from btp.engine.hooks.uncompiled import uncompiled
+from btp.engine.vision.backbone_stream import BackboneStream
 
 _ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -23,7 +24,8 @@ _ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 def attach(model: Host, pruner: Pruner | None = None, schedule: Schedule | None = None) -> Iterator[Trace]:
     """Prune whatever `model` computes inside the `with` block.
 
-    Every prefill (a forward with an empty cache, or with none) passes the stages of the schedule: the pruner
+    In a vision model without a language model every forward passes the stages. In others
+    every prefill (a forward with an empty cache, or with none) passes the stages of the schedule: the pruner
     decides, dropped tokens leave the hidden states and the K/V cache of every layer behind, and decoding
     goes on with the slots each layer has. Text is never touched. Without a pruner and a schedule nothing is
     scheduled, and the same path records an unpruned run. Works with generate() (greedy, sampling, beams),
@@ -32,12 +34,12 @@ def attach(model: Host, pruner: Pruner | None = None, schedule: Schedule | None 
     On leaving, also by an exception, no hook, attribute or registry entry stays.
 
     Args:
-        model: a Host, such as btp.models.lvlm.LVLM(hf_model).
+        model: a Host, such as btp.models.lvlm.LVLM(hf_model) or btp.models.backbone.Backbone(hf_model).
         pruner: the method; None where every stage keeps 0 or 1.0, or nothing is scheduled.
         schedule: its stages, with every `fit` solved.
 
     Yields:
-        The trace; it grows by one call per prefill.
+        The trace; it grows by one call per prefill, or per forward of a vision model.
 
     Raises:
         TypeError: model is not a Host.
@@ -49,7 +51,7 @@ def attach(model: Host, pruner: Pruner | None = None, schedule: Schedule | None 
     with occupy(model):
         plan = make_plan(model, pruner, schedule)
         trace = Trace("none" if pruner is None else pruner.name)
-        stream = Stream(model, pruner, plan, trace)
+        stream = (BackboneStream if model.decoder is None else Stream)(model, pruner, plan, trace)
         with stream.open():
             yield trace
         stream.settle()

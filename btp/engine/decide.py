@@ -60,6 +60,16 @@ class Decider:
         """Whether merged tokens of the vision tower weigh in attention by their size."""
         return bool(getattr(self.pruner, "proportional_attention", False))
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the pruner decides itself how many stay, so that rows may keep unequal numbers."""
+        return self.pruner is not None and self.pruner.adaptive
+
+    @property
+    def alignment(self) -> Mapping[str, str]:
+        """`gap` and `conv` of scans whose rows are missing, where the pruner says them."""
+        return getattr(self.pruner, "alignment", None) or {}
+
     def plain(self, row: Tensor, before: tuple[int, ...], counts: tuple[int, ...]) -> Decision | None:
         """The decision where there is nothing to ask; None where the pruner must be asked.
 

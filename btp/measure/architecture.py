@@ -148,11 +148,11 @@ def _stack(config: Any, gated: bool) -> Stack:
     return Stack(
         layers=_read(config, "num_hidden_layers", "depth"),
         hidden=hidden,
-        ffn=_read(config, "intermediate_size"),
+        ffn=_read(config, "intermediate_size", "ffn_dim"),
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or hidden // heads,
-        gated=gated,
+        gated=gated and not hasattr(config, "ffn_dim"),  # OPT's MLP has two matrices
     )
 
 

@@ -16,7 +16,8 @@ class KVBytes:
     """Bytes of keys and values per decoder layer, over all rows.
 
     Attributes:
-        computed: from sizes and the tokens that entered each layer.
+        computed: from sizes and the tokens that entered each layer; those that its cache holds behind the prompt where
+            it was evicted from.
         measured: of the cache's own tensors; None where no cache was used.
     """
 
@@ -25,10 +26,7 @@ class KVBytes:
 
     @property
     def agree(self) -> bool | None:
-        """True where both are equal in every layer; None without a measured side.
-
-        A cache that was evicted from (a stage at llm.cache.*) holds less than entered, so they differ there.
-        """
+        """True where both are equal in every layer; None without a measured side."""
         return None if self.measured is None else self.computed == self.measured
 
     @property
@@ -59,5 +57,6 @@ def kv_bytes(decoder: Stack, call: Call, dtype: torch.dtype) -> KVBytes:
         call: a finished prefill.
         dtype: of the cache, as a rule that of the weights.
     """
-    computed = tuple(layer_bytes(decoder, tokens, dtype) for tokens in call.tokens)
+    held = call.held if call.evicted and call.held else call.tokens
+    computed = tuple(layer_bytes(decoder, tokens, dtype) for tokens in held)
     return KVBytes(computed, tuple(call.cache_bytes) or None)

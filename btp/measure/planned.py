@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from btp.core.schedule import Schedule
+from btp.core.site import EVERY
 from btp.measure.architecture import Architecture
 from btp.measure.flops import prefill, visual_pdrop
 from btp.measure.kv import layer_bytes
 from btp.measure.segments import Segments
+
+
+def held(schedule: Schedule, visual: Sequence[int], text: int) -> list[int]:
+    """Slots that each layer's cache holds behind the prompt: what entered, or what a stage at llm.cache leaves of it.
+
+    Args:
+        visual: visual tokens that entered each layer.
+        text: text tokens of the prompt.
+    """
+    stages = {s.site.layer: s for s in schedule if s.site.kind == "cache" and s.phase != "decode"}
+    slots = []
+    for layer, n in enumerate(visual):
+        stage = stages.get(layer, stages.get(EVERY))
+        if stage is None:
+            slots.append(n + text)
+            continue
+        scoped = {"all": n + text, "visual": n, "text": text}[str(stage.settings.get("scope", "all"))]
+        slots.append(n + text - scoped + min(scoped, stage.count(scoped)))
+    return slots
 
 
 def planned_costs(
@@ -48,5 +69,5 @@ def planned_costs(
         "tokens_avg": sum(visual) / len(visual),
         "flops_visual_pdrop": visual_pdrop(visual, decoder.hidden, decoder.ffn),
         "flops_prefill": flops,
-        "kv_mib": sum(layer_bytes(decoder, row, dtype) for row in tokens) / 2**20,
+        "kv_mib": sum(layer_bytes(decoder, (n,), dtype) for n in held(schedule, visual, text)) / 2**20,
     }

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from btp.core.host import Layout, Packed, Tower
+from btp.core.host import Layout, Packed, Tower, front_rows
 from btp.core.wrapped import unwrapped
 from btp.models import given
 from btp.models.decoder_host import DecoderHost, find_module, given_module, parts_of
@@ -78,7 +78,7 @@ class LVLM(DecoderHost):
                 token_axis=0 if packed else 1,
                 companions=("attention_mask",),
                 exit="restore",
-                class_tokens=_class_tokens(self.vision),
+                fixed=front_rows(_class_tokens(self.vision)),
                 feature=None if packed or self.pooled else self._feature_layer(len(blocks)),
                 pooled=self.pooled,
                 **parts_of(blocks),

@@ -28,6 +28,10 @@ class TextLM(DecoderHost):
             tower = self.towers["llm"]
             self.towers["llm"] = type(tower)("llm", tower.layers, attention=tower.attention, mlp=tower.mlp)
 
+    def visual_mask(self, inputs: Mapping[str, Any]) -> Tensor:
+        """[B, S] bool: tokens that may be withdrawn."""
+        return self.layout(inputs).visual
+
     def layout(self, inputs: Mapping[str, Any]) -> Layout:
         """All tokens of the prompt but padding and the last one.
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+PLAIN = "text"  # role of a turn that is no turn: the prompt is its text, whatever template there is
+
 
 class TextProcessor:
     """What the runner asks of a processor, on a tokenizer.
@@ -32,7 +34,7 @@ class TextProcessor:
             add_generation_prompt: end where the answer begins.
         """
         written = [{"role": turn["role"], "content": _text(turn["content"])} for turn in turns]
-        if not self.chat:
+        if not self.chat or any(turn["role"] == PLAIN for turn in written):
             return "\n".join(turn["content"] for turn in written)
         return self.tokenizer.apply_chat_template(written, add_generation_prompt=add_generation_prompt, tokenize=False)
 

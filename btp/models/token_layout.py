@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -11,6 +12,7 @@ from btp.core.host import Layout
 from btp.models.lvlm import LVLM
 
 WHOLE, TILES = "whole", "tiles"
+ACROSS = 4  # frames beside each other
 
 
 def describe_views(host: LVLM, layout: Layout, picture: Image.Image) -> dict[str, Any]:
@@ -64,3 +66,33 @@ def _mosaic(host: LVLM, coord: Tensor, frames: list[int], picture: Image.Image) 
     coord[:, 2] += (tile % tiling[1]) * (tile >= 0) * sides[1]
     coord[:, 0] = (tile >= 0).to(coord.dtype)
     return coord, [0, 1]
+
+
+def strip_of(
+    frames: Sequence[Image.Image], layout: Layout, boxes: Sequence[Sequence[float]] = ()
+) -> tuple[Image.Image, dict[str, Any]]:
+    """A clip as one picture: the frame of each row of tubes, four beside each other, and where the tubes lie on it.
+
+    Args:
+        frames: one for each row of tubes.
+        layout: of this clip alone.
+        boxes: (x0, y0, x1, y1) in shares of the first frame's sides.
+
+    Returns:
+        The picture, and what `describe_views` would say of it, with the boxes in shares of its sides.
+    """
+    coord = layout.coord[0][layout.visual[0]].tolist()  # [N, 3]
+    rows, columns = (max(c[axis] for c in coord) + 1 for axis in (1, 2))
+    across = min(ACROSS, len(frames))
+    down = -(-len(frames) // across)
+    wide, high = frames[0].size
+    sheet = Image.new("RGB", (across * wide, down * high), "white")
+    for i, frame in enumerate(frames):
+        sheet.paste(frame, (i % across * wide, i // across * high))
+    tokens = [-1] * (down * rows * across * columns)
+    for token, (frame, row, column) in enumerate(coord):
+        tokens[(frame // across * rows + row) * across * columns + frame % across * columns + column] = token
+    grid = [down * rows, across * columns]
+    places = {"grid": grid, "total": len(coord), "views": [{"name": "", "grid": grid, "tokens": tokens}]}
+    shown = [[x0 / across, y0 / down, x1 / across, y1 / down] for x0, y0, x1, y1 in boxes]
+    return sheet, places | {"boxes": shown}

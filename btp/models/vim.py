@@ -5,7 +5,11 @@ layer that is told the places of the rows that it gets treats the others as toke
 pass time. In stock PyTorch, since the official kernels need CUDA.
 """
 
+from __future__ import annotations
+
 import math
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +19,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from btp.models.missing_rows import rows_at, spread_rows, time_passed
 from btp.models.scan import scan
 
 
@@ -36,6 +41,24 @@ class VimConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
 
+@dataclass(frozen=True)
+class Missing:
+    """Which rows of one direction are missing: places [K, B] in its order, and how that is taken."""
+
+    places: Tensor | None
+    length: int | None
+    gap: str
+    conv: str
+
+
+class Join(nn.Module):
+    """Adds the directions of a scan and gates them: where they can be seen, forward and backward in turn."""
+
+    def forward(self, gate: Tensor, *directions: Tensor) -> Tensor:
+        """[N, B, E] each."""
+        return sum(directions[1:], directions[0]) * gate
+
+
 class VimMixer(nn.Module):
     """Gated state space mixer of two directions. The parameters of the backward one carry `_b`."""
 
@@ -44,6 +67,7 @@ class VimMixer(nn.Module):
         width, inner = config.hidden_size, config.hidden_size * config.expand
         self.states, self.rank = config.state_size, math.ceil(width / 16)
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.join = Join()
         self.out_proj = nn.Linear(inner, width, bias=False)
         for suffix in ("", "_b"):
             taps = config.conv_kernel
@@ -53,54 +77,69 @@ class VimMixer(nn.Module):
             self.register_parameter(f"A{suffix}_log", nn.Parameter(torch.empty(inner, self.states)))
             self.register_parameter(f"D{suffix}", nn.Parameter(torch.empty(inner)))
 
-    def forward(self, hidden: Tensor, places: Tensor | None = None, length: int | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        places: Tensor | None = None,
+        length: int | None = None,
+        gap: str = "own",
+        conv: str = "aligned",
+    ) -> Tensor:
         """Mix the rows.
 
         Args:
             hidden: [B, K, C] rows.
-            places: [B, K] where each row stands in the whole sequence, ascending; None = no row is missing.
+            places: [B, K] where each row stands in the whole sequence, ascending, -1 padded at the end; None = no row
+                is missing.
             length: rows of the whole sequence; goes with `places`.
+            gap, conv: what happens at missing rows (btp.models.missing_rows); gap masked computes them as rows of
+                zeros, which the convolution makes leak into the state.
 
         Returns:
             [B, K, C].
         """
+        if places is not None and gap == "masked":
+            rows, places = hidden.transpose(0, 1), places.T
+            return rows_at(self(spread_rows(rows, places, length).transpose(0, 1)).transpose(0, 1), places).transpose(
+                0, 1
+            )
         x, gate = self.in_proj(hidden.transpose(0, 1)).chunk(2, -1)  # [K, B, E]: a step of the scan is contiguous
-        gate = F.silu(gate)
         back = None
         if places is not None:
             places = places.T
-            back = (length - 1 - places).flip(0)
-        forwards = self._direction(x, "", places, length)
-        backwards = self._direction(x.flip(0), "_b", back, length).flip(0)
-        return self.out_proj((forwards + backwards) * gate / 2).transpose(0, 1)
+            x = x * (places >= 0)[..., None]
+            back = torch.where(places < 0, -1, length - 1 - places).flip(0)
+        missing = Missing(places, length, gap, conv)
+        forwards = self._direction(x, "", missing)
+        backwards = self._direction(x.flip(0), "_b", replace(missing, places=back)).flip(0)
+        return self.out_proj(self.join(F.silu(gate), forwards, backwards) / 2).transpose(0, 1)
 
-    def _direction(self, x: Tensor, suffix: str, places: Tensor | None, length: int | None) -> Tensor:
-        u = F.silu(self._convolve(x, getattr(self, f"conv1d{suffix}"), places, length))
+    def _direction(self, x: Tensor, suffix: str, missing: Missing) -> Tensor:
+        u = F.silu(self._convolve(x, getattr(self, f"conv1d{suffix}"), missing))
         parts = getattr(self, f"x_proj{suffix}")(u).split([self.rank, self.states, self.states], -1)
-        delta = F.softplus(getattr(self, f"dt_proj{suffix}")(parts[0]))  # [K, B, E]
-        passed = delta
-        if places is not None:
-            gaps = torch.diff(places, dim=0, prepend=places[:1] - 1)
-            passed = delta * gaps[..., None].to(delta.dtype)  # missing rows decay the state as the row behind them
+        step = getattr(self, f"dt_proj{suffix}")
+        delta = F.softplus(step(parts[0]))  # [K, B, E]
+        put = delta * u if missing.places is None else delta * u * (missing.places >= 0)[..., None]
+        passed = time_passed(delta, missing.places, missing.gap, F.softplus(step.bias))
         rate = -torch.exp(getattr(self, f"A{suffix}_log").float())
         decay = torch.exp(passed[:, :, None] * rate.T)  # [K, B, n, E]: rows of E are long, those of n short
-        states = scan(decay, parts[1][..., None] * (delta * u)[:, :, None])
+        states = scan(decay, parts[1][..., None] * put[:, :, None])
         return (parts[2][:, :, None] @ states)[:, :, 0] + u * getattr(self, f"D{suffix}")
 
     @staticmethod
-    def _convolve(x: Tensor, conv: nn.Conv1d, places: Tensor | None, length: int | None) -> Tensor:
+    def _convolve(x: Tensor, conv: nn.Conv1d, missing: Missing) -> Tensor:
         """Causal depthwise convolution as a sum of shifted rows: conv1d of many groups is slow on a processor."""
-        if places is not None:
-            where = places[..., None].expand_as(x)
-            x = x.new_zeros(length, *x.shape[1:]).scatter(0, where, x)
+        aligned = missing.places is not None and missing.conv == "aligned"
+        if aligned:
+            x = spread_rows(x, missing.places, missing.length)
         taps = conv.weight[:, 0].T  # [k, E]
         padded = F.pad(x, (0, 0, 0, 0, len(taps) - 1, 0))
         out = sum(padded[k : k + len(x)] * tap for k, tap in enumerate(taps)) + conv.bias
-        return out if places is None else out.gather(0, where)
+        return rows_at(out, missing.places) if aligned else out
 
 
 class VimBlock(nn.Module):
-    """RMS norm and mixer on a residual stream that is handed on beside the hidden states."""
+    """RMS norm and mixer, added to the residual stream."""
 
     def __init__(self, config: VimConfig):
         super().__init__()
@@ -108,11 +147,15 @@ class VimBlock(nn.Module):
         self.mixer = VimMixer(config)
 
     def forward(
-        self, hidden: Tensor, residual: Tensor | None, places: Tensor | None = None, length: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states and residual, each [B, K, C]; `residual` is None in front of the first block."""
-        residual = hidden if residual is None else residual + hidden
-        return self.mixer(self.norm(residual), places, length), residual
+        self,
+        hidden: Tensor,
+        places: Tensor | None = None,
+        length: int | None = None,
+        gap: str = "own",
+        conv: str = "aligned",
+    ) -> Tensor:
+        """[B, K, C] states; the rest as the mixer takes it."""
+        return hidden + self.mixer(self.norm(hidden), places, length, gap, conv)
 
 
 class VimPatches(nn.Module):
@@ -134,6 +177,7 @@ class VimForImageClassification(PreTrainedModel):
     main_input_name = "pixel_values"
     base_model_prefix = "vim"
     _no_split_modules = ("VimBlock",)
+    tower_facts = MappingProxyType({"attends": False, "places": True, "exit": "restore", "directions": "mixer.join"})
 
     def __init__(self, config: VimConfig):
         super().__init__(config)
@@ -152,6 +196,10 @@ class VimForImageClassification(PreTrainedModel):
         self.head = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    def fixed_rows(self, rows: int) -> tuple[int, ...]:
+        """The class token, in the middle of `rows` rows."""
+        return ((rows - 1) // 2,)
+
     def encode(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, h, w] pixels to [B, patches + 1, C] final rows; the class token is row `middle`.
 
@@ -165,10 +213,9 @@ class VimForImageClassification(PreTrainedModel):
         rows = self.patch_embed(pixel_values)
         token = self.cls_token.expand(len(rows), -1, -1)
         hidden = torch.cat([rows[:, : self.middle], token, rows[:, self.middle :]], 1) + self.pos_embed
-        residual = None
         for layer in self.layers:
-            hidden, residual = layer(hidden, residual)
-        return self.norm_f(residual + hidden)
+            hidden = layer(hidden)
+        return self.norm_f(hidden)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs) -> ImageClassifierOutput:
         """Logits [B, labels] of pixels [B, 3, h, w], and the cross-entropy where `labels` [B] are given."""

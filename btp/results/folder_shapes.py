@@ -38,12 +38,13 @@ _ARM = keys(
     title=optional(TEXT),
     role=optional(one_of(*ROLES)),
     pruner=optional(TEXT),
-    picture=optional(one_of("full", "shrunk")),
+    picture=optional(one_of("full", "shrunk", "none")),
     note=optional(TEXT),
     schedule=optional(_STAGES),
     solver=optional(_SOLVER),
     budget=optional(_BUDGET),
     moved=optional(whole(0)),
+    slots=optional(number(0)),
 )
 _INERT = keys(checked=optional(whole(0)), identical=optional(FLAG), max_logit_difference=optional(_UNKNOWN))
 _METRICS = keys(all=optional(mapped(_UNKNOWN)), by_ability=optional(mapped(mapped(_UNKNOWN))))
@@ -60,6 +61,7 @@ RUN = keys(
     seconds=optional(number(0)),
     versions=optional(mapped(TEXT)),
     phases=optional(mapped(number(0))),
+    unit=optional(TEXT),
     arms=listed(_ARM, 1),
     inert=optional(_INERT),
     chance=optional(mapped(number())),
@@ -112,15 +114,18 @@ _TEXTS: tuple[str, Fits] = ("a text", lambda v: isinstance(v, str))
 _FLAGS: tuple[str, Fits] = ("true or false", lambda v: isinstance(v, bool | np.bool_))
 _NUMBERS: tuple[str, Fits] = ("a number", lambda v: _is_number(v) and bool(np.isfinite(v)))
 _PERHAPS: tuple[str, Fits] = ("a number or null", lambda v: v is None or _is_number(v))
+_SHARES: tuple[str, Fits] = ("true or false, or a share", lambda v: _FLAGS[1](v) or (_is_number(v) and 0 <= v <= 1))
 _WHOLES: tuple[str, Fits] = ("a whole number of 0 or more", lambda v: _is_number(v) and v == v // 1 and v >= 0)
 _PLACES: tuple[str, Fits] = ("a list of whole numbers of 0 or more", lambda v: _is_places(v))
 
 SAMPLES = dict.fromkeys(("arm", "sample", "ability", "question", "reference", "prediction"), _TEXTS)
-SAMPLES |= {"score": _PERHAPS, "unpruned": _TEXTS, "agreement": _FLAGS, "kl": _PERHAPS}
+SAMPLES |= {"score": _PERHAPS, "unpruned": _TEXTS, "agreement": _SHARES, "kl": _PERHAPS}
 SAMPLES |= {"tokens_avg": _NUMBERS, "total": _WHOLES}
 TRACE = {"arm": _TEXTS, "sample": _TEXTS, "site": _TEXTS, "order": _WHOLES, "before": _WHOLES, "after": _WHOLES}
 TRACE |= {"kept": _PLACES}
 REGIONS = {"sample": _TEXTS, "label": _TEXTS, "target": _FLAGS} | dict.fromkeys(("x0", "y0", "x1", "y1"), _NUMBERS)
+MARKS = {"arm": _TEXTS, "sample": _TEXTS, "label": _TEXTS, "kind": _TEXTS}
+MARKS |= dict.fromkeys(("x0", "y0", "x1", "y1"), _NUMBERS)
 
 
 def odd_cell(frame: pd.DataFrame, columns: dict[str, tuple[str, Fits]]) -> str | None:

@@ -7,22 +7,26 @@ one would show.
   task.reading (abilities that read text in the picture), budget, seed, limit.
 - `run.json`: {state: finished | running | failed, identity, name, command, versions: {library: version},
   hardware, started: ISO time, seconds, phases: {name: seconds},
-  arms: [{arm, title, role: baseline | method | control, pruner, picture?: full | shrunk, note,
+  arms: [{arm, title, role: baseline | method | control, pruner, picture?: full | shrunk | none, note,
   schedule?: [{site, keep}, ...], solver?: what solves them for each sample's own total, keeps being means then,
   budget?: {asked, reached: layer-averaged visual tokens, missed?: they differ by more than 2%},
   moved?: layers by which the budget moved its stages towards the input}],
   inert: {checked, identical, max_logit_difference}, chance?: {ability: score of the best answer that ignores
   the picture}, calibration?: {name, samples, own: the set is the task's own, said: in a sentence},
-  prompt?: {sample, text}, metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the
+  unit?: what its tokens are called, where they are not visual tokens, prompt?: {sample, text},
+  metrics?: {arm: {all: {metric: value}, by_ability: {ability: {metric: value}}}} on the
   task's own scales, error?: why it failed}. Arms are shown in this order; `schedule` is what was planned for the
   arm, so that a stage that never ran is seen.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
-  score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same), kl (nats, first
-  answer token's distribution from the unpruned one), tokens_avg, total (visual tokens before any pruning).
+  score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same, or how far: a share),
+  kl (nats, the distribution that answers are compared by from the unpruned one), tokens_avg, total (visual tokens
+  before any pruning).
 - `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
 - `regions.parquet`: labelled regions of the samples' first pictures, where the task knows any: sample, label,
   target (the answer needs it), x0, y0, x1, y1 in shares of the sides.
+- `marks.parquet`: boxes in an arm's answers, where answers are boxes: arm, sample, label, kind (matched with a labelled
+  one | wrong: matched with none | missed: a labelled one that none matches), x0, y0, x1, y1 in shares of the sides.
 - `layers.json`: {arm: {visual: [mean visual tokens per decoder layer], tokens: [...]}}.
 - `cost.json`: {arm: {quantity: number, or {median, p10, p90}, or for a *_ratio {median, low, high}},
   hardware: text}. Quantities are named in btp/report/tables/columns.py; any may be missing or null.
@@ -48,6 +52,7 @@ from btp.results.shapes import read_json, read_yaml
 from btp.tasks.files.local import file_name
 from btp.tasks.shown import short
 
+UNIT = "visual tokens"  # what a run counts, unless it says otherwise
 AGAIN = "Run its command again (finished samples are not computed twice)"
 ANEW = f"Delete it. {AGAIN}."
 
@@ -64,7 +69,9 @@ class Arm:
         note: what a reader should know about it.
         schedule: planned stages, each with site and keep; None where the run does not say.
         budget: asked and reached layer-averaged visual tokens, and what it took; empty where the run does not say.
-        picture: "full", or "shrunk" to as many pixels as its visual tokens cover.
+        picture: "full", "shrunk" to as many pixels as its visual tokens cover, or "none": the context was left out.
+        slots: of the K/V cache per key head, averaged over layers and, where it evicts in decode steps, over these;
+            None where the run does not say.
     """
 
     arm: str
@@ -75,6 +82,12 @@ class Arm:
     schedule: tuple[Mapping[str, Any], ...] | None = None
     budget: Mapping[str, Any] = field(default_factory=dict)
     picture: str = "full"
+    slots: float | None = None
+
+    @property
+    def evicts(self) -> bool:
+        """True where its stages are all in the K/V cache, so that its tokens say nothing of what it keeps."""
+        return bool(self.schedule) and all(str(s["site"]).startswith("llm.cache") for s in self.schedule or ())
 
     @property
     def is_downsampled(self) -> bool:
@@ -129,6 +142,7 @@ class RunFolder:
     calibration: Mapping[str, Any] | None = None
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.REGIONS)))
+    marks: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.MARKS)))
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of the config by its dotted key; a number in it counts the entries of a list."""
@@ -155,6 +169,11 @@ class RunFolder:
     def metrics(self, arm: str) -> Mapping[str, float]:
         """What the task itself makes of all of an arm's answers, by metric; empty where it only scores samples."""
         return ((self.run.get("metrics") or {}).get(arm) or {}).get("all") or {}
+
+    @property
+    def unit(self) -> str:
+        """What this run's model has as tokens that may leave: visual tokens, patches, tubes."""
+        return self.run.get("unit") or UNIT
 
     @property
     def baseline(self) -> Arm | None:
@@ -211,7 +230,7 @@ def read_run(folder: Path) -> RunFolder:
             f"{folder / 'samples.parquet'} holds arms that run.json does not list: {', '.join(unknown)}. "
             f"{AGAIN}, so that both are written by the same run."
         )
-    trace, regions = folder / "trace.parquet", folder / "regions.parquet"
+    trace, regions, marks = (folder / f"{name}.parquet" for name in ("trace", "regions", "marks"))
     layers, cost, calibration = (folder / name for name in ("layers.json", "cost.json", "calibration.yaml"))
     return RunFolder(
         path=folder,
@@ -225,6 +244,7 @@ def read_run(folder: Path) -> RunFolder:
         calibration=read_yaml(calibration, shapes.CALIBRATION, ANEW) if calibration.exists() else None,
         pictures=_pictures(folder / "pictures"),
         regions=read_frame(regions, shapes.REGIONS) if regions.exists() else pd.DataFrame(columns=list(shapes.REGIONS)),
+        marks=read_frame(marks, shapes.MARKS) if marks.exists() else pd.DataFrame(columns=list(shapes.MARKS)),
     )
 
 
@@ -319,6 +339,7 @@ def _arms(run: Mapping[str, Any], config: Mapping[str, Any]) -> list[Arm]:
                 schedule=None if schedule is None else tuple(schedule),
                 budget=_budget(entry),
                 picture=entry.get("picture") or "full",
+                slots=entry.get("slots"),
             )
         )
     return arms

@@ -6,7 +6,7 @@ import datetime
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from PIL.Image import Image
 
 from btp.results.atomic import clear_parts, whole, write_json, write_parquet, write_text
 from btp.results.disk import make_folder
@@ -24,6 +25,13 @@ from btp.tasks.sample import Sample
 from btp.tasks.scoring import normalise
 
 PACKAGES = ("btp", "torch", "transformers", "lightning", "hydra-core", "omegaconf", "wandb", "optuna")
+
+Agrees = Callable[[Mapping[str, Any], Mapping[str, Any]], bool | float]
+
+
+def same_text(row: Mapping[str, Any], unpruned: Mapping[str, Any]) -> bool:
+    """Whether two answers say the same."""
+    return normalise(row["prediction"]) == normalise(unpruned["prediction"])
 
 
 class RunFolder:
@@ -91,6 +99,7 @@ class RunFolder:
         samples: Sequence[Sample],
         rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
         scores: Mapping[str, Sequence[float]],
+        agrees: Agrees = same_text,
     ) -> pd.DataFrame:
         """Join answers and scores with their samples, and write samples.parquet, trace.parquet and layers.json.
 
@@ -98,6 +107,7 @@ class RunFolder:
             samples: Samples of the run.
             rows: Arm -> sample id -> row of the answers' store.
             scores: Arm -> score of each sample, in [0, 1].
+            agrees: How far a row's answer is the unpruned row's.
 
         Returns:
             One row per arm and sample.
@@ -105,7 +115,7 @@ class RunFolder:
         table, trace, layers = [], [], {}
         for arm, mine in rows.items():
             for sample, score in zip(samples, scores[arm], strict=True):
-                row, unpruned = mine[sample.id], rows[UNPRUNED][sample.id]["prediction"]
+                row, unpruned = mine[sample.id], rows[UNPRUNED][sample.id]
                 table.append(
                     {
                         "arm": arm,
@@ -115,11 +125,12 @@ class RunFolder:
                         "reference": sample.reference,
                         "prediction": row["prediction"],
                         "score": score,
-                        "unpruned": unpruned,
-                        "agreement": normalise(row["prediction"]) == normalise(unpruned),
+                        "unpruned": unpruned["prediction"],
+                        "agreement": agrees(row, unpruned),
                         "kl": row["kl"],
                         "tokens_avg": sum(row["visual"]) / len(row["visual"]),
                         "total": row["total"],
+                        **{key: row[key] for key in ("slots", "slots_avg", "evicted") if key in row},
                     }
                 )
                 for order, stage in enumerate(row["stages"]):
@@ -150,20 +161,30 @@ class RunFolder:
         if rows:
             write_parquet(self.path / "regions.parquet", pd.DataFrame(rows))
 
-    def write_pictures(self, samples: Sequence[Sample], places: Mapping[str, Mapping[str, Any]]) -> None:
+    def write_marks(self, marks: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Write marks.parquet: the boxes in the answers of each arm; nothing where no answer has any."""
+        rows = [{"arm": arm, **mark} for arm, mine in marks.items() for mark in mine]
+        if rows:
+            write_parquet(self.path / "marks.parquet", pd.DataFrame(rows))
+
+    def write_pictures(
+        self, samples: Sequence[Sample], shown: Mapping[str, tuple[Image, Mapping[str, Any]] | None]
+    ) -> None:
         """Keep the pictures of the samples that the report shows, with their boxes.
 
         Args:
-            places: of a sample's visual tokens, as `btp.models.token_layout.describe_views` says.
+            shown: of a sample, the picture, and where its visual tokens lie on it, as
+                `btp.models.token_layout.describe_views` says; None where there is nothing to show.
         """
         folder = self.path / "pictures"
         make_folder(folder)
         index = {}
         for sample in samples:
-            if places[sample.id]:
+            if (mine := shown[sample.id]) is not None:
+                picture, places = mine
                 with whole(folder / f"{file_name(sample.id)}.png") as file:
-                    sample.images[0].save(file, "PNG")
-                index[sample.id] = {**places[sample.id], "boxes": sample.boxes, "labels": sample.labels}
+                    picture.save(file, "PNG")
+                index[sample.id] = {"boxes": sample.boxes, "labels": sample.labels, **places}
         write_json(folder / "index.json", index)
 
 

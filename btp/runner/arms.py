@@ -22,6 +22,9 @@ from btp.schedules.place import place_stages
 from btp.schedules.plan import Sources, for_method, plan
 from btp.schedules.published import with_published
 from btp.schedules.serialize import budget_entry, described, off_budget
+from btp.schedules.slots import fit_slots, in_cache
+
+BARE = ("site", "keep", "positions", "phase", "scope", "every")  # of a cache stage: nothing that one method knows
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Arm:
         role: baseline | method | control.
         method: the yaml's `method` node; None decides nothing (the schedule keeps all or none).
         schedule: solved stages.
-        picture: full | shrunk (to as many pixels as the kept tokens cover).
+        picture: full | shrunk (to as many pixels as the kept tokens cover) | none (a text's context is left out).
         asked: its budget in layer-averaged visual tokens; None where it has none.
         reached: what its schedule comes to; None where that is not known yet.
         moved: layers by which its stages were moved towards the input to meet the budget.
@@ -107,7 +110,10 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         pruner = found.searched(config["pruner"])
         config = {**config, "pruner": pruner}
         planned = plan(config, facts, lambda one: build_method(one["name"], one["method"]), found)
-        asked = wanted_budget(config, planned, facts.layers)
+        slots = facts.mean() + (facts.unit == "prompt tokens")
+        fitted = fit_slots(planned.schedule, config["budget"], facts.layers, slots)
+        slotted, planned = fitted != planned.schedule, replace(planned, schedule=fitted)
+        asked = wanted_budget(config, planned, facts, slotted)
         method, node = build_method(pruner["name"], method_of(pruner)), method_of(pruner)
         budget = {key: config["budget"][key] for key in ("move", "nearest")}
         met = meet(planned, facts, asked, method, **budget)
@@ -115,10 +121,11 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         name = pruner["name"]
         main = Arm(name, "method", node, met.schedule, picture, met.asked, met.reached, met.moved, budget=met.budget)
         arms.append(main)
-        lines = _say(main, met, planned)
+        lines = _say(main, met, planned, facts.unit)
         for name, control in (config.get("controls") or {}).items():
-            if control["name"] != pruner["name"]:
-                arms.append(_control(control | {"name": name}, main, facts))
+            mine = at_cache(control, main.schedule)
+            if control["name"] != pruner["name"] and mine is not None:
+                arms.append(_control(mine | {"name": name}, main, facts))
     for arm in arms:
         arm.schedule.check(facts.layers)
         method = arm.build()
@@ -141,6 +148,23 @@ def inert(schedule: Schedule) -> Schedule:
     return Schedule(tuple(replace(stage, keep=1.0) for stage in chosen))
 
 
+def at_cache(control: Mapping[str, Any], schedule: Schedule) -> Mapping[str, Any] | None:
+    """A control beside stages that are all in the K/V cache: its `slots` method at these, without what protects slots
+    there. None where it chooses tokens and has no such method; as it is beside other stages, and where it chooses
+    nothing.
+    """
+    if not in_cache(schedule) or control["method"] is None or _evicts(control):
+        return control
+    if not control.get("slots"):
+        return None
+    stages = [{k: v for k, v in s.to_config().items() if k in BARE} for s in schedule]
+    return {**control, "method": control["slots"], "schedule": stages}
+
+
+def _evicts(pruner: Mapping[str, Any]) -> bool:
+    return any(str(stage["site"]).startswith("llm.cache") for stage in pruner["schedule"] or ())
+
+
 def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
     """A control at the tokens that the method reached: at the method's stages, unless it has its own."""
     note, own = "", control["schedule"]
@@ -152,13 +176,17 @@ def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
     if own is not None:
         schedule = Schedule.from_config(place_stages(own, facts.layers, facts.vision_layers))
     elif all(stage.withdraws_all for stage in main.schedule):
-        schedule = Schedule((Stage("llm.input", FIT),))
-        note = f"At llm.input, since {main.name} leaves nothing to choose at its own stage."
+        site = "llm.input" if facts.tower == "llm" else "vision.layer.0"
+        schedule = Schedule((Stage(site, FIT),))
+        note = f"At {site}, since {main.name} leaves nothing to choose at its own stage."
     else:
         schedule = main.schedule
     schedule = for_method(schedule, build_method(control["name"], control["method"]))
+    if in_cache(schedule):
+        own_slots = next((stage.keep for stage in main.schedule if stage.site.kind == "cache"), None)
+        schedule = Schedule(tuple(replace(s, keep=own_slots) if s.is_free and own_slots else s for s in schedule))
     free = schedule.has_fit
-    level = Budget(facts.layers, like=main.schedule)
+    level = Budget(facts.layers, like=main.schedule, tower=facts.tower)
     met = meet(Planned(schedule), facts, level if free else None, None, move=False, nearest=True)
     picture, level = control.get("picture", "full"), level if free or own is None else None
     arm = Arm(control["name"], "control", control["method"], met.schedule, picture, None, met.reached, 0, note)
@@ -171,7 +199,7 @@ def _shares(schedule: Schedule, facts: Facts) -> dict[Site, float]:
     return {stage.site: facts.mean(stage.count) / facts.mean() for stage in solved}
 
 
-def _say(arm: Arm, met: Met, planned: Planned) -> list[str]:
+def _say(arm: Arm, met: Met, planned: Planned, unit: str) -> list[str]:
     """What a reader of the screen should know about the method's budget."""
     lines = []
     if met.moved:
@@ -183,12 +211,12 @@ def _say(arm: Arm, met: Met, planned: Planned) -> list[str]:
         )
     if met.missed:
         lines.append(
-            f"budget: {met.asked:.2f} visual tokens on average were asked; the nearest that {arm.name} reaches is "
+            f"budget: {met.asked:.2f} {unit} on average were asked; the nearest that {arm.name} reaches is "
             f"{met.reached:.2f} (budget.nearest=true takes it)"
         )
     elif arm.budget is not None and arm.budget.tokens is not None and off_budget(met.asked, met.reached):
         lines.append(
-            f"budget: {met.asked:.2f} visual tokens on average were asked; {arm.name} reaches {met.reached:.2f}, since "
+            f"budget: {met.asked:.2f} {unit} on average were asked; {arm.name} reaches {met.reached:.2f}, since "
             "some samples have fewer before any pruning, or more than its stages can take away"
         )
     return lines

@@ -128,10 +128,15 @@ class Machine:
         return self.rank == 0
 
     def feed(
-        self, samples: Samples, processor: Any, collate: type[Collate] = Collate, pixels: Sequence[int] = ()
+        self,
+        samples: Samples,
+        processor: Any,
+        collate: type[Collate] = Collate,
+        pixels: Sequence[int] = (),
+        groups: Sequence[object] = (),
     ) -> Feed:
         """What makes batches for this process."""
-        return Feed(samples, processor, self.workers, self.device.type == "cuda", collate, pixels)
+        return Feed(samples, processor, self.workers, self.device.type == "cuda", collate, pixels, groups)
 
     def trainer(self, phase: str, samples: int | None = None) -> L.Trainer:
         """A trainer for one phase on this process's device, with its own bar; processes know of each other here only.

@@ -45,7 +45,7 @@ def _name(file: Path) -> str:
 
 def model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
     """What of a model's config changes its answers, beside the checkpoint: not where it lies or is computed."""
-    return {key: model[key] for key in MODEL}
+    return {key: model[key] for key in MODEL} | ({"chat": model["chat"]} if "chat" in model else {})
 
 
 def code_of(method: Mapping[str, Any] | None) -> str:

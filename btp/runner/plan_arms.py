@@ -40,6 +40,8 @@ def plan_arms(
         ValueError: nothing to prune, a budget that cannot be met, a schedule that the model or the engine refuses.
     """
     pictured = [total for total in totals if total]
+    if not pictured and config["pruner"]["name"] != "none" and loaded.host.unit == "prompt tokens":
+        raise ValueError("Every prompt is empty, so there is nothing to prune. Look at the task's samples.")
     if not pictured and config["pruner"]["name"] != "none":
         raise ValueError(
             "No sample shows a picture, so there is no visual token to prune. Correct the pictures of the task, raise "

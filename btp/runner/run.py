@@ -22,7 +22,6 @@ import torch
 
 from btp.models.loading.checks import check_library
 from btp.models.loading.load import Loaded, load, sketch
-from btp.models.token_layout import describe_views
 from btp.models.vision_cache import Shelf
 from btp.report.pages.run_page import write_report
 from btp.report.tables.screen_table import screen_table
@@ -37,16 +36,14 @@ from btp.runner.datasets import make_dataset
 from btp.runner.devices import Lost, Machine, place
 from btp.runner.evaluation.answer_store import Answers, held
 from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
-from btp.runner.evaluation.data import Collate, Feed, by_length, visual_tokens
+from btp.runner.evaluation.data import Feed
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
-from btp.runner.evaluation.inertness import check_inert
-from btp.runner.evaluation.processing import try_unusual
-from btp.runner.evaluation.prompt_length import check_lengths
-from btp.runner.evaluation.scores import corpus_metrics, scores_of
-from btp.runner.evaluation.shown_prompt import shown_prompt
-from btp.runner.evaluation.task_protocol import OwnWay, draw
-from btp.runner.evaluation.visual_totals import visual_totals
+from btp.runner.evaluation.shorten import check_contexts, shortened
+from btp.runner.evaluation.visual_totals import visual_count
+from btp.runner.evaluation.ways.choose import way_of
+from btp.runner.evaluation.ways.generate import Foreign
+from btp.runner.evaluation.ways.way import Way
 from btp.runner.identity import digest
 from btp.runner.messages import one_line, say
 from btp.runner.plan_arms import plan_arms
@@ -58,6 +55,7 @@ from btp.runner.workers.ranks import LOST
 from btp.schedules.fit import OutOfReach
 from btp.schedules.meet import pictures_of
 from btp.schedules.serialize import missed_lines, what_happened
+from btp.schedules.slots import over_steps
 from btp.tasks.bounds import check_questions, pixels, sizes_within
 from btp.tasks.sample import Sample, Task
 
@@ -145,6 +143,8 @@ class Run:
             return
         with self.phase("load"):
             self.loaded = self._load()
+        if self.machine.leads:
+            self.folder.update(unit=self.loaded.host.unit)
         if self.machine.leads and self.loaded.notes:
             self.folder.update(notes=list(self.loaded.notes))
             print(*self.loaded.notes, sep="\n", flush=True)
@@ -168,52 +168,51 @@ class Run:
     def _study(self) -> None:
         config = self.config
         task: Task = make_dataset(config["task"]["dataset"])
+        way = way_of(task)
         with self.phase("samples"):
-            samples = draw(task, config["limit"])
+            samples = way.draw(config["limit"])
+            samples = shortened(task, samples, self.loaded)
             check_questions(samples)
             sizes = sizes_within(samples)
-            pictured = visual_tokens(samples, self.loaded.processor, sizes)
-            order = by_length(samples, self.loaded.processor, pictured)
-            collate = task.collate if isinstance(task, OwnWay) else Collate
-            totals, pictures = visual_totals(samples, pictured, self.loaded.host, collate(self.loaded.processor))
-            try_unusual(samples, collate(self.loaded.processor))
-            check_lengths(samples, totals, self.loaded, collate(self.loaded.processor))
+            way.check(self.loaded, samples)
+            seen = way.look(self.loaded, samples, sizes)
         with self.phase("calibrate"):
-            arms = self._arms(totals, pictures)
+            arms = self._arms(seen.totals, seen.pictures)
+            check_contexts(arms, samples)
         if self.machine.leads:
-            shown = next((i for i, tokens in enumerate(pictured) if tokens), 0)
-            first = collate(self.loaded.processor)([samples[shown]]).inputs
-            text = shown_prompt(self.loaded.processor.tokenizer, first["input_ids"][0].tolist())
-            self.folder.update(prompt={"sample": samples[shown].id, "text": text})
+            shown = samples[next((i for i, tokens in enumerate(seen.estimates) if tokens), 0)]
+            text = way.prompt(self.loaded, shown)
+            self.folder.update(**({} if text is None else {"prompt": {"sample": shown.id, "text": text}}))
             self._say_calibration()
         rows = {}
-        with self.machine.feed(samples, self.loaded.processor, collate, [*map(pixels, sizes)]) as feed:
+        batches = (way.collate, [*map(pixels, sizes)], seen.groups)
+        with self.machine.feed(samples, self.loaded.processor, *batches) as feed:
             for arm in arms:
                 with self.phase(f"answer {arm.name}"):
                     totals = {name: row["total"] for name, row in rows.get(UNPRUNED, {}).items()}
-                    rows[arm.name] = self._answer(arm, task, samples, feed, order, totals)
-                if arm.name == UNPRUNED and self.machine.leads and not isinstance(task, OwnWay):
-                    self._say_floor(task, samples, rows[UNPRUNED], shown)  # before more time goes into it
+                    rows[arm.name] = self._answer(arm, task, samples, feed, seen.order, totals)
+                if arm.name == UNPRUNED and self.machine.leads and not isinstance(way, Foreign):
+                    self._say_floor(way, samples, rows[UNPRUNED], shown)  # before more time goes into it
         sizes = self.machine.gather(self.machine.batch.used)
         if not self.machine.leads:
             return
         self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
         method = next((a for a in arms if a.role == "method"), None)
-        listing, missed = _listed(arms, rows)
+        listing, missed = _listed(arms, rows, self.loaded.host.unit)
         print(*missed, sep="\n", end="\n" if missed else "", flush=True)
         self.folder.update(arms=listing, budget=_of_method(listing), chance=task.chance(samples))
         if method is not None and method.schedule:
             with self.phase("inert"):
-                found = check_inert(self.loaded, method, spread(samples, 8), task.max_new_tokens)
-                self.folder.update(inert=found)
-        scores = {arm.name: scores_of(task, samples, rows[arm.name]) for arm in arms}
-        self.folder.write_samples(samples, rows, scores)
-        self.folder.update(metrics=corpus_metrics(task, arms, rows, samples))
-        seen = spread(samples, config["overlays"])
-        self.folder.write_pictures(seen, {s.id: self._places(s, collate) for s in seen})
+                self.folder.update(inert=way.inert(self.loaded, method, spread(samples, 8)))
+        scores = {arm.name: way.scores(samples, rows[arm.name]) for arm in arms}
+        self.folder.write_samples(samples, rows, scores, way.agrees)
+        self.folder.update(metrics={a.name: m for a in arms if (m := way.metrics(samples, rows[a.name]))})
+        drawn = spread(samples, config["overlays"])
+        self.folder.write_marks({arm.name: way.marks(drawn, rows[arm.name]) for arm in arms})
+        self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s) for s in drawn})
         if config["cost"]["enabled"]:
-            measured = [s for s, tokens in zip(samples, pictured, strict=True) if tokens] or samples
-            self._cost(arms, task_inputs(self.loaded, measured[: config["cost"]["batch"]]))
+            measured = [s for s, tokens in zip(samples, seen.estimates, strict=True) if tokens] or samples
+            self._cost(arms, task_inputs(self.loaded, measured[: config["cost"]["batch"]], way.collate))
         self._finish()
 
     def _cost_only(self) -> None:
@@ -224,14 +223,15 @@ class Run:
         with self.phase("formula"):
             self.loaded = Loaded(sketch(config["model"], self.checkpoint_folder), None)
             inputs = synthetic_inputs(self.loaded, config["cost"]["batch"], config["model"]["example"])
-            arms = self._arms([int(self.loaded.host.visual_mask(inputs)[0].sum())], pictures_of(inputs))
+            arms = self._arms([visual_count(self.loaded.host, inputs)], pictures_of(inputs))
         if not self.machine.leads:
             return
         listing = [arm.describe() for arm in arms]
         self.folder.update(arms=listing, budget=_of_method(listing))
         host, device, cost = self.loaded.host, self.machine.device, config["cost"]
-        facts, self.measures = say_forecast(self.folder.path, host, arms, inputs, device, cost)
-        self.folder.update(measurement=facts)
+        if "llm" in host.towers:
+            facts, self.measures = say_forecast(self.folder.path, host, arms, inputs, device, cost)
+            self.folder.update(measurement=facts)
         if self.measures:
             with self.phase("load"):
                 self.loaded = self._load()
@@ -246,11 +246,11 @@ class Run:
             if not found["own"]:
                 print(f"calibration: {found['said']}", flush=True)
 
-    def _say_floor(self, task: Task, samples: list[Sample], rows: Mapping[str, Any], shown: int) -> None:
+    def _say_floor(self, way: Way, samples: list[Sample], rows: Mapping[str, Any], sample: Sample) -> None:
         """Warn of a model that answers nothing right, with the sample whose prompt is on record."""
-        said, sample = nothing_right(scores_of(task, samples, rows)), samples[shown]
+        said = nothing_right(way.scores(samples, rows))
         if said:
-            prompt, prediction = self.folder.state["prompt"]["text"], rows[sample.id]["prediction"]
+            prompt, prediction = self.folder.state.get("prompt", {}).get("text"), rows[sample.id]["prediction"]
             print(f"warning: {said} {example(sample.id, prompt, prediction, sample.reference)}", flush=True)
 
     def _arms(self, totals: Sequence[int], pictures: int) -> list[Arm]:
@@ -286,12 +286,6 @@ class Run:
             store = Costs(self.store / "costs", shared, self.config["resume"])
             write_json(self.folder.path / "cost.json", profile(self.loaded, arms, inputs, store, **settings))
 
-    def _places(self, sample: Sample, collate: type[Collate]) -> dict[str, Any]:
-        if not len(sample.images):
-            return {}
-        layout = self.loaded.host.layout(collate(self.loaded.processor)([sample]).inputs)
-        return describe_views(self.loaded.host, layout, sample.images[0])
-
     def _show(self, table: bool) -> None:
         screen, path = console(), self.folder.path
         random = self.config["model"]["weights"] == "random"
@@ -300,15 +294,19 @@ class Run:
         screen.print(f"costs: {path / 'cost.json'}" if random else f"report: {path / 'report.html'}", soft_wrap=True)
 
 
-def _listed(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+def _listed(
+    arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Any]], unit: str
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The arms as run.json lists them, with budgets as means over what was answered, and lines on those missed."""
     totals = [row["total"] for row in rows[UNPRUNED].values()]
     listing, lines = [], []
     for arm in arms:
         reached = [sum(row["visual"]) / len(row["visual"]) for row in rows[arm.name].values()]
         budget = what_happened(arm.budget, arm.asked, sum(reached) / len(reached), totals)
-        listing.append(arm.describe() | {"budget": budget})
-        lines += missed_lines(arm.name, budget, totals, arm.budget)
+        slots = [row.get("slots_avg" if over_steps(arm.schedule) else "slots") for row in rows[arm.name].values()]
+        held_slots = None if None in slots else round(sum(slots) / len(slots), 4)
+        listing.append(arm.describe() | {"budget": budget, "slots": held_slots})
+        lines += [line.replace("visual tokens", unit) for line in missed_lines(arm.name, budget, totals, arm.budget)]
     return listing, lines
 
 

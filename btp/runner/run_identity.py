@@ -65,7 +65,7 @@ def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     what["model"] = {"name": config["model"]["name"], "example": config["model"]["example"]}
     what["model"] |= model_identity(config["model"])
     methods = [config["pruner"], *(config.get("controls") or {}).values()]
-    of_methods = [code_of(method_of(pruner)) for pruner in methods]
+    of_methods = [code_of(method) for pruner in methods for method in (method_of(pruner), pruner.get("slots"))]
     named = modules_of(config["task"], config["calibration"], {"_target_": config["model"]["adapter"]})
     of_task = shared_part(config["task"])  # and of files of another harness's tasks
     return digest(what, checkpoint, code(WORKER, *named), of_task, of_methods)

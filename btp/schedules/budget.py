@@ -17,26 +17,28 @@ GRAIN = 1000  # parts of a token, where whole ones leave the stages of a small p
 
 @dataclass(frozen=True)
 class Budget:
-    """Visual tokens averaged over the decoder layers, by one of three rules.
+    """Visual tokens averaged over the layers of a tower, by one of three rules.
 
     Attributes:
-        layers: decoder layers of the model.
+        layers: of the tower.
         tokens: as many for every sample.
         share: of a sample's own visual tokens.
         like: as many as this solved schedule leaves of the sample.
+        tower: "llm", or "vision" of a model without a language model.
     """
 
     layers: int
     tokens: float | None = None
     share: float | None = None
     like: Schedule | None = None
+    tower: str = "llm"
 
     def asked(self, total: int) -> float:
         """What is asked of a sample with `total` visual tokens; nothing where it has none."""
         if not total:
             return 0.0
         if self.like is not None:
-            return self.like.reached(total, self.layers)
+            return self.like.reached(total, self.layers, self.tower)
         if self.tokens is not None:
             return self.tokens
         assert self.share is not None
@@ -97,7 +99,7 @@ def _counts(stages: tuple[Stage, ...], budget: Budget, total: int) -> dict[Site,
 def _solved(stages: Sequence[Stage], budget: Budget, total: int, wanted: float) -> dict[int, int | None]:
     """Counts by index of the stage, None where it changes nothing; {} where numbers in the schedule leave no room."""
     try:
-        return solve_counts(stages, total, budget.layers, wanted, nearest=False)
+        return solve_counts(stages, total, budget.layers, wanted, nearest=False, tower=budget.tower)
     except OutOfReach as error:
         if error.nearest < wanted and budget.tokens is not None:  # a sample with few more than asked keeps nearly all
             stages = [replace(s, keep=FIT) if is_fit(s.keep) else s for s in stages]
@@ -105,7 +107,7 @@ def _solved(stages: Sequence[Stage], budget: Budget, total: int, wanted: float) 
         pass
     fine = [replace(s, keep=s.keep * GRAIN) if isinstance(s.keep, int) else s for s in stages]
     try:
-        parts = solve_counts(fine, total * GRAIN, budget.layers, wanted * GRAIN, nearest=True)
+        parts = solve_counts(fine, total * GRAIN, budget.layers, wanted * GRAIN, nearest=True, tower=budget.tower)
     except ValueError:
         return {}
     return {i: None if n is None else max(1, round(n / GRAIN)) for i, n in parts.items()}

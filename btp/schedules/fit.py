@@ -21,6 +21,10 @@ class OutOfReach(ValueError):
         super().__init__(message)
         self.budget, self.nearest = budget, nearest
 
+    def of(self, unit: str) -> OutOfReach:
+        """The same, said of tokens that are called otherwise."""
+        return OutOfReach(str(self).replace("visual tokens", unit), self.budget, self.nearest)
+
 
 @dataclass(frozen=True)
 class Knob:

@@ -26,12 +26,14 @@ class Facts:
     """What schedules are solved against.
 
     Attributes:
-        layers: decoder layers.
+        layers: decoder layers; of a model without a language model those of its vision tower.
         total: visual tokens of a sample before any pruning; of samples that differ, their mean, rounded.
         vision_layers: layers of the vision tower up to and with the one the projector reads; 0 where none can be cut.
         pictures: of a sample, tiles counted one by one, the most; stages in the vision tower count tokens of each.
         totals: of every sample with a picture, in any order; () where all have `total`.
         unequal: samples differ, so that each is solved for its own total.
+        tower: over whose layers tokens are averaged: "llm", or "vision" without a language model.
+        unit: what the tokens are called.
     """
 
     layers: int
@@ -40,6 +42,8 @@ class Facts:
     pictures: int = 1
     totals: tuple[int, ...] = ()
     unequal: bool = False
+    tower: str = "llm"
+    unit: str = "visual tokens"
 
     @property
     def most(self) -> int:
@@ -53,7 +57,7 @@ class Facts:
 
     def reached(self, schedule: Schedule) -> float:
         """Layer-averaged visual tokens that a solved schedule leaves, as a mean over the samples."""
-        return self.mean(lambda total: schedule.reached(total, self.layers))
+        return self.mean(lambda total: schedule.reached(total, self.layers, self.tower))
 
 
 def passing(pixels: Tensor) -> int:
@@ -70,7 +74,9 @@ def passing(pixels: Tensor) -> int:
 def pictures_of(inputs: Mapping[str, Any]) -> int:
     """Pictures that pass the vision tower for a row of a model's inputs, tiles counted one by one."""
     pixels = inputs.get("pixel_values")
-    return max(1, passing(pixels) // len(inputs["input_ids"])) if pixels is not None else 1
+    if pixels is None or "input_ids" not in inputs:
+        return 1
+    return max(1, passing(pixels) // len(inputs["input_ids"]))
 
 
 def facts_of(host: Host, totals: int | Sequence[int], pictures: int = 1, unequal: bool = False) -> Facts:
@@ -82,10 +88,12 @@ def facts_of(host: Host, totals: int | Sequence[int], pictures: int = 1, unequal
     """
     tower = host.towers.get("vision")
     layers = 0 if tower is None or tower.feature is None else tower.feature + 1
+    averaged = "llm" if "llm" in host.towers else "vision"
+    depth = len(host.towers[averaged].layers)
     if isinstance(totals, int):
-        return Facts(host.num_layers, totals, layers, pictures, unequal=unequal)
-    mean = round(sum(totals) / len(totals))
-    return Facts(host.num_layers, mean, layers, pictures, tuple(totals), unequal or len(set(totals)) > 1)
+        return Facts(depth, totals, layers, pictures, unequal=unequal, tower=averaged, unit=host.unit)
+    mean, differ = round(sum(totals) / len(totals)), unequal or len(set(totals)) > 1
+    return Facts(depth, mean, layers, pictures, tuple(totals), differ, averaged, host.unit)
 
 
 @dataclass(frozen=True)
@@ -129,31 +137,48 @@ class Met:
     budget: Budget | None = None
 
 
-def budget_of(config: Mapping[str, Any], layers: int) -> Budget | None:
-    """The run's budget; None where none is set."""
-    tokens, share = config["budget"]["tokens"], config["budget"]["share"]
+def budget_of(config: Mapping[str, Any], facts: Facts, in_cache: bool = False) -> Budget | None:
+    """The run's budget of tokens; None where none is set.
+
+    Args:
+        in_cache: `budget.slots` is for stages in the K/V cache.
+    """
+    tokens, share, slots = (config["budget"].get(key) for key in ("tokens", "share", "slots"))
+    if slots is not None and facts.unit == "prompt tokens" and not in_cache:
+        return Budget(facts.layers, tokens=slots - 1, tower=facts.tower)  # the last token of a prompt has one too
     if tokens is None and share is None:
         return None
-    return Budget(layers, tokens=tokens) if tokens is not None else Budget(layers, share=share)
+    rule = {"tokens": tokens} if tokens is not None else {"share": share}
+    return Budget(facts.layers, tower=facts.tower, **rule)
 
 
-def wanted_budget(config: Mapping[str, Any], planned: Planned, layers: int) -> Budget | None:
-    """The run's budget; None where the schedule leaves nothing to decide.
+def wanted_budget(config: Mapping[str, Any], planned: Planned, facts: Facts, in_cache: bool = False) -> Budget | None:
+    """The run's budget of tokens; None where the schedule leaves nothing to decide.
+
+    Args:
+        in_cache: the budget has an effect on stages in the K/V cache, which are solved already.
 
     Raises:
         ValueError: a budget was asked for and has no effect, or is needed and missing.
     """
+    slots = config["budget"].get("slots")
+    if slots is not None and not in_cache and facts.unit != "prompt tokens":
+        raise ValueError(
+            f"budget.slots is {slots:g}, but pruner {config['pruner']['name']!r} has no stage in the K/V cache. Set "
+            "budget.tokens or budget.share, or choose a cache method, as snapkv."
+        )
     if not planned.free:
         words = config["command"].split()
-        asked = [w for w in words if w.startswith(("budget.tokens=", "budget.share=")) and not w.endswith("=null")]
-        if asked:
+        keys = tuple(f"budget.{key}=" for key in ("tokens", "share", "slots"))
+        asked = [w for w in words if w.startswith(keys) and not w.endswith("=null")]
+        if asked and not in_cache:
             layer = f", or set pruner.layer={FREE_LAYER}" if config["pruner"].get("layer") is not None else ""
             raise ValueError(
                 f"{asked[0]} has no effect: every stage of pruner {config['pruner']['name']!r} says itself how much it "
                 f"keeps. Drop the budget, or write keep: fit{layer}."
             )
         return None
-    budget = budget_of(config, layers)
+    budget = budget_of(config, facts, in_cache)
     if budget is None:
         raise ValueError("The schedule has keep: fit, but no budget is set. Set budget.share or budget.tokens.")
     return budget
@@ -180,10 +205,11 @@ def meet(
         ValueError: the schedule does not fit the model.
         OutOfReach: the budget cannot be met, and nearest is not set.
     """
-    planned.schedule.check_sites(facts.layers)
+    check_towers(planned.schedule, facts)
+    planned.schedule.check_sites(facts.layers, facts.layers if facts.tower == "vision" else None)
     if budget is None:
         schedule = _bare(planned.schedule)
-        schedule.tokens_avg(facts.most, facts.layers)  # refuses more than are alive
+        schedule.tokens_avg(facts.most, facts.layers, facts.tower)  # refuses more than are alive
         return Met(schedule, None, facts.reached(schedule))
     if planned.any_layer:
         return _meet_by_layer(planned.schedule, facts, budget, nearest)
@@ -209,20 +235,20 @@ def meet(
             break  # moving on would take still more away
     assert best is not None  # the first round raises or sets it
     if not nearest:
-        raise best[1]
+        raise best[1].of(facts.unit)
     return best[0]
 
 
 def _solved(schedule: Schedule, facts: Facts, budget: Budget) -> tuple[Schedule, OutOfReach | None]:
     """Solved for the budget, or for the nearest and why."""
-    in_tower = any(stage.is_free and stage.site.tower == "vision" for stage in schedule)
+    in_tower = facts.tower == "llm" and any(stage.is_free and stage.site.tower == "vision" for stage in schedule)
     if facts.unequal or (in_tower and facts.pictures > 1):
         return _solved_each(schedule, facts, budget, in_tower)
     asked = budget.asked(facts.total)
     try:
-        solved, why = solve_fit(schedule, facts.total, facts.layers, asked), None
+        solved, why = solve_fit(schedule, facts.total, facts.layers, asked, tower=facts.tower), None
     except OutOfReach as error:
-        solved, why = solve_fit(schedule, facts.total, facts.layers, asked, nearest=True), error
+        solved, why = solve_fit(schedule, facts.total, facts.layers, asked, True, facts.tower), error
     return _bare(solved), why
 
 
@@ -232,14 +258,15 @@ def _solved_each(
     """The same where each sample is solved for its own total, and a picture in the vision tower for its own."""
     asked, most = facts.mean(budget.asked), facts.most
     if in_tower and budget.share is None:  # a picture does not know what is asked of the prompt it will stand in
-        budget = Budget(facts.layers, share=min(1.0, asked / facts.mean()))
-    solve_fit(schedule, most, facts.layers, budget.wanted(most), nearest=True)  # refuses stages without any room
+        budget = Budget(facts.layers, share=min(1.0, asked / facts.mean()), tower=facts.tower)
+    solve_fit(schedule, most, facts.layers, budget.wanted(most), True, facts.tower)  # refuses stages without any room
     solved = _bare(fit_each(schedule, budget))
     reached, wanted = facts.reached(solved), facts.mean(budget.wanted)
     beyond = wanted >= facts.mean()
     if not beyond and abs(reached - wanted) <= max(TOLERANCE * wanted, 0.5):
         return solved, None
-    least, first = min(facts.totals, default=most), next(s.site.first_layer for s in schedule if s.moves_prefill)
+    least = min(facts.totals, default=most)
+    first = next(s.site.first_of(facts.tower) for s in schedule if s.moves_prefill)
     far = "would keep all of them" if beyond else f"reaches {reached:.2f}"
     change = "Lower" if beyond or reached < wanted else "Raise"
     return solved, OutOfReach(
@@ -262,6 +289,21 @@ def _bare(schedule: Schedule) -> Schedule:
             for stage in schedule
         )
     )
+
+
+def check_towers(schedule: Schedule, facts: Facts) -> None:
+    """Refuse a stage in a language model where there is none.
+
+    Raises:
+        ValueError: says which.
+    """
+    for i, stage in enumerate(schedule):
+        if facts.tower == "vision" and (stage.site.tower == "llm" or stage.site.kind == "output"):
+            raise ValueError(
+                f"schedule.{i}.site is {stage.site}, but this model has no language model: its tokens can leave "
+                f"between the layers of its vision tower alone. Set pruner.schedule.{i}.site to vision.layer.N where "
+                "the method can work there, or choose another pruner."
+            )
 
 
 def accept(method: Pruner, schedule: Schedule, before: Schedule) -> None:
@@ -299,14 +341,14 @@ def _meet_by_layer(schedule: Schedule, facts: Facts, budget: Budget, nearest: bo
     """Choose the layer of the only stage, from 1 on: without any layer the picture would never be seen."""
     met, asked, total = [], facts.mean(budget.asked), facts.mean()
     for layer in range(1, facts.layers):
-        entry = schedule[0].to_config() | {"site": f"llm.layer.{layer}"}
+        entry = schedule[0].to_config() | {"site": f"{facts.tower}.layer.{layer}"}
         solved = Schedule.from_config([entry])
         met.append(Met(solved, asked, facts.reached(solved), budget=budget))
     best = min(met, key=lambda found: abs(found.reached - asked))
     gap, grain = abs(best.reached - asked), total / facts.layers / 2
     if gap > grain and not nearest:
         raise OutOfReach(
-            f"A budget of {asked:g} visual tokens on average cannot be met: with all {total:g} tokens up to one of "
+            f"A budget of {asked:g} {facts.unit} on average cannot be met: with all {total:g} tokens up to one of "
             f"{facts.layers} layers and none behind it, {met[0].reached:.2f} to {met[-1].reached:.2f} are reached. The "
             f"nearest is {best.reached:.2f}, off by {gap:.2f}. Change the budget.",
             asked,

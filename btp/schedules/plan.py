@@ -44,6 +44,11 @@ def plan(config: Mapping[str, Any], facts: Facts, build: Callable[[Mapping], Pru
         ValueError: a site that the model does not have, a schedule without effect, parts that get in each other's way.
     """
     pruner, root = config["pruner"], config["schedule"]
+    if pruner.get("tower", facts.tower) != facts.tower:
+        raise ValueError(
+            f"pruner {pruner['name']!r} is for models without a language model (its yaml says tower: vision), and this "
+            "one has one. Choose another pruner, or such a model: docs/vision_models.md lists them."
+        )
     if pruner.get("parts"):
         return _composed(config, facts, build, found)
     if root["kind"] == "auto" and pruner["schedule"] is not None:
@@ -64,10 +69,16 @@ def for_method(schedule: Schedule, method: Pruner | None) -> Schedule:
 def _of_run(config: Mapping[str, Any], facts: Facts, found: Sources) -> Entries:
     """The stages of the schedule group."""
     root = config["schedule"]
-    if root["kind"] in ("auto", "calibrated"):
+    if root["kind"] == "calibrated" or (root["kind"] == "auto" and facts.tower == "llm"):
+        if facts.tower == "vision":
+            raise ValueError(
+                "schedule=calibrated looks at what a picture does in a language model, and this model has none. Choose "
+                "schedule=auto or schedule=uniform."
+            )
         return found.calibrated()
-    balance, last = root["balance"], root["withdraw_last"]
-    return uniform_stages(config["stages"], facts.layers, balance=balance, withdraw_last=last)
+    balance, last = root.get("balance"), root.get("withdraw_last", False)
+    stages = uniform_stages(config["stages"], facts.layers, balance=balance, withdraw_last=last)
+    return [{**stage, "site": stage["site"].replace("llm.", f"{facts.tower}.")} for stage in stages]
 
 
 def _own(pruner: Mapping[str, Any], facts: Facts) -> Planned:
@@ -79,7 +90,9 @@ def _own(pruner: Mapping[str, Any], facts: Facts) -> Planned:
                 f"pruner.layer is {layer!r}, but pruner {pruner['name']!r} has {len(stages)} stages and layer is for "
                 "one stage that says itself what it keeps. Remove pruner.layer, or all stages but that one."
             )
-        stages = [dict(stages[0]) | {"site": f"llm.layer.{0 if layer == FREE_LAYER else layer}"}]
+        stages = [dict(stages[0]) | {"site": f"{facts.tower}.layer.{0 if layer == FREE_LAYER else layer}"}]
+    if facts.tower == "vision":  # behind its last layer nothing is left to compute
+        stages = [stage for stage in stages if stage.get("site") != "vision.output"] or stages
     placed = Schedule.from_config(place_stages(stages, facts.layers, facts.vision_layers))
     return Planned(placed, lambda stage: True, layer == FREE_LAYER)
 

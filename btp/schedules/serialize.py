@@ -22,6 +22,7 @@ def described(schedule: Schedule) -> dict[str, Any]:
     found: dict[str, Any] = {"schedule": schedule.to_config()}
     if solver is not None:
         budget = {key: getattr(solver.budget, key) for key in ("layers", "tokens", "share")}
+        budget |= {"tower": solver.budget.tower} if solver.budget.tower != "llm" else {}
         if solver.budget.like is not None:
             budget["like"] = described(solver.budget.like)
         found["solver"] = {

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from btp.core.keep import FIT, fit_times, is_fit
 from btp.core.schedule import PART, Schedule, Stage
-from btp.schedules.fit import Knob, fit_counts
+from btp.schedules.fit import Knob, OutOfReach, fit_counts
 from btp.schedules.ladder import falls, ladder, shortest
 
 
-def solve_fit(schedule: Schedule, total: int, num_layers: int, budget_tokens: float, nearest: bool = False) -> Schedule:
+def solve_fit(
+    schedule: Schedule, total: int, num_layers: int, budget_tokens: float, nearest: bool = False, tower: str = "llm"
+) -> Schedule:
     """Fill every `keep: fit` and `fit*X`, so that `tokens_avg` comes as near to the budget as whole tokens allow.
 
     The first fit keeps a share t of the original tokens, each later one half of the one before (t of it
@@ -26,9 +28,11 @@ def solve_fit(schedule: Schedule, total: int, num_layers: int, budget_tokens: fl
     Args:
         schedule: Schedule with free stages.
         total: visual tokens of a sample before any pruning.
-        num_layers: decoder layers.
-        budget_tokens: wanted visual tokens, averaged over the decoder layers.
+        num_layers: of the tower.
+        budget_tokens: wanted visual tokens, averaged over its layers.
         nearest: take the nearest that can be reached where the budget cannot.
+        tower: "llm", or "vision" of a model without a language model: each layer counts for itself there, and only
+            stages inside layers (vision.mlp) are a ladder; others each leave the same share of what is alive.
 
     Returns:
         The schedule with ints in place of `fit`.
@@ -42,7 +46,7 @@ def solve_fit(schedule: Schedule, total: int, num_layers: int, budget_tokens: fl
             f"A budget of {budget_tokens} tokens was given, but no stage says keep: fit, so it has no effect. "
             "Write keep: fit at one stage or more, or drop the budget."
         )
-    counts = solve_counts(schedule.stages, total, num_layers, budget_tokens, nearest)
+    counts = solve_counts(schedule.stages, total, num_layers, budget_tokens, nearest, tower)
     filled = [replace(s, keep=counts[i]) if is_fit(s.keep) else s for i, s in _left_in(schedule.stages, counts)]
     return Schedule(tuple(filled))
 
@@ -53,7 +57,7 @@ def _left_in(stages: Sequence[Stage], counts: Mapping[int, int | None]) -> list[
 
 
 def solve_counts(
-    stages: Sequence[Stage], total: int, num_layers: int, budget: float, nearest: bool
+    stages: Sequence[Stage], total: int, num_layers: int, budget: float, nearest: bool, tower: str = "llm"
 ) -> dict[int, int | None]:
     """Counts of all stages that shorten the prompt, by their index; None for one that would change nothing.
 
@@ -67,6 +71,8 @@ def solve_counts(
                 "the layer-averaged tokens of the prompt. Write a number there."
             )
     knots = _knots(stages, chain)
+    if tower == "vision":
+        return _in_tower(stages, _merging(stages, knots), total, num_layers, budget, nearest)
     knobs: list[Knob] = []
     for knot in knots:
         before = total if not knobs else knobs[-1].count or 0
@@ -134,3 +140,71 @@ def _spread(stages: Sequence[Stage], knot: list[int], alive: int, count: int | N
             f"most leave {counts[-1]} of {alive}. Add a stage at vision.output, or raise the budget."
         )
     return {i: c if drops else None for i, c, drops in zip(knot, counts, falls(alive, counts), strict=True)}
+
+
+def _in_tower(
+    stages: Sequence[Stage], knots: list[list[int]], total: int, layers: int, budget: float, nearest: bool
+) -> dict[int, int | None]:
+    """Counts of stages that all stand between the layers that the budget is a mean over.
+
+    Every free knot leaves the same share of what is alive in front of it, and the last one what comes nearest.
+    """
+    free = [k for k, knot in enumerate(knots) if stages[knot[-1]].keep == FIT]
+
+    def filled(share: float, last: int | None = None) -> tuple[float, dict[int, int | None]]:
+        found: dict[int, int | None] = {}
+        alive, first = total, 0
+        for k, knot in enumerate(knots):
+            stage, merging = stages[knot[-1]], stages[knot[-1]].site.kind == "mlp"
+            times = fit_times(stage.keep)
+            if not is_fit(stage.keep):
+                count = min(stage.count(total), alive)
+            elif times is not None:
+                count = min(max(1, int(times * first + 0.5)), alive)
+            else:
+                least = shortest(alive, len(knot)) if merging else 1
+                wish = round(alive * share) if k != free[-1] or last is None else last
+                count = min(max(wish, least, 1), max(alive - 1, 1))
+                first = first or count
+            found |= _spread(stages, knot, alive, None if times is not None and count == alive else count)
+            alive = count
+        return _mean(stages, found, total, layers), found
+
+    (least, _), (most, _) = filled(0.0), filled(1.0)
+    grain = (layers - min(stages[i].site.first_of("vision") for i in knots[free[-1]])) / layers / 2
+    if not least - grain <= budget <= most + grain:
+        near = least if budget < least else most
+        if not nearest:
+            raise OutOfReach(
+                f"A budget of {budget:g} tokens on average cannot be met: with {total} tokens in {layers} layers the "
+                f"schedule reaches {least:.2f} to {most:.2f}. The nearest is {near:.2f}, off by "
+                f"{abs(near - budget):.2f}. Set budget.share (or budget.tokens) within that, budget.nearest=true to "
+                "run at the nearest, or move the stages.",
+                budget,
+                near,
+            )
+        budget = near
+    below, above = 0.0, 1.0
+    for _ in range(40):
+        middle = (below + above) / 2
+        below, above = (middle, above) if filled(middle)[0] < budget else (below, middle)
+    low, high = 0, total  # the least count of the last knot that does not fall short
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if filled(above, middle)[0] < budget else (low, middle)
+    return min((filled(above, count) for count in (low, low - 1)), key=lambda found: abs(found[0] - budget))[1]
+
+
+def _merging(stages: Sequence[Stage], knots: list[list[int]]) -> list[list[int]]:
+    """The same, where only stages that merge inside layers are one ladder."""
+    return [part for knot in knots for part in ([knot] if stages[knot[0]].site.kind == "mlp" else [[i] for i in knot])]
+
+
+def _mean(stages: Sequence[Stage], counts: Mapping[int, int | None], total: int, layers: int) -> float:
+    """Tokens averaged over the layers of the tower, as they enter each."""
+    alive = [total] * layers
+    for i, count in counts.items():
+        if count is not None:
+            first = stages[i].site.first_of("vision")
+            alive[first:] = [count] * (layers - first)
+    return sum(alive) / layers

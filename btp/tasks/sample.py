@@ -11,7 +11,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about pictures.
+    """One question about pictures, or about a text.
 
     Attributes:
         id: unique within the task, the same in every run, fit for a file name.
@@ -27,6 +27,10 @@ class Sample:
         choices: texts of the options A, B, C ... of multiple choice; `reference` is then a letter.
         spans: (first, behind the last) characters of `question` that hold what the answer needs, where the task knows
             them.
+        context: (first, behind the last) characters of `question` that can be left out and leave the question: the
+            text that it is about, where the task knows it.
+        chat: False where the prompt is the text alone, whatever chat template the model has.
+        max_new_tokens: of the longest answer; None is the task's.
         group: what samples that are scored together have in common; "" where a sample stands alone.
     """
 
@@ -41,12 +45,24 @@ class Sample:
     references: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
+    context: tuple[tuple[int, int], ...] = ()
+    chat: bool = True
+    max_new_tokens: int | None = None
     group: str = ""
 
     @property
     def answers(self) -> tuple[str, ...]:
         """The references, or the only one."""
         return self.references or (self.reference,)
+
+    @property
+    def bare_question(self) -> str:
+        """The question without its context."""
+        kept, at = [], 0
+        for first, end in self.context:
+            kept.append(self.question[at:first])
+            at = end
+        return "".join([*kept, self.question[at:]])
 
 
 class Task(Protocol):

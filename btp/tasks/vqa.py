@@ -49,7 +49,7 @@ class VQA:
         abilities: Sequence[str] | None = None,
     ):
         self.name, self.max_new_tokens = name, max_new_tokens
-        samples = _named(reader.read())
+        samples = named(reader.read())
         if not samples:
             raise ValueError("task.path holds no question. Name a file or a split that holds some.")
         for sample in samples:
@@ -134,7 +134,7 @@ def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
     return [sample for i in np.random.default_rng(seed).permutation(len(listed)) for sample in listed[i]]
 
 
-def _named(samples: Sequence[Sample]) -> list[Sample]:
+def named(samples: Sequence[Sample]) -> list[Sample]:
     """Samples whose ids can name files; those of ids that differ differ too.
 
     Raises:

@@ -28,9 +28,10 @@ STAGES = (
 
 
 def all_pruners() -> list[str]:
-    """Every method and control that has a yaml and prunes tokens; methods of the cache have another budget."""
-    found = (path for path in (CONF / "pruner").glob("*.yaml") if "site: llm.cache" not in path.read_text())
-    return sorted(path.stem for path in found if path.stem not in LEFT_OUT)
+    """Every method and control that prunes the tokens of pictures: those of the cache have another budget."""
+    paths = [path for path in (CONF / "pruner").glob("*.yaml") if path.stem not in LEFT_OUT]
+    others = ("tower: vision", "site: llm.cache", "picture: none")
+    return sorted(path.stem for path in paths if not any(mark in path.read_text() for mark in others))
 
 
 def composed(*words: str) -> dict[str, Any]:

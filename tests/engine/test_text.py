@@ -144,7 +144,7 @@ def test_btp_without_its_grid_is_not():
 
 def test_signals_of_a_vision_tower_are_refused():
     host = tiny_text.shared("llama")
-    method = FasterVLM()
+    method = FasterVLM(heads="mean", score="cls")
     with (
         pytest.raises(ValueError, match=r"works in the vision tower, but LlamaForCausalLM has none: all of its prompt"),
         attach(host, method, plan(("vision.output", 0.5))),

@@ -38,7 +38,8 @@ from families import kit
 from families.hiding import hiding
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
-METHODS = sorted(p.stem for p in (kit.CONF / "pruner").glob("*.yaml") if p.stem != "none")
+YAMLS = {p.stem: OmegaConf.load(p) for p in (kit.CONF / "pruner").glob("*.yaml")}
+METHODS = sorted(name for name, found in YAMLS.items() if name != "none" and "tower" not in found)
 ALWAYS = ("schedule=auto", "stages=2", "budget.nearest=true", "budget.share=0.4")
 GIVEN = {
     "vflowopt": ("pruner.strategy=given",),  # a search needs answers, which tiny random models do not give

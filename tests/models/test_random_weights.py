@@ -7,12 +7,25 @@ import pytest
 import torch
 import yaml
 
-from btp.models.loading.load import load
+from btp.models.loading.load import load, sketch
 from btp.models.loading.random_weights import BLOCK, STD, build, describe, empty
 
 CPU = torch.device("cpu")
 YAMLS = {p.stem: yaml.safe_load(p.read_text()) for p in Path(__file__).parents[2].glob("conf/model/*.yaml")}
+BACKBONE = "btp.models.backbone.Backbone"
 REAL = {name: config for name, config in YAMLS.items() if config["hub"] and "vision_config" in config["config"]}
+TOWERS = {  # parameters of the published checkpoints of models without a language model
+    "deit_small": 22.05e6,
+    "dinov2_base": 88.1e6,  # with its linear head
+    "videomae_base_k400": 86.5e6,
+    "videomae_base_ssv2": 86.4e6,
+    "vim_small": 26.0e6,
+    "vim_tiny": 7.15e6,
+    "vit_base": 86.6e6,
+    "yolos_base": 127.7e6,
+    "yolos_small": 30.7e6,
+    "yolos_tiny": 6.49e6,
+}
 PUBLISHED = {  # parameters of the checkpoint that the yaml's hub names, as its page counts its files
     "gemma3": 4.30e9,  # gemma-3-4b-it
     "idefics3": 8.46e9,  # Idefics3-8B-Llama3
@@ -69,6 +82,21 @@ def shrunk(config):
     for key, value in {"fullatt_block_indexes": [1, 3], "deepstack_visual_indexes": [0, 1, 2]}.items():
         vision |= {key: value} if key in vision else {}
     return config
+
+
+def test_every_tower_has_its_count():
+    mine = {name for name, config in YAMLS.items() if config["adapter"] == BACKBONE and not name.startswith("pocket")}
+    assert mine == set(TOWERS)
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_tower_is_the_published_one(name):
+    """Within three percent, and without memory."""
+    host = sketch(YAMLS[name], None)
+    assert sum(p.numel() for p in host.model.parameters()) == pytest.approx(TOWERS[name], rel=0.03)
+    tokens = int(host.layout(host.example(1, **YAMLS[name]["example"])).visual.sum())
+    counts = {"videomae": 1568, "yolos": 32 * 54, "dinov2": 256}
+    assert tokens == counts.get(name.split("_")[0], 196)
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -136,6 +136,8 @@ def test_a_figure_of_many_variants_of_one_method_has_room(tmp_path, recwarn):
     for _, _, draw in fronts.PLOTS.values():
         with matplotlib.rc_context(LIGHT.style()):
             figure = draw(frame, fronts.series_looks(frame), LIGHT)
+            if figure is None:  # of what nobody here costs
+                continue
             FigureCanvasAgg(figure).draw()
         shown = [axes for axes in figure.axes if axes.get_visible()]
         assert min(axes.get_position().height for axes in shown) * figure.get_figheight() > 0.7  # inches

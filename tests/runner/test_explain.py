@@ -17,8 +17,8 @@ from btp.explain import main
 from btp.pruners.tome import ToMe
 from btp.results.reader import read_run
 from btp.runner.evaluation.data import Collate
-from btp.runner.evaluation.evaluate import Evaluate
 from btp.runner.evaluation.task_protocol import Judgement
+from btp.runner.evaluation.ways.ask import Evaluate
 from btp.runner.explain.answer import explain, find_sample, method_config
 from btp.runner.explain.stages import stage_lives
 from btp.runner.explain.witness import Witness

@@ -35,6 +35,8 @@ def make_plan(host: Host, pruner: Pruner | None, schedule: Schedule) -> tuple[Pl
         ValueError: the model, the schedule or the pruner ask for what cannot be, or for what has no effect.
     """
     vision = host.towers.get("vision")
+    for i, stage in enumerate(schedule):
+        _check_tower(host, i, stage)
     schedule.check(host.num_layers, None if vision is None else len(vision.layers))
     if schedule:
         check_host(host)
@@ -79,6 +81,9 @@ def check_host(host: Host) -> None:
             f"{type(host).__name__}.model is a {type(host.model).__name__} around {type(inside).__name__}, which calls "
             "it past the engine. Make the host anew from it: LVLM(model) takes wrappers off."
         )
+    if host.decoder is None:
+        _check_backbone(host)
+        return
     if attention_name(host) not in _ATTENTION:
         raise ValueError(
             f"The decoder runs attention implementation {attention_name(host)!r}; masks of unequal layers "
@@ -96,6 +101,27 @@ def check_host(host: Host) -> None:
         )
 
 
+def _check_backbone(host: Host) -> None:
+    """Refuse a vision model whose attention takes no weights for single keys."""
+    used = getattr(host.vision.config, "_attn_implementation", None)  # type: ignore[union-attr]
+    if host.towers["vision"].attends and used not in _ATTENTION:
+        raise ValueError(
+            f"{type(host.model).__name__} runs attention implementation {used!r}, which cannot leave padded rows out. "
+            "Load the model with attn_implementation=sdpa."
+        )
+
+
+def _check_tower(host: Host, i: int, stage: Stage) -> None:
+    """Refuse a stage in a tower that the model has not."""
+    if host.decoder is None and (stage.site.tower == "llm" or stage.site.kind == "output"):
+        last, lacks = len(host.towers["vision"].layers) - 1, "language model"
+        lacks = lacks if stage.site.tower == "llm" else "projector"
+        raise ValueError(
+            f"schedule.{i}.site is {stage.site}, but {type(host.model).__name__} has no {lacks}: its stages stand at "
+            f"vision.layer.0 to vision.layer.{last}, or at vision.mlp.N. Set schedule.{i}.site to one of them."
+        )
+
+
 def _check_stage(host: Host, i: int, stage: Stage) -> None:
     if stage.site.kind == "feature":
         raise ValueError(f"schedule.{i}.site is {stage.site}, where nothing can be cut. Set it to vision.output.")
@@ -107,12 +133,12 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
     if stage.withdraws_all and extra:
         key = extra[0]
         raise ValueError(f"schedule.{i}.{key} has no effect, because keep is 0 there. Remove it.")
-    if stage.positions == "renumber" and host.rotary is None:
+    if stage.positions == "renumber" and host.decoder is not None and host.rotary is None:
         raise ValueError(
             f"schedule.{i}.positions is renumber, but {type(host.decoder).__name__} adds positions to its embeddings, "
             f"where they cannot be changed between layers. Set pruner.schedule.{i}.positions=original."
         )
-    rope = getattr(host.decoder.config, "rope_parameters", None) or {}
+    rope = {} if host.decoder is None else getattr(host.decoder.config, "rope_parameters", None) or {}
     if stage.positions == "renumber" and "mrope_section" in rope:
         raise ValueError(
             f"schedule.{i}.positions is renumber, but {type(host.decoder).__name__} turns positions in "
@@ -123,7 +149,7 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
 
 def _check_text(host: Host, pruner: Pruner, schedule: Schedule) -> None:
     """Refuse a method that goes by a picture, where all of a prompt is text."""
-    if host.unit == "visual tokens":
+    if host.unit != "prompt tokens":
         return
     for i, stage in enumerate(schedule):
         if stage.withdraws_all:
@@ -170,7 +196,7 @@ def _check_vision(host: Host, i: int, stage: Stage) -> None:
             f"schedule.{i}.site is {stage.site}, but the projector reads the output of vision layer {tower.feature}, "
             f"so a cut there changes nothing. Choose vision.layer.{tower.feature} or earlier, or vision.output."
         )
-    if stage.withdraws_all and stage.site.kind != "output" and not tower.class_tokens:
+    if stage.withdraws_all and stage.site.kind != "output" and not tower.fixed_count:
         raise ValueError(
             f"schedule.{i}.keep is 0 at {stage.site}, which leaves the layers of a vision tower without class token "
             "nothing to compute. Set the site to vision.output."

@@ -27,13 +27,15 @@ def vision_tower(host: Host, who: str, instead: str = "Use stages and signals of
         ValueError: there is none, or its tokens cannot be followed; names who asked.
     """
     tower = host.towers.get("vision")
+    if tower is not None and host.decoder is None:
+        return tower
     if tower is not None and tower.pooled:
         raise ValueError(
             f"{who} works in the vision tower, but in {type(host.model).__name__} {tower.pooled} joins several of the "
             f"tower's tokens into each visual token, so that none of them stays or leaves by itself. {instead}: "
             "llm.input and llm.layer.N (docs/support.md has what works on which model)."
         )
-    if tower is None and host.unit != "visual tokens":
+    if tower is None and host.unit == "prompt tokens":
         raise ValueError(
             f"{who} works in the vision tower, but {type(host.model).__name__} has none: all of its prompt is text. "
             "Use a method that works in the language model, as random, diversity or fastv."
@@ -83,14 +85,20 @@ def check_signal(host: Host, signal: Signal, who: str) -> None:
     if signal.site.tower == "vision":
         merges = hasattr(host, "tower_order")
         tower = check_merged(host, signal, asks) if merges else vision_tower(host, asks + ": it")
-        if signal.rows == "cls" and not tower.class_tokens:
+        if signal.rows == "cls" and not tower.fixed_count:
             raise ValueError(
                 f"{asks}, but the vision tower of {type(host.model).__name__} has no class token. What every patch "
                 "gets from all others would work in its place: Signal rows mean, which methods offer as "
                 "pruner.method.score=received where their authors or later work did so."
             )
+    elif "llm" not in host.towers:
+        raise ValueError(
+            f"{asks}, but {type(host.model).__name__} has no language model. Use a method that works in a vision tower."
+        )
     else:
         tower = host.towers["llm"]
+    if host.decoder is None and signal.site.kind == "output":
+        raise ValueError(f"{asks}, but {type(host.model).__name__} has no projector. Ask at vision.layer.N.")
     if signal.site.layer >= len(tower.layers):
         raise ValueError(
             f"{asks}, but the {tower.name} tower has {len(tower.layers)} layers. "
@@ -98,7 +106,12 @@ def check_signal(host: Host, signal: Signal, who: str) -> None:
         )
     if signal.kind in (*IN_ATTENTION, "preview") and not tower.attends:
         raise ValueError(
-            f"{asks}, but the {tower.name} tower has no attention. Use a method that asks for hidden states."
+            f"{asks}, but the {tower.name} tower has no attention. Use a method that asks for scan or hidden."
+        )
+    if signal.kind == "scan" and tower.directions is None:
+        raise ValueError(
+            f"{asks}, but the layers of {type(host.model).__name__} are no state space models. Use a method that asks "
+            "for attention, keys or hidden states."
         )
     parts = {"preview": ("attention", "attention_norm"), "rotary": ("attention",)}.get(signal.kind, ())
     if signal.kind in ("update", "change") and signal.form in BLOCKS[1:]:

@@ -34,7 +34,7 @@ from btp.engine.hooks.root_forward import stand_around
 from btp.engine.hooks.turn import Turn
 from btp.engine.vision.pooled_probe import MergedTower
 from btp.engine.vision.stream import VisionStream
-from btp.engine.vision.stream import rows_valid as tower_rows_valid
+from btp.engine.vision.tower_pass import rows_valid as tower_rows_valid
 
 _AXIS = {"hidden": 1, "update": 2, "change": 2, "rotary": 2, "queries": 2, "keys": 2, "values": 2}
 _SIDES = ("update", "change", "rotary")

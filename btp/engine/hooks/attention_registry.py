@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 _NUMBERS = itertools.count()
 _UNFOLLOWED = ("softcap", "position_bias", "s_aux")
 Look = Callable[[int, Tensor, Tensor, Tensor, Tensor | None, float], None]
+Bias = Callable[[Tensor], Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +47,17 @@ class Attending:
     odd: tuple[str, ...] = ()
 
 
-def watch_attention(root: nn.Module, layers: Mapping[int, nn.Module], look: Look, undo: ExitStack) -> None:
+def watch_attention(
+    root: nn.Module, layers: Mapping[int, nn.Module], look: Look, undo: ExitStack, bias: Bias | None = None
+) -> None:
     """Call `look(layer, query, key, value, mask, scaling)` whenever one of `layers` attends.
 
     Args:
         root: whose configs choose the implementation: the decoder, or the vision tower.
         layers: number -> module.
         undo: receives what takes all of it back.
+        bias: query -> what is added to the logits of these layers, [B, 1, 1, S] of the query's dtype; masks that they
+            have must be additive then.
     """
 
     def stand(now: Attending) -> Any:
@@ -61,8 +66,10 @@ def watch_attention(root: nn.Module, layers: Mapping[int, nn.Module], look: Look
                 f"Layer {now.at} computes attention with {', '.join(now.odd)}, which attention signals do not follow "
                 "yet. Use a method without attention signals on this model."
             )
-        look(now.at, now.query, now.key, now.value, now.mask, now.scaling)
-        return now.attend(now.mask)
+        added = None if bias is None else bias(now.query)
+        mask = now.mask if added is None else added if now.mask is None else now.mask + added
+        look(now.at, now.query, now.key, now.value, mask, now.scaling)
+        return now.attend(mask)
 
     stand_around_attention(root, layers, stand, undo)
 

@@ -55,7 +55,14 @@ def mean_rows(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, v
 
 
 def tower_rows(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, rows: str, form: str, class_tokens: int
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    rows: str,
+    form: str,
+    class_tokens: int = 0,
+    real: Tensor | None = None,
 ) -> Tensor:
     """The same in a vision tower, where every token attends to every other.
 
@@ -66,9 +73,10 @@ def tower_rows(
         rows: "cls", or "mean" over all query rows.
         form: "probs" or "logits".
         class_tokens: how many rows lie in front of the patches.
+        real: [P, T] bool, query rows that count for the mean; None for all.
 
     Returns:
-        [P, H, 1, N] over the patches.
+        [P, H, 1, N] over the patches, or over all rows where none is said to lie in front of them.
     """
     if rows == "cls":
         found = _finish(_logits(query[:, :, :1], key, scaling), _head(mask), None, None, form)
@@ -77,8 +85,12 @@ def tower_rows(
     for start in range(0, query.shape[2], BLOCK):
         part = _logits(query[:, :, start : start + BLOCK], key, scaling)
         bias = mask if mask is None or mask.shape[2] == 1 else mask[:, :, start : start + BLOCK]
-        total = total + _finish(part, bias, None, None, "probs").sum(2, keepdim=True)
-    return (total / query.shape[2])[..., class_tokens:]
+        probs = _finish(part, bias, None, None, "probs")
+        if real is not None:
+            probs = probs * real[:, None, start : start + BLOCK, None]
+        total = total + probs.sum(2, keepdim=True)
+    count = query.shape[2] if real is None else real.sum(1)[:, None, None, None]
+    return (total / count)[..., class_tokens:]
 
 
 def last_row(view: View) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which tokens of each picture are alive on their way through the vision tower."""
+"""Which tokens of each picture are alive on their way through the vision tower, and at which rows they stand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from btp.core.host import Packed
+from btp.core.host import FixedRows, Packed
 from btp.core.signals import Signal
 from btp.core.site import Site
 from btp.engine.hooks.attention_rows import gather_rows
@@ -43,13 +43,16 @@ class Pictures:
 
     Attributes:
         total: N.
-        slots: [P, N'] which of the picture's tokens each row is, in the order of the rows; -1 padded at the end.
+        slots: [P, N'] which of the picture's tokens each is, in their order; -1 padded at the end.
+        seats: [P, N'] row of the uncut tower at which each of them stands, ascending; -1 padded at the end.
+        fixed: rows of the uncut tower that are no tokens, ascending.
         size: [P, N'] original tokens each stands for; 0 where padded.
         counts: alive per picture, known to the host.
         coord: [N, 3] (frame, row, column), the same for all.
         seen: declared signals, over all N tokens of a picture, with zeros for those that were gone.
         passed: what each stage did, in order.
         layers: (tokens that attended, tokens that passed the MLP) in each layer, class tokens included.
+        entered: tokens of each picture that entered each layer.
         cut: something was withdrawn, merged or moved.
         merged: tokens flowed into each other.
         ordered: the tokens of a picture changed places.
@@ -62,12 +65,15 @@ class Pictures:
 
     total: int
     slots: Tensor
+    seats: Tensor
+    fixed: tuple[int, ...]
     size: Tensor
     counts: tuple[int, ...]
     coord: Tensor
     seen: dict[Signal, Tensor] = field(default_factory=dict)
     passed: list[Passed] = field(default_factory=list)
     layers: list[tuple[int, int]] = field(default_factory=list)
+    entered: list[tuple[int, ...]] = field(default_factory=list)
     cut: bool = False
     merged: bool = False
     ordered: bool = False
@@ -78,14 +84,85 @@ class Pictures:
     arguments: Mapping[str, Any] | None = None
 
     @classmethod
-    def open(cls, pictures: int, grid: tuple[int, int], device: torch.device) -> Pictures:
-        """All tokens alive, row by row on a grid of (rows, columns)."""
-        rows, columns = grid
-        every = torch.arange(rows * columns, device=device)
-        coord = torch.stack([torch.zeros_like(every), every // columns, every % columns], dim=1)
-        slots = every.expand(pictures, len(every))
-        counts = (len(every),) * pictures
-        return cls(len(every), slots, torch.ones_like(slots), counts, coord, totals=counts)
+    def open(cls, pictures: int, grid: Sequence[int], fixed: FixedRows, device: torch.device) -> Pictures:
+        """All tokens alive, in raster order on a grid of (rows, columns) or (frames, rows, columns).
+
+        Args:
+            fixed: of the tower.
+        """
+        frames, rows, columns = (1, *grid) if len(grid) == 2 else grid
+        coord = torch.cartesian_prod(*(torch.arange(n, device=device) for n in (frames, rows, columns)))
+        slots = torch.arange(len(coord), device=device).expand(pictures, len(coord))
+        counts = (len(coord),) * pictures
+        others = fixed_rows(fixed, len(coord))
+        seats = sorted({*range(len(coord) + len(others))} - {*others})
+        seats = torch.tensor(seats, device=device).expand_as(slots)
+        return cls(len(coord), slots, seats, others, torch.ones_like(slots), counts, coord, totals=counts)
+
+    @property
+    def length(self) -> int:
+        """Rows of the uncut tower."""
+        return self.total + len(self.fixed)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the tensors that the layers pass on now."""
+        return self.slots.shape[1] + len(self.fixed)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some pictures are padded."""
+        return min(self.counts) < self.slots.shape[1]
+
+    def arranged(self) -> tuple[Tensor, Tensor]:
+        """[P, N'] the layers' row of each token and [P, F] that of each fixed row: tokens in their order among the
+        fixed rows, padding behind the last patch.
+        """
+        P, n = self.slots.shape
+        device = self.slots.device
+        fixed = torch.tensor(self.fixed, dtype=torch.long, device=device).expand(P, len(self.fixed))
+        if self.in_front:
+            return torch.arange(len(self.fixed), self.rows, device=device).expand(P, n), fixed
+        behind = 2 * max({*range(self.length)} - {*self.fixed}) + 1
+        key = torch.cat([(2 * self.seats).masked_fill(self.seats < 0, behind), 2 * fixed], 1)
+        rank = key.argsort(dim=1, stable=True).argsort(dim=1)
+        return rank[:, :n], rank[:, n:]
+
+    @property
+    def in_front(self) -> bool:
+        """Whether all fixed rows stand in front of the tokens."""
+        return self.fixed == tuple(range(len(self.fixed)))
+
+    def places(self) -> Tensor:
+        """[P, rows] row of the uncut tower at which each of the layers' rows stands; -1 where padded."""
+        tokens, fixed = self.arranged()
+        own = torch.tensor(self.fixed, dtype=torch.long, device=tokens.device).expand_as(fixed)
+        return self.laid_out(self.seats, own)
+
+    def origins(self) -> Tensor:
+        """[P, rows] the layers' rows as they were in the uncut tower, whatever place a token has taken since; -1 where
+        padded.
+        """
+        tokens, fixed = self.arranged()
+        patches = torch.tensor(sorted({*range(self.length)} - {*self.fixed}), device=tokens.device)
+        own = torch.tensor(self.fixed, dtype=torch.long, device=tokens.device).expand_as(fixed)
+        return self.laid_out(patches[self.slots.clamp(min=0)].masked_fill(self.slots < 0, -1), own)
+
+    def laid_out(self, tokens: Tensor, fixed: Tensor) -> Tensor:
+        """[P, rows, ...] numbers of the tokens [P, N', ...] and of the fixed rows [P, F, ...] in the layers' order."""
+        at = torch.cat(self.arranged(), 1)
+        both = torch.cat([tokens, fixed], 1)
+        return torch.empty_like(both).scatter(1, at.view(*at.shape, *[1] * (both.dim() - 2)).expand_as(both), both)
+
+    def of_tokens(self, x: Tensor, axis: int) -> Tensor:
+        """What there is of the tokens, of numbers over all of the layers' rows along `axis`."""
+        if self.in_front:
+            return x.narrow(axis, len(self.fixed), self.slots.shape[1])
+        return gather_rows(x, self.arranged()[0], axis)
+
+    def real_rows(self) -> Tensor:
+        """[P, rows] bool: rows that are not padding."""
+        return self.laid_out(self.slots >= 0, torch.ones_like(self.arranged()[1], dtype=torch.bool))
 
     def pack(self, arguments: Mapping[str, Any], packed: Sequence[Packed]) -> None:
         """Learn what the prompts will have of these pictures."""
@@ -108,8 +185,9 @@ class Pictures:
         width = real.shape[1]
         rows = torch.arange(width, device=real.device).masked_fill(~real, width).sort(dim=1).values[:, : max(counts)]
         rows = rows.masked_fill(rows == width, -1)
-        slots = gather_rows(self.slots, rows).masked_fill(rows < 0, -1)
-        shown = replace(self, slots=slots, size=gather_rows(self.size, rows), counts=counts, cut=True, present=None)
+        slots, seats = (gather_rows(x, rows).masked_fill(rows < 0, -1) for x in (self.slots, self.seats))
+        size = gather_rows(self.size, rows)
+        shown = replace(self, slots=slots, seats=seats, size=size, counts=counts, cut=True, present=None)
         return shown, rows
 
     def state(self, site: Site | None = None, merging: bool = True) -> Passed:
@@ -124,6 +202,8 @@ class Pictures:
 
     def take(self, keep: Tensor, counts: tuple[int, ...], sizes: Tensor | None) -> None:
         """Go on with the kept tokens, in the order of keep [P, K], -1 padded."""
+        seats = self.seats.gather(1, keep.clamp(min=0)).masked_fill(keep < 0, self.length).sort(1).values
+        self.seats = seats.masked_fill(seats == self.length, -1)
         self.slots = self.slots.gather(1, keep.clamp(min=0)).masked_fill(keep < 0, -1)
         self.size = gather_rows(self.size, keep) if sizes is None else sizes
         self.counts, self.cut = counts, True
@@ -157,6 +237,12 @@ class Pictures:
     def alive(self, x: Tensor, axis: int) -> Tensor:
         """What was seen of all tokens of a picture, for those alive."""
         return gather_rows(x, self.slots, axis) if self.cut else x
+
+
+def fixed_rows(fixed: FixedRows, tokens: int) -> tuple[int, ...]:
+    """The fixed rows of a tower of so many tokens."""
+    count = len(fixed(tokens))
+    return tuple(fixed(tokens + count))
 
 
 def rows_of(slots: Tensor, total: int) -> Tensor:

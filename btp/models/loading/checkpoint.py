@@ -94,7 +94,7 @@ def check_depth(about: Mapping[str, Any], where: str) -> None:
         if isinstance(value, Mapping):
             check_depth(value, where)
         count = len(value) if isinstance(value, list) else value
-        if not (_DEPTH.search(key) and isinstance(count, int) and count > MOST_LAYERS):
+        if not (_DEPTH.search(str(key)) and isinstance(count, int) and count > MOST_LAYERS):
             continue
         raise ValueError(
             f"{where}: {key} says {count:,} layers, more than the {MOST_LAYERS:,} that are built. Correct {key}, or "

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from btp.models.backbone import Backbone
 from btp.models.decoder_host import DecoderHost
 from btp.models.loading.checkpoint import check_keys, find_checkpoint, first_line, model_folder, read_config
 from btp.models.loading.checks import check_kind, refuse_code, saved_with
@@ -22,6 +23,7 @@ from btp.models.loading.processor import load_processor, load_text_processor
 from btp.models.loading.quantize import quantization
 from btp.models.loading.random_weights import build, describe, empty
 from btp.models.loading.trial import try_picture, try_prompt, try_text
+from btp.models.loading.vision_model import load_model, sketch_model
 from btp.models.loading.weight_memory import check_memory, stored_bytes
 
 __all__ = ["Loaded", "find_adapter", "find_checkpoint", "load", "sketch"]
@@ -43,7 +45,7 @@ class Loaded:
     """A model ready to run.
 
     Attributes:
-        host: the model as the engine sees it, a DecoderHost.
+        host: the model as the engine sees it: an LVLM, a TextLM or a Backbone.
         processor: makes inputs from pictures and text; None for an architecture without a checkpoint.
         notes: what a reader of results should know of how the checkpoint's files were taken, a sentence each.
     """
@@ -69,6 +71,11 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
     config = DEFAULTS | dict(config)
     check_keys(config)
     adapter = find_adapter(config["adapter"])
+    if issubclass(adapter, Backbone):
+        model, processor, info = load_model(config, folder, device)
+        if info and folder is not None:
+            _check_whole(info, folder)
+        return Loaded(adapter(model), processor)
     dtype = getattr(torch, config["dtype"])
     trusted = config["trust_remote_code"]
     kind = KINDS[adapter.kind]
@@ -109,6 +116,8 @@ def sketch(config: Mapping[str, Any], folder: Path | None) -> Any:
     check_keys(config)
     adapter = find_adapter(config["adapter"])
     seen = type(adapter.__name__, (adapter,), {"device": torch.device("cpu")})  # where its example inputs lie
+    if issubclass(adapter, Backbone):
+        return seen(sketch_model(config, folder))
     kind, dtype = KINDS[adapter.kind], getattr(torch, config["dtype"])
     model = empty(_architecture(config, folder, kind), torch.device("meta"), dtype, config["attention"], kind)
     return seen(model.eval())
@@ -130,7 +139,7 @@ def _architecture(config: Mapping[str, Any], folder: Path | None, kind: Kind) ->
     return AutoConfig.from_pretrained(model_folder(folder), local_files_only=True, trust_remote_code=trusted)
 
 
-def find_adapter(path: str) -> type[DecoderHost]:
+def find_adapter(path: str) -> type[Any]:
     """The class at a dotted path.
 
     Raises:
@@ -144,10 +153,10 @@ def find_adapter(path: str) -> type[DecoderHost]:
             f"model.adapter is {path}, but it cannot be imported: {error}. Set model.adapter to the dotted path of a "
             "class, such as btp.models.lvlm.LVLM."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, DecoderHost)):
+    if not (isinstance(found, type) and issubclass(found, DecoderHost | Backbone)):
         raise ValueError(
-            f"model.adapter is {path}, which is not a subclass of btp.models.lvlm.LVLM or btp.models.text.TextLM. "
-            "Set model.adapter to one."
+            f"model.adapter is {path}, which is not a subclass of btp.models.lvlm.LVLM, btp.models.text.TextLM or "
+            "btp.models.backbone.Backbone. Set model.adapter to one."
         )
     return found
 

@@ -21,13 +21,17 @@ from btp.report.tables.run_table import Table
 from btp.report.tables.screen_table import ScreenTable, minded
 from btp.report.text.comparison_text import notes
 from btp.report.text.run_text import Remark
+from btp.report.text.units import common, in_unit
 from btp.results.atomic import write_bytes, write_text
 from btp.results.disk import make_folder
 from btp.results.find import LeftOut, find_runs, nothing_found
 
 _STEM = "comparison"
 _ABILITY = "Accuracy by ability, %"
-_IN_PRINT = ("method", "model", "task", "tokens_avg", "macro", "reading", "rest", "flops_visual_pdrop", "prefill_ratio")
+_IN_PRINT = (
+    *("method", "model", "task", "tokens_avg", "macro", "reading", "rest"),
+    *("flops_visual_pdrop", "prefill_ratio", "flops_model", "forward_ratio"),
+)
 
 
 def compare(
@@ -91,6 +95,7 @@ def _figures(
     slug = re.sub(r"[^\w.]+", "-", field.name).strip("-")
     shown, paths = [], []
     for name, (title, caption, draw) in PLOTS.items():
+        title, caption = (in_unit(text, common(rows["unit"])) for text in (title, caption))
         with spared.part(f"the figure {slug}-{name}"):
             light = to_png(draw, rows, looks, LIGHT)
             if light is None:
@@ -108,7 +113,7 @@ def _markdown(table: Table, left: Sequence[LeftOut]) -> str:
     lines = [f"# {table.title}", "", to_markdown(table)]
     lines += ["## Commands", ""]
     for command, rows in frame.groupby("command", sort=False):
-        names = [f"{m} ({t:.1f})" for m, t in zip(rows["method"], rows["tokens_avg"], strict=True)]
+        names = [f"{m} ({t:.1f})" for m, t in zip(rows["method"], rows["level"], strict=True)]
         lines.append(f"- {', '.join(dict.fromkeys(names))}: `{command or '?'}`")
     if left:
         lines += ["", "## Left out", ""]
@@ -133,7 +138,7 @@ def _latex(table: Table) -> str:
 def _screen(table: Table, left: Sequence[LeftOut], found: Sequence[Remark]) -> RenderableType:
     """All but the abilities, and what to mind; every row carries its budget, since a narrow screen splits the table."""
     frame = table.frame
-    named = [f"{m} @ {t:.1f}" for m, t in zip(frame["method"], frame["tokens_avg"], strict=True)]
+    named = [f"{m} @ {t:.1f}" for m, t in zip(frame["method"], frame["level"], strict=True)]
     columns = tuple(c for c in table.columns if c.group != _ABILITY and c.key != "tokens_avg")
     said: list[RenderableType] = [ScreenTable(Table(frame.assign(method=named), columns, table.title)), *minded(found)]
     if left:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from btp.report.comparison.series_names import depths, variants
+from btp.report.comparison.series_names import RANDOM, depths, variants
 from btp.report.text.run_text import SAME_BUDGET, Remark, listed
 from btp.results.reader import Arm, RunFolder
 
@@ -155,7 +155,7 @@ def _field(model: str, task: str, runs: Sequence[RunFolder], groups: int) -> Fie
 
 
 def _role(arm: Arm) -> str:
-    return "control" if arm.pruner == "random" else arm.role
+    return "control" if arm.pruner in RANDOM else arm.role
 
 
 def _weight(run: RunFolder, arm: Arm) -> tuple[int, bool]:
@@ -173,14 +173,18 @@ def _same(one: Entry, other: Entry) -> bool:
     x, y = pair(a, b)
     if len(x) < min(len(a), len(b)):
         return False
-    return bool((x["prediction"] == y["prediction"]).all() and (x["tokens_avg"] == y["tokens_avg"]).all())
+    return bool(
+        (x["prediction"] == y["prediction"]).all()
+        and (x["tokens_avg"] == y["tokens_avg"]).all()
+        and one.arm.slots == other.arm.slots
+    )
 
 
 def _noted(entries: Sequence[Entry]) -> list[Entry]:
     """Tell rows of one series at one budget apart; methods show their tokens."""
     at: dict[tuple[str, Any], list[int]] = {}
-    tokens = [tokens_avg(entry) for entry in entries]
-    for i, (entry, group) in enumerate(zip(entries, budget_groups(tokens), strict=True)):
+    tokens = [level(entry) for entry in entries]
+    for i, (entry, group) in enumerate(zip(entries, kinds_of_budget(entries), strict=True)):
         where = group if entry.role == "control" else (entry.note, f"{tokens[i]:.1f}")
         at.setdefault((entry.series, where), []).append(i)
     out = list(entries)
@@ -194,7 +198,7 @@ def _noted(entries: Sequence[Entry]) -> list[Entry]:
 
 def _apart(alike: Sequence[Entry]) -> list[str]:
     """What tells rows of one series apart: random selection by the stages that it copies, others by their runs."""
-    if alike[0].arm.pruner == "random":
+    if alike[0].arm.pruner in RANDOM:
         ways = [[_at(e, counts) + _whose(e) for e in alike] for counts in (False, True)]
     else:
         ways = [[f"in the run of {listed(_others(e))}" if _others(e) else "" for e in alike]]
@@ -237,6 +241,24 @@ def tokens_avg(entry: Entry) -> float:
     cost: Mapping[str, Any] = entry.run.cost.get(entry.arm.arm) or {}
     value = cost.get("tokens_avg")
     return float("nan") if value is None else float(value)
+
+
+def level(entry: Entry) -> float:
+    """What a row's budget counts: slots of the K/V cache where it evicts from it, else tokens."""
+    slots = entry.arm.slots
+    return slots if entry.arm.evicts and slots is not None else tokens_avg(entry)
+
+
+def kinds_of_budget(entries: Sequence[Entry]) -> list[int]:
+    """Number rows by budget as `budget_groups` does, those that evict from the cache apart from all others."""
+    groups, first = [0] * len(entries), 0
+    for evicts in (False, True):
+        mine = [i for i, entry in enumerate(entries) if entry.arm.evicts is evicts]
+        found = budget_groups([level(entries[i]) for i in mine])
+        for i, group in zip(mine, found, strict=True):
+            groups[i] = first + group
+        first += 1 + max(found, default=-1)
+    return groups
 
 
 def budget_groups(tokens: Sequence[float]) -> list[int]:

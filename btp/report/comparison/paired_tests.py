@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from btp.report.comparison.groups import Entry, Field, pair, tokens_avg
+from btp.report.comparison.groups import Entry, Field, level, pair
+from btp.report.comparison.series_names import RANDOM
 from btp.report.text.run_text import SAME_BUDGET
 from btp.results.reader import RunFolder
 from btp.results.stats import Interval, holm, paired_gap, paired_p
@@ -17,9 +18,9 @@ REFERENCES = ("unpruned", "random", "downsampled", "btp")
 def against(field: Field) -> list[dict[str, Any]]:
     """Tests and distances of each entry of a field, in its order.
 
-    A reference is at the same budget where its layer-averaged tokens are within 5%; of several, the one with the same
-    stages is taken, then one of the same run, then the nearest. Holm's correction is over all methods of the field for
-    each reference, and over all its controls apart from them.
+    A reference is at the same budget where its layer-averaged tokens are within 5%, or its slots of the cache where
+    both evict from it; of several, the one with the same stages is taken, then one of the same run, then the nearest.
+    Holm's correction is over all methods of the field for each reference, and over all its controls apart from them.
 
     Returns:
         Per entry and reference R: gap_R (macro accuracy minus the reference's, with _low and _high), p_R,
@@ -39,7 +40,7 @@ def against(field: Field) -> list[dict[str, Any]]:
 
 def is_random(entry: Entry) -> bool:
     """Random selection."""
-    return "random" in (entry.arm.arm, entry.arm.pruner) and entry.role == "control"
+    return bool({*RANDOM} & {entry.arm.arm, entry.arm.pruner}) and entry.role == "control"
 
 
 def is_downsampled(entry: Entry) -> bool:
@@ -65,14 +66,15 @@ def _reference(field: Field, entry: Entry, name: str) -> Entry | None:
     mirrored |= name == "downsampled" and is_random(entry)  # and that of the down-sampled picture this one
     if wanted(entry) or mirrored:
         return None
-    mine = tokens_avg(entry)
-    near = [e for e in field.entries if wanted(e) and abs(tokens_avg(e) - mine) <= SAME_BUDGET * max(mine, 1)]
+    mine = level(entry)
+    alike = [e for e in field.entries if wanted(e) and e.arm.evicts is entry.arm.evicts]
+    near = [e for e in alike if abs(level(e) - mine) <= SAME_BUDGET * max(mine, 1)]
     near = [e for e in near if len(pair(entry.rows, e.rows)[0])]
     return min(near, key=lambda e: _distance(entry, e, mine), default=None)
 
 
 def _distance(entry: Entry, other: Entry, mine: float) -> tuple[bool, bool, float]:
-    return other.stages != entry.stages, _path(other.run) != _path(entry.run), abs(tokens_avg(other) - mine)
+    return other.stages != entry.stages, _path(other.run) != _path(entry.run), abs(level(other) - mine)
 
 
 def _path(run: RunFolder) -> str:

@@ -15,6 +15,7 @@ _NO_VARIANT = re.compile(
     r"|^model\.(name|path|hub|revision|device_map|download)$"
     r"|^(calibration|task)\.(.*\.)?_target_$"
 )
+RANDOM = ("random", "randomslots")  # classes of random selection, of tokens and of slots
 _MOST = 3  # settings that a label names
 _LONGEST = 24  # characters of a value
 
@@ -68,7 +69,7 @@ def _by_seed(runs: Sequence[RunFolder], settings: Sequence[Mapping[str, Any]], o
         return
     for run, seed, labels in zip(runs, seeds, out, strict=True):
         for arm in run.arms:
-            if arm.pruner == "random":
+            if arm.pruner in RANDOM:
                 labels[arm.arm] = f"{arm.title} (seed={seed})"
 
 

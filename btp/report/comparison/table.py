@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from btp.report.comparison.groups import Entry, Field, budget_groups, tokens_avg
+from btp.report.comparison.groups import Entry, Field, kinds_of_budget, level, tokens_avg
 from btp.report.comparison.paired_tests import against, comparisons
 from btp.report.comparison.pareto import pareto_front
 from btp.report.tables import columns as c
-from btp.report.tables.run_table import Table, arm_row, metric_columns, with_numbers
+from btp.report.tables.run_table import Table, arm_row, evicts, metric_columns, with_numbers
 from btp.report.text.checks import moved
 from btp.report.text.run_text import SAME_BUDGET
+from btp.report.text.units import common
 
-PRICES = ("tokens_avg", "flops_visual_pdrop", "flops_prefill", "prefill_ratio")
+PRICES = ("tokens_avg", "flops_visual_pdrop", "flops_prefill", "prefill_ratio", "flops_model", "forward_ratio")
+SLOTS = "slots"  # of methods that evict from the K/V cache, which save none of the others
 _NAMES = {"unpruned": "unpruned", "random": "random", "downsampled": "down-sampled", "btp": "BTP"}
 _ASKED = c.Column(
     "budget_asked",
@@ -24,8 +26,8 @@ _ASKED = c.Column(
     "tokens",
     "Layer-averaged visual tokens that the run asked for; what was reached stands beside it.",
 )
-_GIVEN = (c.METHOD, _ASKED, c.TOKENS, c.MACRO, c.READING, c.REST)
-_COST = tuple(x for x in c.COST if x.key in (*PRICES, "kv_mib", "per_token_ratio"))
+_GIVEN = (c.METHOD, _ASKED, c.TOKENS, c.SLOTS, c.MACRO, c.READING, c.REST)
+_COST = tuple(x for x in c.COST if x.key in (*PRICES, "kv_mib", "per_token_ratio", "per_second"))
 
 
 def ranking(fields: Sequence[Field]) -> Table:
@@ -50,13 +52,19 @@ def ranking(fields: Sequence[Field]) -> Table:
     rows = f"{len(frame)} rows"
     runs = sum(len(field.runs) for field in fields)
     title = f"{'; '.join(field.name for field in fields)}: {runs} run{'s' if runs != 1 else ''}, {rows}"
+    shown = [column.of(common(frame["unit"])) for column in shown if column is not c.SLOTS or evicts(frame)]
     return Table(frame, with_numbers(frame, shown), title)
+
+
+def comparable(frame: pd.DataFrame, key: str) -> pd.Series:
+    """[n] True for rows that one price is for: cache methods and those that prune tokens never share a front."""
+    return frame["role"].eq("baseline") | frame["evicts"].eq(key == SLOTS)
 
 
 def price(frame: pd.DataFrame, key: str) -> np.ndarray:
     """[n] what each row costs; the unpruned model's time is 1 of its own."""
     values = frame[key].to_numpy(float)
-    return np.where(frame["role"].eq("baseline"), 1.0, values) if key == "prefill_ratio" else values
+    return np.where(frame["role"].eq("baseline"), 1.0, values) if key in c.RATIOS else values
 
 
 def _field_rows(number: int, field: Field) -> pd.DataFrame:
@@ -64,9 +72,9 @@ def _field_rows(number: int, field: Field) -> pd.DataFrame:
     for row, found in zip(rows, against(field), strict=True):
         row |= found
     frame = pd.DataFrame(rows)
-    frame["budget"] = budget_groups(frame["tokens_avg"].tolist())
-    for key in PRICES:
-        frame[f"front_{key}"] = pareto_front(price(frame, key), frame["macro"])
+    frame["budget"] = kinds_of_budget(field.entries)
+    for key in (*PRICES, SLOTS):
+        frame[f"front_{key}"] = pareto_front(np.where(comparable(frame, key), price(frame, key), nan), frame["macro"])
     return frame.sort_values(["budget", "macro"], ascending=[True, False], kind="stable", na_position="last")
 
 
@@ -83,6 +91,7 @@ def _row(number: int, field: Field, entry: Entry) -> dict[str, Any]:
         "method": f"{entry.series}, {entry.note}" if entry.note else entry.series,
         "owners": "; ".join(entry.owners),
         "tokens_avg": tokens_avg(entry),
+        "level": level(entry),
         "folder": str(run.path),
         "command": str(run.run.get("command") or ""),
         "hardware": str(run.cost.get("hardware") or run.run.get("hardware") or ""),
@@ -96,7 +105,9 @@ def _budget(entry: Entry, total: float) -> dict[str, Any]:
     """What was asked: as run.json says, else as the config does for the method and what is matched to it."""
     said = entry.arm.budget
     asked = _number(said.get("asked"))
-    matched = entry.role == "method" or entry.arm.pruner in ("random", "lattice", "downsampled")
+    matched = not entry.arm.evicts and (
+        entry.role == "method" or entry.arm.pruner in ("random", "lattice", "downsampled")
+    )
     if not said and matched and entry.role != "baseline":
         tokens, share = (_number(entry.run.setting(f"budget.{key}")) for key in ("tokens", "share"))
         asked = tokens if not isnan(tokens) else share * total
@@ -105,7 +116,7 @@ def _budget(entry: Entry, total: float) -> dict[str, Any]:
     if layers:
         notes.append(f"stages moved by {moved(layers)}")
     if said.get("missed"):
-        notes.append(f"not at the {asked:.4g} visual tokens asked for")
+        notes.append(f"not at the {asked:.4g} {entry.run.unit} asked for")
     reached = _number(said.get("reached"))
     return {"budget_asked": asked, "budget_reached": reached, "budget_moved": layers, "budget_note": "; ".join(notes)}
 

@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from btp.report.figures.style import Look, Theme, looks
 from btp.report.tables.run_table import Table
+from btp.report.text.units import common
 
 WIDTH = 5.0
 
@@ -27,7 +28,7 @@ def tradeoff(table: Table, theme: Theme) -> Figure:
         _panel(axes, rows, mine, theme, shown)
         if len(panels) > 1:
             axes.set_title(", ".join(names))
-    figure.axes[-1].set_xlabel("visual tokens, averaged over the decoder layers")
+    figure.axes[-1].set_xlabel(f"{common(frame['unit'])}, averaged over the decoder layers")
     legend(figure, *figure.axes)
     return figure
 

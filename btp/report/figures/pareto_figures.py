@@ -12,11 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from btp.report.comparison.table import price
+from btp.report.comparison.table import SLOTS, comparable, price
 from btp.report.figures.axes import WIDTH, legend
 from btp.report.figures.labels import name_points
 from btp.report.figures.style import Look, Theme, looks_apart
-from btp.report.tables.columns import number
+from btp.report.tables.columns import RATIOS, number
+from btp.report.text.units import common, in_unit
 
 _FAR = 1.6  # an unpruned model this much dearer than all others is named at the edge, not drawn to scale
 _LINES = {"baseline": (0, (4, 3)), "method": "-", "control": ":"}
@@ -38,7 +39,7 @@ class Price:
 
 _CAPTION = "Macro accuracy with its 95% interval; the grey steps are the Pareto front: nothing scores as well for less."
 PRICES = (
-    Price("tokens_avg", "visual tokens, averaged over the decoder layers", "Accuracy over visual tokens", _CAPTION),
+    Price("tokens_avg", "visual tokens, averaged over the layers", "Accuracy over visual tokens", _CAPTION),
     Price("prefill_ratio", "prefill time, × the unpruned model's", "Accuracy over measured time", _CAPTION),
     Price(
         "flops_visual_pdrop",
@@ -46,7 +47,15 @@ PRICES = (
         "Accuracy over FLOPs, visual tokens only",
         _CAPTION,
     ),
+    Price(
+        SLOTS,
+        "K/V slots per key head, averaged over the decoder layers",
+        "Accuracy over slots of the K/V cache",
+        f"Methods that evict from the cache, which compute the whole prompt. {_CAPTION}",
+    ),
     Price("flops_prefill", "prefill FLOPs, everything counted (flops_prefill)", "Accuracy over all FLOPs", _CAPTION),
+    Price("forward_ratio", "time of a forward, × the unpruned model's", "Accuracy over measured time", _CAPTION),
+    Price("flops_model", "FLOPs, everything counted (flops_model)", "Accuracy over all FLOPs", _CAPTION),
 )
 Draw = Callable[[pd.DataFrame, Mapping[str, Look], Theme], Figure | None]
 
@@ -60,7 +69,7 @@ def series_looks(frame: pd.DataFrame) -> dict[str, Look]:
 
 def score_over_price(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme, of: Price) -> Figure | None:
     """Macro accuracy over one price, a line per method through its budgets, with the front; None without two rows."""
-    rows = frame.assign(x=price(frame, of.key), y=100 * frame["macro"])
+    rows = frame.assign(x=price(frame, of.key), y=100 * frame["macro"])[comparable(frame, of.key)]
     rows = rows[rows["x"].notna() & rows["y"].notna()]
     if rows["role"].ne("baseline").sum() < 1:
         return None
@@ -70,13 +79,13 @@ def score_over_price(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme
     _draw_series(axes, drawn, mine, theme)
     _draw_front(axes, rows, of.key, theme)
     _draw_baseline(axes, rows, drawn, of.key, theme)
-    axes.set_xlabel(of.axis)
+    axes.set_xlabel(in_unit(of.axis, common(frame["unit"])))
     axes.set_ylabel("macro accuracy, %")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if of.key.startswith("flops"):
         axes.xaxis.set_major_formatter(EngFormatter(places=0 if rows["x"].max() > 1e7 else None))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
-    if of.key == "prefill_ratio":
+    if of.key in RATIOS:
         axes.axvline(1, color=theme.soft, linewidth=0.8, linestyle=":", zorder=1)
     figure.set_figheight(_HEIGHT + _legend(figure, axes, drawn, mine, theme))
     _name(axes, drawn, mine, theme)
@@ -122,7 +131,8 @@ PLOTS: dict[str, tuple[str, str, Draw]] = {
 def _panels(
     frame: pd.DataFrame, named: Mapping[str, str], mine: Mapping[str, Look], theme: Theme, height: float
 ) -> Figure | None:
-    rows = frame.assign(x=frame["tokens_avg"])[frame["tokens_avg"].notna() & frame["macro"].notna()]
+    key = SLOTS if frame.loc[frame["role"].eq("method"), "evicts"].all() else "tokens_avg"
+    rows = frame.assign(x=frame[key])[frame[key].notna() & frame["macro"].notna() & comparable(frame, key)]
     if rows["role"].ne("baseline").sum() < 1:
         return None
     lines = -(-len(named) // 2)
@@ -142,7 +152,8 @@ def _panels(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
         axes.tick_params(labelsize=8)
     grid[lines // 2, 0].set_ylabel("accuracy, %")
-    figure.supxlabel("visual tokens, averaged over the decoder layers", fontsize=9.5, color=theme.ink)
+    what = "K/V slots" if key == SLOTS else common(frame["unit"])
+    figure.supxlabel(f"{what}, averaged over the layers", fontsize=9.5, color=theme.ink)
     above = _legend(figure, grid.flat[0], rows, mine, theme)
     figure.set_figheight(0.5 + height * lines + above)
     return figure
@@ -184,7 +195,7 @@ def joined(rows: pd.DataFrame) -> list[list[int]]:
     line takes the first.
     """
     lines: dict[tuple[str, str], dict[float, int]] = {}
-    for at, (series, owners, tokens) in enumerate(zip(rows["series"], rows["owners"], rows["tokens_avg"], strict=True)):
+    for at, (series, owners, tokens) in enumerate(zip(rows["series"], rows["owners"], rows["level"], strict=True)):
         for owner in owners.split("; "):
             lines.setdefault((series, owner), {}).setdefault(round(tokens, 1), at)
     return [list(line) for line in dict.fromkeys(tuple(line.values()) for line in lines.values() if len(line) > 1)]
@@ -203,10 +214,10 @@ def _draw_series(axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme
         axes.vlines(
             group["x"], 100 * group["macro_low"], 100 * group["macro_high"], color=color, linewidth=1, alpha=0.45
         )
-        if "prefill_ratio_low" in group and (group["x"] == group["prefill_ratio"]).any():
-            axes.hlines(
-                group["y"], group["prefill_ratio_low"], group["prefill_ratio_high"], color=color, linewidth=1, alpha=0.3
-            )
+        for key in RATIOS:
+            if f"{key}_low" in group and (group["x"] == group[key]).any():
+                ends = (group[f"{key}_low"], group[f"{key}_high"])
+                axes.hlines(group["y"], *ends, color=color, linewidth=1, alpha=0.3)
         axes.plot(
             group["x"],
             group["y"],
@@ -221,7 +232,7 @@ def _draw_series(axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme
 
 
 def _draw_baseline(axes: Axes, rows: pd.DataFrame, drawn: pd.DataFrame, key: str, theme: Theme) -> None:
-    kind = "flops" if key.startswith("flops") else "tokens" if key == "tokens_avg" else "times"
+    kind = "flops" if key.startswith("flops") else "tokens" if key in ("tokens_avg", SLOTS) else "times"
     for i, base in rows[rows["role"].eq("baseline")].iterrows():
         axes.axhline(base["y"], color=theme.soft, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         where = "" if i in drawn.index else f", at {number(base['x'], kind)} →"

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from btp.report.figures.axes import WIDTH, legend, new_figure, tradeoff
+from btp.report.figures.needles import needles
 from btp.report.figures.pareto_figures import shortened
 from btp.report.figures.style import Look, Theme, looks
 from btp.report.tables.run_table import Table
@@ -91,7 +92,7 @@ def tokens_per_layer(run: RunFolder, table: Table, theme: Theme) -> Figure | Non
     for alike in drawn.values():
         _share_line(axes, alike)
     axes.set_xlabel("decoder layer")
-    axes.set_ylabel("visual tokens")
+    axes.set_ylabel(run.unit)
     top = max(max(curve) for curve in curves.values()) or 1
     axes.set_ylim(-0.015 * top, 1.06 * top)
     axes.set_xlim(-0.5, max(len(c) for c in curves.values()) - 0.5)
@@ -113,7 +114,7 @@ def calibration_curves(run: RunFolder, table: Table, theme: Theme) -> Figure | N
     """What calibration saw per layer, and the layers in front of which it put the stages."""
     curves = (run.calibration or {}).get("curves") or {}
     named = {
-        "changed": f"visual tokens changed\n(cosine below {curves.get('tau', '?')})",
+        "changed": f"{run.unit} changed\n(cosine below {curves.get('tau', '?')})",
         "attention": "attention\non the picture",
     }
     shown = [key for key in named if curves.get(key)]
@@ -195,4 +196,5 @@ PLOTS: dict[str, Plot] = {
     "accuracy_by_tokens": accuracy_by_tokens,
     "tokens_per_layer": tokens_per_layer,
     "calibration": calibration_curves,
+    "needles": needles,
 }

@@ -17,7 +17,23 @@ _MARGIN, _LINE, _NAME = 12, 20, 110
 _PAPER, _INK, _SOFT = "#ffffff", "#1d2430", "#59616d"
 _TINT = (255, 0, 200)
 _PER_ROW = 4
+MARKS = {"matched": "#21c55d", "wrong": "#ffb020", "missed": "#ff4d4d"}
 _THIN = 12  # pixels, and one a patch, that a panel has at least: thin pictures are drawn thicker
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A box in an answer, in shares of the picture's sides.
+
+    Attributes:
+        kind: matched | wrong | missed.
+        label: name of the object.
+        box: (x0, y0, x1, y1).
+    """
+
+    kind: str
+    label: str
+    box: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,15 @@ def stage_views(run: RunFolder, arm: str, sample: str) -> list[StageView]:
     rows = run.trace[(run.trace["arm"] == arm) & (run.trace["sample"] == sample)].sort_values("order")
     return [
         StageView(str(r["site"]), int(r["before"]), int(r["after"]), _indices(r["kept"]), _indices(r.get("merged")))
+        for _, r in rows.iterrows()
+    ]
+
+
+def marks_of(run: RunFolder, arm: str, sample: str) -> list[Mark]:
+    """The boxes in an arm's answer to a sample; none where its answers are no boxes."""
+    rows = run.marks[(run.marks["arm"] == arm) & (run.marks["sample"] == sample)]
+    return [
+        Mark(str(r["kind"]), str(r["label"]), (float(r["x0"]), float(r["y0"]), float(r["x1"]), float(r["y1"])))
         for _, r in rows.iterrows()
     ]
 
@@ -73,7 +98,12 @@ def kept_cells(kept: Sequence[int], view: View) -> np.ndarray:
     return cells.reshape(grid)
 
 
-def overlay_png(picture: Image.Image, views: Sequence[View], rows: Sequence[tuple[str, list[StageView]]]) -> bytes:
+def overlay_png(
+    picture: Image.Image,
+    views: Sequence[View],
+    rows: Sequence[tuple[str, list[StageView]]],
+    marks: Sequence[Sequence[Mark]] = (),
+) -> bytes:
     """Draw a sample's stages side by side, the views of each next to each other, one row per arm (more than four panels
     wrap).
 
@@ -81,6 +111,8 @@ def overlay_png(picture: Image.Image, views: Sequence[View], rows: Sequence[tupl
         picture: the sample's picture.
         views: of its visual tokens.
         rows: title of an arm and its stages.
+        marks: of each row, drawn behind its last stage: matched boxes in green, wrong ones in amber, missed objects in
+            red.
 
     Returns:
         Bytes of a PNG.
@@ -91,28 +123,43 @@ def overlay_png(picture: Image.Image, views: Sequence[View], rows: Sequence[tupl
     base = picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     per_row = max(1, _PER_ROW // len(views))
     lines = [
-        (title if i == 0 else "", [panel for stage in stages[i : i + per_row] for panel in _panels(stage, views)])
-        for title, stages in rows
+        (
+            title if i == 0 else "",
+            [panel for stage in stages[i : i + per_row] for panel in _panels(stage, views)],
+            boxes if i + per_row >= len(stages) else (),
+        )
+        for (title, stages), boxes in zip(rows, marks or [()] * len(rows), strict=True)
         for i in range(0, len(stages), per_row)
     ]
-    columns = max((len(panels) for _, panels in lines), default=0) + 1
+    columns = max((len(panels) for _, panels, _ in lines), default=0) + 1
     font = _font(12)
-    widest = max((font.getlength(text) for _, panels in lines for text, *_ in panels), default=0)
+    widest = max((font.getlength(text) for _, panels, _ in lines for text, *_ in panels), default=0)
     step = (max(size[0], math.ceil(widest)) + _MARGIN, size[1] + _LINE + _MARGIN)
     sheet = Image.new("RGB", (_NAME + columns * step[0], max(1, len(lines)) * step[1] + _MARGIN), _PAPER)
     pen = ImageDraw.Draw(sheet)
     sheet.paste(base, (_NAME, _MARGIN + _LINE))
     pen.text((_NAME, _MARGIN), "picture", _SOFT, font)
-    for at, (title, panels) in enumerate(lines):
+    for at, (title, panels, boxes) in enumerate(lines):
         top = _MARGIN + at * step[1]
         pen.text((_MARGIN, top + _LINE), title, _INK, _font(13))
         for i, (text, kept, merged) in enumerate(panels, start=1):
             left = _NAME + i * step[0]
             pen.text((left, top), text, _SOFT, font)
-            sheet.paste(panel(base, kept, merged), (left, top + _LINE))
+            shown = panel(base, kept, merged)
+            _outline(shown, boxes if i == len(panels) else ())
+            sheet.paste(shown, (left, top + _LINE))
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _outline(picture: Image.Image, marks: Sequence[Mark]) -> None:
+    """Draw boxes onto a picture."""
+    pen = ImageDraw.Draw(picture)
+    for mark in marks:
+        x0, y0, x1, y1 = (share * side for share, side in zip(mark.box, picture.size * 2, strict=True))
+        corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+        pen.rectangle(corners, outline=MARKS[mark.kind], width=2)
 
 
 def _panels(stage: StageView, views: Sequence[View]) -> list[tuple[str, np.ndarray, np.ndarray]]:

@@ -27,9 +27,12 @@ from btp.results.reader import RunFolder
 
 _FRONTS = {
     "tokens_avg": "tokens",
+    "slots": "KV slots",
     "flops_visual_pdrop": "visual FLOPs",
     "flops_prefill": "prefill FLOPs",
     "prefill_ratio": "time",
+    "flops_model": "FLOPs",
+    "forward_ratio": "time",
 }
 _PROVENANCE = ("search", "calibration", "budget", "solved", "moved")  # keys of run.json, where a run has them
 _FOLDS = (ABILITY, METRICS)  # columns that give way where the table has no room

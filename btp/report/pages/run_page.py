@@ -10,15 +10,16 @@ import yaml
 
 from btp.report.figures.run_figures import PLOTS, to_png
 from btp.report.figures.style import DARK, LIGHT, looks
-from btp.report.figures.token_overlays import on_grid, overlay_png, stage_views
+from btp.report.figures.token_overlays import marks_of, on_grid, overlay_png, stage_views
 from btp.report.pages import sample_cards as browser
 from btp.report.pages.html import cell, duration, environment, grouped, keep_text
 from btp.report.spared import Spared
-from btp.report.tables.columns import ABILITY, COST, DASH, METRICS, number, spread, told_from_one
+from btp.report.tables.columns import ABILITY, COST, DASH, METRICS, RATIOS, number, spread, told_from_one
 from btp.report.tables.export import write_table
 from btp.report.tables.run_table import Table, run_table
 from btp.report.text.fired import fired
 from btp.report.text.run_text import Remark, headline, remarks
+from btp.report.text.units import in_unit
 from btp.results.atomic import write_bytes, write_text
 from btp.results.disk import make_folder
 from btp.results.links import refuse_links
@@ -38,6 +39,10 @@ _PLOT_TEXTS = {
     "tokens_per_layer": (
         "Visual tokens per layer",
         "Mean visual tokens that entered each decoder layer, as the run counted them.",
+    ),
+    "needles": (
+        "Needles by length and depth",
+        "Accuracy in percent: a cell per length of the text and place of the needle in it.",
     ),
     "calibration": ("Calibration", "What each layer does to the picture, and the layers the stages came to."),
 }
@@ -83,7 +88,7 @@ def _write_figures(run: RunFolder, table: Table, spared: Spared) -> dict[str, di
                 continue
             write_bytes(folder / f"{name}.png", png)
             dark = to_png(draw, run, table, DARK)
-            title, caption = _PLOT_TEXTS[name]
+            title, caption = (in_unit(text, run.unit) for text in _PLOT_TEXTS[name])
             uris = {"light": browser.data_uri(png), "dark": browser.data_uri(dark)}
             figures[name] = {"title": title, "caption": caption, **uris}
     return figures
@@ -98,8 +103,9 @@ def _write_overlays(run: RunFolder, spared: Spared) -> None:
         with spared.part(f"the overlay of sample {sample}"):
             arms = [arm for arm in run.arms if on_grid(run, arm.arm, sample)]
             rows = [(arm.title, stage_views(run, arm.arm, sample)) for arm in arms]
+            marks = [marks_of(run, arm.arm, sample) for arm, row in zip(arms, rows, strict=True) if row[1]]
             with open_picture(picture.path) as image:
-                png = overlay_png(image, picture.views, [row for row in rows if row[1]])
+                png = overlay_png(image, picture.views, [row for row in rows if row[1]], marks)
             write_bytes(folder / f"{file_name(sample)}.png", png)
 
 
@@ -156,29 +162,42 @@ def _head(run: RunFolder) -> dict[str, Any]:
 
 def _tiles(run: RunFolder, table: Table) -> list[dict[str, str]]:
     """The first method's key numbers, each beside the unpruned model's."""
-    arm = (run.methods or run.arms)[0].arm
+    arm_of = (run.methods or run.arms)[0]
+    arm = arm_of.arm
     rows = {row["arm"]: row for _, row in table.frame.iterrows()}
     row, base = rows[arm], rows.get(run.baseline.arm) if run.baseline else None
-    keys = ("tokens_avg", "macro", "reading", "agreement", "flops_prefill", "prefill_ratio")
+    keys = (
+        "slots" if arm_of.evicts else "tokens_avg",
+        "macro",
+        "reading",
+        "agreement",
+        "flops_prefill",
+        "prefill_ratio",
+        "flops_model",
+        "forward_ratio",
+    )
     columns = {c.key: c for c in (*table.columns, *COST)}
     titles = {
-        "tokens_avg": "visual tokens, layer average",
+        "tokens_avg": f"{run.unit}, layer average",
+        "slots": "KV slots, layer average",
         "macro": "macro accuracy",
         "reading": "reading in the picture",
         "agreement": "same answer as unpruned",
         "flops_prefill": "prefill FLOPs",
         "prefill_ratio": "prefill time, × unpruned",
+        "flops_model": "FLOPs",
+        "forward_ratio": "time, × unpruned",
     }
     tiles = []
     for key in keys:
         if key not in columns or (text := number(row.get(key), columns[key].kind)) == DASH:
             continue
         against = ""
-        if base is not None and key not in ("agreement", "prefill_ratio"):
+        if base is not None and key not in ("agreement", *RATIOS):
             against = f"unpruned {number(base.get(key), columns[key].kind)}"
         elif ends := spread(row, columns[key]):
             against = f"{'95% interval' if key == 'agreement' else 'range'} {ends}"
-        if key == "prefill_ratio" and not told_from_one(row, key):
+        if key in RATIOS and not told_from_one(row, key):
             ends = spread(row, columns[key])
             text, against = ends or "open", "spans 1: not told from unpruned" if ends else "too few rounds to tell"
         percent = "%" if columns[key].kind == "percent" else ""
@@ -230,7 +249,7 @@ def _cost(run: RunFolder, table: Table) -> dict[str, Any]:
             "help": column.help.removeprefix(f"{column.key}: "),
             "cells": [cell(row, column) for _, row in frame.iterrows()],
         }
-        for column in COST
+        for column in (column.of(run.unit) for column in COST)
         if frame[column.key].notna().any()
     ]
     return {"rows": rows, "hardware": run.cost.get("hardware", "")}

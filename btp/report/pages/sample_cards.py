@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from btp.report.figures.token_overlays import StageView, kept_cells, on_grid, stage_views
+from btp.report.figures.token_overlays import Mark, StageView, kept_cells, marks_of, on_grid, stage_views
 from btp.report.pages.explain_data import numbered
 from btp.report.spared import Spared
 from btp.results.reader import Picture, RunFolder, View
@@ -78,7 +78,7 @@ def _card(run: RunFolder, rows: dict[str, pd.DataFrame], number: int, sample: st
                 "text": str(row["prediction"]),
                 "score": score,
                 "mark": "right" if score == 1 else "wrong" if score == 0 else "partly",
-                "same": bool(row["agreement"]),
+                "same": float(row["agreement"]) == 1,
             }
         )
     picture = run.pictures[sample]
@@ -123,7 +123,15 @@ def _strip(run: RunFolder, arm: str, title: str, sample: str, picture: Picture) 
     if not stages or not on_grid(run, arm, sample):
         return None
     shown = [stage_view(stage, at, view) for stage in stages for at, view in enumerate(picture.views)]
+    shown[-1]["marks"] = [_rectangle(mark, picture.views[-1]) for mark in marks_of(run, arm, sample)]
     return {"arm": arm, "title": title, "stages": shown}
+
+
+def _rectangle(mark: Mark, view: View) -> dict[str, Any]:
+    """A box in patches, with its kind and label."""
+    (rows, columns), (x0, y0, x1, y1) = view.grid, mark.box
+    place = {"x": x0 * columns, "y": y0 * rows, "w": max(x1 - x0, 0) * columns, "h": max(y1 - y0, 0) * rows}
+    return {"kind": mark.kind, "label": mark.label, **place}
 
 
 def stage_view(stage: StageView, at: int, view: View) -> dict[str, Any]:

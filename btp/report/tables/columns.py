@@ -1,9 +1,13 @@
 """What the table can show: each quantity's title, unit, meaning and how its numbers are written."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, isnan, log10
 from typing import Any
+
+from btp.report.text.units import in_unit
 
 DASH = "–"
 METRICS, ABILITY = "Benchmark metrics", "Accuracy by ability, %"
@@ -17,8 +21,8 @@ class Column:
         key: column of the table's frame; `<key>_low` and `<key>_high` are the ends of its interval, if any.
         title: short heading.
         group: heading above several columns.
-        kind: how numbers are written: text | count | tokens | percent | points | kl | p | flops | mib | ms | times |
-            metric.
+        kind: how numbers are written: text | count | tokens | percent | points | kl | p | flops | mib | ms | rate |
+            times | metric.
         help: what it is, in one sentence.
         less: True where less is better, None where neither is.
     """
@@ -30,6 +34,10 @@ class Column:
     help: str
     less: bool | None = None
 
+    def of(self, unit: str) -> Column:
+        """The same, of tokens that are called otherwise."""
+        return replace(self, title=in_unit(self.title, unit), help=in_unit(self.help, unit))
+
 
 METHOD = Column("method", "method", "Method", "text", "What decided which visual tokens stay.")
 TOKENS = Column(
@@ -37,7 +45,16 @@ TOKENS = Column(
     "visual tokens",
     "Method",
     "tokens",
-    "Visual tokens averaged over the decoder layers, mean over the samples.",
+    "Visual tokens averaged over the layers, mean over the samples.",
+    less=True,
+)
+SLOTS = Column(
+    "slots",
+    "KV slots",
+    "Method",
+    "tokens",
+    "Slots of the K/V cache per key head, averaged over the decoder layers behind the prompt; over decode steps too "
+    "where a method evicts in them. Mean over the samples.",
     less=True,
 )
 SAMPLES = Column("samples", "samples", "Method", "count", "Samples that were answered.")
@@ -59,7 +76,7 @@ ANSWERS = (
         "agreement, %",
         "Against unpruned",
         "percent",
-        "Samples whose answer is the unpruned model's, right or wrong.",
+        "Samples whose answer is the unpruned model's, right or wrong; of boxes the share (F1) that both have.",
         less=False,
     ),
     Column(
@@ -67,7 +84,8 @@ ANSWERS = (
         "KL, nats",
         "Against unpruned",
         "kl",
-        "Divergence of the first answer token's distribution from the unpruned one, mean over the samples.",
+        "Divergence of the distribution that answers are compared by from the unpruned one, mean over the samples: "
+        "that of the first answer token, of the classes, or, mean of all, of the detection tokens.",
         less=True,
     ),
     Column(
@@ -128,6 +146,35 @@ COST = (
         "The same as held in memory by the run.",
         less=True,
     ),
+    Column(
+        "flops_model",
+        "FLOPs",
+        "Cost",
+        "flops",
+        "flops_model: all rows of the tower, patch embedding, head and selection included, scans too, one multiply-add "
+        "counted as two, by formula.",
+        less=True,
+    ),
+    Column(
+        "flops_model_measured",
+        "FLOPs, counted",
+        "Cost",
+        "flops",
+        "The same as counted by the framework's operation counter while the model ran; it sees no scan.",
+        less=True,
+    ),
+    Column("gmacs", "GMACs", "Cost", "metric", "Half of FLOPs, in thousand millions: multiply-adds.", less=True),
+    Column("per_second", "samples / s", "Cost", "rate", "Pictures or clips in a second, by the median.", less=False),
+    Column("forward_ms", "forward, ms", "Cost", "ms", "One batch through the model; median (p10–p90).", less=True),
+    Column(
+        "forward_ratio",
+        "forward ×",
+        "Cost",
+        "times",
+        "Time of a forward over the unpruned model's, timed in alternation; median and its range. Grey: the range "
+        "spans 1, or none is known, so that neither side is told to be faster.",
+        less=True,
+    ),
     Column("vision_ms", "vision, ms", "Cost", "ms", "Vision tower and projector; median (p10–p90).", less=True),
     Column("selection_ms", "selection, ms", "Cost", "ms", "Deciding what stays; median (p10–p90).", less=True),
     Column("decoder_ms", "decoder, ms", "Cost", "ms", "Decoder layers in prefill; median (p10–p90).", less=True),
@@ -159,7 +206,11 @@ COST = (
     ),
     Column("peak_memory_mib", "peak memory, MiB", "Cost", "mib", "Most memory held at once.", less=True),
 )
-SHOWN_COST = ("flops_visual_pdrop", "kv_mib", "prefill_ratio", "per_token_ratio")
+RATIOS = ("prefill_ratio", "forward_ratio")  # of a time over the unpruned model's
+SHOWN_COST = (
+    *("flops_visual_pdrop", "kv_mib", "prefill_ratio", "per_token_ratio"),
+    *("flops_model", "per_second", "forward_ratio"),
+)
 _PREFIX = {0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
 
 

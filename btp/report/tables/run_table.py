@@ -11,7 +11,7 @@ from btp.report.tables import columns as c
 from btp.results.reader import Arm, RunFolder
 from btp.results.stats import Interval, holm, macro_interval, mean_interval, paired_p
 
-_ANSWERS = (c.METHOD, c.TOKENS, c.MACRO, c.READING, c.REST, *c.ANSWERS)
+_ANSWERS = (c.METHOD, c.TOKENS, c.SLOTS, c.MACRO, c.READING, c.REST, *c.ANSWERS)
 _COST = tuple(column for column in c.COST if column.key in c.SHOWN_COST)
 
 
@@ -21,7 +21,7 @@ class Table:
 
     Attributes:
         frame: one row per arm; numbers unrounded, shares in [0, 1], FLOPs plain. Beside the shown columns it
-            holds run, model, task, arm, role, note, samples, visual_tokens and every cost quantity.
+            holds run, model, task, arm, role, note, samples, visual_tokens, unit, evicts and every cost quantity.
         columns: what formats show; the first one names the row.
         title: what the rows are about.
     """
@@ -36,7 +36,8 @@ def run_table(run: RunFolder) -> Table:
     frame = pd.DataFrame([arm_row(run, arm) for arm in run.arms])
     counts = {a: int(run.rows(run.arms[0].arm)["ability"].eq(a).sum()) for a in run.abilities}
     abilities = [c.ability_column(ability, n) for ability, n in counts.items()]
-    return Table(frame, with_numbers(frame, [*_ANSWERS, *metric_columns([run]), *_COST, *abilities]), run_title(run))
+    columns = [x for x in (*_ANSWERS, *metric_columns([run]), *_COST, *abilities) if x is not c.SLOTS or evicts(frame)]
+    return Table(frame, with_numbers(frame, [x.of(run.unit) for x in columns]), run_title(run))
 
 
 def metric_columns(runs: Sequence[RunFolder]) -> list[c.Column]:
@@ -49,6 +50,11 @@ def run_title(run: RunFolder) -> str:
     """A run in a few words: pruner, model, task and samples."""
     pruner, model, task = (run.setting(f"{k}.name", "?") for k in ("pruner", "model", "task"))
     return f"{pruner} on {model}, {task}, {run.samples['sample'].nunique()} samples"
+
+
+def evicts(frame: pd.DataFrame) -> bool:
+    """Whether a row has slots that tokens do not tell."""
+    return bool(frame["evicts"].any())
 
 
 def ability_drops(run: RunFolder, arm: Arm) -> dict[str, float]:
@@ -78,6 +84,9 @@ def arm_row(run: RunFolder, arm: Arm) -> dict[str, Any]:
         "samples": len(rows),
         "visual_tokens": float(rows["total"].mean()),
         "tokens_avg": float(rows["tokens_avg"].mean()),
+        "slots": nan if arm.slots is None else arm.slots,
+        "evicts": arm.evicts,
+        "unit": run.unit,
         **_spread("macro", macro_interval(list(parts.values()))),
     }
     if reading and rest:

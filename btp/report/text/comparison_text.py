@@ -66,22 +66,23 @@ def _what(field: Field, rows: pd.DataFrame, methods: pd.DataFrame) -> str:
     said += f" ({_some(names)})." if names else "."
     if len(base):
         row = base.iloc[0]
-        said += f" The unpruned model answers {percent(row['macro'])} right with {row['tokens_avg']:.4g} visual tokens."
+        said += f" The unpruned model answers {percent(row['macro'])} right with {row['tokens_avg']:.4g} {row['unit']}."
     return said
 
 
 def _at_budget(group: pd.DataFrame, everyone: pd.DataFrame) -> str:
     """Who leads, by how much, and which controls with no more tokens score higher."""
     best = group.loc[group["macro"].idxmax()]
-    said = f"At {number(best['tokens_avg'], 'tokens')} visual tokens"
-    if best["visual_tokens"] > 0:
+    said = f"At {_level(best)}"
+    if best["visual_tokens"] > 0 and not best["evicts"]:
         said += f" ({100 * best['tokens_avg'] / best['visual_tokens']:.0f}%)"
     score = percent(best["macro"])
     said += f" {best['method']} " + (f"leads with {score}" if len(group) > 1 else f"answers {score} right")
     for key, name in _REFERENCES:
         if not isnan(best[f"gap_{key}"]):
             said += f", {compared(best[f'gap_{key}'], name)} ({p_text(best[f'p_{key}_holm'])})"
-    affordable = everyone["tokens_avg"] <= (1 + SAME_BUDGET) * max(best["tokens_avg"], 1)
+    affordable = everyone["level"] <= (1 + SAME_BUDGET) * max(best["level"], 1)
+    affordable &= everyone["evicts"].eq(best["evicts"])
     ahead = everyone[everyone["role"].eq("control") & affordable & (everyone["macro"] > best["macro"])]
     if len(ahead):
         controls = listed([f"{m} ({percent(v)})" for m, v in zip(ahead["method"], ahead["macro"], strict=True)])
@@ -91,7 +92,7 @@ def _at_budget(group: pd.DataFrame, everyone: pd.DataFrame) -> str:
 
 def _through_budgets(family: str, group: pd.DataFrame) -> str:
     """From the most tokens to the fewest, and the lowest and highest score between."""
-    group = group.sort_values("tokens_avg", ascending=False)
+    group = group.sort_values("level", ascending=False)
     first, last = group.iloc[0], group.iloc[-1]
     if len(group) == 1:
         return f"{family} answers {_scored(family, first)}."
@@ -107,8 +108,12 @@ def _through_budgets(family: str, group: pd.DataFrame) -> str:
 
 def _scored(family: str, row: pd.Series) -> str:
     setting = row["method"].removeprefix(family).strip(" ,()")
-    where = f"{number(row['tokens_avg'], 'tokens')} visual tokens"
-    return f"{percent(row['macro'])} right at {where}" + (f" ({setting})" if setting else "")
+    return f"{percent(row['macro'])} right at {_level(row)}" + (f" ({setting})" if setting else "")
+
+
+def _level(row: pd.Series) -> str:
+    """What a row keeps on average over the layers."""
+    return f"{number(row['level'], 'tokens')} {'slots of the K/V cache' if row['evicts'] else row['unit']}"
 
 
 def _told(methods: pd.DataFrame) -> str:
@@ -126,7 +131,7 @@ def _told(methods: pd.DataFrame) -> str:
 def _at_tokens(rows: pd.DataFrame) -> list[str]:
     """Rows as "btp at 57.6 and 31.6", one part a method."""
     return [
-        f"{method} at {listed([number(t, 'tokens') for t in group['tokens_avg']])}"
+        f"{method} at {listed([number(t, 'tokens') for t in group['level']])}"
         for method, group in rows.groupby("method", sort=False)
     ]
 

@@ -10,7 +10,7 @@ def fired(run: RunFolder) -> list[dict[str, Any]]:
 
     Returns:
         Per stage: arm, title, site, keep (as planned, None where unknown), planned (False where the plan does
-        not name it, None where there is no plan), ran (samples), hits (samples that lost tokens), fired,
+        not name it, None where there is no plan), ran (samples), hits (samples that lost tokens, or slots), fired,
         before and after (mean visual tokens, None where it never ran).
     """
     out = []
@@ -20,7 +20,10 @@ def fired(run: RunFolder) -> list[dict[str, Any]]:
         sites = dict.fromkeys([*trace.sort_values("order")["site"].map(str), *plan])
         for site in sites:
             rows = trace[trace["site"] == site]
-            hits = int((rows["after"] < rows["before"]).sum())
+            hits, ran = int((rows["after"] < rows["before"]).sum()), len(rows)
+            if site.startswith("llm.cache") and "evicted" in run.samples:
+                evicted = run.rows(arm.arm)["evicted"]  # of all its stages in the cache
+                hits, ran = int((evicted > 0).sum()), len(evicted)
             out.append(
                 {
                     "arm": arm.arm,
@@ -28,7 +31,7 @@ def fired(run: RunFolder) -> list[dict[str, Any]]:
                     "site": site,
                     "keep": plan.get(site),
                     "planned": None if arm.schedule is None else site in plan,
-                    "ran": len(rows),
+                    "ran": ran,
                     "hits": hits,
                     "fired": hits > 0,
                     "before": float(rows["before"].mean()) if len(rows) else None,

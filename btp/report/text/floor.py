@@ -23,12 +23,10 @@ def nothing_right(scores: Sequence[float]) -> str:
     return f"The unpruned model answers next to nothing right ({count}): look at prompt and processor."
 
 
-def example(sample: str, prompt: str, prediction: str, reference: str) -> str:
+def example(sample: str, prompt: str | None, prediction: str, reference: str) -> str:
     """One sample in a sentence: what was asked, what came, what is right; each cut where nobody would read on."""
-    return (
-        f"For example, sample {sample}: prompt {_quoted(prompt)}, prediction {_quoted(prediction)}, "
-        f"reference {_quoted(reference)}."
-    )
+    asked = f"prompt {_quoted(prompt)}, " if prompt else ""
+    return f"For example, sample {sample}: {asked}prediction {_quoted(prediction)}, reference {_quoted(reference)}."
 
 
 def floor(run: RunFolder) -> str:

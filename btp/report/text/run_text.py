@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 from typing import Any
 
 from btp.report.tables.columns import number, spread_of, told_from_one
@@ -36,17 +36,15 @@ def _unpruned(run: RunFolder, row: Mapping[str, Any]) -> str:
     return (
         f"{_first_up(row['method'])} answers {percent(row['macro'])} right "
         f"(macro average of {len(run.abilities)} abilities over {row['samples']} samples), with "
-        f"{row['tokens_avg']:.4g} visual tokens in every layer. No method was run beside it."
+        f"{row['tokens_avg']:.4g} {run.unit} in every layer. No method was run beside it."
     )
 
 
 def _method(
     run: RunFolder, arm: Arm, row: Mapping[str, Any], base: Mapping[str, Any] | None, rows: Mapping[str, Any]
 ) -> str:
-    share = row["tokens_avg"] / row["visual_tokens"] if row["visual_tokens"] else 0.0
     said = [
-        f"{arm.title} works with {row['tokens_avg']:.1f} of {row['visual_tokens']:.4g} visual tokens, "
-        f"averaged over the decoder layers ({100 * share:.0f}%), and answers {percent(row['macro'])} right"
+        f"{arm.title} {_works(run, arm, row, base)}, and answers {percent(row['macro'])} right"
         + (f"; the unpruned model {percent(base['macro'])}." if base is not None else ".")
     ]
     if base is not None and floor(run):
@@ -58,6 +56,23 @@ def _method(
         said.append(_against_controls(run, arm, row, rows))
     said.append(_cost(row, base))
     return " ".join(s for s in said if s)
+
+
+def _works(run: RunFolder, arm: Arm, row: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
+    """What it keeps: slots where it evicts from the K/V cache, else tokens."""
+    if arm.evicts and not isnan(row["slots"]):
+        whole = nan if base is None else base["slots"]
+        of = "" if isnan(whole) else f" of {whole:.4g}"
+        share = "" if isnan(whole) else f" ({100 * row['slots'] / whole:.0f}%)"
+        return (
+            f"holds {row['slots']:.1f}{of} slots per key head in the K/V cache, averaged over the decoder layers{share}"
+        )
+    share = row["tokens_avg"] / row["visual_tokens"] if row["visual_tokens"] else 0.0
+    layers = "decoder layers" if run.unit.endswith("tokens") else "layers"
+    return (
+        f"works with {row['tokens_avg']:.1f} of {row['visual_tokens']:.4g} {run.unit}, averaged over the {layers} "
+        f"({100 * share:.0f}%)"
+    )
 
 
 def _against_unpruned(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
@@ -107,19 +122,21 @@ def _against(name: str, hardest: bool, row: Mapping[str, Any], control: Mapping[
 
 def _cost(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
     said = []
-    if base is not None and base.get("flops_prefill") and not isnan(row["flops_prefill"]):
-        said.append(f"{100 * row['flops_prefill'] / base['flops_prefill']:.0f}% of the prefill FLOPs")
+    for key, name in (("flops_prefill", "prefill FLOPs"), ("flops_model", "FLOPs")):
+        if base is not None and base.get(key) and not isnan(row[key]):
+            said.append(f"{100 * row[key] / base[key]:.0f}% of the {name}")
     if base is not None and base.get("kv_mib") and not isnan(row["kv_mib"]):
         said.append(f"{100 * row['kv_mib'] / base['kv_mib']:.0f}% of the KV cache")
-    ratio, open_ = row["prefill_ratio"], not told_from_one(row, "prefill_ratio")
+    key, name = ("prefill_ratio", "prefill time") if isnan(row["forward_ratio"]) else ("forward_ratio", "time")
+    ratio, open_ = row[key], not told_from_one(row, key)
     if not isnan(ratio) and not open_:
-        said.append(f"{ratio:.2f} times the prefill time")
+        said.append(f"{ratio:.2f} times the {name}")
     text = f"It takes {listed(said)} of the unpruned model." if said else ""
     if isnan(ratio) or not open_:
         return text
-    ends = spread_of(row, "prefill_ratio", "times")
+    ends = spread_of(row, key, "times")
     why = f"the ratio lies in {ends}" if ends else "too few rounds were timed for an interval"
-    return f"{text} Its prefill time is not told from the unpruned model's: {why}.".lstrip()
+    return f"{text} Its {name} is not told from the unpruned model's: {why}.".lstrip()
 
 
 def remarks(run: RunFolder, table: Table) -> list[Remark]:
@@ -176,7 +193,9 @@ def _fired(run: RunFolder) -> list[Remark]:
     idle = [f"{e['site']} of {e['title']}" for e in fired(run) if not e["fired"]]
     if idle:
         return [Remark("bad", f"{listed(idle)} withdrew nothing. See the table of stages.")]
-    return [Remark("good", "Every stage withdrew visual tokens.")] if len(run.trace) else []
+    if any(arm.evicts for arm in run.arms):
+        return [Remark("good", "Every stage took something out.")]
+    return [Remark("good", f"Every stage withdrew {run.unit}.")] if len(run.trace) else []
 
 
 def _budgets(run: RunFolder, table: Table) -> list[Remark]:
@@ -189,7 +208,7 @@ def _missed(run: RunFolder) -> list[Remark]:
     for arm in run.methods:
         asked, reached = arm.budget.get("asked"), arm.budget.get("reached")
         if arm.budget.get("missed") and asked and reached is not None:
-            text = f"{arm.title} reaches {reached:.2f} of the {asked:.2f} layer-averaged visual tokens asked for"
+            text = f"{arm.title} reaches {reached:.2f} of the {asked:.2f} layer-averaged {run.unit} asked for"
             found.append(Remark("note", f"{text}: {100 * (reached / asked - 1):+.0f}%."))
     return found
 
@@ -203,11 +222,14 @@ def _unmatched(run: RunFolder, table: Table) -> list[Remark]:
     off = [
         f"{a.title} ({tokens[a.arm]:.1f})"
         for a in run.arms
-        if a.role == "control" and tokens[a.arm] > 0 and abs(tokens[a.arm] - mine) > SAME_BUDGET * max(mine, 1)
+        if a.role == "control"
+        and tokens[a.arm] > 0
+        and a.picture != "none"
+        and abs(tokens[a.arm] - mine) > SAME_BUDGET * max(mine, 1)
     ]
     if not off:
         return []
-    return [Remark("note", f"Not at the method's {mine:.1f} layer-averaged visual tokens: {listed(off)}.")]
+    return [Remark("note", f"Not at the method's {mine:.1f} layer-averaged {run.unit}: {listed(off)}.")]
 
 
 def percent(share: float) -> str:

@@ -50,7 +50,7 @@ class Finder:
         """
         self._expect_weights("A calibrated schedule", "Choose schedule=uniform or schedule=paper.")
         where = (self.loaded, self.checkpoint, self.store, self.run, self.machine, self.facts.total)
-        budget = budget_of(self.config, self.facts.layers)
+        budget = budget_of(self.config, self.facts)
         tokens = self.facts.total if budget is None else self._tokens(budget)
         try:
             return calibrate(self.config, *where, tokens)
@@ -95,7 +95,7 @@ class Finder:
         return self.searched(part)
 
     def _budget(self) -> float:
-        budget = budget_of(self.config, self.facts.layers)
+        budget = budget_of(self.config, self.facts)
         if budget is None:
             raise ValueError("pruner.strategy is search, but no budget is set. Set budget.share or budget.tokens.")
         return self._tokens(budget)

@@ -29,6 +29,9 @@ ANSWER = keys(
     visual=listed(number(0), 1),
     tokens=listed(number(0), 1),
     stages=listed(_STAGE),
+    slots=optional(number(0)),
+    slots_avg=optional(number(0)),
+    evicted=optional(whole(0)),
 )
 
 
@@ -70,14 +73,14 @@ class Answers:
                 os.fsync(f.fileno())
 
     def add_logits(self, samples: Sequence[str], logits: np.ndarray) -> None:
-        """Keep the log-probabilities [B, V] of the first answer token; call it before `add`."""
+        """Keep the log-probabilities [B, ..., V] that answers are compared by; call it before `add`."""
         folder = self.folder / "first"
         make_folder(folder)
         for sample, row in zip(samples, logits, strict=True):
             write_array(folder / f"{sample}.npy", row.astype(np.float32))
 
     def logits(self, sample: str) -> np.ndarray:
-        """[V] log-probabilities of a sample's first answer token.
+        """[..., V] log-probabilities that a sample's answer is compared by.
 
         Raises:
             ValueError: the file is gone or broken.
@@ -85,12 +88,12 @@ class Answers:
         file = self.folder / "first" / f"{sample}.npy"
         try:
             found = np.load(file)
-            if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind != "f":
+            if not isinstance(found, np.ndarray) or not found.ndim or found.dtype.kind != "f":
                 raise ValueError("it holds no list of numbers")
             return found
         except (OSError, EOFError, ValueError, BadZipFile) as error:
             raise ValueError(
-                f"{file} with the unpruned model's first token is gone or broken ({error}). Set resume=false once to "
+                f"{file} with the unpruned model's answer is gone or broken ({error}). Set resume=false once to "
                 "answer anew."
             ) from None
 

@@ -21,6 +21,8 @@ from btp.measure.cost import Subject, measure
 from btp.measure.hardware import hardware
 from btp.measure.segments import Segments, packed, square
 from btp.measure.timed_pruner import TimedPruner
+from btp.measure.vision.forward import Forward, measure_forward
+from btp.measure.vision.tower import tower_cost
 from btp.models.loading.load import Loaded
 from btp.report.terminal import literal
 from btp.results.atomic import write_json
@@ -88,17 +90,8 @@ def profile(
         cost.json's content: arm -> costs per sample, and the hardware.
     """
     host = loaded.host
-    sizes = architecture(host.config, strict=False)
-    subject = Subject(
-        generate=_generator(loaded, inputs),
-        architecture=sizes,
-        segments=segments_of(sizes, inputs),
-        vision=host.vision,
-        decoder=host.decoder,
-        device=host.device,
-        dtype=host.dtype,
-        feature=_feature(loaded),
-    )
+    meter = _generating(loaded, inputs, output_tokens) if "llm" in host.towers else _looking(loaded, inputs)
+    rows = len(next(iter(inputs.values())))
     where = hardware_line(host.device, str(host.dtype).removeprefix("torch."))
     shapes = {key: list(value.shape) for key, value in inputs.items()}
     pruned = [arm for arm in arms if arm.schedule]
@@ -111,20 +104,14 @@ def profile(
             out.setdefault(UNPRUNED, known[UNPRUNED])
             continue
         method = arm.build()
-        aim_nowhere(method, len(inputs["input_ids"]))
+        aim_nowhere(method, rows)
         timed = TimedPruner(method) if method is not None else None
 
         def attached(arm: Arm = arm, timed: TimedPruner | None = timed) -> AbstractContextManager[Trace]:
             return attach(host, timed, arm.schedule)
 
         with torch.inference_mode():
-            rounds = {"new_tokens": output_tokens, "repeats": repeats, "warmup": warmup}
-            found = measure(subject, attached, pruner=timed, **rounds, now=now)
-            with attach(host) as plain:
-                subject.generate(1)
-        found["unpruned"]["kv_bytes_per_layer"]["measured"] = list(plain.last.cache_bytes) or None
-        out[arm.name] = _flat(found, "candidate")
-        baseline = _flat(found | found["unpruned"], "baseline")
+            out[arm.name], baseline = meter(attached, timed, {"repeats": repeats, "warmup": warmup, "now": now})
         out.setdefault(UNPRUNED, baseline)
         if arm.role == "control":
             make_folder(path.parent)
@@ -132,14 +119,57 @@ def profile(
     return out
 
 
+Both = tuple[dict[str, Any], dict[str, Any]]  # costs of an arm, and of the unpruned model beside it
+Meter = Callable[[Callable[[], AbstractContextManager[Trace]], TimedPruner | None, dict[str, Any]], Both]
+
+
+def _generating(loaded: Loaded, inputs: Inputs, output_tokens: int) -> Meter:
+    """Measures a model that generates: prefill, cache, and each token behind it."""
+    host = loaded.host
+    sizes = architecture(host.config, strict=False)
+    subject = Subject(
+        generate=_generator(loaded, inputs),
+        architecture=sizes,
+        segments=segments_of(sizes, inputs),
+        vision=host.vision,
+        decoder=host.decoder,
+        device=host.device,
+        dtype=host.dtype,
+        feature=_feature(loaded),
+    )
+
+    def meter(attached: Any, timed: TimedPruner | None, rounds: dict[str, Any]) -> Both:
+        found = measure(subject, attached, pruner=timed, new_tokens=output_tokens, **rounds)
+        with attach(host) as plain:
+            subject.generate(1)
+        found["unpruned"]["kv_bytes_per_layer"]["measured"] = list(plain.last.cache_bytes) or None
+        return _flat(found, "candidate"), _flat(found | found["unpruned"], "baseline")
+
+    return meter
+
+
+def _looking(loaded: Loaded, inputs: Inputs) -> Meter:
+    """Measures a model that answers in one forward."""
+    host = loaded.host
+    tower = host.towers["vision"]
+    cost = tower_cost(host.model, tower.layers, tower.fixed_count, tower.attention if tower.attends else None)
+    subject = Forward(host.model, lambda: host(**inputs), cost, host.device)
+
+    def meter(attached: Any, timed: TimedPruner | None, rounds: dict[str, Any]) -> Both:
+        found = measure_forward(subject, attached, pruner=timed, **rounds)
+        return found["candidate"], found["baseline"]
+
+    return meter
+
+
 def _feature(loaded: Loaded) -> int:
     tower = loaded.host.towers.get("vision")
     return -1 if tower is None or tower.feature is None else tower.feature
 
 
-def task_inputs(loaded: Loaded, samples: Sequence[Sample]) -> dict[str, Tensor]:
+def task_inputs(loaded: Loaded, samples: Sequence[Sample], collate: type[Collate] = Collate) -> dict[str, Tensor]:
     """One batch of the task's samples, on the model's device."""
-    return Collate(loaded.processor)(samples).to(loaded.host.device, loaded.host.dtype).inputs
+    return collate(loaded.processor)(samples).to(loaded.host.device, loaded.host.dtype).inputs
 
 
 def synthetic_inputs(loaded: Loaded, batch: int, example: Mapping[str, int], words: int = 64) -> dict[str, Tensor]:
@@ -149,7 +179,8 @@ def synthetic_inputs(loaded: Loaded, batch: int, example: Mapping[str, int], wor
         example: the model yaml's height, width and, for a video, frames.
         words: text tokens behind the picture.
     """
-    return loaded.host.example(batch, words, **example)
+    host = loaded.host
+    return host.example(batch, words, **example) if "llm" in host.towers else host.example(batch, **example)
 
 
 def _generator(loaded: Loaded, inputs: Inputs) -> Callable[[int], object]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from btp.models.chat import chat_inputs
+from btp.models.text_processor import PLAIN
 from btp.runner.evaluation.processing import processed
 from btp.runner.out_of_memory import out_of_memory
 from btp.tasks.bounds import MOST_PIXELS
@@ -61,19 +62,24 @@ class Batch:
         return Batch(pinned, self.samples, self.pictures, self.indices)
 
 
-def turns_of(processor: Any, sample: Sample) -> list[dict[str, Any]]:
+def turns_of(processor: Any, sample: Sample, share: float = 1.0) -> list[dict[str, Any]]:
     """A chat of one turn: the pictures, then the question.
+
+    Args:
+        share: 0 leaves out the context that a question about a text has.
 
     Raises:
         ValueError: the question holds what the model takes for a picture.
     """
     mark = getattr(processor, "image_token", None)
-    if mark and mark in sample.question:
+    question = sample.question if share else sample.bare_question
+    if mark and mark in question:
         raise ValueError(
             f"sample {sample.id}: its question holds {mark}, by which this model marks a picture. Take it out."
         )
-    content = [{"type": "image"}] * len(sample.images) + [{"type": "text", "text": sample.question}]
-    return [{"role": "user", "content": content}]
+    content = [{"type": "image"}] * len(sample.images) + [{"type": "text", "text": question}]
+    plain = not sample.chat and hasattr(processor, "chat")
+    return [{"role": PLAIN if plain else "user", "content": content}]
 
 
 def shrink(picture: Image.Image, share: float) -> Image.Image:
@@ -104,10 +110,12 @@ class Collate:
         Args:
             samples: one per row.
             indices: of the samples, for who makes the batch again.
-            shares: of the pixels that the pictures of each sample keep; none leaves them alone.
+            shares: of the pixels that the pictures of each sample keep, or of its text's context (0 or 1); none leaves
+                them alone.
         """
         pictures = shrunk([s.images for s in samples], shares)
-        chats = [turns_of(self.processor, s) for s in samples]
+        every = shares or [1.0] * len(samples)
+        chats = [turns_of(self.processor, s, share) for s, share in zip(samples, every, strict=True)]
         inputs, _ = processed(partial(chat_inputs, self.processor), samples, chats, pictures)
         names = [f"{s.id}-{i}" for s in samples for i in range(len(s.images))]
         return Batch(inputs, [replace(s, images=()) for s in samples], names, indices)
@@ -123,6 +131,7 @@ class Feed:
         pin: batches are for a GPU.
         collate: what makes them.
         pixels: of each sample's pictures; a batch takes fewer samples where its pictures would have too many together.
+        groups: of each sample; a batch has samples of one group alone. Empty where any may share one.
     """
 
     def __init__(
@@ -133,8 +142,10 @@ class Feed:
         pin: bool = False,
         collate: type[Collate] = Collate,
         pixels: Sequence[int] = (),
+        groups: Sequence[object] = (),
     ):
         self.samples, self.processor, self.collate, self.pixels = samples, processor, collate, pixels
+        self.groups = groups
         self._plan = _Plan()
         ahead = {"persistent_workers": True, "multiprocessing_context": "fork"} if workers else {}
         make = _Make(samples, processor, collate)
@@ -215,6 +226,9 @@ class _Plan(Sampler):
         while at < mine.total:
             some = mine.indices[at : at + mine.size]
             size = _decodable([mine.feed.pixels[i] for i in some]) if mine.feed.pixels else len(some)
+            if mine.feed.groups:
+                group = mine.feed.groups[some[0]]
+                size = min(size, sum(1 for _ in takewhile(lambda i, g=group: mine.feed.groups[i] == g, some)))
             yield [(i, mine.shares.get(i, 1.0)) for i in some[:size]]
             at += size
 

@@ -1,8 +1,11 @@
-"""How many visual tokens each sample has, as its processor estimates and its model counts."""
+"""How many tokens of each sample may be withdrawn, as its processor estimates and its model counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
 
 from btp.models.lvlm import LVLM
 from btp.runner.evaluation.data import Collate
@@ -36,10 +39,20 @@ def visual_totals(
     return [totals.get(estimate, estimate) for estimate in estimates], pictures
 
 
+def text_totals(samples: Sequence[Sample], collate: Collate) -> list[int]:
+    """Tokens of each sample's prompt that may be withdrawn: all but the last."""
+    return [int(collate([sample]).inputs["attention_mask"].sum()) - 1 for sample in samples]
+
+
 def _ends(ordered: Sequence[int]) -> list[int]:
     return list(dict.fromkeys((*ordered[:1], *ordered[-1:])))
 
 
+def visual_count(host: Any, inputs: Mapping[str, Tensor]) -> int:
+    """Visual tokens of the first row of a model's inputs."""
+    return int((host.visual_mask(inputs) if "llm" in host.towers else host.layout(inputs).visual)[0].sum())
+
+
 def _count(sample: Sample, host: LVLM, collate: Callable[..., object]) -> tuple[int, int]:
     inputs = collate([sample]).inputs  # type: ignore[attr-defined]
-    return int(host.visual_mask(inputs)[0].sum()), pictures_of(inputs)
+    return visual_count(host, inputs), pictures_of(inputs)

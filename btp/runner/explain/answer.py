@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from btp.core.pruner import Pruner
@@ -18,7 +17,6 @@ from btp.core.trace import Call
 from btp.engine.attach import attach
 from btp.models.loading.checkpoint import find_checkpoint
 from btp.models.loading.load import Loaded, load
-from btp.models.token_layout import describe_views
 from btp.report.figures.token_overlays import stage_views
 from btp.report.pages.explain_data import Life, Said, numbered
 from btp.results.reader import ANEW, RunFolder, View, read_run
@@ -29,10 +27,11 @@ from btp.runner.calibration.search_artifact import found_settings
 from btp.runner.calibration.sources import SEARCH
 from btp.runner.datasets import make_dataset, with_contents
 from btp.runner.devices import Machine
-from btp.runner.evaluation.data import Collate, shrink
-from btp.runner.evaluation.evaluate import first_logits
+from btp.runner.evaluation.data import shrink
 from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.task_protocol import OwnWay, draw
+from btp.runner.evaluation.ways.choose import way_of
+from btp.runner.evaluation.ways.way import Way
 from btp.runner.explain.stages import stage_lives
 from btp.runner.explain.witness import Witness
 from btp.runner.identity import checkpoint
@@ -61,8 +60,8 @@ class Answer:
     """One answer to the sample.
 
     Attributes:
-        text: what was generated.
-        first: [V] log-probabilities of the token behind the prompt.
+        text: what was said.
+        first: [V], or [..., V] log-probabilities that answers are compared by, such as those of the first token.
         call: what the engine did.
         inputs: of the model.
     """
@@ -99,18 +98,21 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     accelerator = "cpu" if config["trainer"]["accelerator"] == "cpu" else "auto"
     machine = Machine({**config["trainer"], "devices": 1, "workers": 0, "accelerator": accelerator}, run.path)
     loaded = load(config["model"], where, machine.device)
-    plain = _answer(loaded, None, Schedule(), asked, task.max_new_tokens)
+    way = way_of(task)
+    plain = _answer(way, loaded, None, Schedule(), asked)
     total = plain.call.total[0]
     share = chosen.schedule[0].count(total) / total if chosen.picture == "shrunk" else 1.0
     pruner = chosen.build()
     witness = None if pruner is None else Witness(pruner)
-    pruned = _answer(loaded, witness, chosen.schedule, asked, task.max_new_tokens, share)
+    pruned = _answer(way, loaded, witness, chosen.schedule, asked, share)
     recorded = {stage.site: stage.kept for stage in stage_views(run, chosen.name, sample)}
     stages = stage_lives(loaded.host, pruned.inputs, pruned.call, chosen.schedule, witness, recorded)
     rows = run.samples[run.samples["sample"] == sample].set_index("arm")
     row = rows.loc[chosen.name]
-    unpruned, with_stages = _said(loaded, plain, rows, UNPRUNED), _said(loaded, pruned, rows, chosen.name)
-    picture = asked.images[0].convert("RGB")
+    both = ((plain, UNPRUNED), (pruned, chosen.name))
+    unpruned, with_stages = (_said(way, loaded, answer, rows, name) for answer, name in both)
+    picture, places = way.picture(loaded, asked) or (asked.images[0], {})
+    picture = picture.convert("RGB")
     return Life(
         run=run.path.name,
         command=str(run.run.get("command", "")),
@@ -124,17 +126,17 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
         reference=asked.reference,
         picture=picture if share == 1 else shrink(picture, share),
         pictures=len(asked.images),
-        boxes=asked.boxes,
+        boxes=tuple(map(tuple, places.get("boxes", asked.boxes))),  # type: ignore[arg-type]
         labels=asked.labels,
         targets=asked.targets,
-        views=_views(loaded, plain, picture),
+        views=_views(places),
         total=total,
         unpruned=unpruned,
         pruned=with_stages,
         others=_others(run, rows, (UNPRUNED, chosen.name)),
         stages=stages,
         layers=tuple(layer[0] for layer in pruned.call.visual),
-        kl=float((plain.first.exp() * (plain.first - pruned.first)).nansum()),
+        kl=float((plain.first.exp() * (plain.first - pruned.first)).nansum(-1).mean()),
         notes=_notes(run, where, asked, row, (unpruned, with_stages), all(stage.same for stage in stages)),
     )
 
@@ -226,23 +228,20 @@ def _sample_of(run: RunFolder, sample: str) -> str:
 
 
 def _answer(
-    loaded: Loaded, pruner: Pruner | None, schedule: Schedule, sample: Sample, new_tokens: int, share: float = 1.0
+    way: Way, loaded: Loaded, pruner: Pruner | None, schedule: Schedule, sample: Sample, share: float = 1.0
 ) -> Answer:
     """Answer the sample alone, as a run does in a batch."""
     host = loaded.host
-    batch = Collate(loaded.processor)([sample], shares=() if share == 1 else [share])
+    batch = way.collate(loaded.processor)([sample], shares=() if share == 1 else [share])
     inputs = batch.to(host.device, host.dtype).inputs
     aim(pruner, [sample])
-    with torch.inference_mode(), attach(host, pruner, schedule) as trace, first_logits(host) as seen:
-        ids = host.generate(**inputs, max_new_tokens=new_tokens)
-    text = loaded.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return Answer(text.strip(), seen[0][0].float().log_softmax(-1).cpu(), trace[0], inputs)
+    with torch.inference_mode(), attach(host, pruner, schedule) as trace:
+        text, first = way.once(loaded, inputs)
+    return Answer(text, first.cpu(), trace[0], inputs)
 
 
-def _said(loaded: Loaded, answer: Answer, rows: Any, arm: str) -> Said:
-    top = answer.first.exp().topk(min(LIKELY, len(answer.first)))
-    likely = [loaded.processor.tokenizer.decode([i]) for i in top.indices.tolist()]
-    first = tuple(zip(likely, top.values.tolist(), strict=True))
+def _said(way: Way, loaded: Loaded, answer: Answer, rows: Any, arm: str) -> Said:
+    first = tuple(way.likely(loaded, answer.first, LIKELY))
     return Said(answer.text, first, str(rows.loc[arm, "prediction"]), float(rows.loc[arm, "score"]))
 
 
@@ -251,9 +250,8 @@ def _others(run: RunFolder, rows: Any, shown: Sequence[str]) -> tuple[tuple[str,
     return tuple((a.title, str(rows.loc[a.arm, "prediction"]), float(rows.loc[a.arm, "score"])) for a in rest)
 
 
-def _views(loaded: Loaded, answer: Answer, picture: Image.Image) -> tuple[View, ...]:
-    """Where the first picture's visual tokens lie on it."""
-    found = describe_views(loaded.host, loaded.host.layout(answer.inputs), picture)
+def _views(found: Mapping[str, Any]) -> tuple[View, ...]:
+    """Where the first picture's visual tokens lie on it, from what `describe_views` says."""
     if not found:
         return ()
     listed = found.get("views") or [found]

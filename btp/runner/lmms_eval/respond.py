@@ -13,8 +13,8 @@ from torch import Tensor
 from btp.models.chat import chat_inputs
 from btp.models.lvlm import LVLM
 from btp.runner.evaluation.data import Batch, Collate, shrunk
-from btp.runner.evaluation.evaluate import Evaluate, first_logits
 from btp.runner.evaluation.processing import processed
+from btp.runner.evaluation.ways.generate import Generating, first_logits
 from btp.runner.lmms_eval.document import Document
 
 Score = tuple[float, bool]
@@ -180,7 +180,7 @@ def _score(steps: Tensor, tokens: Sequence[int]) -> Score:
     return float(loss), bool((steps.argmax(-1) == wanted).all())
 
 
-class Respond(Evaluate):
+class Respond(Generating):
     """Answers documents; a row holds all responses of one."""
 
     def say(self, inputs: Mapping[str, Any], batch: Exchange) -> tuple[list[dict[str, Any]], Tensor]:  # type: ignore[override]

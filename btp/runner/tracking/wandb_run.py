@@ -143,7 +143,9 @@ def _tags(words: list[str]) -> list[str]:
 
 def budget_tag(config: Mapping[str, Any]) -> str:
     """The budget as a tag that sorts and groups."""
-    tokens, share = config["budget"]["tokens"], config["budget"]["share"]
+    tokens, share, slots = (config["budget"].get(key) for key in ("tokens", "share", "slots"))
+    if slots is not None:
+        return f"slots={slots:g}"
     if tokens is not None:
         return f"tokens={tokens:g}"
     return f"share={share:g}" if share is not None else "budget=schedule"

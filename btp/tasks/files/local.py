@@ -77,7 +77,9 @@ class Place:
 
     def entries(self, name: str, key: str | None = None) -> list[Entry]:
         """The objects that a JSON file lists, or that stand one on a line."""
-        return entries(self.json(name, key), str(self.root / name))
+        found = self.json(name, key)
+        alone = name.endswith(".jsonl") and isinstance(found, dict)  # a file of one line
+        return entries([found] if alone else found, str(self.root / name))
 
     def entry(self, name: str, key: str | None = None) -> Entry:
         """The object that a JSON file is."""

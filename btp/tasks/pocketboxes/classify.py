@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from btp.tasks.drawn import Drawn
 from btp.tasks.pocketboxes.paint import paint
 from btp.tasks.pocketboxes.scene import Target, draw_color
 from btp.tasks.pocketboxes.task import Scene, box_of
-from btp.tasks.pocketvqa.digits import SPLITS
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import exact_match
 
@@ -35,33 +35,15 @@ def draw_digit(rng: np.random.Generator, label: int, ability: str, split: str, c
     return Scene(picture, (target,), masks)
 
 
-class PocketDigits:
+class PocketDigits(Drawn):
     """Pictures of one split; every 20 hold each digit once clear and once faint.
 
     Splits draw from separate random streams and from separate handwritten digits.
     """
 
     name = "pocketdigits"
-    max_new_tokens = 0
-
-    def __init__(self, split: str, seed: int, size: int):
-        """
-        Args:
-            split: train | calibration | validation | test.
-            seed: of the pictures.
-            size: number of pictures.
-
-        Raises:
-            ValueError: an unknown split, or no samples.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"task.split is {split!r}. Choose from: {', '.join(SPLITS)}.")
-        if size < 1:
-            raise ValueError(f"The task has no samples: its size is {size}. Set limit or task.size to 1 or more.")
-        self.split, self.seed, self.size = split, seed, size
-
-    def __len__(self) -> int:
-        return self.size
+    way = "classify"
+    classes = CLASSES
 
     def scene(self, index: int) -> Scene:
         """Picture `index` with its ground truth.
@@ -69,10 +51,7 @@ class PocketDigits:
         Raises:
             IndexError: there is no such picture.
         """
-        if not 0 <= index < self.size:
-            raise IndexError(f"sample {index} of {self.size}")
-        rng = np.random.default_rng([self.seed, 1 + list(SPLITS).index(self.split), index])
-        return draw_digit(rng, index % 10, self._ability(index), self.split)
+        return draw_digit(self.stream(index), index % 10, self._ability(index), self.split)
 
     def _ability(self, index: int) -> str:
         return list(CONTRAST)[index // len(CLASSES) % len(CONTRAST)]
@@ -83,7 +62,7 @@ class PocketDigits:
         box = tuple((box_of(scene.masks[0]) / SIDE).tolist())
         digit = str(scene.targets[0].digit)
         return Sample(
-            id=f"{self.split}-{self.seed}-{index:06d}",
+            id=self.id_of(index),
             images=(Image.fromarray(scene.picture),),
             question="",
             reference=digit,

@@ -1,15 +1,17 @@
 """The embedded task of detectors: find things on clutter; boxes and masks are known by construction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from btp.tasks.detection.task import check_threshold
+from btp.tasks.drawn import Drawn
 from btp.tasks.pocketboxes.paint import paint
 from btp.tasks.pocketboxes.scene import NAMES, SIDE, Target, draw_targets
-from btp.tasks.pocketvqa.digits import SPLITS
 from btp.tasks.sample import Sample
 
 
@@ -66,29 +68,26 @@ def draw_scene(rng: np.random.Generator, split: str, clutter: float = 1.0) -> Sc
     return Scene(picture, tuple(targets), masks)
 
 
-class PocketBoxes:
+class PocketBoxes(Drawn):
     """Pictures of one split. Splits draw from separate random streams and from separate handwritten digits."""
 
     name = "pocketboxes"
+    way = "detect"
+    names = NAMES
+    aliases: Mapping[str, Sequence[str]] = MappingProxyType({})
 
-    def __init__(self, split: str, seed: int, size: int):
+    def __init__(self, split: str, seed: int, size: int, threshold: float = 0.5):
         """
         Args:
-            split: train | calibration | validation | test.
-            seed: of the pictures.
-            size: number of pictures.
+            split, seed, size: see `Drawn`.
+            threshold: score from which on a box counts as found, in a picture's score and against the unpruned answer.
 
         Raises:
-            ValueError: an unknown split, or no samples.
+            ValueError: an unknown split, no samples, or no such score.
         """
-        if split not in SPLITS:
-            raise ValueError(f"task.split is {split!r}. Choose from: {', '.join(SPLITS)}.")
-        if size < 1:
-            raise ValueError(f"The task has no samples: its size is {size}. Set limit or task.size to 1 or more.")
-        self.split, self.seed, self.size = split, seed, size
-
-    def __len__(self) -> int:
-        return self.size
+        super().__init__(split, seed, size)
+        check_threshold(threshold)
+        self.threshold = threshold
 
     def scene(self, index: int) -> Scene:
         """Picture `index` with its ground truth.
@@ -96,10 +95,7 @@ class PocketBoxes:
         Raises:
             IndexError: there is no such picture.
         """
-        if not 0 <= index < self.size:
-            raise IndexError(f"sample {index} of {self.size}")
-        rng = np.random.default_rng([self.seed, 1 + list(SPLITS).index(self.split), index])
-        return draw_scene(rng, self.split)
+        return draw_scene(self.stream(index), self.split)
 
     def __getitem__(self, index: int) -> Sample:
         """The picture with its boxes, all of which the answer needs; the reference names what is there."""
@@ -107,7 +103,7 @@ class PocketBoxes:
         boxes = tuple(tuple((box / SIDE).tolist()) for box in scene.boxes)
         names = tuple(t.name for t in scene.targets)
         return Sample(
-            id=f"{self.split}-{self.seed}-{index:06d}",
+            id=self.id_of(index),
             images=(Image.fromarray(scene.picture),),
             question="",
             reference=" , ".join(names),
@@ -116,6 +112,14 @@ class PocketBoxes:
             labels=names,
             targets=boxes,
         )
+
+    def truth(self, samples: Sequence[Sample]) -> dict[str, list[dict]]:
+        """Ground truth of some samples in COCO's format, in their order."""
+        return self.coco([int(sample.id.rpartition("-")[2]) for sample in samples])
+
+    def chance(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Nobody finds a box without looking."""
+        return {sample.ability: 0.0 for sample in samples}
 
     def coco(self, indices: Sequence[int]) -> dict[str, list[dict]]:
         """Ground truth of some pictures in COCO's format, to be handed to pycocotools as `COCO().dataset`.

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from btp.tasks.drawn import Drawn, known_abilities
 from btp.tasks.pocketdocs.questions import ABILITIES, ask
 from btp.tasks.pocketdocs.text import Sentence, count_tokens, draw_text
-from btp.tasks.pocketdocs.vocabulary import SPLITS
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import exact_match, list_f1, normalise
 
@@ -16,7 +16,7 @@ SHORTEST = 256
 BEHIND = "question :"
 
 
-class PocketDocs:
+class PocketDocs(Drawn):
     """Samples of one split; sample i asks for ability i modulo their number, in each of the lengths by turns.
 
     Splits draw from separate random streams, and share neither a code nor the city of a writer.
@@ -44,30 +44,19 @@ class PocketDocs:
         Raises:
             ValueError: an unknown split or ability, no samples, or a length under 256.
         """
-        if split not in SPLITS:
-            raise ValueError(f"task.split is {split!r}. Choose from: {', '.join(SPLITS)}.")
-        if size < 1:
-            raise ValueError(f"The task has no samples: its size is {size}. Set limit or task.size to 1 or more.")
-        unknown = [a for a in abilities or () if a not in ABILITIES]
-        if unknown:
-            raise ValueError(f"task.abilities holds {unknown}. Choose from: {', '.join(ABILITIES)}.")
+        super().__init__(split, seed, size)
+        self.abilities = known_abilities(abilities, list(ABILITIES))
         if not lengths or min(lengths) < SHORTEST:
             raise ValueError(
                 f"task.lengths is {list(lengths)}, but every fact of a text has room from {SHORTEST} tokens on. Name "
                 "one length or more, none shorter."
             )
-        self.split, self.seed, self.size = split, seed, size
-        self.abilities, self.lengths = list(abilities or ABILITIES), list(lengths)
-
-    def __len__(self) -> int:
-        return self.size
+        self.lengths = list(lengths)
 
     def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.size:
-            raise IndexError(f"sample {index} of {self.size}")
         turn, place = divmod(index, len(self.abilities))
         ability, length = self.abilities[place], self.lengths[turn % len(self.lengths)]
-        rng = np.random.default_rng([self.seed, 1 + list(SPLITS).index(self.split), index])
+        rng = self.stream(index)
         asked = None
         while asked is None:
             text = draw_text(rng, self.split, length - RESERVED, ABILITIES[ability][0])
@@ -75,12 +64,13 @@ class PocketDocs:
         question, answer, concerned = asked
         prompt, spans = write(text, question, concerned)
         return Sample(
-            id=f"{self.split}-{self.seed}-{index:06d}",
+            id=self.id_of(index),
             images=(),
             question=prompt,
             reference=answer,
             ability=ability,
             spans=spans,
+            context=((0, prompt.rindex(BEHIND)),),
         )
 
     def score(self, sample: Sample, prediction: str) -> float:

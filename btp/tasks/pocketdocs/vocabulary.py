@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-SPLITS = {"train": 0.64, "calibration": 0.08, "validation": 0.08, "test": 0.20}
+from btp.tasks.drawn import SPLITS
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from btp.tasks.drawn import Drawn
 from btp.tasks.pocketmoves.paint import paint
 from btp.tasks.pocketmoves.scene import CLASSES, MOVES, SIDE, Mover, draw_movers
-from btp.tasks.pocketvqa.digits import SPLITS
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import exact_match
 
@@ -40,33 +40,15 @@ def draw_clip(rng: np.random.Generator, label: int, split: str) -> Clip:
     return Clip(frames, label, tuple(movers), boxes)
 
 
-class PocketMoves:
+class PocketMoves(Drawn):
     """Clips of one split; clip i is of class i modulo their number, so that every 24 clips hold each class once.
 
     Splits draw from separate random streams and from separate handwritten digits.
     """
 
     name = "pocketmoves"
-    max_new_tokens = 0
-
-    def __init__(self, split: str, seed: int, size: int):
-        """
-        Args:
-            split: train | calibration | validation | test.
-            seed: of the clips.
-            size: number of clips.
-
-        Raises:
-            ValueError: an unknown split, or no samples.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"task.split is {split!r}. Choose from: {', '.join(SPLITS)}.")
-        if size < 1:
-            raise ValueError(f"The task has no samples: its size is {size}. Set limit or task.size to 1 or more.")
-        self.split, self.seed, self.size = split, seed, size
-
-    def __len__(self) -> int:
-        return self.size
+    way = "classify"
+    classes = CLASSES
 
     def clip(self, index: int) -> Clip:
         """Clip `index` with its ground truth.
@@ -74,17 +56,14 @@ class PocketMoves:
         Raises:
             IndexError: there is no such clip.
         """
-        if not 0 <= index < self.size:
-            raise IndexError(f"sample {index} of {self.size}")
-        rng = np.random.default_rng([self.seed, 1 + list(SPLITS).index(self.split), index])
-        return draw_clip(rng, index % len(CLASSES), self.split)
+        return draw_clip(self.stream(index), index % len(CLASSES), self.split)
 
     def __getitem__(self, index: int) -> Sample:
         """The clip as frames in order; boxes are those of the first frame, `targets` the red thing's."""
         clip = self.clip(index)
         boxes = [tuple((box[0] / SIDE).tolist()) for box in clip.boxes]
         return Sample(
-            id=f"{self.split}-{self.seed}-{index:06d}",
+            id=self.id_of(index),
             images=tuple(Image.fromarray(frame) for frame in clip.frames),
             question="",
             reference=CLASSES[clip.label],

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-SPLITS = {"train": 0.64, "calibration": 0.08, "validation": 0.08, "test": 0.20}
+from btp.tasks.drawn import SPLITS
 
 
 @cache

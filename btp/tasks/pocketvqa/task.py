@@ -3,10 +3,9 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image
 
-from btp.tasks.pocketvqa.digits import SPLITS
+from btp.tasks.drawn import Drawn, known_abilities
 from btp.tasks.pocketvqa.draw import paint
 from btp.tasks.pocketvqa.layout import draw_layout
 from btp.tasks.pocketvqa.questions import ABILITIES, ask
@@ -14,7 +13,7 @@ from btp.tasks.sample import Sample
 from btp.tasks.scoring import exact_match, list_f1, normalise
 
 
-class PocketVQA:
+class PocketVQA(Drawn):
     """Samples of one split; sample i asks for ability i modulo their number.
 
     Splits draw from separate random streams and from separate handwritten digits, so that they share neither
@@ -35,24 +34,12 @@ class PocketVQA:
         Raises:
             ValueError: an unknown split or ability, or no samples.
         """
-        if split not in SPLITS:
-            raise ValueError(f"task.split is {split!r}. Choose from: {', '.join(SPLITS)}.")
-        if size < 1:
-            raise ValueError(f"The task has no samples: its size is {size}. Set limit or task.size to 1 or more.")
-        unknown = [a for a in abilities or () if a not in ABILITIES]
-        if unknown:
-            raise ValueError(f"task.abilities holds {unknown}. Choose from: {', '.join(ABILITIES)}.")
-        self.split, self.seed, self.size = split, seed, size
-        self.abilities = list(abilities or ABILITIES)
-
-    def __len__(self) -> int:
-        return self.size
+        super().__init__(split, seed, size)
+        self.abilities = known_abilities(abilities, ABILITIES)
 
     def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.size:
-            raise IndexError(f"sample {index} of {self.size}")
         ability = self.abilities[index % len(self.abilities)]
-        rng = np.random.default_rng([self.seed, 1 + list(SPLITS).index(self.split), index])
+        rng = self.stream(index)
         asked = None
         while asked is None:
             things = draw_layout(rng)
@@ -60,7 +47,7 @@ class PocketVQA:
         question, answer, concerned = asked
         picture = Image.fromarray(paint(things, self.split, rng))
         return Sample(
-            id=f"{self.split}-{self.seed}-{index:06d}",
+            id=self.id_of(index),
             images=(picture,),
             question=question,
             reference=answer,

@@ -1,0 +1,125 @@
+"""One pass over the samples: puts batches to the model, and writes down what it answered and how far from unpruned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from btp.core.pruner import Pruner
+from btp.core.trace import Call, Trace
+from btp.engine.checks.finite import NotFinite
+from btp.models.loading.load import Loaded
+from btp.models.vision_cache import PictureFeatures
+from btp.runner.evaluation.answer_store import Answers
+from btp.runner.evaluation.batch_size import BatchSize, Pass
+from btp.runner.evaluation.data import Batch, Batches
+from btp.runner.evaluation.oracle_targets import aim
+from btp.tasks.sample import Task
+
+
+class Evaluate(Pass):
+    """Appends one row per sample; a subclass for each way of answering says what is in it.
+
+    Args:
+        loaded: model and processor.
+        pruner: the attached method, to pass targets to.
+        trace: of the attached engine.
+        task: whose samples they are.
+        answers: where rows go.
+        reference: the unpruned answers, for the divergence; None for the unpruned arm itself, which keeps its
+            distributions for the others.
+        batches: makes batches again where they do not fit.
+        size: of the batches, shrunk where memory ends.
+        features: what to give the model in place of pictures; None gives it pictures.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        pruner: Pruner | None,
+        trace: Trace,
+        task: Task,
+        answers: Answers,
+        reference: Answers | None,
+        batches: Batches,
+        size: BatchSize,
+        features: PictureFeatures | None = None,
+    ):
+        super().__init__(batches, size)
+        self.host = loaded.host
+        self.pruner, self.trace, self.answers, self.reference = pruner, trace, answers, reference
+        self.features = features
+
+    def step(self, batch: Batch) -> None:
+        """Answer a batch and write it down before the next one starts."""
+        samples = batch.samples
+        aim(self.pruner, samples)
+        self.trace.calls.clear()
+        inputs = batch.to(self.host.device, self.host.dtype, non_blocking=True).inputs
+        if self.features is not None:
+            inputs = self.features.instead(inputs, batch.pictures)
+        try:
+            said, first = self.say(inputs, batch)
+        except NotFinite as error:
+            names = ", ".join(samples[row].id for row in error.rows if row < len(samples))
+            raise ValueError(f"{error} It is sample {names}." if names else str(error)) from error
+        first = first.cpu()
+        names = [s.id for s in samples]
+        if self.reference is None:
+            self.answers.add_logits(names, first.numpy())
+            drift = torch.zeros(len(names))
+        else:
+            unpruned = torch.stack([torch.from_numpy(self.reference.logits(i)) for i in names])
+            drift = torch.nn.functional.kl_div(first, unpruned, reduction="none", log_target=True).sum(-1)
+            while drift.dim() > 1:
+                drift = drift.mean(-1)
+        call = self.trace[0]  # any later one started from the same prompts
+        self.answers.add(
+            [
+                {"sample": s.id, **answer, "kl": round(float(kl), 6), **happened(call, row)}
+                for row, (s, answer, kl) in enumerate(zip(samples, said, drift, strict=True))
+            ]
+        )
+
+    def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
+        """Answer a batch.
+
+        Args:
+            inputs: of the batch, where the model is.
+
+        Returns:
+            What each sample's row holds of its answer, and the log-probabilities by which answers are compared: [B, V],
+            or [B, ..., V] where an answer has several, whose divergences are averaged.
+        """
+        raise NotImplementedError
+
+
+def happened(call: Call, row: int) -> dict[str, Any]:
+    """What the engine did with one row of a batch, from its trace."""
+    stages = [
+        {
+            "site": str(stage.site),
+            "before": stage.before[row],
+            "after": stage.after[row],
+            "kept": stage.kept[row],
+            "merged": stage.merged[row],
+        }
+        for stage in call.stages
+    ]
+    return {
+        "total": call.total[row],
+        "visual": [layer[row] for layer in call.visual],
+        "tokens": [layer[row] for layer in call.tokens],
+        "stages": stages,
+    } | _held(call, row)
+
+
+def _held(call: Call, row: int) -> dict[str, Any]:
+    """Slots of the cache behind the prompt and over all steps, and how many left it per head; {} without one."""
+    if not call.held:
+        return {}
+    evicted = sum(record.before[row] - record.after[row] for record in call.evicted)
+    return {"slots": round(call.slots_prefill[row], 4), "slots_avg": round(call.slots_avg[row], 4), "evicted": evicted}

@@ -1,0 +1,154 @@
+"""Text, generated greedily; compared by the text, and by the distribution of its first token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from btp.models.loading.load import Loaded
+from btp.models.lvlm import LVLM
+from btp.models.token_layout import describe_views
+from btp.runner.arms import Arm
+from btp.runner.evaluation.data import Batch, Collate, by_length, visual_tokens
+from btp.runner.evaluation.inertness import check_inert
+from btp.runner.evaluation.processing import try_unusual
+from btp.runner.evaluation.prompt_length import check_lengths
+from btp.runner.evaluation.shown_prompt import shown_prompt
+from btp.runner.evaluation.task_protocol import Judgement, OwnWay
+from btp.runner.evaluation.visual_totals import text_totals, visual_totals
+from btp.runner.evaluation.ways.ask import Evaluate
+from btp.runner.evaluation.ways.way import DOES, GENERATE, Row, Seen, Sizes, Way
+from btp.tasks.sample import Corpus, Sample
+
+
+class Generating(Evaluate):
+    """Generates greedily; `task` says how long an answer may be."""
+
+    def __init__(self, loaded: Loaded, pruner: Any, trace: Any, task: Any, *more: Any):
+        super().__init__(loaded, pruner, trace, task, *more)
+        self.tokenizer = loaded.processor.tokenizer
+        self.max_new_tokens = task.max_new_tokens
+
+    def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
+        """Texts, and [B, V] log-probabilities of the token behind the prompt."""
+        with first_logits(self.host) as seen:
+            lengths = [sample.max_new_tokens or self.max_new_tokens for sample in batch.samples]
+            ids = self.host.generate(**inputs, max_new_tokens=max(lengths))
+        answers = ids[:, batch.inputs["input_ids"].shape[1] :]
+        each = [row[:length] for row, length in zip(answers, lengths, strict=True)]
+        texts = self.tokenizer.batch_decode(each, skip_special_tokens=True)
+        return [{"prediction": text.strip()} for text in texts], seen[0].float().log_softmax(-1)
+
+
+@contextmanager
+def first_logits(host: LVLM) -> Iterator[list[Tensor]]:
+    """Collect [B, V] logits of the first answer token alone: those of all steps would fill a device."""
+    seen: list[Tensor] = []
+
+    def look(module: Any, args: Any, out: Any) -> None:
+        if not seen:
+            seen.append(out.logits[:, -1].clone())
+
+    hook = host.model.register_forward_hook(look)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+class Generate(Way):
+    """A prompt with pictures, and text behind it."""
+
+    name, does = GENERATE, DOES[GENERATE]
+    collate, evaluate = Collate, Generating
+
+    def look(self, loaded: Loaded, samples: Sequence[Sample], sizes: Sizes) -> Seen:
+        """Prompts of like length share a batch; those that are too long for the model are refused."""
+        collate = self.collate(loaded.processor)
+        if loaded.host.unit == "prompt tokens":
+            return _look_at_texts(loaded, samples, collate)
+        estimates = visual_tokens(samples, loaded.processor, sizes)
+        order = by_length(samples, loaded.processor, estimates)
+        totals, pictures = visual_totals(samples, estimates, loaded.host, collate)
+        try_unusual(samples, collate)
+        check_lengths(samples, totals, loaded, collate)
+        return Seen(estimates, totals, pictures, order)
+
+    def prompt(self, loaded: Loaded, sample: Sample) -> str:
+        """Special tokens included, as a person can read it."""
+        inputs = self.collate(loaded.processor)([sample]).inputs
+        return shown_prompt(loaded.processor.tokenizer, inputs["input_ids"][0].tolist())
+
+    def scores(self, samples: Sequence[Sample], rows: Mapping[str, Row]) -> list[float]:
+        """As the task scores texts."""
+        said = [rows[s.id]["prediction"] for s in samples]
+        if isinstance(self.task, Corpus):
+            return self.task.scores(samples, said)
+        return [self.task.score(s, text) for s, text in zip(samples, said, strict=True)]
+
+    @property
+    def sums(self) -> bool:
+        """Where the task has metrics of many texts."""
+        return isinstance(self.task, Corpus)
+
+    def summary(self, samples: Sequence[Sample], rows: Mapping[str, Row]) -> dict[str, float]:
+        """The task's own."""
+        return self.task.summary(samples, [rows[s.id]["prediction"] for s in samples])  # type: ignore[attr-defined]
+
+    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+        """The text, and [V] log-probabilities of its first token."""
+        with first_logits(loaded.host) as seen:
+            ids = loaded.host.generate(**inputs, max_new_tokens=self.task.max_new_tokens)
+        text = loaded.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return text.strip(), seen[0][0].float().log_softmax(-1)
+
+    def likely(self, loaded: Loaded, first: Tensor, most: int) -> list[tuple[str, float]]:
+        """First tokens."""
+        top = first.exp().topk(min(most, len(first)))
+        named = [loaded.processor.tokenizer.decode([i]) for i in top.indices.tolist()]
+        return list(zip(named, top.values.tolist(), strict=True))
+
+    def inert(self, loaded: Loaded, arm: Arm, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Tokens and logits of whole answers."""
+        return check_inert(loaded, arm, samples, self.task.max_new_tokens)
+
+    def picture(self, loaded: Loaded, sample: Sample) -> tuple[Image.Image, dict[str, Any]] | None:
+        """The first picture of the prompt."""
+        if not len(sample.images):
+            return None
+        first = sample.images[0]
+        places = describe_views(loaded.host, loaded.host.layout(self.collate(loaded.processor)([sample]).inputs), first)
+        return (first, places) if places else None
+
+
+def _look_at_texts(loaded: Loaded, samples: Sequence[Sample], collate: Collate) -> Seen:
+    """Every prompt is counted; no sample shows a picture."""
+    totals, none = text_totals(samples, collate), [0] * len(samples)
+    check_lengths(samples, none, loaded, collate)
+    return Seen(totals, totals, 1, by_length(samples, loaded.processor, none))
+
+
+class Foreign(Generate):
+    """Text of tasks that another harness draws, asks, answers and judges as it does."""
+
+    task: OwnWay  # type: ignore[assignment]
+
+    def __init__(self, task: OwnWay):
+        super().__init__(task)  # type: ignore[arg-type]
+        self.collate, self.evaluate = task.collate, task.evaluate
+
+    def scores(self, samples: Sequence[Sample], rows: Mapping[str, Row]) -> list[float]:
+        """As the harness judges."""
+        judged = self._judged(rows).scores
+        return [judged[s.id] for s in samples]
+
+    def metrics(self, samples: Sequence[Sample], rows: Mapping[str, Row]) -> dict[str, Any]:
+        """The harness's own numbers."""
+        return {"all": dict(self._judged(rows).metrics), "by_ability": {}}
+
+    def _judged(self, rows: Mapping[str, Row]) -> Judgement:
+        return self.task.judge(rows)

@@ -1,0 +1,73 @@
+"""Questions about long texts from local files: what all such tasks have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+
+from btp.tasks.metric import mean
+from btp.tasks.sample import Sample
+from btp.tasks.vqa import named, shuffled
+
+
+class Texts:
+    """Samples that are all in memory, in an order drawn by seed.
+
+    Args:
+        name: of the task.
+        samples: in the order of their files.
+        shuffle_seed: order in which samples are asked, so that limit draws from all of them; None keeps that of the
+            files.
+
+    Attributes:
+        max_new_tokens: of the longest answer; a sample may have its own.
+
+    Raises:
+        ValueError: there is no sample, or ids repeat.
+    """
+
+    max_new_tokens: int
+
+    def __init__(self, name: str, samples: Sequence[Sample], shuffle_seed: int | None):
+        if not samples:
+            raise ValueError("task.path holds no question. Name a file or a folder that holds some.")
+        found = named(samples)
+        self.name = name
+        self._samples = found if shuffle_seed is None else shuffled(found, shuffle_seed)
+        self.max_new_tokens = max(sample.max_new_tokens or 1 for sample in self._samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        """In [0, 1]."""
+        raise NotImplementedError
+
+    def scores(self, samples: Sequence[Sample], predictions: Sequence[str]) -> list[float]:
+        """Score of each answer."""
+        return [self.score(s, p) for s, p in zip(samples, predictions, strict=True)]
+
+    def summary(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, float]:
+        """Mean score in percent, each ability counted the same."""
+        return {"average": 100 * mean(list(self._by_ability(samples, predictions).values()))}
+
+    def chance(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """0: nobody guesses what a text says."""
+        return dict.fromkeys((sample.ability for sample in samples), 0.0)
+
+    def content(self) -> dict[str, object]:
+        """A digest of all questions and answers."""
+        found = sha256()
+        for s in sorted(self._samples, key=lambda s: s.id):
+            found.update(json.dumps([s.id, s.question, s.answers, s.ability, s.choices, s.context]).encode())
+        return {"digest": found.hexdigest()[:16]}
+
+    def _by_ability(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, float]:
+        found: dict[str, list[float]] = {}
+        for sample, score in zip(samples, self.scores(samples, predictions), strict=True):
+            found.setdefault(sample.ability, []).append(score)
+        return {ability: mean(scores) for ability, scores in found.items()}
