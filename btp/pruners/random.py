@@ -7,10 +7,13 @@ import hashlib
 import torch
 from torch import Tensor
 
+from btp.core.cache_pruner import CachePruner
 from btp.core.pruner import ScorePruner, Tokens
-from btp.core.schedule import Stage
+from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signals
+from btp.core.slots import Slots, SlotSelection
 from btp.ops.mixed_bits import mixed
+from btp.pruners.random_slots import RandomSlots
 
 SALTS = ("content", "none")
 CHANNELS = 2  # the first of the hidden states, each naming one token
@@ -20,7 +23,8 @@ ODD = 1_000_003  # apart from any number of tokens
 class Random(ScorePruner):
     """Each token's score is a hash of the seed, the site, the row's total, the token's index and a salt.
 
-    No global generator is touched, and a sample keeps the same tokens alone and in a batch.
+    No global generator is touched, and a sample keeps the same tokens alone and in a batch. At llm.cache it keeps
+    random slots, so that it may stand in for a composition that works at both.
 
     Args:
         seed: of the run.
@@ -29,6 +33,9 @@ class Random(ScorePruner):
             are nearly equal. `none` keeps the same places in every picture of one size, and so does `content` at a
             stage of phase both, where tokens show no states and every step is to draw the same.
     """
+
+    stage_settings = CachePruner.stage_settings
+    in_order = False
 
     def __init__(self, *, seed: int, salt: str) -> None:
         if salt not in SALTS:
@@ -40,6 +47,20 @@ class Random(ScorePruner):
     def reads_states(self, stage: Stage) -> bool:
         """Only where there are any."""
         return not stage.in_decode and self.salt == "content"
+
+    def check(self, schedule: Schedule) -> None:
+        """Settings of the cache have no effect elsewhere."""
+        super().check(schedule)
+        for i, stage in enumerate(schedule):
+            if stage.settings and stage.site.kind != "cache" and not stage.in_decode:
+                raise ValueError(
+                    f"schedule.{i}.{next(iter(stage.settings))} is set at {stage.site}, but pruner {self.name!r} has "
+                    "no such setting there (known: none). Remove it."
+                )
+
+    def evict(self, slots: Slots, signals: Signals, stage: Stage) -> SlotSelection:
+        """Random slots of a cache."""
+        return RandomSlots(seed=self.seed).evict(slots, signals, stage)
 
     def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] random numbers in 0..2^31 - 1."""

@@ -19,6 +19,7 @@ from btp.pruners.a2sf import A2SF
 from btp.pruners.composition import Chain
 from btp.pruners.h2o import H2O
 from btp.pruners.knorm import KNorm
+from btp.pruners.random import Random
 from btp.pruners.random_slots import RandomSlots
 from btp.pruners.snapkv import SnapKV
 
@@ -255,3 +256,17 @@ def test_random_slots_are_the_same_choice_in_every_step():
     late = evict(host, inputs, RandomSlots(seed=3), everywhere(8, every=STEPS - 1))[2]
     each = evict(host, inputs, RandomSlots(seed=3), everywhere(8))[2]
     assert late.gone("llm.cache.1") == each.gone("llm.cache.1")
+
+
+def test_the_random_control_of_a_composition():
+    """Random tokens between layers and random slots of the caches, by one method."""
+    lvlm = tiny.shared("llava")
+    inputs = tiny.prompts(lvlm, LVLM_ROWS)
+    schedule = Schedule((Stage("llm.layer.1", 3), Stage("llm.cache.*", 8, phase="both", settings={"every": 2})))
+    _, _, call = evict(lvlm, inputs, Random(seed=0, salt="content"), schedule)
+    assert call.visual == [(9, 18), (3, 3), (3, 3), (3, 3)]
+    assert call.held == [(8, 8), (8, 7), (8, 7), (8, 7)]
+    with pytest.raises(
+        ValueError, match=r"every is set at llm\.layer\.1, but pruner 'random' has no such setting there"
+    ):
+        evict(lvlm, inputs, Random(seed=0, salt="none"), Schedule((Stage("llm.layer.1", 3, settings={"every": 2}),)))
