@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 import btp
 
-POCKET = Path(btp.__file__).parent / "models/checkpoints/pocket"
+POCKET = Path(btp.__file__).parent / "models/checkpoints/pocket_mini"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from btp.pruners.fastv import FastV
 from btp.runner.plan_arms import plan_arms
 
 ROOT = Path(__file__).resolve().parents[2]
-POCKET = ROOT / "btp/models/checkpoints/pocket"
+POCKET = ROOT / "btp/models/checkpoints/pocket_mini"
 
 
 def picture(seed: int) -> Image.Image:
@@ -120,9 +120,9 @@ def test_an_evaluation(model, tmp_path, capsys):
     model.generation_config.temperature, model.generation_config.do_sample = 0.7, True
     more = {"limit": 3, "output": tmp_path, "overrides": ["cost.enabled=false"]}
     found = btp.evaluate(model, btp.processor(POCKET), "divprune", budget=0.3, **more)
-    assert list(found.table().index) == ["unpruned", "divprune", "random", "downsampled", "no image"]
+    assert list(found.table().index) == ["unpruned", "divprune", "random", "downsampled", "oracle", "no image"]
     assert found.report.is_file()
-    assert len(found.samples()) == 15
+    assert len(found.samples()) == 18
     assert model.generation_config.do_sample is True
     again = btp.evaluate(model, btp.processor(POCKET), "divprune", budget=0.3, **more)
     assert again.folder == found.folder

@@ -35,7 +35,7 @@ def pocket():
 @pytest.fixture(scope="module")
 def measured_file(tmp_path_factory):
     """FastV measured; VTW refused, since there is no such layer."""
-    out = tmp_path_factory.mktemp("cost") / "pocket"
+    out = tmp_path_factory.mktemp("cost") / "pocket_mini"
     with pytest.MonkeyPatch.context() as patch:
         assert run(patch, measure, "--model", "pocket_mini", "--pruner", "fastv", *ROUNDS, "--out", out) == 0
         refused = ["--model", "pocket_mini", "--pruner", "vtw", "--override", "pruner.layer=99"]
@@ -67,7 +67,7 @@ def test_tables(measured_file):
     assert vtw["refused"]
     assert not vtw["pruned_tokens_avg"]
     text = measured_file.with_suffix(".md").read_text()
-    assert "**pocket, batch 2, budget 0.22**: 144 visual and 8 text tokens" in text
+    assert "**pocket_mini, batch 2, budget 0.22**: 144 visual and 8 text tokens" in text
     assert text.count("| fastv |") == 2
     assert "not measured |" in text
     assert "`vtw` does not apply:" in text
@@ -95,11 +95,11 @@ def test_break_even_of_what_was_measured(measured_file, tmp_path, monkeypatch, c
     words = ["--model", "pocket_mini", "--costs", file, "--batch", "2"]
     assert run(monkeypatch, breakeven, *words) == 0
     said = capsys.readouterr().out
-    assert "pocket, fastv, measured" in said
+    assert "pocket_mini, fastv, measured" in said
     assert "| 20 output tokens |" in said
     assert "Faster at all: " in said
     assert run(monkeypatch, breakeven, *words, "--pruner", "dart") == 1
-    assert "holds no costs of pocket dart batch 2, but of: pocket fastv batch 2" in capsys.readouterr().err
+    assert "holds no costs of pocket_mini dart batch 2, but of: pocket_mini fastv batch 2" in capsys.readouterr().err
 
 
 def test_break_even_of_a_run(tmp_path, monkeypatch, capsys):
