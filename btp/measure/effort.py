@@ -34,7 +34,7 @@ def try_speed(device: torch.device, dtype: torch.dtype, stack: Stack, now: Clock
 
     def best(tokens: int) -> float:
         x = torch.full((tokens, rows), 0.01, device=device, dtype=dtype)
-        x @ weight  # the first one sets up kernels
+        _ = x @ weight  # the first one sets up kernels
         return max(min(_timed(lambda: x @ weight, sync, now) for _ in range(TRIES)), 1e-9)
 
     with torch.inference_mode():

@@ -70,6 +70,7 @@ class CacheStages:
         """Register what is needed; closing the stack takes it back."""
         if not self._stages:
             return
+        assert self._host.decoder is not None  # cache stages are refused without
         layers = self._host.towers["llm"].layers
         for at in self._stages:
             hook = layers[at].register_forward_pre_hook(self._find_cache(Binding(layers[at])), with_kwargs=True)

@@ -47,10 +47,12 @@ class Deepstack:
 
     def open(self, undo: ExitStack) -> None:
         """Register what is needed, on a host with deepstack."""
-        binding = Binding(self._host.decoder)
+        decoder = self._host.decoder
+        assert decoder is not None  # streams of decoders alone have this
+        binding = Binding(decoder)
         if FEATURES in binding:
             undo.callback(self._close)
-            hook = self._host.decoder.register_forward_pre_hook(self._take_over(binding), with_kwargs=True)
+            hook = decoder.register_forward_pre_hook(self._take_over(binding), with_kwargs=True)
             undo.callback(hook.remove)
 
     def follow(self, decision: Decision) -> None:

@@ -90,6 +90,7 @@ class Probe(AbstractContextManager):
                 if kinds & {*IN_ATTENTION, "preview"}:
                     attending[at] = layer
             if attending:
+                assert self._host.decoder is not None  # whose layers they are
                 watch_attention(self._host.decoder, attending, self._inside, undo)
             self._stack = undo.pop_all()
         return self

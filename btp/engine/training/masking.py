@@ -174,6 +174,7 @@ class Masking:
         return stays.to(tokens.hidden.dtype), stays
 
     def _stand_for_attention(self, inside: Mapping[int, int], undo: ExitStack) -> None:
+        assert self._host.decoder is not None  # hosts without one are refused
         base = implementation(self._host.decoder)
         known = AttentionInterface._global_mapping.get(base)
 

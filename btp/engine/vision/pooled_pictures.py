@@ -71,7 +71,8 @@ class PooledPictures(threading.local):
         if given is None or encoded is None:
             self._seen = None  # the tower runs now, or its features are another's
         self._which = None if given is None or encoded is None else encoded.which
-        self._lengths = () if self._which is None else tuple(entry.shape[-2] for entry in given.pooler_output)
+        pooled = () if given is None or self._which is None else given.pooler_output
+        self._lengths = tuple(entry.shape[-2] for entry in pooled)
 
     def seen(self, signal: Signal) -> Tensor:
         """A signal as a stage of the language model gets it: per picture of the prompt, over all its tokens."""

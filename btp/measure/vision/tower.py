@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -70,9 +71,9 @@ def tower_cost(model: nn.Module, layers: Sequence[nn.Module], fixed: int, attent
     """
     inside = {id(m) for layer in layers for m in layer.modules()}
     outside = {name: m for name, m in model.named_modules() if id(m) not in inside}
-    patch = _embedding([m for m in outside.values() if isinstance(m, nn.Conv2d | nn.Conv3d)], model.config.patch_size)
+    config: Any = model.config
+    patch = _embedding([m for m in outside.values() if isinstance(m, nn.Conv2d | nn.Conv3d)], config.patch_size)
     detection = {name: m for name, m in outside.items() if name.startswith(DETECTION)}
-    config = model.config
     readers = getattr(config, "num_detection_tokens", 1)
     head = _linear(detection.values()) * readers if detection else _linear(outside.values())
     return TowerCost(tuple(_layer(layer, attention) for layer in layers), fixed, patch, head)
@@ -106,6 +107,7 @@ def _embedding(convolutions: Iterable[nn.Conv2d | nn.Conv3d], patch: int | Seque
 def _scans(layer: nn.Module) -> int:
     """Convolutions and scans of a mixer: a direction has its own decays (A_log), or all share them (PlainMamba)."""
     decays: Mapping[str, nn.Parameter] = {n: p for n, p in layer.named_parameters() if n.split(".")[-1][:1] == "A"}
-    sharing = next((len(m.direction_Bs) - 1 for m in layer.modules() if hasattr(m, "direction_Bs")), 1)
+    directions: list[Any] = [m.direction_Bs for m in layer.modules() if hasattr(m, "direction_Bs")]
+    sharing = len(directions[0]) - 1 if directions else 1
     scans = sum(SCAN * p.numel() * sharing for p in decays.values())
     return scans + sum(2 * m.weight.numel() for m in layer.modules() if isinstance(m, nn.Conv1d | nn.Conv2d))
