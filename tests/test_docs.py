@@ -176,7 +176,7 @@ def test_a_methods_page_has_everything(method):
         assert "- *Parity, held against*: " in text, (
             f"{where}: its section of docs/fidelity.md lacks the line `- *Held against*: ...`."
         )
-        assert "## Where it works" in text, (
+        assert "## Where it works" in text or method.config.get("tower") == "vision", (
             f'{where}: docs/support.md has no column for it. Run `make support ARGS="--pruner {method.name}"`.'
         )
         assert method.signals != NO_SIGNAL or "needs" not in vars(class_of(method)), (

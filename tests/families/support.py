@@ -39,7 +39,9 @@ from families.hiding import hiding
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
 YAMLS = {p.stem: OmegaConf.load(p) for p in (kit.CONF / "pruner").glob("*.yaml")}
-METHODS = sorted(name for name, found in YAMLS.items() if name != "none" and "tower" not in found)
+# What leaves tokens out, of a model with a language model: no stages at all are no pruning.
+METHODS = sorted(name for name, found in YAMLS.items() if "tower" not in found and found.get("schedule") != [])
+TRAINED = [name for name in METHODS if "weights" in YAMLS[name]]
 ALWAYS = ("schedule=auto", "stages=2", "budget.nearest=true", "budget.share=0.4")
 GIVEN = {
     "vflowopt": ("pruner.strategy=given",),  # a search needs answers, which tiny random models do not give
@@ -58,8 +60,9 @@ HEAD = """# What works where
 
 Every method on every family, found by running it on a tiny random checkpoint of the family: a batch with left padding
 and pictures of unequal sizes, prefill and three decode steps. Where a method only removes tokens from the language
-model, removing was held against hiding, and so was evicting from the K/V cache, in every step. This page is written by
-`make support`, and a test holds it against the code.
+model, removing was held against hiding, and so was evicting from the K/V cache, in every step. Methods that learn ran
+untrained. This page is written by `make support`, and a test holds it against the code. Methods for [models without a
+language model](vision_models.md) (their yaml says `tower: vision`) have no column.
 
 - `+` works
 - `=` works with the setting named below the table
@@ -95,16 +98,19 @@ def outcome(family: str, method: str) -> Outcome:
         except (ValueError, RuntimeError) as error:
             if not ours(error):
                 raise
-            reason = " ".join(str(error).split())
-            named = [word for word in _settings(reason, method) if word not in words]
+            said = " ".join(str(error).split())
+            if not any(".site=" in word for word in words):  # only some methods can move, and the stages may not follow
+                reason = said
+            named = [word for word in _settings(said, method) if word not in words]
             first = first or reason
             if not named:
-                return Outcome("-", reason=reason)
+                break
             words += named
         except ConfigCompositionException:
-            return Outcome("-", reason=reason)  # a composition keeps its parts' settings elsewhere
+            break  # a composition keeps its parts' settings elsewhere
         else:
-            return Outcome("=", " ".join(words), first) if words else Outcome("+")
+            last = {word.partition("=")[0]: word for word in words}  # of two values, as Hydra
+            return Outcome("=", " ".join(last.values()), first) if words else Outcome("+")
     return Outcome("-", reason=reason)
 
 
@@ -132,7 +138,8 @@ def run(family: str, method: str, *more: str) -> None:
     host = kit.loaded(family).host
     inputs = kit.batch(family, kit.rows(family)["left padded, unequal pictures"])
     with initialize_config_dir(str(kit.CONF), version_base="1.3"):
-        words = [f"pruner={method}", *ALWAYS, *GIVEN.get(method, ()), *more]
+        untrained = ["pruner.weights=none"] if method in TRAINED else []
+        words = [f"pruner={method}", *ALWAYS, *untrained, *GIVEN.get(method, ()), *more]
         config = OmegaConf.to_container(compose("config", overrides=words), resolve=True) | {"command": ""}
     config["controls"] = {}
     if isinstance(build_method(method, config["pruner"]["method"]), CachePruner):
