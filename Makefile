@@ -25,8 +25,13 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 run: setup ## set up, then run the main job (ARGS="pruner=diversity stages=2" changes it)
 	$(BIN)/python run.py $(ARGS)
 
-test: setup ## set up, then run all tests that need no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slurm" -n 2 --dist loadfile $(ARGS)
+test: setup ## set up, then run the tests that need no GPU, but for those that take long and rarely break
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slurm and not long" -n 2 --dist loadfile $(ARGS)
+
+test-long: setup ## those that take long: whole jobs of every family, an installed wheel, compiled models
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long and not gpu and not slurm" -n 2 --dist loadfile $(ARGS)
+
+test-all: test test-long ## all tests that need no GPU
 
 setup-lmms: $(LMMS)/.ready ## make .venv-lmms, with lmms-eval and what it pins, for task=lmms_eval
 
@@ -84,4 +89,4 @@ format: setup ## let ruff put the code in form
 speed: setup ## the selection benchmark of experiments/speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed.selection $(ARGS)
 
-.PHONY: help setup run test test-transformers setup-lmms test-lmms test-slurm support test-gpu docs smoke lint format speed
+.PHONY: help setup run test test-long test-all test-transformers setup-lmms test-lmms test-slurm support test-gpu docs smoke lint format speed

@@ -63,6 +63,7 @@ def _fresh():
 CASES = [*((way, True) for way in WAYS), ("model.compile", False), ("layer.compile", False)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("way", "warm"), CASES, ids=[f"{way}{' called before' * warm}" for way, warm in CASES])
 def test_every_way(way, warm):
     """The same logits and answers as uncompiled, pruned inside and unpruned outside, before and behind."""

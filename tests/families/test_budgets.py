@@ -72,6 +72,7 @@ def test_neither_order_nor_batch_changes_what_stays(name, budget, tmp_path):
     assert [again.tokens_avg(total, 4) for total in frame["total"]] == frame["tokens_avg"].tolist()
 
 
+@pytest.mark.long
 def test_a_killed_run_keeps_what_it_would_have_kept(tmp_path):
     """A resumed run solves its counts from no other samples than a whole one."""
     folder = asked(tmp_path / "asked", "qwen25vl")

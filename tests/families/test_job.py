@@ -17,6 +17,8 @@ from btp.runner.evaluation.data import Collate
 from btp.schedules.meet import passing, pictures_of
 from families import kit
 
+pytestmark = pytest.mark.long
+
 NAMES = sorted(kit.families())
 SHARE = 0.4
 QUESTIONS = [

@@ -7,6 +7,7 @@ from families import kit, support
 WRITE = 'Run `make support`, or `make support ARGS="--pruner NAME"` for one method, and commit docs/support.md.'
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", sorted(kit.families()))
 def test_the_page_says_what_happens(family):
     """`make support` writes it anew."""

@@ -23,6 +23,8 @@ from packaging.requirements import Requirement
 
 from setup import described
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 CARRIED = ("btp", "conf", "docs", "hydra_plugins", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 SMALL = ("experiment=smoke", "limit=4", "overlays=1", "cost.enabled=false", "logger=none", "pruner=fastv")

@@ -108,7 +108,7 @@ torch.save(course.learner.state_dict(), out / f"{{rank}}.pt")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_learn_as_one_does(tmp_path):
     """Each has half of a step's rows; both end with the weights of the whole."""
     here = Path(__file__).parent
