@@ -140,6 +140,7 @@ class Call:
         held: tokens that each layer's cache holds per row and key head, behind the prompt: L tuples of B; empty
             without a cache.
         held_sum: the same behind the prompt and behind each decode step, summed: L tuples of B.
+        held_by_forward: the same of each forward, the prompt's first, averaged over layers: tuples of B.
         vision: (tokens that attended, tokens that passed the MLP) in each vision layer, class tokens included, per
             picture; empty where no stage stands in the vision tower.
         projected: tokens of each picture that the projector took; empty likewise.
@@ -157,6 +158,7 @@ class Call:
     evicted: list[Evicted] = field(default_factory=list)
     held: list[tuple[int, ...]] = field(default_factory=list)
     held_sum: list[tuple[int, ...]] = field(default_factory=list)
+    held_by_forward: list[tuple[float, ...]] = field(default_factory=list)
     vision: list[tuple[int, int]] = field(default_factory=list)
     projected: tuple[int, ...] = ()
 
@@ -170,6 +172,11 @@ class Call:
         """Slots averaged over layers and forwards (behind the prompt, and behind each decode step), per row."""
         forwards = self.decode_steps + 1
         return tuple(sum(layer) / (len(self.held_sum) * forwards) for layer in zip(*self.held_sum, strict=True))
+
+    def slots_over(self, row: int, forwards: int) -> float:
+        """Slots of one row averaged over layers and its first forwards: steps behind its answer's end do not count."""
+        held = [counts[row] for counts in self.held_by_forward[:forwards]]
+        return sum(held) / len(held)
 
     @property
     def slots_prefill(self) -> tuple[float, ...]:

@@ -30,7 +30,7 @@ def all_pruners() -> list[str]:
     """Every method and control that prunes the tokens of pictures: those of the cache have another budget."""
     paths = [path for path in (CONF / "pruner").glob("*.yaml") if path.stem not in LEFT_OUT]
     others = ("tower: vision", "site: llm.cache", "picture: none")
-    return sorted(path.stem for path in paths if not any(mark in path.read_text() for mark in others))
+    return sorted(path.stem for path in paths if not any(mark in path.read_text(encoding="utf-8") for mark in others))
 
 
 def composed(*words: str) -> dict[str, Any]:

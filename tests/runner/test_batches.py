@@ -238,7 +238,9 @@ def test_a_run_says_what_fits_and_calibrates_the_same(tmp_path, monkeypatch, cro
         return loaded
 
     monkeypatch.setattr(worker, "load", load_crowded)
-    monkeypatch.setattr(worker, "check_inert", lambda *args: {})  # eight samples at once, whatever there is room for
+    monkeypatch.setattr(
+        "btp.runner.evaluation.ways.generate.check_inert", lambda *args: {}
+    )  # eight samples at once, whatever there is room for
     tight = job(tmp_path / "tight", *words)
     (model,) = models
     assert model.failed[0] == 16, "the calibration set, in one batch"

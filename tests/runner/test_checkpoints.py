@@ -149,7 +149,8 @@ def test_without_weights_and_offline_it_says_what_to_download(tmp_path, monkeypa
 def test_another_transformers_is_refused(monkeypatch):
     monkeypatch.setattr(recognise.transformers, "__version__", "4.57.1")
     with pytest.raises(
-        ValueError, match=r"transformers 4.57.1 is installed, but btp supports 5.20 up to.*tested with 5.23 and 5.24"
+        ValueError,
+        match=r"transformers 4.57.1 is installed, but btp supports 5.20 up to.*tested with 5.20 and 5.23 and 5.24",
     ):
         recognise.check_library()
 
@@ -159,7 +160,7 @@ def test_a_transformers_that_was_not_tried_is_said(monkeypatch):
     for version in ("5.22.2", "5.25.0"):
         monkeypatch.setattr(recognise.transformers, "__version__", version)
         with pytest.warns(
-            UserWarning, match=f"transformers {version} is installed, but btp was tested with 5.23 and 5.24"
+            UserWarning, match=f"transformers {version} is installed, but btp was tested with 5.20 and 5.23 and 5.24"
         ):
             recognise.check_library()
     with warnings.catch_warnings():

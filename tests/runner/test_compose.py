@@ -34,7 +34,7 @@ def test_every_option_composes_and_builds(group, option, tmp_path):
         return
     check_config(config)
     if "path" in config[group] and group in ("task", "calibration"):  # files that a user brings
-        with pytest.raises(ValueError, match=rf"{group}.path is data/\w+, "):
+        with pytest.raises(ValueError, match=rf"{group}.path is data/[\w.]+, "):
             make_dataset(config[group]["dataset"])
     elif group in ("task", "calibration"):
         assert len(instantiate(config[group]["dataset"])) > 0

@@ -334,7 +334,7 @@ def test_a_run_that_fails_half_way_names_its_log(tmp_path, monkeypatch, capsys):
     def broken(*arguments):
         raise ValueError("broken half way")
 
-    monkeypatch.setattr("btp.runner.run.check_inert", broken)
+    monkeypatch.setattr("btp.runner.evaluation.ways.generate.check_inert", broken)
     request = tmp_path / "request.json"
     quick = ["experiment=smoke", "trainer=cpu", "logger=none", "cost.enabled=false", "limit=9", "pruner=random"]
     request.write_text(json.dumps(composed(*quick, f"output={tmp_path / 'out'}")))

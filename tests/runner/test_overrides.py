@@ -20,7 +20,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
         (["model.pth=x"], "unknown key model.pth. Did you mean model.path?"),
         (["share=0.3"], "unknown key share. Did you mean budget.share?"),
         (["pruner.method.scores=probs"], "Did you mean pruner.method.score?"),
-        (["pruner=bpt"], "pruner=bpt is not there. Did you mean pruner=btp? Options: aim, attention, btp"),
+        (["pruner=bpt"], "pruner=bpt is not there. Did you mean pruner=btp? Options: a2sf, a2sf_online, aim"),
         (["model=llava2"], "model=llava2 is not there. Did you mean model=llava15?"),
         (["pruner=btp,divesity"], "Did you mean pruner=diversity?"),
         (["stages=[1"], "cannot read the command line"),
@@ -82,7 +82,7 @@ def test_several_values_need_m(word, capsys):
         ["pruner=[fastervlm,btp]", "pruner.parts.btp.method.over=2"],
         ["pruner=btp,[fastervlm,btp],[divprune,pdrop]", "budget.share=0.22,0.4"],
         ["pruner=[btp]"],
-        ["pruner=glob(vi*)"],
+        ["pruner=glob(visionz*)"],
     ],
 )
 def test_a_right_command_line_passes(words):
@@ -116,7 +116,7 @@ def test_the_cells_of_a_sweep_are_known_before_it_begins():
     found = planned("limit=9", "pruner=btp,[fastervlm,btp]", "budget.share=0.3,0.4", "hydra.sweep.dir=x")
     pairs = [(pruner, share) for pruner in ("btp", "[fastervlm,btp]") for share in (0.3, 0.4)]
     assert found == [f"limit=9 pruner={pruner} budget.share={share}" for pruner, share in pairs]
-    assert len(planned("stages=range(1,4)", "pruner=glob(vi*)")) == 3
+    assert len(planned("stages=range(1,4)", "pruner=glob(visionz*)")) == 3
     everything, some = planned("experiment=budget_sweep"), planned("experiment=budget_sweep", "pruner=dart")
     assert len({words.split()[0] for words in everything}) * len(some) == len(set(everything)) > len(some)
     assert all("pruner=dart" in words for words in some)

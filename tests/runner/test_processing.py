@@ -12,7 +12,7 @@ from btp.tasks.files.images import PictureFile, Pictures
 from btp.tasks.sample import Sample
 
 GOOD = (60, 60)
-REFUSES = ("qwen2vl", "qwen25vl", "qwen3vl")  # sides of more than 200 to 1
+REFUSES = ("qwen2vl", "qwen25vl", "qwen3vl", "glm46v")  # sides of more than 200 to 1
 
 
 def sample(name, *sizes):

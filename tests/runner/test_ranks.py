@@ -48,7 +48,7 @@ def test_a_killed_process_ends_the_run_and_another_start_completes_it(tmp_path):
     assert code == 1
     assert out.count("error: ") == 1
     assert "error: process 1 of 2 of this run ended with SIGKILL" in out
-    (run,) = tmp_path.glob("pocket-*")
+    (run,) = tmp_path.glob("pocket_mini-*")
     assert json.loads((run / "run.json").read_text())["state"] == "failed"
     before = answered(tmp_path)
     assert 4 <= sum(map(len, before.values())) < 41
@@ -71,7 +71,7 @@ def test_a_method_is_calibrated_once_and_a_process_may_have_no_sample(tmp_path):
     code, out = finished(command(*TWO, *words, "limit=1", "calibration.samples=8", f"output={tmp_path}"))
     assert code == 0, out
     assert answered(tmp_path).keys() == {"rows-0.jsonl"}
-    (run,) = tmp_path.glob("pocket-*")
+    (run,) = tmp_path.glob("pocket_mini-*")
     state = json.loads((run / "run.json").read_text())
     assert state["state"] == "finished"
     assert state["batch"] == {"asked": 2, "used": 2}
@@ -90,7 +90,7 @@ def test_an_error_in_one_process_is_one_message(tmp_path):
     assert out.count("error: ") == 1
     assert "rows-1.jsonl" in out.split("error: ")[1]
     assert "Traceback" not in out
-    errors = [json.loads(f.read_text()).get("error", "") for f in tmp_path.glob("pocket-*/run.json")]
+    errors = [json.loads(f.read_text()).get("error", "") for f in tmp_path.glob("pocket_mini-*/run.json")]
     assert sum("rows-1.jsonl" in error for error in errors) == 1
     assert not list(tmp_path.glob(".store/requests/*"))
 

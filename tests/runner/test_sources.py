@@ -123,7 +123,7 @@ def test_an_edited_prompt_is_calibrated_and_answered_anew(clone, tmp_path):
     page, prompt = clone / "btp/report/pages/run_page.py", clone / "btp/runner/evaluation/data.py"
     page.write_text(page.read_text() + "\n# edited\n")
     assert "this run is finished" in python(clone, "run.py", *words)
-    prompt.write_text(prompt.read_text().replace('"text": sample.question}', '"text": sample.question + " now"}'))
+    prompt.write_text(prompt.read_text().replace('"text": question}', '"text": question + " now"}'))
     python(clone, "run.py", *words)
     assert made() == (2, 8)
 

@@ -151,7 +151,7 @@ WRONG = {
         ("hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size is 0"),
     ],
     ("pruner=withdraw",): [
-        ("pruner.layer=-1", "Set pruner.layer to a decoder layer (a whole number from 0 on)"),
+        ("pruner.layer=-1", "Set pruner.layer to a decoder layer (a whole number from 0 on, or a share of the depth"),
         ("pruner.layer=2.5", "pruner.layer is 2.5"),
         ("pruner.layer=deep", "pruner.layer is 'deep'"),
         ("pruner.layer=true", "pruner.layer is True"),
@@ -168,7 +168,7 @@ WRONG = {
         ("pruner.search.space.t=[5,1]", "Set pruner.search.space.t to two numbers, the lower first"),
     ],
     ("pruner=fastervlm_btp",): [("pruner.parts.btp=3", "pruner.parts.btp is 3")],
-    ("pruner=downsampled",): [("pruner.picture=tiny", "Choose from: full, shrunk.")],
+    ("pruner=downsampled",): [("pruner.picture=tiny", "Choose from: full, shrunk, none.")],
     ("schedule=paper",): [
         ("schedule.tokens.llava15=0", "schedule.tokens.llava15 is 0"),
         ("schedule.model=3", "schedule.model is 3"),
@@ -375,7 +375,7 @@ def test_a_sweep_is_refused_before_its_first_cell(capsys):
     ("layer", "said"),
     [
         ("search", r"pruner\.layer is search, but pruner 'withdraw' has no search"),
-        ("8", r"pruner\.layer is 8, but the model has 8 decoder layers\. Set pruner\.layer to a layer from 0 to 7"),
+        ("16", r"pruner\.layer is 16, but the model has 16 decoder layers\. Set pruner\.layer to a layer from 0 to 15"),
     ],
 )
 def test_a_layer_that_the_pruner_or_the_model_does_not_have(layer, said):

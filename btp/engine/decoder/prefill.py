@@ -152,6 +152,7 @@ def count_held(run: Run) -> None:
         if whole is None:
             whole = run.held[at].alive if at in run.held else tuple(n + call.decode_steps for n in call.tokens[at])
         now.append(whole if window is None else tuple(min(n, window) for n in whole))
+    call.held_by_forward.append(tuple(sum(layer) / len(now) for layer in zip(*now, strict=True)))
     if run.in_prefill:
         call.held = call.held_sum = now
     else:

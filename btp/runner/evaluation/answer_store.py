@@ -32,6 +32,7 @@ ANSWER = keys(
     stages=listed(_STAGE),
     slots=optional(number(0)),
     slots_avg=optional(number(0)),
+    answer_tokens=optional(number(0)),
     evicted=optional(whole(0)),
     steps=optional(listed(_STEP)),
 )

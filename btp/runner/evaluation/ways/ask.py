@@ -79,7 +79,7 @@ class Evaluate(Pass):
         call = self.trace[0]  # any later one started from the same prompts
         self.answers.add(
             [
-                {"sample": s.id, **answer, "kl": round(float(kl), 6), **happened(call, row)}
+                {"sample": s.id, **answer, "kl": round(float(kl), 6)} | happened(call, row, answer.get("answer_tokens"))
                 for row, (s, answer, kl) in enumerate(zip(samples, said, drift, strict=True))
             ]
         )
@@ -97,8 +97,12 @@ class Evaluate(Pass):
         raise NotImplementedError
 
 
-def happened(call: Call, row: int) -> dict[str, Any]:
-    """What the engine did with one row of a batch, from its trace."""
+def happened(call: Call, row: int, forwards: int | None = None) -> dict[str, Any]:
+    """What the engine did with one row of a batch, from its trace.
+
+    Args:
+        forwards: those that made this row's answer, of the batch's; None where all did.
+    """
     stages = [
         {
             "site": str(stage.site),
@@ -114,23 +118,25 @@ def happened(call: Call, row: int) -> dict[str, Any]:
         "visual": [layer[row] for layer in call.visual],
         "tokens": [layer[row] for layer in call.tokens],
         "stages": stages,
-    } | (_held(call, row) | _stepped(call, row))
+    } | (_held(call, row, forwards) | _stepped(call, row, forwards))
 
 
-def _held(call: Call, row: int) -> dict[str, Any]:
+def _held(call: Call, row: int, forwards: int | None) -> dict[str, Any]:
     """Slots of the cache behind the prompt and over all steps, and how many left it per head; {} without one."""
     if not call.held:
         return {}
-    evicted = sum(record.before[row] - record.after[row] for record in call.evicted)
-    return {"slots": round(call.slots_prefill[row], 4), "slots_avg": round(call.slots_avg[row], 4), "evicted": evicted}
+    mine = forwards or len(call.held_by_forward)
+    evicted = sum(record.before[row] - record.after[row] for record in call.evicted if record.step < mine)
+    over = call.slots_over(row, mine)
+    return {"slots": round(call.slots_prefill[row], 4), "slots_avg": round(over, 4), "evicted": evicted}
 
 
-def _stepped(call: Call, row: int) -> dict[str, Any]:
+def _stepped(call: Call, row: int, forwards: int | None) -> dict[str, Any]:
     """What stages of phase both did in the prefill (step 0) and in each decode step; {} without any."""
     counts = ("entered", "computed", "revived", "parked", "waiting")
     steps = [
         {"step": step, "site": str(record.site)} | {name: getattr(record, name)[row] for name in counts}
-        for step, records in enumerate(call.steps)
+        for step, records in enumerate(call.steps[:forwards])
         for record in records
     ]
     return {"steps": steps} if steps else {}

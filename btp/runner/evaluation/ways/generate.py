@@ -41,7 +41,16 @@ class Generating(Evaluate):
         answers = ids[:, batch.inputs["input_ids"].shape[1] :]
         each = [row[:length] for row, length in zip(answers, lengths, strict=True)]
         texts = self.tokenizer.batch_decode(each, skip_special_tokens=True)
-        return [{"prediction": text.strip()} for text in texts], seen[0].float().log_softmax(-1)
+        ends = ended(each, self.host.model.generation_config.eos_token_id)
+        said = [{"prediction": text.strip(), "answer_tokens": n} for text, n in zip(texts, ends, strict=True)]
+        return said, seen[0].float().log_softmax(-1)
+
+
+def ended(answers: Sequence[Tensor], end: int | Sequence[int] | None) -> list[int]:
+    """Tokens of each answer up to its end token, that one included; what is filled in behind does not count."""
+    ends = {end} if isinstance(end, int) else set(end or ())
+    rows = [row.tolist() for row in answers]
+    return [next((i for i, token in enumerate(row, 1) if token in ends), len(row)) for row in rows]
 
 
 @contextmanager
