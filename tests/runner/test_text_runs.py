@@ -61,7 +61,7 @@ def test_a_model_brings_its_task_unless_another_is_named():
     assert set(config["controls"]) == {"random", "window", "no_context"}
     assert composed("model=pocket_text", "task=niah")["task"]["name"] == "niah"
     assert composed("model=llama2_7b")["calibration"]["name"] == "pocketdocs"
-    assert set(composed("model=pocket")["controls"]) == {"random", "downsampled", "no_image"}
+    assert set(composed("model=pocket")["controls"]) == {"random", "downsampled", "oracle", "no_image"}
     for task in ("longbench", "few_shot", "niah"):
         assert set(composed("model=pocket_text", f"task={task}")["controls"]) == {"random", "window", "no_context"}
     assert set(composed("model=pocket_text", "task=ruler")["controls"]) == {"random", "window"}
