@@ -6,6 +6,7 @@ word that has several values decides whether it is read.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +29,14 @@ class Rule:
         unread: why they have no effect in a config, with what to do; None where they have one.
         depends: keys that decide it; those that end in a dot stand for all that begin so.
         spared: among `keys`, those that the rule is not about.
+        said: a single value is said to have no effect, and not refused: other pruners of the same command read it.
     """
 
     keys: tuple[str, ...]
     unread: Callable[[Config], str | None]
     depends: tuple[str, ...]
     spared: tuple[str, ...] = ()
+    said: bool = False
 
 
 def fault_of_effects(overrides: Sequence[Override], config: Config) -> str | None:
@@ -54,8 +57,12 @@ def fault_of_effects(overrides: Sequence[Override], config: Config) -> str | Non
             if any(_decides(other, rule.depends) for other in swept if other != key):
                 continue
             reason = rule.unread(config)
-            if reason:
-                return f"{short(override.input_line)} has no effect: {reason}"
+            if not reason:
+                continue
+            told = f"{short(override.input_line)} has no effect: {reason}"
+            if not rule.said or override.is_sweep_override():
+                return told
+            print(f"note: {told}", file=sys.stderr)
     return None
 
 
@@ -101,6 +108,17 @@ def _no_stages(config: Config) -> str | None:
         return "pruner=none prunes nothing. Drop it, or choose a pruner."
     if kind == "paper":
         return "schedule=paper takes the published stages. Drop it, or choose schedule=uniform or schedule=calibrated."
+    return _own_stages(config)
+
+
+def _other_stages(config: Config) -> str | None:
+    return None if _own_stages(config) else _no_stages(config)
+
+
+def _own_stages(config: Config) -> str | None:
+    pruner, kind = config["pruner"]["name"], config["schedule"]["kind"]
+    if pruner == "none" or kind == "paper" or takes_run_schedule(config):
+        return None
     return (
         f"pruner {pruner!r} brings its own stages. Drop it, or give it those of the run with schedule=uniform or "
         "schedule=calibrated."
@@ -212,7 +230,9 @@ _PLANNED = (
 )
 _MODEL = ("model", "model.weights")
 RULES = (
-    Rule(("stages", "schedule.balance", "schedule.withdraw_last"), _no_stages, (*_PLANNED, "calibration.artefact")),
+    Rule(("stages",), _other_stages, (*_PLANNED, "calibration.artefact")),
+    Rule(("stages",), _own_stages, _PLANNED, said=True),
+    Rule(("schedule.balance", "schedule.withdraw_last"), _no_stages, (*_PLANNED, "calibration.artefact")),
     Rule(("schedule.tau", "schedule.min_gap"), _no_curves, (*_PLANNED, "calibration.artefact")),
     Rule(("schedule.balance",), _no_balance, _PLANNED),
     Rule(("calibration",), _no_calibration, (*_PLANNED, "calibration.artefact"), ("calibration.artefact",)),

@@ -74,6 +74,8 @@ def run_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names a run by what changes its result: not by where it is logged or on what it ran."""
     what = {k: v for k, v in config.items() if k not in FREE}
     what["calibration"] = {k: v for k, v in config["calibration"].items() if k != "batch"}  # as trainer.batch
+    if _own_stages(config):
+        what.pop("stages", None)  # which nothing reads
     what["model"] = {"name": config["model"]["name"], "example": config["model"]["example"]}
     what["model"] |= model_identity(config["model"])
     if not any(part.get("weights") == "auto" for part in _parts(config)):
@@ -112,3 +114,10 @@ def is_settled(config: Mapping[str, Any]) -> Path | None:
         return None
     logged = tracker_of(config["logger"]).is_logged(run.folder, run.identity)
     return run.folder if logged and is_finished(run.folder) else None
+
+
+def _own_stages(config: Mapping[str, Any]) -> bool:
+    """Whether no arm takes the stages that the schedule group makes."""
+    kind, pruner = config["schedule"]["kind"], config["pruner"]
+    parts = (pruner.get("parts") or {"": pruner}).values()
+    return kind == "paper" or (kind == "auto" and all(part["schedule"] is not None for part in parts))

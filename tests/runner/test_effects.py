@@ -32,7 +32,6 @@ def fault(*words):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["pruner=fastv", "stages=5"], "stages=5 has no effect: pruner 'fastv' brings its own stages"),
         (["schedule=paper", "stages=5"], "stages=5 has no effect: schedule=paper takes the published stages"),
         (["pruner=none", "stages=5"], "pruner=none prunes nothing"),
         (["calibration.artefact=x.yaml", "stages=2"], "the stages come from calibration.artefact=x.yaml"),
@@ -101,7 +100,16 @@ def test_in_a_sweep_a_word_counts_for_all_cells():
 
 
 def test_on_a_command_line():
-    assert "stages=5 has no effect" in find_fault(CONF, ["pruner=fastv", "stages=5"])
+    assert "stages=5 has no effect" in find_fault(CONF, ["pruner=none", "stages=5"])
+
+
+def test_stages_beside_a_pruner_with_its_own_are_said_to_have_no_effect(capsys):
+    """And make no other run of it."""
+    assert find_fault(CONF, ["pruner=fastv", "stages=5"]) is None
+    assert "note: stages=5 has no effect: pruner 'fastv' brings its own stages" in capsys.readouterr().err
+    names = [run_identity(composed("pruner=fastv", f"stages={n}"), "abc") for n in (2, 5)]
+    assert names[0] == names[1]
+    assert run_identity(composed("stages=2"), "abc") != run_identity(composed("stages=3"), "abc")
 
 
 def test_a_training_names_the_runs_whose_pruner_it_makes():
