@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from btp.models.loading.load import Loaded
 from btp.pruners.trained_folder import CARD, read_card, write_weights
 from btp.results.atomic import write_text
 from btp.results.disk import make_folder
+from btp.results.shipped import versions
 from btp.runner.arms import build_method
 from btp.runner.datasets import make_dataset
 from btp.runner.devices import Machine
@@ -36,7 +36,7 @@ from btp.runner.training.modules import ANSWER, ModuleCourse, masked_losses, tra
 from btp.schedules.place import place_stages
 from btp.tasks.sample import Local
 
-PACKAGES = ("btp", "torch", "transformers", "lightning")
+PACKAGES = ("torch", "transformers", "lightning")
 ASIDE = ("name", "workers", "save", "log")  # settings that change nothing of what is learned
 CURVE = "curve.jsonl"
 BOTH, HOST = "both", "model"  # a setting, and the folder of the trained model
@@ -274,7 +274,7 @@ class Training:
             "training": json.loads(json.dumps(dict(self.settings))),
             "parameters": trainable(pruner.modules),
             "gap": dict(gap),
-            "versions": {p: version(p) for p in PACKAGES},
+            "versions": versions(PACKAGES),
             "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         }
         write_weights(pruner, self.folder, origin)
