@@ -26,10 +26,10 @@ run: setup ## set up, then run the main job (ARGS="pruner=diversity stages=2" ch
 	$(BIN)/python run.py $(ARGS)
 
 test: setup ## set up, then run the tests that need no GPU, but for those that take long and rarely break
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slurm and not long" -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slurm and not long and not slow" -n 2 --dist loadfile $(ARGS)
 
-test-long: setup ## those that take long: whole jobs of every family, an installed wheel, compiled models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long and not gpu and not slurm" -n 2 --dist loadfile $(ARGS)
+test-long: setup ## those that take long: whole command lines, jobs of every family, notebooks, an installed wheel
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(long or slow) and not gpu and not slurm" -n 2 --dist loadfile $(ARGS)
 
 test-all: test test-long ## all tests that need no GPU
 
