@@ -107,7 +107,8 @@ class Decider:
         self._finite.shown(pruner.name, stage.site, tokens, seen, rows_valid)
         selection = pruner.select(tokens, Signals(seen, rows_valid), stage)
         if isinstance(selection, Selection) and selection.counts is not None:
-            own = _own_counts(pruner, selection.counts, tokens, stage)
+            there = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
+            own = own_counts(pruner, selection.counts, there, stage)
             selection, counts = _withdrawn(selection, own, counts)
         check_shape(selection, counts, pruner.name, stage.site)
         _check_rest(selection, tokens, stage, pruner.name)
@@ -130,8 +131,23 @@ class Decider:
         return Decision(keep, counts, states, sizes, selection.ordered, merge)
 
 
-def _own_counts(pruner: Pruner, counts: tuple[int, ...], tokens: Tokens, stage: Stage) -> tuple[int, ...]:
-    alive = tokens.host_alive or tuple(tokens.valid.sum(1).tolist())
+def own_counts(
+    pruner: Pruner,
+    counts: tuple[int, ...],
+    alive: tuple[int, ...],
+    stage: Stage,
+    what: str = "tokens",
+    are: str = "alive",
+) -> tuple[int, ...]:
+    """The counts that a method decided itself, as plain numbers.
+
+    Args:
+        alive: what each row could keep.
+        what, are: how a message calls that.
+
+    Raises:
+        ValueError: the method may not, or a row has no count, or more than there is.
+    """
     if not pruner.adaptive:
         raise ValueError(
             f"pruner {pruner.name!r} returned counts at {stage.site}, but it is not adaptive. "
@@ -139,8 +155,8 @@ def _own_counts(pruner: Pruner, counts: tuple[int, ...], tokens: Tokens, stage: 
         )
     if len(counts) != len(alive) or any(not 0 <= k <= n for k, n in zip(counts, alive, strict=False)):
         raise ValueError(
-            f"pruner {pruner.name!r} decided to keep {counts} tokens at {stage.site}, of which {alive} are alive. "
-            "Return one count per row, at most what is alive."
+            f"pruner {pruner.name!r} decided to keep {counts} {what} at {stage.site}, of which {alive} are {are}. "
+            f"Return one count per row, at most what is {are}."
         )
     return tuple(counts)
 

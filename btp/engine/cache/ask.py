@@ -13,6 +13,7 @@ from btp.core.schedule import Stage
 from btp.core.signals import Signals
 from btp.core.slots import Slots, SlotSelection, check_slots, is_sound, unsound_message
 from btp.engine.checks.finite import Finite
+from btp.engine.decide import own_counts
 from btp.engine.hooks.deferred_checks import Doubts
 
 
@@ -44,7 +45,7 @@ def ask(pruner: Pruner, stage: Stage, slots: Slots, signals: Signals, doubts: Do
     selection = pruner.evict(slots, signals, stage)  # type: ignore[attr-defined]
     counts = slots.keep_counts(stage)
     if isinstance(selection, SlotSelection) and selection.counts is not None:
-        counts = _own_counts(pruner, selection.counts, slots, stage)
+        counts = own_counts(pruner, selection.counts, slots.host_alive, stage, "slots", "there")
     check_slots(selection, slots, counts, pruner.name, stage.site)
     for numbers in (selection.scores, *selection.carried.values()):
         if numbers is not None:
@@ -58,18 +59,3 @@ def ask(pruner: Pruner, stage: Stage, slots: Slots, signals: Signals, doubts: Do
     stay = torch.zeros(*keep.shape[:2], n + 1, dtype=torch.bool, device=device)
     stay = stay.scatter(2, keep.masked_fill(keep < 0, n).clamp(max=n), True)[..., :n]
     return Answer(stay, counts, selection.carried)
-
-
-def _own_counts(pruner: Pruner, counts: tuple[int, ...], slots: Slots, stage: Stage) -> tuple[int, ...]:
-    alive = slots.host_alive
-    if not pruner.adaptive:
-        raise ValueError(
-            f"pruner {pruner.name!r} returned counts at {stage.site}, but it is not adaptive. "
-            "Set adaptive = True on the class, or leave counts to the schedule."
-        )
-    if len(counts) != len(alive) or any(not 0 <= k <= n for k, n in zip(counts, alive, strict=False)):
-        raise ValueError(
-            f"pruner {pruner.name!r} decided to keep {counts} slots at {stage.site}, of which {alive} are there. "
-            "Return one count per row, at most what is there."
-        )
-    return tuple(counts)
