@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from btp.models.missing_rows import rows_at, spread_rows, time_passed
 from btp.models.scan import scan
-from btp.models.vim import Join
+from btp.models.vim import Join, begin_steps
 
 START, RIGHT, LEFT, UP, DOWN = range(5)
 _STEM = 64  # channels of the convolutions in front of the patches
@@ -280,10 +280,7 @@ class PlainMambaForImageClassification(PreTrainedModel):
             init.copy_(module.A_log, torch.arange(1.0, module.states + 1).log().expand_as(module.A_log))
             init.ones_(module.D)
             init.normal_(module.direction_Bs, std=self.config.initializer_range)
-            step = module.dt_proj
-            init.uniform_(step.weight, -(module.rank**-0.5), module.rank**-0.5)
-            first = torch.exp(torch.empty_like(step.bias).uniform_(math.log(0.001), math.log(0.1)))
-            init.copy_(step.bias, first + torch.log(-torch.expm1(-first)))  # softplus of it is `first`
+            begin_steps(module.dt_proj, module.rank)
 
 
 def _over_grid(module: nn.Module, rows: Tensor, hw_shape: tuple[int, int]) -> Tensor:

@@ -246,15 +246,20 @@ class VimForImageClassification(PreTrainedModel):
             rates, step = getattr(mixer, f"A{suffix}_log"), getattr(mixer, f"dt_proj{suffix}")
             init.copy_(rates, torch.arange(1.0, mixer.states + 1).log().expand_as(rates))
             init.ones_(getattr(mixer, f"D{suffix}"))
-            init.uniform_(step.weight, -(mixer.rank**-0.5), mixer.rank**-0.5)
-            first = torch.exp(torch.empty_like(step.bias).uniform_(math.log(0.001), math.log(0.1)))
-            init.copy_(step.bias, first + torch.log(-torch.expm1(-first)))  # softplus of it is `first`
+            begin_steps(step, mixer.rank)
             conv = getattr(mixer, f"conv1d{suffix}")
             init.kaiming_uniform_(conv.weight, a=math.sqrt(5))
         for linear in (mixer.in_proj, mixer.x_proj, mixer.x_proj_b):
             init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
         output = mixer.out_proj
         init.normal_(output.weight, std=(3 * output.in_features * self.config.num_hidden_layers) ** -0.5)
+
+
+def begin_steps(step: nn.Linear, rank: int) -> None:
+    """Initialise the projection of a scan's step sizes, so that they begin log-uniformly between 0.001 and 0.1."""
+    init.uniform_(step.weight, -(rank**-0.5), rank**-0.5)
+    first = torch.exp(torch.empty_like(step.bias).uniform_(math.log(0.001), math.log(0.1)))
+    init.copy_(step.bias, first + torch.log(-torch.expm1(-first)))  # softplus of it is `first`
 
 
 AutoConfig.register("btp_vim", VimConfig)
