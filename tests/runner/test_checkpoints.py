@@ -246,6 +246,15 @@ def test_what_needs_no_torch_is_refused_first(word, message, tmp_path):
         check_config(composed(word, f"output={tmp_path}"))
 
 
+def test_an_embedded_model_that_does_not_ship_says_how_it_is_trained(tmp_path):
+    """No other model is proposed in its place."""
+    words = ["model.name=coming", "model.path=checkpoints/coming", f"output={tmp_path}"]
+    with pytest.raises(ValueError, match="the weights of coming do not ship") as error:
+        check_config(composed(*words))
+    assert "python -m experiments.embedded.train coming" in str(error.value)
+    assert "Did you mean" not in str(error.value)
+
+
 def test_random_weights_refuse_what_has_no_effect_first(tmp_path):
     for word in ("model.quantize=4bit", "model.device_map=auto"):
         with pytest.raises(ValueError, match=r"but model.weights is random: that builds the model on one device"):
