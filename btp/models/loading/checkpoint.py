@@ -41,8 +41,8 @@ def find_checkpoint(config: Mapping[str, Any]) -> Path | None:
         raise ValueError(f"model.path is {asked}, which is a file. Set model.path to the folder of the checkpoint.")
     if not folder.is_dir() and asked == Path("checkpoints") / str(config["name"]):
         raise ValueError(
-            f"model.path is {asked}, but the weights of {config['name']} do not ship with this version. Train it: "
-            f"python -m experiments.embedded.train {config['name']}, then set model.path to work/{config['name']}/model."
+            f"model.path is {asked}, but the weights of {config['name']} do not ship with this version. Train it by "
+            f"python -m experiments.embedded.train {config['name']} and set model.path to work/{config['name']}/model."
         )
     if not folder.is_dir():
         near = _nearest(asked)
