@@ -93,7 +93,6 @@ def test_arguments_become_words_of_ours(tmp_path, monkeypatch):
         ({"device": "tpu"}, "--model_args: device is tpu. Choose from: cpu, cuda, cuda:N."),
         ({"device": "cuda:x"}, "--model_args: trainer.devices is ['x']"),
         ({"pruner": 3}, "--model_args: pruner=3 is not there. Options: "),
-        ({"pruner": "fastv", "more": {"stages": 2}}, "--model_args: stages=2 has no effect: pruner 'fastv' brings"),
         ({"path": "FOLDER"}, "no yaml in conf/model is for model_type unheard_of. Add model=NAME"),
     ],
 )
