@@ -33,7 +33,7 @@ def plan_arms(
     Args:
         config: resolved.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie; `folder` gets a copy.
+        store: where artifacts that runs share lie; `folder` gets a copy.
         totals: visual tokens of each sample, in any order, 0 where it has none.
         pictures: of a sample, the most.
         unequal: solve each sample for its own total also where these are equal, since others are to come.

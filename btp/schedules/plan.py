@@ -23,7 +23,7 @@ class Sources:
     """Where stages come from that no yaml holds.
 
     Attributes:
-        calibrated: calibrates, or finds the artefact, and returns its stages.
+        calibrated: calibrates, or finds the artifact, and returns its stages.
         searched: takes a pruner's config and returns it with what a search found, where it asks for one.
     """
 

@@ -205,7 +205,7 @@ def run_reference(
     if config["model"]["weights"] == "random":
         raise ValueError(
             "A search needs a model with weights, but model.weights is random. Name a search.yaml of another run in "
-            "pruner.search.artefact, or do without a search."
+            "pruner.search.artifact, or do without a search."
         )
     task = make_dataset(config["calibration"]["dataset"], "calibration.dataset")
     if not 1 <= samples <= len(task):

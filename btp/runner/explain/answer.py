@@ -183,7 +183,7 @@ def method_config(run: RunFolder, arm: str, role: str) -> Mapping[str, Any] | No
     """The `method` node that an arm ran with: the yaml's, with published settings or what a search found.
 
     Raises:
-        ValueError: a search's artefact is gone from the run folder.
+        ValueError: a search's artifact is gone from the run folder.
     """
     if role == "baseline":
         return None
@@ -191,12 +191,12 @@ def method_config(run: RunFolder, arm: str, role: str) -> Mapping[str, Any] | No
         return run.config["controls"][arm]["method"]
     pruner = with_published(run.config)["pruner"]
     if pruner.get("strategy") == SEARCH:
-        artefact = run.path / "search.yaml"
-        if not artefact.is_file():
-            raise ValueError(f"{artefact} is missing, with what the search of this run found. Run its command again.")
+        artifact = run.path / "search.yaml"
+        if not artifact.is_file():
+            raise ValueError(f"{artifact} is missing, with what the search of this run found. Run its command again.")
         settings = {name: optional(number()) for name in pruner["method"] if not name.startswith("_")}
-        found = read_yaml(artefact, keys(method=keys(True, **settings)), "Run the command of the run again.")
-        pruner = {**pruner, "method": {**pruner["method"], **found_settings(found, pruner["method"], str(artefact))}}
+        found = read_yaml(artifact, keys(method=keys(True, **settings)), "Run the command of the run again.")
+        pruner = {**pruner, "method": {**pruner["method"], **found_settings(found, pruner["method"], str(artifact))}}
     return method_of(pruner)
 
 

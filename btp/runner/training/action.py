@@ -18,7 +18,7 @@ def train(config: Mapping[str, Any], loaded: Loaded, checkpoint: str, store: Pat
     Args:
         config: of the run, resolved.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie.
+        store: where artifacts that runs share lie.
     """
     folder = Training(config, loaded, checkpoint, store, machine, config["pruner"]).go()
     if machine.leads:

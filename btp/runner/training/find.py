@@ -31,7 +31,7 @@ def with_modules(
     Args:
         config: of the run, resolved.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie.
+        store: where artifacts that runs share lie.
         pruner: with `weights`: auto, none, or a folder.
 
     Raises:

@@ -50,7 +50,7 @@ class Training:
         config: of the run, resolved.
         loaded: the model.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie.
+        store: where artifacts that runs share lie.
         machine: what it runs on.
         pruner: config of the pruner.
 
