@@ -136,7 +136,7 @@ _GROUPS = {
     "task.name": TEXT,
     "task.path": TEXT,
     "task.reading": TEXTS,
-    "logger.name": choice("wandb", "csv", "none"),
+    "logger.name": TEXT,
     "logger.tracker": TEXT,
     "logger.file": TEXT,
     "logger.mode": choice("offline", "online"),
