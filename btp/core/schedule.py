@@ -34,7 +34,7 @@ class Stage:
     """One stop of a schedule.
 
     Attributes:
-        site: where; text is parsed.
+        site: Site; text is parsed.
         keep: what stays. int = tokens per sample, float in [0, 1] = share of the ORIGINAL visual tokens,
             0 withdraws them all (no method is asked), "fit" is solved from the run's budget, "fit*X" is X times
             what the first stage with "fit" keeps (of the same part, where methods are composed).
@@ -214,7 +214,7 @@ class Schedule(Sequence[Stage]):
 
         Args:
             total: visual tokens before any stage.
-            num_layers: of the tower.
+            num_layers: Number of layers of the tower.
             tower: over whose layers: "llm", or "vision" of a model without a language model.
 
         Raises:

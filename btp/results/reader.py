@@ -287,7 +287,7 @@ def read_frame(path: Path, columns: dict[str, tuple[str, shapes.Fits]]) -> pd.Da
     """A table of a run folder.
 
     Args:
-        columns: that it has to have, with what they take.
+        columns: Columns that it has to have, with what they take.
 
     Raises:
         ValueError: it is missing, broken, or a cell is of another kind; says which.

@@ -36,7 +36,7 @@ def plan(config: Mapping[str, Any], facts: Facts, build: Callable[[Mapping], Pru
 
     Args:
         config: resolved.
-        facts: of model and task.
+        facts: Facts of model and task.
         build: makes a pruner's method.
         found: for stages that no yaml holds.
 

@@ -50,7 +50,7 @@ def render(
     """The page's HTML.
 
     Args:
-        table: of all fields, with the columns of btp.report.comparison.table.
+        table: Table of all fields, with the columns of btp.report.comparison.table.
         left: what is not in it.
         looks: colour per series.
         figures: per field, shown: title, caption and data URI.

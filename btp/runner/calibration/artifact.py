@@ -26,9 +26,9 @@ def origin(config: Mapping[str, Any], loaded: Loaded, checkpoint: str, identity:
     """The head of an artifact: its name, and the model and pictures it was made with.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         checkpoint: identity of the model.
-        identity: of the artifact.
+        identity: Identity of the artifact.
     """
     return {
         "identity": identity,
@@ -57,7 +57,7 @@ def read_artifact(path: Path, what: str, key: str, shape: Shape, checkpoint: str
     Args:
         what: calibration or search.
         key: config key that may name the file.
-        shape: that it must have beside `HEAD`.
+        shape: Shape that it must have beside `HEAD`.
         checkpoint: identity of the run's model.
         advice: what to do.
 
@@ -100,7 +100,7 @@ def find_or_make(
     Args:
         path: where it lies, or will.
         make: makes it.
-        shape: that it has beside `HEAD`; what has another is broken.
+        shape: Shape that it has beside `HEAD`; what has another is broken.
         what: is computed, for who has to wait.
         resume: false makes it anew.
     """

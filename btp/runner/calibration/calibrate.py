@@ -48,8 +48,8 @@ class Calibrate(Pass):
     Args:
         loaded: model and processor.
         tau: a token has changed where the cosine of a layer's input and output is below it.
-        batches: of the calibration set.
-        size: of the batches.
+        batches: Batches of the calibration set.
+        size: Size of the batches.
     """
 
     def __init__(self, loaded: Loaded, tau: float, batches: Batches, size: BatchSize):
@@ -117,7 +117,7 @@ def calibrate(
 
     Args:
         checkpoint: identity of the model.
-        store: where curves that runs share lie.
+        store: Folder of the curves that runs share.
         run: the run folder; `calibration.yaml` is written there.
         total: visual tokens per sample.
         tokens: the budget: as many of them, averaged over the decoder layers.

@@ -20,7 +20,7 @@ def calibration_set(folder: Path, task: Mapping[str, Any]) -> dict[str, Any] | N
     A set is the task's own where one class reads both. An artifact of another run counts by what it says itself.
 
     Args:
-        folder: of the run.
+        folder: Folder of the run.
         task: its config.
 
     Returns:

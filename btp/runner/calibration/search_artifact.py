@@ -34,13 +34,13 @@ def find_search(
     """The artifact that the settings name, that an earlier run left, or that is made now.
 
     Args:
-        kind: of search.
+        kind: Kind of search.
         settings: the pruner's `search` node.
         identity: names the search by all that changes its outcome.
-        shape: of the artifact, beside what those of all searches have.
-        config: of the run, resolved.
+        shape: Shape of the artifact, beside what those of all searches have.
+        config: Config of the run, resolved.
         checkpoint: identity of the model.
-        store: where artifacts that runs share lie.
+        store: Folder of the artifacts that runs share.
         make: makes it.
 
     Raises:
@@ -60,9 +60,9 @@ def found_settings(artifact: Mapping[str, Any], method: Mapping[str, Any], file:
     """The settings that a search found: plain numbers for settings that the method has, since files are no code.
 
     Args:
-        artifact: as a search.yaml holds it, whoever wrote it.
-        method: of the pruner's config.
-        file: that the artifact is from, for messages.
+        artifact: Artifact as a search.yaml holds it, whoever wrote it.
+        method: Method of the pruner's config.
+        file: File that the artifact is from, for messages.
 
     Raises:
         ValueError: it names anything else.

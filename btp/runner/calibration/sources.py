@@ -26,13 +26,13 @@ class Finder:
     """Finds for one run.
 
     Attributes:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         loaded: the model.
         checkpoint: its identity.
-        store: where artifacts that runs share lie.
+        store: Folder of the artifacts that runs share.
         run: the run folder, which gets a copy.
         machine: what it runs on.
-        facts: of model and task.
+        facts: Facts of model and task.
     """
 
     config: Mapping[str, Any]

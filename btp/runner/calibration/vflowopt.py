@@ -72,9 +72,9 @@ def search_vflowopt(
     budget leaves; where that were more than stage 2 keeps, both keep the same. A search goes on where it was killed.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         checkpoint: identity of the model.
-        store: where artifacts that runs share lie.
+        store: Folder of the artifacts that runs share.
         facts: decoder layers, and the visual tokens that the budget refers to.
         budget_tokens: visual tokens averaged over the decoder layers.
         pruner: config of the pruner, where it is not the run's own.
@@ -171,7 +171,7 @@ def with_strategy(pruner: Mapping[str, Any], artifact: Mapping[str, Any], file: 
     """A pruner's config with what a search found for it; the last stage is `fit`, as the budget gave it.
 
     Args:
-        file: that the artifact was read from; "" takes the one that the config names, or its identity.
+        file: File that the artifact was read from; "" takes the one that the config names, or its identity.
 
     Raises:
         ValueError: the artifact holds more than numbers for settings of the method, or stages that are none.

@@ -35,9 +35,9 @@ def search_vtw(
     """Search the first layer whose withdrawal leaves the next token's distribution nearly as it was.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         checkpoint: identity of the model.
-        store: where artifacts that runs share lie.
+        store: Folder of the artifacts that runs share.
         pruner: config of the pruner, where it is not the run's own.
 
     Returns:
@@ -113,10 +113,10 @@ class Withdrawals(Pass):
     Args:
         loaded: model and processor.
         candidates: layers.
-        positions: of the stage that withdraws.
-        direction: as `divergence`.
-        batches: of the calibration set.
-        size: of the batches.
+        positions: Positions of the stage that withdraws.
+        direction: Direction as `divergence`.
+        batches: Batches of the calibration set.
+        size: Size of the batches.
     """
 
     def __init__(

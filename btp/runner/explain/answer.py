@@ -63,7 +63,7 @@ class Answer:
         text: what was said.
         first: [V], or [..., V] log-probabilities that answers are compared by, such as those of the first token.
         call: what the engine did.
-        inputs: of the model.
+        inputs: Inputs of the model.
     """
 
     text: str
@@ -76,7 +76,7 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     """One sample's life under one arm of a run.
 
     Args:
-        folder: of the run.
+        folder: Folder of the run.
         sample: its id, or the number that it ends in.
         arm: name of the arm; None takes the run's method.
         trust: run code that the run's config.yaml names outside of this project.

@@ -32,7 +32,7 @@ class Source:
 
     Attributes:
         kind: calibration | search.
-        name: in W&B, one per model and identity; runs that share it share the artifact.
+        name: Name in W&B, one per model and identity; runs that share it share the artifact.
         path: the file that runs share, else the run's own copy.
         made_here: this run made it; false where an earlier one did.
         metadata: all but long lists.

@@ -58,10 +58,10 @@ def opened(logger: Mapping[str, Any], folder: Path, own: str, **facts: Any) -> I
     gives way. What is logged waits below `folder`, artifacts' bytes included, until a server has it.
 
     Args:
-        logger: of the config; its mode is offline or online.
+        logger: Logger of the config; its mode is offline or online.
         folder: gets `wandb/` and `wandb-data/`.
         own: the run's id.
-        facts: of the run, as wandb.init takes them.
+        facts: Facts of the run, as wandb.init takes them.
     """
     with _data_below(folder):
         run = _start(logger, folder, id=run_id(own), **facts)

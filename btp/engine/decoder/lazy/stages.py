@@ -74,7 +74,7 @@ class LazyStages:
             at: the layer.
             first: name of the argument that holds the hidden states.
             hidden: these, [B, R, D].
-            arguments: of the layer, as they would be without these stages.
+            arguments: Arguments of the layer, as they would be without these stages.
         """
         state, changes = self._state(run), {}
         if at == self.first:
