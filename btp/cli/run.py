@@ -88,8 +88,8 @@ def check_mode(words: Sequence[str]) -> None:
     if len(given) > 1:
         (one, first), (other, second) = list(given.items())[:2]
         raise ValueError(
-            f"{first} asks to {one}, {second} to {other}: only one can be done at a time. Drop one of them; a config is "
-            "shown for one cell, with that cell's own words."
+            f"{first} asks to {one}, {second} to {other}: only one can be done at a time. Drop one of them; a config "
+            "is shown for one cell, with that cell's own words."
         )
 
 

@@ -2,8 +2,8 @@
 
 The curriculum goes by what is learnt, not by steps: first to copy, which is how looking up begins, then to look up in
 short texts, then in longer ones. It begins with four layers, which is where most is learnt for the time, and four that
-add nothing at first come between them. In the last phase half of the batches forbid the questions to look at the text in
-the first half of the layers, so that what a text says is bound together before it is asked for; asked earlier, that
+add nothing at first come between them. In the last phase half of the batches forbid the questions to look at the text
+in the first half of the layers, so that what a text says is bound together before it is asked for; asked earlier, that
 kept questions over two sentences at one half (700 steps without a move).
 """
 
