@@ -6,7 +6,6 @@ it or on other machines; how they ended is read from the sweep's folder.
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,8 +49,6 @@ def main() -> None:
     """Run `run.py`'s command line; exit code 1 where a run failed, unless only its budget was out of reach."""
     settle_output()
     try:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         _run(sys.argv[1:])
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

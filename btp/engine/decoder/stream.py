@@ -36,8 +36,8 @@ from btp.engine.hooks.turn import Turn
 from btp.engine.vision.follow import vision_of
 from btp.engine.vision.tower_pass import rows_valid as tower_rows_valid
 
-_AXIS = {"hidden": 1, "update": 2, "change": 2, "rotary": 2, "queries": 2, "keys": 2, "values": 2}
-_SIDES = ("update", "change", "rotary")
+_AXIS = {"hidden": 1, "queries": 2, "keys": 2, "values": 2, "attention": 3, "preview": 3}  # of the tokens
+_SIDES = ("update", "change", "rotary")  # [2, B, N, ...]
 
 
 class Stream:
@@ -346,7 +346,7 @@ def _restrict(sight: Sight, run: Run) -> Tensor:
     entry = run.ledger.entries(sight.view, now)
     if signal.kind in _SIDES:
         return torch.stack([gather_rows(side, entry) for side in sight.value])
-    return gather_rows(sight.value, entry, _AXIS.get(signal.kind, 3))
+    return gather_rows(sight.value, entry, _AXIS[signal.kind])
 
 
 def _check_inputs(host: Host, inputs: Mapping[str, Any]) -> None:
