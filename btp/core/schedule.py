@@ -18,7 +18,7 @@ _KEYS = ("site", "keep", "positions", "phase", "of")
 _POSITIONS = ("original", "renumber")
 _PHASES = ("prefill", "decode", "both")
 _OF = ("total", "alive")
-IN_DECODE = ("revive", "protect", "first", "scope")  # settings that the engine reads at a stage of phase both
+IN_DECODE = ("revive", "protect", "first", "scope")  # settings that the engine reads at a stage that acts in decode
 
 
 class Solver(Protocol):
@@ -84,8 +84,8 @@ class Stage:
 
     @property
     def in_decode(self) -> bool:
-        """True where it stands between layers and acts in decode steps too: what left may come back."""
-        return self.site.kind == "layer" and self.site.tower == "llm" and self.phase == "both"
+        """True where it stands between layers and acts in decode steps (too): what left may come back."""
+        return self.site.kind == "layer" and self.site.tower == "llm" and self.phase != "prefill"
 
     @property
     def is_free(self) -> bool:

@@ -56,7 +56,7 @@ class StageRecord:
 
 @dataclass
 class StepRecord:
-    """What a stage of phase both did in one forward: a prefill, or a decode step. B rows of the batch.
+    """What a stage that acts in decode did in one forward: a prefill, or a decode step. B rows of the batch.
 
     A position counts the real tokens of the prompt, and behind them those of the answer.
 
@@ -67,6 +67,7 @@ class StepRecord:
         revived: Of those, how many had stayed behind before.
         parked: rows that stay behind here and may come back.
         waiting: states of such rows that are held behind this forward.
+        unseen: tokens seen in front of it and not behind it, in this forward.
         rows: [B, T] bool, the positions computed behind it.
         seen: [B, T] bool, the positions that these see, each up to its own.
     """
@@ -77,6 +78,7 @@ class StepRecord:
     revived: tuple[int, ...]
     parked: tuple[int, ...]
     waiting: tuple[int, ...]
+    unseen: tuple[int, ...]
     rows: Tensor
     seen: Tensor
 
@@ -135,7 +137,7 @@ class Call:
         slots: K/V slots of each layer behind prefill (of the longest row); empty without a cache.
         cache_bytes: bytes of those slots over all rows, keys and values; empty without a cache.
         decode_steps: forwards behind the prefill.
-        steps: what each stage of phase both did, in each forward; empty where there is none.
+        steps: what each stage that acts in decode did, in each forward; empty where there is none.
         evicted: what left the K/V cache, by forward and layer, in order; empty without a stage at llm.cache.
         held: tokens that each layer's cache holds per row and key head, behind the prompt: L tuples of B; empty
             without a cache.
@@ -186,7 +188,10 @@ class Call:
     @property
     def fired(self) -> dict[str, bool]:
         """Which stages withdrew something, by site."""
-        return {str(stage.site): stage.fired for stage in self.stages} | {str(e.site): True for e in self.evicted}
+        found = {str(stage.site): stage.fired for stage in self.stages} | {str(e.site): True for e in self.evicted}
+        for record in (record for step in self.steps for record in step if any(record.unseen)):
+            found[str(record.site)] = True
+        return found
 
     def gone(self, site: Site | str, step: int | None = None) -> list[list[set[int]]]:
         """Places in the unpruned sequence that left a layer's cache up to a forward, per row and key head.

@@ -30,12 +30,14 @@ class Behind:
         parked: who stayed behind in front of them.
         whole: their slots are those that the host knows of: none left in the prefill, here or before.
         shares: what stayed of the tokens in front, per row, in the prefill.
+        carried: numbers that the pruner gave to columns when it was asked last, [B, up to T] each.
     """
 
     slots: Tensor
     whole: bool
     shares: tuple[float, ...]
     parked: Parked = field(default_factory=Parked)
+    carried: dict[str, Tensor] = field(default_factory=dict)
 
 
 class State:

@@ -132,7 +132,7 @@ def _held(call: Call, row: int, forwards: int | None) -> dict[str, Any]:
 
 
 def _stepped(call: Call, row: int, forwards: int | None) -> dict[str, Any]:
-    """What stages of phase both did in the prefill (step 0) and in each decode step; {} without any."""
+    """What stages that act in decode did in the prefill (step 0) and in each decode step; {} without any."""
     counts = ("entered", "computed", "revived", "parked", "waiting")
     steps = [
         {"step": step, "site": str(record.site)} | {name: getattr(record, name)[row] for name in counts}
