@@ -1,7 +1,7 @@
 """Farthest points on a device: all rows at once, all picks queued without waiting for the one before.
 
-Where the similarities of all to all are held and Triton is at hand, one kernel makes all picks; otherwise each is 3 to 6
-small ones.
+Where the similarities of all to all are held and Triton is at hand, one kernel makes all picks; otherwise each is 3
+to 6 small ones.
 """
 
 from __future__ import annotations
