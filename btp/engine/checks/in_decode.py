@@ -41,10 +41,11 @@ def check_in_decode(host: Host, pruner: Pruner | None, schedule: Schedule) -> No
             )
     windows = [kind for kind in layer_kinds(host) if kind.window is not None]
     if windows:
+        instead = "Leave that stage out" if mine[0][1].phase == "decode" else "Set phase: prefill"
         raise ValueError(
             f"schedule.{mine[0][0]}.phase is {mine[0][1].phase}, but {type(host.decoder).__name__} has layers of type "
             f"{windows[0].name} that see {windows[0].window} tokens: a token that comes back would find its keys gone. "
-            "Set phase: prefill, or use a model with full attention."
+            f"{instead}, or use a model with full attention."
         )
     for i, stage in mine:
         _check_stage(host, pruner, i, stage)
