@@ -162,6 +162,23 @@ COST = (
         "The same as counted by the framework's operation counter while the model ran.",
         less=True,
     ),
+    Column(
+        "flops_decode",
+        "decode FLOPs",
+        "Cost",
+        "flops",
+        "flops_decode: of one decode step, mean over those measured: rows computed against the slots that they see, "
+        "output head and selection included, one multiply-add counted as two, by formula.",
+        less=True,
+    ),
+    Column(
+        "flops_decode_measured",
+        "decode FLOPs, counted",
+        "Cost",
+        "flops",
+        "The same as counted by the framework's operation counter while the model ran.",
+        less=True,
+    ),
     Column("kv_mib", "KV, MiB", "Cost", "mib", "Key and value cache behind prefill, by formula.", less=True),
     Column(
         "kv_mib_measured",
