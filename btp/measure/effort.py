@@ -78,8 +78,8 @@ def times(
 def seconds_of_rounds(baseline: Times, candidate: Times, *, repeats: int, warmup: int, output: int) -> float:
     """Seconds in which `btp.measure.cost.measure` holds one arm against the plain model.
 
-    A round runs each side three times up to the first token, once of them to the last; two runs more a side are counted, up
-    to the first token and to the last, one is checked, and the plain cache is looked at once.
+    A round runs each side three times up to the first token, once of them to the last; two runs more a side are
+    counted, up to the first token and to the last, one is checked, and the plain cache is looked at once.
     """
     rounds = repeats + warmup
     firsts, steps = 3 * rounds + 3, (rounds + 2) * (output - 1)
