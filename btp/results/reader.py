@@ -20,7 +20,7 @@ one would show.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
   score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same, or how far: a share),
   kl (nats, the distribution that answers are compared by from the unpruned one), tokens_avg, total (visual tokens
-  before any pruning).
+  before any pruning); kl_steps where texts were generated (nats per token, as long as both say the same).
 - `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
 - `steps.parquet`, where a stage acts in decode: one row per arm, sample, step (0 is the prefill) and stage: arm,

@@ -211,6 +211,8 @@ def _flat(found: Mapping[str, Any], side: str) -> dict[str, Any]:
         "flops_visual_pdrop": found["flops_visual_pdrop"] / rows,
         "flops_prefill": found["flops_prefill"] / rows,
         "flops_prefill_measured": found["flops_prefill_measured"] / rows,
+        "flops_decode": found["flops_decode"] / rows,
+        "flops_decode_measured": found["flops_decode_measured"] / rows,
         "kv_mib": sum(found["kv_bytes_per_layer"]["computed"]) / rows / 2**20,
         "kv_mib_measured": sum(measured) / rows / 2**20 if measured else None,
         "peak_memory_mib": memory[side] if memory else None,
