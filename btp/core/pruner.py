@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -41,6 +42,7 @@ class Tokens:
             padded. Signals of the vision tower are per picture: at a stage of the language model
             `value[tokens.picture, ..., tokens.slot]` is what was seen of a token.
         row: [B, N] which of the layer's rows it is (signals with rows all), -1 where padded.
+        carried: [B, N] numbers by name that earlier stages gave to the tokens (`Selection.carried`).
         host_total, host_alive: `total` and the valid counts as ints, where the maker knows them without a
             sync.
         host_keep: how many of them each row keeps, where that is not what the stage says of `total` alone: at a stage
@@ -60,6 +62,7 @@ class Tokens:
     picture: Tensor | None = None
     slot: Tensor | None = None
     row: Tensor | None = None
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
     host_total: tuple[int, ...] | None = None
     host_alive: tuple[int, ...] | None = None
     host_keep: tuple[int, ...] | None = None

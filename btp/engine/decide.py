@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Decision:
         sizes: [B, K] original tokens each stands for; None leaves them as they were.
         ordered: the kept tokens change places.
         merge: what flowed into what, with targets in range; None where nothing did.
+        carried: [B, K] numbers by name that travel with the kept tokens.
     """
 
     keep: Tensor
@@ -38,10 +39,11 @@ class Decision:
     sizes: Tensor | None = None
     ordered: bool = False
     merge: MergePlan | None = None
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
 
     def changes(self, before: tuple[int, ...]) -> bool:
         """Whether anything is other than before."""
-        return self.counts != before or self.states is not None or self.ordered
+        return self.counts != before or self.states is not None or self.ordered or bool(self.carried)
 
 
 class Decider:
@@ -128,7 +130,7 @@ class Decider:
             states = merge_states(tokens.hidden, keep, merge) if states is None else states
         if states is not None:
             self._finite.states(pruner.name, stage.site, states, keep)
-        return Decision(keep, counts, states, sizes, selection.ordered, merge)
+        return Decision(keep, counts, states, sizes, selection.ordered, merge, selection.carried)
 
 
 def own_counts(
@@ -189,7 +191,8 @@ def _withdrawn(
     if merge is not None:
         merge = replace(merge, target=merge.target.masked_fill(gone.to(merge.target.device), -1))
     states = None if states is None else states[:, : max(own)]
-    return replace(selection, keep=keep, merge=merge, states=states, counts=own), own
+    carried = {name: x[:, : max(own)] for name, x in selection.carried.items()}
+    return replace(selection, keep=keep, merge=merge, states=states, counts=own, carried=carried), own
 
 
 def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str) -> None:
@@ -207,6 +210,7 @@ def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str)
         raise TypeError(f"pruner {method!r} returned merge.target of {selection.merge.target.dtype}. Return int64.")
     B, N, D = tokens.hidden.shape
     shapes = {"states": (selection.states, (*selection.keep.shape, D)), "scores": (selection.scores, (B, N))}
+    shapes |= {f"carried.{k}": (x, tuple(selection.keep.shape)) for k, x in selection.carried.items()}
     if selection.merge is not None:
         shapes |= {f"merge.{k}": (getattr(selection.merge, k), (B, N)) for k in ("target", "weight")}
     for name, (given, wanted) in shapes.items():
