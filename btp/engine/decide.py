@@ -30,7 +30,7 @@ class Decision:
         sizes: [B, K] original tokens each stands for; None leaves them as they were.
         ordered: the kept tokens change places.
         merge: what flowed into what, with targets in range; None where nothing did.
-        carried: numbers [B, N] that the tokens take along to the next time they are shown.
+        carried: [B, N] numbers by name that the tokens take along.
     """
 
     keep: Tensor
@@ -43,7 +43,7 @@ class Decision:
 
     def changes(self, before: tuple[int, ...]) -> bool:
         """Whether anything is other than before."""
-        return self.counts != before or self.states is not None or self.ordered
+        return self.counts != before or self.states is not None or self.ordered or bool(self.carried)
 
 
 class Decider:
@@ -212,10 +212,10 @@ def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str)
     if selection.merge is not None:
         shapes |= {f"merge.{k}": (getattr(selection.merge, k), (B, N)) for k in ("target", "weight")}
     shapes |= {f"carried.{k}": (given, (B, N)) for k, given in selection.carried.items()}
-    if selection.carried and not stage.in_decode:
+    if selection.carried and stage.site.tower == "vision":
         raise ValueError(
-            f"pruner {method!r} gives its tokens numbers to carry at {stage.site}, where it is asked once. Leave "
-            "carried away, or set phase: both or decode on that stage."
+            f"pruner {method!r} gives its tokens numbers to carry at {stage.site}, in the vision tower, where none "
+            "travel. Leave carried away, or decide at llm.input."
         )
     for name, (given, wanted) in shapes.items():
         if given is not None and tuple(given.shape) != wanted:

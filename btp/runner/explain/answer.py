@@ -28,6 +28,7 @@ from btp.runner.calibration.sources import SEARCH
 from btp.runner.datasets import make_dataset, with_contents
 from btp.runner.devices import Machine
 from btp.runner.evaluation.data import shrink
+from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.task_protocol import OwnWay, draw
 from btp.runner.evaluation.ways.choose import way_of
@@ -233,9 +234,9 @@ def _answer(
     """Answer the sample alone, as a run does in a batch."""
     host = loaded.host
     batch = way.collate(loaded.processor)([sample], shares=() if share == 1 else [share])
-    inputs = batch.to(host.device, host.dtype).inputs
-    aim(pruner, [sample])
+    aim(pruner, [sample], batch.clips)
     with torch.inference_mode(), attach(host, pruner, schedule) as trace:
+        inputs = model_inputs(loaded, batch)
         text, first = way.once(loaded, inputs)
     return Answer(text, first.cpu(), trace[0], inputs)
 

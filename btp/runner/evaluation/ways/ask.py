@@ -16,6 +16,7 @@ from btp.models.vision_cache import PictureFeatures
 from btp.runner.evaluation.answer_store import Answers
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches
+from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.evaluation.oracle_targets import aim
 from btp.tasks.sample import Task
 
@@ -49,16 +50,16 @@ class Evaluate(Pass):
         features: PictureFeatures | None = None,
     ):
         super().__init__(batches, size)
-        self.host = loaded.host
+        self.loaded, self.host = loaded, loaded.host
         self.pruner, self.trace, self.answers, self.reference = pruner, trace, answers, reference
         self.features = features
 
     def step(self, batch: Batch) -> None:
         """Answer a batch and write it down before the next one starts."""
         samples = batch.samples
-        aim(self.pruner, samples)
+        aim(self.pruner, samples, batch.clips)
         self.trace.calls.clear()
-        inputs = batch.to(self.host.device, self.host.dtype, non_blocking=True).inputs
+        inputs = model_inputs(self.loaded, batch)
         if self.features is not None:
             inputs = self.features.instead(inputs, batch.pictures)
         try:
