@@ -1,4 +1,4 @@
-"""What the engine needs to know about a model: its towers, where its visual tokens lie, and what is wrapped around it."""
+"""What the engine needs to know about a model: its towers, where its visual tokens lie, what is wrapped around it."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from btp.models.clips import Frames, clip_writer, expanded
+from btp.models.video.clips import Frames, clip_writer, expanded
 
 Turns = Sequence[Mapping[str, Any]]
 

@@ -23,8 +23,8 @@ from btp.measure.segments import Segments, packed, square
 from btp.measure.timed_pruner import TimedPruner
 from btp.measure.vision.forward import Forward, measure_forward
 from btp.measure.vision.tower import tower_cost
-from btp.models.clip_features import clip_pixels
 from btp.models.loading.load import Loaded
+from btp.models.video.clip_features import clip_pixels
 from btp.report.terminal import literal
 from btp.results.atomic import write_json
 from btp.results.disk import make_folder

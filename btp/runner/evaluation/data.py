@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from btp.models.chat import chat_inputs
-from btp.models.clips import Frames, clip_tokens
 from btp.models.text_processor import PLAIN
+from btp.models.video.clips import Frames, clip_tokens
 from btp.runner.evaluation.processing import processed
 from btp.runner.out_of_memory import out_of_memory
 from btp.tasks.bounds import MOST_PIXELS
