@@ -22,7 +22,7 @@ from btp.cli.check_config import settled
 from btp.cli.effects import fault_of_effects
 from btp.cli.experiments import Experiment
 from btp.cli.schema import CHOSEN, NEEDED
-from btp.cli.values import fault_of_size, fault_of_values, fault_of_words, resolved
+from btp.cli.values import fault_of_shapes, fault_of_size, fault_of_values, fault_of_words, resolved
 from btp.cli.words import overrides_of
 from btp.results.command_line import as_line
 from btp.results.disk import make_folder, writing
@@ -33,6 +33,7 @@ from btp.runner.pruner_lists import GROUP, JOIN, as_typed
 from btp.tasks.shown import short
 
 MANY = ("-m", "--multirun")
+MOST_NAMED = 6  # options that a message lists as examples
 OF_HYDRA = ("hydra/sweeper", "hydra/launcher")  # groups that Hydra cannot do without
 EXTRAS = {  # what an option of Hydra's runs on, and the extra of the distribution that installs it
     "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
@@ -173,7 +174,7 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
         with initialize_config_dir(str(conf), version_base="1.3"):
             composed = compose("config", overrides=first, return_hydra_config=True)
     except Exception as error:
-        return _explain(conf, first, error)
+        return _unknown(conf, first, error) or fault_of_shapes(parsed) or _reasons(error)
     for part in OF_HYDRA:
         if not isinstance(OmegaConf.select(composed, part.replace("/", "."), throw_on_missing=False), DictConfig):
             return f"{part} is not there, and Hydra needs one. Choose it: {part}=basic."
@@ -266,8 +267,8 @@ def _options(group: str) -> list[str]:
     return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
-def _explain(conf: Path, words: list[str], error: Exception) -> str:
-    """Name the nearest known key where a word of the command line names an unknown one."""
+def _unknown(conf: Path, words: list[str], error: Exception) -> str | None:
+    """Name the nearest known key where a word of the command line names an unknown one; None where none does."""
     groups = [w for w in words if (conf / w.split("=", 1)[0].split("@")[0]).is_dir()]
     with initialize_config_dir(str(conf), version_base="1.3"):
         try:
@@ -279,8 +280,8 @@ def _explain(conf: Path, words: list[str], error: Exception) -> str:
         for word in words:
             key = word.split("=", 1)[0]
             if not key.startswith(("+", "~")) and key.split("@")[0] not in known:
-                return f"unknown key {key}.{_owner(key) or _nearest(key, known)} {_where(key)}"
-    return _reasons(error)
+                return f"unknown key {key}.{_owner(conf, key) or _nearest(key, known)} {_where(key)}"
+    return None
 
 
 def _reasons(error: Exception) -> str:
@@ -298,13 +299,17 @@ def _where(key: str) -> str:
     return f"`{PROGRAM} --cfg job` lists all keys; +{key}=... adds a new one."
 
 
-def _owner(key: str) -> str:
-    """With which options of a part of Hydra this is a key: launchers and sweepers have their own."""
-    group = "/".join(key.split(".")[:2])
-    if not key.startswith("hydra."):
-        return ""
-    found = [f"{group}={option}" for option in _options(group) if key in _with_option(group, option)]
-    return f" It is a key of {' and '.join(found)}." if found else ""
+def _owner(conf: Path, key: str) -> str:
+    """With which other options of its group this is a key: launchers, sweepers and tasks have their own."""
+    if key.startswith("hydra."):
+        group = "/".join(key.split(".")[:2])
+        found = [f"{group}={option}" for option in _options(group) if key in _with_option(group, option)]
+    else:
+        group, _, rest = key.partition(".")
+        yamls = {path.stem: OmegaConf.load(path) for path in sorted((conf / group).glob("*.yaml")) if rest}
+        found = [f"{group}={name}" for name, node in yamls.items() if rest in _keys(node)]
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return f" It is a key of {', '.join(found[:MOST_NAMED])}{more}." if found else ""
 
 
 def _with_option(group: str, option: str) -> set[str]:

@@ -68,6 +68,20 @@ def fault_of_words(overrides: Sequence[Override], composed: DictConfig) -> str |
     return None
 
 
+def fault_of_shapes(overrides: Sequence[Override]) -> str | None:
+    """Which single value is a list or a number where keys are held, for configs that cannot be composed; None if none.
+
+    Args:
+        overrides: the words.
+    """
+    for override in overrides:
+        key, value = override.key_or_group, _plain(override.value())
+        single = not (override.is_sweep_override() or override.is_delete() or isinstance(value, str))
+        if single and (fault := fault_of_values(_nested(key, value), at=key)):
+            return fault
+    return None
+
+
 def resolved(composed: DictConfig) -> dict[str, Any]:
     """A composed config as plain values.
 

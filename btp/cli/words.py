@@ -67,8 +67,9 @@ def _added(conf: Path, words: list[str]) -> list[str]:
 
 
 def _within(word: str, places: Sequence[str]) -> bool:
-    key = word.partition("=")[0]
-    return any(key == place or key.startswith(f"{place}.") for place in places)
+    """Whether a word fills one of these mappings: with a key, or with several in braces."""
+    key, _, value = word.partition("=")
+    return any((key == place and value.lstrip()[:1] == "{") or key.startswith(f"{place}.") for place in places)
 
 
 def _without_sweep(word: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from btp.cli.overrides import check_overrides, find_fault, planned_cells, sweep_folder
+from btp.cli.words import hydra_words
 from btp.runner.pruner_lists import as_typed, name_lists
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -33,10 +34,17 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
         (["hydra.launcher.n_jobs=2"], "hydra.launcher.n_jobs. It is a key of hydra/launcher=joblib."),
         (["hydra.sweeper.n_trials=2"], "It is a key of hydra/sweeper=optuna."),
         (["hydra/sweeper=optuna", "hydra.sweeper.n_trails=2"], "Did you mean hydra.sweeper.n_trials?"),
+        (["task.path=x"], "unknown key task.path. It is a key of task=boxes_folder, task=chartqa"),
+        (["pruner.layer=3"], "unknown key pruner.layer. It is a key of pruner=vtw, pruner=withdraw."),
+        (["calibration.path=x"], "It is a key of calibration=folder, calibration=llava_instruct."),
+        (["budget=[]"], "budget is [], but holds keys of its own"),
+        (["task.dataset=[1]"], "task.dataset is [1]. Set task.dataset to keys with values"),
+        (["model.processor=3"], "model.processor is 3. Set model.processor to keys with values"),
+        (["model.processor=[]"], "model.processor is []. Set model.processor to keys with values"),
     ],
 )
 def test_a_wrong_word_is_named_with_the_nearest_right_one(words, message):
-    assert message in find_fault(CONF, name_lists(words))
+    assert message in find_fault(CONF, hydra_words(CONF, name_lists(words)))
 
 
 @pytest.mark.parametrize("path", ["/data/a=b/q.json", "/data/a(1)/q.json", "/data/{x}/q.json", "/data/it's/q.json"])
