@@ -27,6 +27,7 @@ ONLY = {
     "submitit": {"runner", "cli"},
     "hydra": {"runner", "cli", "lmms_eval"},
     "optuna": {"runner"},
+    "triton": {"ops"},
 }
 STDLIB = __import__("sys").stdlib_module_names
 
@@ -60,7 +61,7 @@ def wrong(folder: str, name: str) -> str | None:
             return "upward"
         if folder != other and FLOOR[other] == FLOOR[folder]:
             return "sideways"
-    elif folder in ("core", "ops", "schedules") and head not in ("torch", "__future__") and head not in STDLIB:
+    elif folder in ("core", "ops", "schedules") and head not in ("torch", "triton", "__future__", *STDLIB):
         return "core, ops and schedules import torch and the standard library only"
     return None
 
@@ -142,6 +143,7 @@ def test_rooms_are_no_drawers():
         ("core", "btp.ops.merge"),
         ("core", "transformers.Cache"),
         ("ops", "numpy"),
+        ("core", "triton.language"),
         ("ops", "btp.pruners.btp.BTP"),
         ("schedules", "btp.ops.merge"),
         ("engine", "btp.models.lvlm.LVLM"),
@@ -165,6 +167,7 @@ def test_lawful_imports():
     for folder, name in [
         ("core", "torch.nn"),
         ("ops", "btp.core.topk.top_k"),
+        ("ops", "triton"),
         ("schedules", "btp.core.site"),
         ("engine", "btp.core.site"),
         ("engine", "transformers"),

@@ -26,7 +26,7 @@ class Tower:
 
     Attributes:
         name: "llm" or "vision", the first word of its sites.
-        layers: in order; each takes the hidden states as the first parameter of `forward`.
+        layers: Layers in order; each takes the hidden states as the first parameter of `forward`.
         token_axis: axis of the hidden states along which tokens lie: 1 for [B, S, D], 0 for packed [T, D].
         companions: parameters of a layer's `forward` that carry a token axis and must be taken along a cut.
         exit: "short" hands on fewer tokens, "restore" needs the original length back behind the last layer.

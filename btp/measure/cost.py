@@ -33,13 +33,13 @@ class Subject:
     Attributes:
         generate: runs the model on the batch for exactly that many new tokens per row (min_new_tokens and
             max_new_tokens alike), with a cache and without gradients.
-        architecture: its sizes.
+        architecture: Sizes of the model.
         segments: what its vision tower runs over for this batch (`btp.measure.segments`).
         vision: the vision tower; None without one.
         feature: the vision layer that the projector reads; -1 where it is not known.
         decoder: the language model, called once per new token.
         device: where it runs.
-        dtype: of weights and cache.
+        dtype: Data type of weights and cache.
     """
 
     generate: Generate

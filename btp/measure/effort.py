@@ -23,8 +23,8 @@ def try_speed(device: torch.device, dtype: torch.dtype, stack: Stack, now: Clock
     Takes about a second on a slow CPU and some 100 MB.
 
     Args:
-        device: that will compute.
-        dtype: of the weights.
+        device: Device that will compute.
+        dtype: Data type of the weights.
         stack: the decoder's sizes; large ones are tried at 4096.
         now: reads the clock, in seconds.
     """
@@ -64,7 +64,7 @@ def times(
     """Seconds of one batch; launches, norms and selection cost nothing here.
 
     Args:
-        speed: of the device.
+        speed: Speed of the device.
         visual, text: visual tokens that enter each decoder layer, and text tokens, of a prompt.
         batch: prompts at a time.
         output: tokens to be generated.

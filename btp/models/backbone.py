@@ -162,9 +162,9 @@ class Backbone:
         """Inputs without a processor: pictures or clips of noise, the same at every call.
 
         Args:
-            batch: of them.
+            batch: Batch of them.
             height, width: in pixels; None takes the size that the model was trained with.
-            frames: of a clip; None likewise.
+            frames: Frames of a clip; None likewise.
 
         Raises:
             ValueError: frames of a model that takes pictures, or another number of frames than the model takes.

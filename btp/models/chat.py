@@ -18,7 +18,7 @@ def chat_inputs(processor: Any, chats: Sequence[Turns], pictures: Sequence[Seque
     Args:
         processor: has a chat template and pads.
         chats: per row its turns: role, and content of {type: image} and {type: text, text}.
-        pictures: of each row, in the order in which its turns show them.
+        pictures: Pictures of each row, in the order in which its turns show them.
 
     Returns:
         The processor's inputs, and the text of each prompt as the template writes it.

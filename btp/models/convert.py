@@ -28,7 +28,7 @@ def convert(file: Path, out: Path, image_size: int = 224) -> None:
     """Write config.json, model.safetensors and preprocessor_config.json into `out`.
 
     Args:
-        file: as published: vim_*_midclstok_*.pth (state under `model`) or l1.pth to l3.pth (under `state_dict`).
+        file: File as published: vim_*_midclstok_*.pth (state under `model`) or l1.pth to l3.pth (under `state_dict`).
         out: a new folder.
         image_size: side of the pictures that the model takes.
 

@@ -155,7 +155,7 @@ class LVLM(DecoderHost):
             batch: rows.
             words: text tokens behind the picture.
             height, width: of the picture, in pixels.
-            frames: of a video in place of the picture.
+            frames: Frames of a video in place of the picture.
 
         Raises:
             ValueError: the family takes no video, or its pictures are not one square grid.

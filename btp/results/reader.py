@@ -23,7 +23,7 @@ one would show.
   before any pruning).
 - `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
-- `steps.parquet`, where a stage of phase both ran: one row per arm, sample, step (0 is the prefill) and stage: arm,
+- `steps.parquet`, where a stage acts in decode: one row per arm, sample, step (0 is the prefill) and stage: arm,
   sample, step, site, entered (rows computed in front of it), computed (behind it), revived (of these, tokens that had
   stayed behind), parked (rows that stay behind here), waiting (states held).
 - `regions.parquet`: labelled regions of the samples' first pictures, where the task knows any: sample, label,
@@ -287,7 +287,7 @@ def read_frame(path: Path, columns: dict[str, tuple[str, shapes.Fits]]) -> pd.Da
     """A table of a run folder.
 
     Args:
-        columns: that it has to have, with what they take.
+        columns: Columns that it has to have, with what they take.
 
     Raises:
         ValueError: it is missing, broken, or a cell is of another kind; says which.

@@ -49,7 +49,7 @@ def calibrated_stages(
         changed: per decoder layer, visual tokens whose cosine between the layer's input and output is below
             tau, averaged over samples.
         attention: per decoder layer, attention that the prompt's last token gives to visual tokens.
-        stages: how many, 1 or more.
+        stages: Number of stages, 1 or more.
         min_gap: least number of layers between two stages.
         balance: `first` and `last`, in [0, 1].
         withdraw_last: the last stage withdraws all visual tokens. Off unless the model is known not to need
@@ -122,9 +122,9 @@ def shift_layers(
 
     Args:
         changed, attention: as `calibrated_stages`.
-        stages: how many.
+        stages: Number of stages.
         min_gap: least distance of two.
-        deepest_first: as `calibrated_stages`.
+        deepest_first: As in `calibrated_stages`.
 
     Returns:
         Ascending 0-based layers, from 1 on: something must come before a cut to look at.

@@ -28,7 +28,7 @@ def solve_fit(
     Args:
         schedule: Schedule with free stages.
         total: visual tokens of a sample before any pruning.
-        num_layers: of the tower.
+        num_layers: Number of layers of the tower.
         budget_tokens: wanted visual tokens, averaged over its layers.
         nearest: take the nearest that can be reached where the budget cannot.
         tower: "llm", or "vision" of a model without a language model: each layer counts for itself there, and only

@@ -58,7 +58,7 @@ class Mention:
     """A letter that stands for an option.
 
     Attributes:
-        letter: in upper case.
+        letter: Letter in upper case.
         before, after: the text on both sides of it and of its brackets.
         bracketed: it stands in brackets.
         start, end: of it with its brackets.

@@ -21,7 +21,7 @@ def one_row(now: Attending, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The attention of a decode step, made here where its probabilities are asked for too, so that it is made once.
 
     Args:
-        mask: as the layer's function takes it.
+        mask: Mask as the layer's function takes it.
 
     Returns:
         [B, 1, Hq, d] what the layer's function returns, and [B, Hq, 1, n] probabilities in float32 or better.
@@ -39,11 +39,11 @@ def slot_signal(
     """A signal at a cache, from the attention that a layer makes.
 
     Args:
-        signal: as declared.
+        signal: Signal as declared.
         now: the layer's attention; without a mask each row sees the slots up to its own.
         attended: [B, R] rows of this forward that are tokens.
         even: all of them are.
-        probs: of a decode step, where `one_row` made them.
+        probs: Probabilities of a decode step, where `one_row` made them.
 
     Returns:
         The tensor as `Signal` says, and [B, window] which of its rows are real for rows window.

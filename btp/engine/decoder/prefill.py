@@ -27,7 +27,7 @@ class Run:
         step_mask: [B, S + t] 2D mask of the current decode step, as the caller passed it.
         entered: decoder layers that the engine saw in the current forward, from the first stage on.
         memo: what was computed for a view in the current forward, by view and device.
-        lazy: what stages of phase both know of it; None without any.
+        lazy: what stages that act in decode know of it; None without any.
         per_picture: tokens of a picture in the vision tower, where its signals or stages are followed.
         held: what the caches of layers with a stage hold, by layer.
         windows: most tokens that each layer's cache holds, behind prefill; None without a limit.

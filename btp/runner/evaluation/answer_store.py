@@ -42,9 +42,9 @@ class Answers:
     """The rows of one arm. A row is written once, behind what it refers to; a torn last line does not count.
 
     Args:
-        folder: of this arm's identity.
+        folder: Folder of this arm's identity.
         rank: this process's; each writes its own file, all are read.
-        shape: of a row.
+        shape: Shape of a row.
     """
 
     def __init__(self, folder: Path, rank: int = 0, shape: Shape = ROW):

@@ -49,7 +49,7 @@ class Costs:
     """Costs of controls that runs share. A method's are measured in every run anew.
 
     Args:
-        folder: in the store.
+        folder: Folder in the store.
         shared: identity of model and task.
         reuse: take what earlier runs measured.
     """
@@ -83,7 +83,7 @@ def profile(
 
     Args:
         inputs: one batch on the model's device.
-        costs: of controls, shared.
+        costs: Costs of controls, shared.
         now: reads the clock, in seconds.
 
     Returns:

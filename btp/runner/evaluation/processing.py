@@ -26,7 +26,7 @@ def processed(
 
     Args:
         make: (prompts, pictures of each) -> inputs.
-        samples: for messages.
+        samples: Samples for messages.
 
     Raises:
         ValueError: it makes nothing of one of them; says which, and why.
