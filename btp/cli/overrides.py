@@ -23,7 +23,7 @@ from btp.cli.effects import fault_of_effects
 from btp.cli.experiments import Experiment
 from btp.cli.schema import CHOSEN, NEEDED
 from btp.cli.values import fault_of_shapes, fault_of_size, fault_of_values, fault_of_words, resolved
-from btp.cli.words import overrides_of
+from btp.cli.words import overrides_of, stray_word
 from btp.results.command_line import as_line
 from btp.results.disk import make_folder, writing
 from btp.results.shipped import PROGRAM, lacking
@@ -49,6 +49,9 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
     A sweep is tried with the first value of each choice, and every chosen group option must exist.
     """
     words = overrides_of(argv)
+    if stray := stray_word(argv):
+        say(f"{short(stray)} is neither a flag nor key=value, which a run takes. `{PROGRAM} --help` lists the keys.")
+        sys.exit(1)
     try:
         experiment = experiment_of(conf, argv)
     except HydraException:
@@ -64,18 +67,26 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
 
 def _several(conf: Path, words: list[str]) -> str | None:
     """Why these words are no single run: one of them has several values."""
+    found = swept(conf, words)
+    if found is None:
+        return None
+    word, values = found
+    return (
+        f"{short(word)} is a sweep over {len(values)} values, but -m is missing. Write `{PROGRAM} -m ...`; one value "
+        f"that is a list is written [a,b]{_or_quoted(conf, word)}."
+    )
+
+
+def swept(conf: Path, words: list[str]) -> tuple[str, list[str]] | None:
+    """The first word that has several values, and these; None where all have one."""
     for override in _parsed(conf, words):
-        values = _values(override)
-        if values:
-            return (
-                f"{short(override.input_line)} is a sweep over {len(values)} values, but -m is missing. Write "
-                f"`{PROGRAM} -m ...`; one value that is a list is written [a,b]{_or_quoted(conf, override)}."
-            )
+        if values := _values(override):
+            return str(override.input_line), values
     return None
 
 
-def _or_quoted(conf: Path, override: Override) -> str:
-    quoted = _quoted(conf, str(override.input_line))
+def _or_quoted(conf: Path, word: str) -> str:
+    quoted = _quoted(conf, word)
     return f", and one with a comma in it is quoted: {shlex.quote(quoted)}" if quoted else ""
 
 
@@ -178,7 +189,7 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
     for part in OF_HYDRA:
         if not isinstance(OmegaConf.select(composed, part.replace("/", "."), throw_on_missing=False), DictConfig):
             return f"{part} is not there, and Hydra needs one. Choose it: {part}=basic."
-    return fault_of_keys(conf, composed) or fault_of_words(parsed, composed) or _fault_of_values(parsed, composed)
+    return fault_of_words(parsed, composed) or fault_of_keys(conf, composed) or _fault_of_values(parsed, composed)
 
 
 def _fault_of_values(parsed: list[Override], composed: DictConfig) -> str | None:

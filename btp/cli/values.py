@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ def resolved(composed: DictConfig) -> dict[str, Any]:
     try:
         found: Any = OmegaConf.to_container(composed, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        key = getattr(error, "full_key", None) or _first_circle(composed)
+        key = _innermost(composed, getattr(error, "full_key", None) or _first_circle(composed))
         raise ValueError(
             f"{key} is {shown(_raw(composed, key))}, which cannot be resolved: {_first_line(error)}. Set {key} to a "
             f"value, or to ${{KEY}} with a key that `{PROGRAM} --cfg job` lists."
@@ -253,6 +254,17 @@ def _nested(key: str, value: Any) -> Mapping[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
+
+
+def _innermost(composed: DictConfig, key: str) -> str:
+    """Of a key that only stands for another one, that other: the one whose value somebody wrote."""
+    seen = {key}
+    while found := re.fullmatch(r"\$\{([\w.]+)\}", str(_raw(composed, key))):
+        if found[1] in seen or "${" not in str(_raw(composed, found[1])):
+            break
+        key = found[1]
+        seen.add(key)
+    return key
 
 
 def _raw(composed: DictConfig, key: str | None) -> object:

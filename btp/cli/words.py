@@ -14,12 +14,23 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+VALUED = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
+VALUED += ("--info", "-i", "--experimental-rerun")  # Hydra's flags with a value of their own
 SYNTAX = frozenset(",=[]{}()'\"\\")  # what may mean something to Hydra in a value
 
 
 def overrides_of(argv: Sequence[str]) -> list[str]:
     """The words that change the config."""
     return [word for word in argv if _is_override(word)]
+
+
+def stray_word(argv: Sequence[str]) -> str | None:
+    """The first word that is neither a flag, nor the value of one, nor changes the config; None without any."""
+    for before, word in zip(["", *argv], argv, strict=False):
+        known = word.startswith("-") or _is_override(word) or before in VALUED
+        if word.startswith("=") or not known:
+            return word
+    return None
 
 
 def hydra_words(conf: Path, argv: Sequence[str]) -> list[str]:
