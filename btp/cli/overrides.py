@@ -23,7 +23,7 @@ from btp.cli.effects import fault_of_effects
 from btp.cli.experiments import Experiment
 from btp.cli.schema import CHOSEN, NEEDED
 from btp.cli.values import fault_of_shapes, fault_of_size, fault_of_values, fault_of_words, resolved
-from btp.cli.words import overrides_of, stray_word
+from btp.cli.words import SEARCHPATH, folders_of, overrides_of, stray_word
 from btp.results.command_line import as_line
 from btp.results.disk import make_folder, writing
 from btp.results.shipped import PROGRAM, lacking
@@ -40,7 +40,7 @@ EXTRAS = {  # what an option of Hydra's runs on, and the extra of the distributi
     "hydra/launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", "parallel"),
     "hydra/sweeper=optuna": ("optuna", "optuna"),
 }
-SWEEPS = ("experiment=", "hydra.sweeper.params.")  # words that say what an experiment sweeps over
+SWEEPS = ("experiment=", "hydra.sweeper.params.", SEARCHPATH)  # words that say what an experiment sweeps over
 
 
 def check_overrides(conf: Path, argv: list[str]) -> None:
@@ -54,7 +54,7 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
         sys.exit(1)
     try:
         experiment = experiment_of(conf, argv)
-    except HydraException:
+    except (HydraException, ValueError):
         experiment = Experiment()  # find_fault says what is wrong with it
     many = any(flag in argv for flag in MANY)
     message = find_fault(conf, experiment.before(words) if many else words)
@@ -168,7 +168,8 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
     except HydraException as error:
         return _unread(conf, words) or f"cannot read the command line: {str(error).splitlines()[0]}"
     first = []
-    groups = {p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()}
+    confs = [conf, *folders_of(parsed)]
+    groups = {p.relative_to(one).as_posix() for one in confs for p in one.rglob("*") if p.is_dir()}
     for override in parsed:
         group = override.key_or_group.removeprefix("hydra.")
         if override.is_sweep_override() and (fault := fault_of_size(override)):
@@ -177,7 +178,7 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
         if group in groups and not override.is_delete():
             for choice in values or [override.value()]:
                 needed = group in (*CHOSEN, *OF_HYDRA) and override.package is None
-                fault = _missing_option(conf, group, choice, needed) or fault_of_option(conf, group, str(choice))
+                fault = _missing_option(confs, group, choice, needed) or fault_of_option(conf, group, str(choice))
                 if fault:
                     return fault
         first.append(_first(override))
@@ -249,13 +250,13 @@ def _values(override: Override) -> list[str] | None:
     return list(override.sweep_string_iterator()) if override.is_sweep_override() else None
 
 
-def _missing_option(conf: Path, group: str, choice: object, needed: bool = False) -> str | None:
-    options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+def _missing_option(confs: list[Path], group: str, choice: object, needed: bool = False) -> str | None:
+    options = sorted({p.stem for conf in confs for p in (conf / group).glob("*.yaml")})
     if group.startswith("hydra/"):
-        with initialize_config_dir(str(conf), version_base="1.3"):
+        with initialize_config_dir(str(confs[0]), version_base="1.3"):
             options = sorted({*options, *_options(group)})
     if isinstance(choice, list):
-        return next((fault for one in choice if (fault := _missing_option(conf, group, one, needed))), None)
+        return next((fault for one in choice if (fault := _missing_option(confs, group, one, needed))), None)
     name = "null" if choice is None else str(choice)
     if fault := lacking(f"{group}={name}", *EXTRAS[f"{group}={name}"]) if f"{group}={name}" in EXTRAS else None:
         return fault
@@ -264,9 +265,9 @@ def _missing_option(conf: Path, group: str, choice: object, needed: bool = False
     if name == "null":
         none = f" {group}=none does without." if "none" in options else ""
         lost = f"{group}=null leaves a run without a {group}, which it needs.{none} Options: {', '.join(options)}."
-        return lost if needed else None
+        return lost if needed else f"{group}=null is no option. Leave the word out. Options: {', '.join(options)}."
     if group == GROUP and JOIN in name:
-        faults = [fault for part in name.split(JOIN) if (fault := _missing_option(conf, group, part))]
+        faults = [fault for part in name.split(JOIN) if (fault := _missing_option(confs, group, part))]
         return faults[0] if faults else None
     near = difflib.get_close_matches(name, options, 1)
     hint = f" Did you mean {group}={near[0]}?" if near else ""

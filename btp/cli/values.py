@@ -63,9 +63,9 @@ def fault_of_words(overrides: Sequence[Override], composed: DictConfig) -> str |
         fault = _deleted(override) if override.is_delete() else _swept(override, composed)
         if fault:
             return fault
-        fault = _added(override, composed) if override.is_add() or override.is_force_add() else None
-        if fault:
-            return f"{short(override.input_line)} has no effect: {fault} Drop it."
+        reason = None if override.is_delete() else _idle(override, composed)
+        if reason:
+            return f"{short(override.input_line)} has no effect: {reason} Drop it."
     return None
 
 
@@ -180,9 +180,17 @@ def _balance(config: Mapping[str, Any], whole: bool) -> str | None:
     )
 
 
-def _added(override: Override, composed: DictConfig) -> str | None:
-    """Why a key that a word adds is not read."""
+def _idle(override: Override, composed: DictConfig) -> str | None:
+    """Why a word changes nothing, or adds a key that is not read."""
     key = override.key_or_group
+    if key == "hydra.run.dir":
+        return "output is where runs go."
+    if override.value() == {}:
+        kind = kind_of(key)
+        none = f" {key}=null does without." if kind is not None and kind.holds(None) else ""
+        return f"keys in braces join those that are there.{none}"
+    if not (override.is_add() or override.is_force_add()):
+        return None
     place, _, last = key.rpartition(".")
     if not place and not _is_read(key, composed):
         return f"nothing reads {key}."

@@ -9,12 +9,14 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-VALUED = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
+FOLDER = ("--config-dir", "-cd")
+SEARCHPATH = "hydra.searchpath"
+VALUED = ("--config-name", "-cn", "--config-path", "-cp", *FOLDER, "--cfg", "-c", "--package", "-p")
 VALUED += ("--info", "-i", "--experimental-rerun")  # Hydra's flags with a value of their own
 SYNTAX = frozenset(",=[]{}()'\"\\")  # what may mean something to Hydra in a value
 
@@ -37,11 +39,16 @@ def hydra_words(conf: Path, argv: Sequence[str]) -> list[str]:
     """A command line that Hydra reads as it was meant.
 
     Flags may stand behind the words that change the config. A value with letters outside ASCII, which Hydra takes in
-    quotes only, gets them. New keys of a mapping that conf leaves empty for the user's own need no `+`.
+    quotes only, gets them. New keys of a mapping that conf leaves empty for the user's own need no `+`. `--config-dir`
+    becomes the word for it that every composition reads.
 
     Args:
         conf: folder of the yamls.
+
+    Raises:
+        ValueError: the folder of `--config-dir` is not there.
     """
+    argv = _with_searchpath(argv)
     flags = [word for word in argv if not _is_override(word)]
     words = [_in_quotes(word) for word in overrides_of(argv)]
     return [*flags, *_added(conf, words)]
@@ -51,6 +58,32 @@ def quoted(key: str, value: object) -> str:
     """`key=value` for a value that Hydra is to take as it is, whatever stands in it."""
     text = str(value).replace("${", "\\${")
     return f"{key}={QuotedString(text, Quote.double).with_quotes()}"
+
+
+def folders_of(overrides: Sequence[Override]) -> list[Path]:
+    """Config directories of the user's own that words name."""
+    found: list[Any] = []
+    for override in overrides:
+        value: Any = override.value() if override.key_or_group == SEARCHPATH else []
+        found += value if isinstance(value, list) else [value]
+    texts = [one.text if isinstance(one, QuotedString) else str(one) for one in found]
+    return [Path(text.removeprefix("file://")) for text in texts if "://" not in text.removeprefix("file://")]
+
+
+def _with_searchpath(argv: Sequence[str]) -> list[str]:
+    """`--config-dir DIR` as a word, which Hydra's flag is not where a config is composed to be looked at."""
+    rest, words = [], iter(argv)
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag not in FOLDER:
+            rest.append(word)
+            continue
+        folder = Path(value or next(words, ""))
+        if not folder.is_dir():
+            raise ValueError(f"{flag} is {folder}, but there is no such folder. Name one with groups of yamls in it.")
+        inside = QuotedString(f"file://{folder.absolute()}", Quote.double).with_quotes()
+        rest.append(f"{SEARCHPATH}=[{inside}]")
+    return rest
 
 
 def _is_override(word: str) -> bool:
@@ -69,12 +102,18 @@ def _added(conf: Path, words: list[str]) -> list[str]:
         return words
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            groups = [word for word in words if word not in asked and "." not in word.split("=", 1)[0]]
+            groups = [word for word in words if word not in asked and _chooses(word)]
             composed = compose("config", overrides=[_without_sweep(word) for word in groups])
     except (HydraException, OmegaConfBaseException):
         return words  # find_fault says what is wrong
     mine = [place for place in _empty_mappings(conf) if isinstance(OmegaConf.select(composed, place), DictConfig)]
     return [f"+{word}" if _within(word, mine) else word for word in words]
+
+
+def _chooses(word: str) -> bool:
+    """Whether a word chooses an option of a group, or says where more of them are."""
+    key = word.split("=", 1)[0]
+    return "." not in key or key == SEARCHPATH
 
 
 def _within(word: str, places: Sequence[str]) -> bool:
