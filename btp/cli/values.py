@@ -185,6 +185,8 @@ def _idle(override: Override, composed: DictConfig) -> str | None:
     key = override.key_or_group
     if key == "hydra.run.dir":
         return "output is where runs go."
+    if key == "hydra.mode":
+        return "-m says that this is a sweep."
     if override.value() == {}:
         kind = kind_of(key)
         none = f" {key}=null does without." if kind is not None and kind.holds(None) else ""
