@@ -91,13 +91,27 @@ def measure(
     """
     if new_tokens < 2:
         raise ValueError(f"new_tokens is {new_tokens}. The time per token needs at least 2.")
-    trace, flops_measured = _counted(subject, attached, pruner)
-    plain_measured = measured(lambda: subject.generate(1))
-    call = trace.last
-    selection, signals = _extra(subject, call, pruner)
+    counts = count(subject, attached, pruner, measured(lambda: subject.generate(1)))
     _check_length(subject, nullcontext, new_tokens)
     _check_length(subject, attached, new_tokens)
     latency = _latency(subject, attached, pruner, new_tokens, repeats, warmup, now)
+    return {
+        **counts,
+        "latency": latency,
+        "peak_memory_mib": _memory(subject, attached, new_tokens),
+        "hardware": hardware(subject.device, subject.dtype),
+    }
+
+
+def count(subject: Subject, attached: Attached, pruner: TimedPruner | None, plain: int) -> dict[str, Any]:
+    """What `measure` returns of tokens, operations and cache, from one prefill with the pruner.
+
+    Args:
+        plain: operations counted in a prefill of the unpruned model.
+    """
+    trace, flops_measured = _counted(subject, attached, pruner)
+    call = trace.last
+    selection, signals = _extra(subject, call, pruner)
     return {
         "method": trace.method,
         "rows": len(call.total),
@@ -105,10 +119,7 @@ def measure(
         "flops_prefill_measured": flops_measured,
         "flops_selection": selection,
         "flops_signals": signals,
-        "latency": latency,
-        "peak_memory_mib": _memory(subject, attached, new_tokens),
-        "hardware": hardware(subject.device, subject.dtype),
-        "unpruned": _counts(subject, _unpruned(call), 0, plain_measured) | {"flops_prefill_measured": plain_measured},
+        "unpruned": _counts(subject, _unpruned(call), 0, plain) | {"flops_prefill_measured": plain},
     }
 
 
