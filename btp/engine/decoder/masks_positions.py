@@ -6,7 +6,7 @@ whole here too; a layer behind a cut gets a view through the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -131,6 +131,23 @@ def decode_mask(run: Run, view: View, like: Tensor, attention: str, kind: LayerK
     if attention == "sdpa":
         return seen
     return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, torch.finfo(like.dtype).min)
+
+
+def needs_nothing(run: Run, mask: Tensor | None, attention: str, kinds: Sequence[LayerKind]) -> bool:
+    """Whether `decode_companions` would change nothing in any layer, so that no other layer has to be looked at.
+
+    Without a mask the new token sees all there is in a layer's cache, which is all that is alive there.
+
+    Args:
+        mask: what the host gave the first layer that was looked at; layers without a window share it.
+        attention: as `decode_mask`.
+        kinds: of all layers.
+    """
+    if mask is not None or attention != "sdpa" or run.step_mask is not None:
+        return False
+    return all(kind.window is None for kind in kinds) and all(
+        view.even and view.lowered is None for _, view in run.ledger.views
+    )
 
 
 def _check_own_token(run: Run, doubts: Doubts) -> None:

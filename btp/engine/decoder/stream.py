@@ -24,7 +24,7 @@ from btp.engine.decide import Decider, Decision
 from btp.engine.decoder import kv_cache as kv
 from btp.engine.decoder.deepstack import Deepstack
 from btp.engine.decoder.lazy.stages import LazyStages
-from btp.engine.decoder.masks_positions import check_step, decode_companions, prefill_companions
+from btp.engine.decoder.masks_positions import check_step, decode_companions, needs_nothing, prefill_companions
 from btp.engine.decoder.prefill import Run, count_held, open_run
 from btp.engine.decoder.probe import Probe, Sight
 from btp.engine.hooks.arguments import Binding
@@ -164,7 +164,7 @@ class Stream:
         self._run = run
         if run.in_prefill:
             self._doubts.settle()  # the first token was read from this prefill: the device has caught up
-        run.in_prefill, run.cache = False, cache
+        run.in_prefill, run.cache, run.undisturbed = False, cache, False
         run.entered.clear()
         run.call.decode_steps += 1
         if self._plan:
@@ -226,8 +226,14 @@ class Stream:
                     "that was called, give the one inside: LVLM(wrapper.model)."
                 )
             run.entered.append(at)
+            if run.undisturbed:
+                return None
             arguments = binding.read(args, kwargs)
             hidden = moved = arguments[binding.first]
+            if at == self._first and not run.in_prefill:
+                run.undisturbed = self._lazy.first >= self._host.num_layers and needs_nothing(
+                    run, arguments.get("attention_mask"), self._attention, self._kinds
+                )
             if run.in_prefill:
                 for planned in stages:
                     if any(signal.kind == "preview" for signal in planned.needs):

@@ -125,13 +125,13 @@ def _function(base: str, inside: Mapping[int, int], stand: Callable[[Attending],
 
     def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
         original = known if known is not None else own_eager(module)
+        at = inside.get(id(module))
+        if at is None:
+            return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
         def attend(mask):
             return original(module, query, key, value, mask, scaling=scaling, **kwargs)
 
-        at = inside.get(id(module))
-        if at is None:
-            return attend(attention_mask)
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         odd = tuple(k for k in _UNFOLLOWED if kwargs.get(k) is not None)
         return stand(Attending(at, query, key, value, attention_mask, factor, attend, odd))
