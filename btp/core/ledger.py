@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -148,7 +150,7 @@ class TokenLedger:
         alive = old.alive & behind_lead & (~self.visual | kept)
         lengths = tuple(S - d - (t - k) for d, t, k in zip(self.leads, self.total, counts, strict=True))
         rows = max(lengths)
-        ends = torch.tensor(lengths, device=keep.device)[:, None]
+        ends = on_device(lengths, keep.device)[:, None]
         place = last_places(alive, rows)
         row_of = alive.cumsum(1) - 1 + rows - ends  # [B, S], right aligned
         view = View(
@@ -172,7 +174,7 @@ class TokenLedger:
         Args:
             keep: as given to the cut between the two.
         """
-        lengths = torch.tensor(old.lengths, device=old.place.device)[:, None]
+        lengths = on_device(old.lengths, old.place.device)[:, None]
         row_of = old.alive.cumsum(1) - 1 + old.rows - lengths  # [B, S]
         rows = row_of.gather(1, new.place.clamp(min=0)).clamp(min=0)
         spare = torch.cat([rows, rows[:, :1]], dim=1)  # padding of keep writes behind the rows

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.keep import on_device
+
 COMBINES = ("multiply", "add")
 
 
@@ -57,5 +59,5 @@ def coverage_set(
         picks[:, turn : turn + 1] = pick
         taken = taken.scatter(1, pick, True)
         covered = torch.maximum(covered, alike.gather(1, pick[..., None].expand(-1, -1, N)))
-    unused = torch.arange(most, device=x.device) >= torch.tensor(counts, device=x.device)[:, None]
+    unused = torch.arange(most, device=x.device) >= on_device(counts, x.device)[:, None]
     return picks.masked_fill(unused, -1)

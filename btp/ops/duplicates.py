@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.keep import on_device
+
 
 def without_duplicates(x: Tensor, order: Tensor, sizes: Sequence[int], k: Sequence[int], step: int) -> Tensor:
     """Drop the token that has the nearest likeness in the other half, `step` at a time, until k are left.
@@ -58,4 +60,4 @@ def without_duplicates(x: Tensor, order: Tensor, sizes: Sequence[int], k: Sequen
 
 
 def _column(numbers: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(tuple(numbers), device=device)[:, None]
+    return on_device(tuple(numbers), device)[:, None]

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
+from btp.core.keep import on_device
+
 
 def of_groups(x: Tensor, groups: int, mean: bool = False) -> Tensor:
     """[B, Hkv, ...] sums (or means) over the query heads that share a key head, of [B, Hq, ...]; `groups` to one."""
@@ -62,4 +64,4 @@ def standing(position: Tensor, at: Tensor) -> Tensor:
 
 def decayed(rows: int, decay: float, device: torch.device) -> Tensor:
     """[rows] float32 factors decay^(rows behind); 0^0 is 1."""
-    return torch.tensor(decay, device=device) ** torch.arange(rows - 1, -1, -1, device=device)
+    return on_device(decay, device) ** torch.arange(rows - 1, -1, -1, device=device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from btp.core.host import Host, Layout
+from btp.core.keep import on_device
 from btp.core.ledger import TokenLedger, View
 from btp.core.trace import Call
 
@@ -64,7 +65,7 @@ class Run:
         """`host_length` as [B] on a device; made once in a forward."""
         found = self.memo.get(("lengths", device))
         if found is None:
-            found = self.memo["lengths", device] = torch.tensor(self.host_length, device=device)
+            found = self.memo["lengths", device] = on_device(self.host_length, device)
         return found
 
     def newest_position(self, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from btp.core.host import Host
+from btp.core.keep import on_device
 from btp.core.ledger import View
 from btp.core.pruner import Pruner, Tokens
 from btp.core.signals import Signal
@@ -19,7 +20,7 @@ from btp.engine.cache.stages import CacheStages
 from btp.engine.checks.followed import check_followed
 from btp.engine.checks.plan import PlannedStage
 from btp.engine.checks.signals import attention_name, unseen_message
-from btp.engine.checks.sliding_window import layer_kinds
+from btp.engine.checks.sliding_window import check_flash_windows, layer_kinds
 from btp.engine.decide import Decider, Decision
 from btp.engine.decoder import kv_cache as kv
 from btp.engine.decoder.deepstack import Deepstack
@@ -139,6 +140,8 @@ class Stream:
         self._run = run = open_run(self._host, inputs)
         self._trace.calls.append(run.call)
         self._vision.begin(inputs)
+        if self._plan:
+            check_flash_windows(self._kinds, self._attention, run.prompt_length)
         if self._cuts:
             self._expect_text_last(run)
         return run
@@ -243,7 +246,7 @@ class Stream:
         changes = run.memo.get((view, kind, hidden.device))
         if changes is None:
             if run.in_prefill:
-                changes = prefill_companions(self._host, run, view, hidden, whole, kind)
+                changes = prefill_companions(self._host, run, view, hidden, whole, self._attention, kind)
             else:
                 changes = decode_companions(self._host, run, view, hidden, whole, self._attention, kind, at)
             run.memo[view, kind, hidden.device] = changes
@@ -325,7 +328,7 @@ def make_tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, row
         image=image,
         size=view.size.to(device),
         valid=view.visual_valid.to(device),
-        total=torch.tensor(run.ledger.total, device=device),
+        total=on_device(run.ledger.total, device),
         index=view.visual_index.to(device),
         text=None if text is None else seen[text],
         text_valid=None if text is None else rows_valid[text],
