@@ -193,10 +193,10 @@ class BTP(Pruner):
         ]
         if not any(numbers):
             return [()] * len(numbers)
-        coord = tokens.coord
-        if min(alive) < coord.shape[1]:
+        coord, image = tokens.host_grid or (tokens.coord, tokens.image)
+        if tokens.host_grid is None and min(alive) < coord.shape[1]:
             coord = coord.masked_fill(~tokens.valid[..., None], -1)
-        return spatial_seeds(coord, tokens.image, numbers, self.distance)
+        return spatial_seeds(coord, image, numbers, self.distance)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Lattice(Pruner):
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Greedy max-min over the grid, Manhattan distance, from the first token on."""
         counts = tokens.keep_counts(stage)
-        picks = spatial_seeds(tokens.coord, tokens.image, counts, "manhattan")
+        picks = spatial_seeds(*(tokens.host_grid or (tokens.coord, tokens.image)), counts, "manhattan")
         rows = []
         for b, (taken, count) in enumerate(zip(picks, counts, strict=True)):
             alive = int(tokens.valid[b].sum()) if len(taken) < count else 0

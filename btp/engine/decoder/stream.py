@@ -71,6 +71,8 @@ class Stream:
         firsts = (planned.stage.site.first_layer for planned in self._cuts)
         self._first = min(*firsts, self._lazy.first, host.num_layers)
         self._cache_stages = CacheStages(host, pruner, plan, self._kinds, self._doubts, self._current)
+        first = self._cuts[0].stage if self._cuts else None
+        self._reads_grid = first is not None and not first.withdraws_all and bool(pruner and pruner.needs_grid(first))
         self._deepstack = Deepstack(host, self._doubts, self._first, self._prefilling)
 
     def open(self) -> ExitStack:
@@ -137,7 +139,7 @@ class Stream:
     def _prefill(self, inputs: Mapping[str, Any]) -> Run:
         self.settle()
         inputs = self._encoders.told(inputs)
-        self._run = run = open_run(self._host, inputs)
+        self._run = run = open_run(self._host, inputs, self._reads_grid)
         self._trace.calls.append(run.call)
         self._vision.begin(inputs)
         if self._plan:
@@ -337,6 +339,7 @@ def make_tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, row
         row=view.visual_row.to(device),
         host_total=run.ledger.total,
         host_alive=view.visual_counts,
+        host_grid=run.host_grid if view is run.ledger.views[0][1] else None,
     )
 
 
