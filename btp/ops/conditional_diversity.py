@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.keep import on_device
+
 NOISE = 8  # units of rounding below which a token adds nothing to those chosen
 
 
@@ -61,7 +63,7 @@ def diverse_set(x: Tensor, quality: Tensor, k: Sequence[int], valid: Tensor | No
         left = left - share.square()
         left = left.masked_fill(left <= noise, 0)
         taken = taken.scatter(1, pick, True)
-    unused = torch.arange(most, device=x.device) >= torch.tensor(counts, device=x.device)[:, None]
+    unused = torch.arange(most, device=x.device) >= on_device(counts, x.device)[:, None]
     return picks.masked_fill(unused, -1)
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.keep import on_device
+
 COMBINES = ("multiply", "add")
 ASKED_AT_ONCE = 8  # tokens that are asked anew together at first; more each time that none of them wins
 
@@ -55,7 +57,7 @@ def coverage_set(
             picks[row, :count] = lazily(table[:length, :length], weight[row, :length], count, combine)
         return picks
     picks = in_full(alike, weight, most, combine, ~real)
-    unused = torch.arange(most, device=x.device) >= torch.tensor(counts, device=x.device)[:, None]
+    unused = torch.arange(most, device=x.device) >= on_device(counts, x.device)[:, None]
     return picks.masked_fill(unused, -1)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 NEAR = 8  # units of rounding that the distance of a copy may have
 
 
@@ -46,11 +48,11 @@ def density_peaks(
         raise ValueError(f"density_peaks got {len(counts)} numbers of clusters for {B} rows. Pass one per row.")
     if min(counts, default=0) < 0 or max(counts, default=0) > M:
         raise ValueError(f"density_peaks was asked for {counts} clusters of {M} rows. They must lie in 0..{M}.")
-    wanted = torch.tensor(counts, device=x.device)[:, None]  # [B, 1]
+    wanted = on_device(counts, x.device)[:, None]  # [B, 1]
     if valid is None:
         valid = torch.ones(B, M, dtype=torch.bool, device=x.device)
     distance = _distances(x, valid) / D**0.5
-    near = wanted if neighbours is None else torch.minimum(valid.sum(1, keepdim=True), wanted.new_tensor(neighbours))
+    near = wanted if neighbours is None else valid.sum(1, keepdim=True).clamp(max=neighbours)
     most = min(M, max(counts, default=0) if neighbours is None else neighbours)
     scores = _prominence(distance, near, most, valid, strict)
     centres = scores.argsort(dim=1, descending=True, stable=True)[:, : max(counts, default=0)]

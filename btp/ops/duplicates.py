@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.keep import on_device
+
 LISTED = 16  # likest tokens of each that are kept at hand
 
 
@@ -125,4 +127,4 @@ class Lists:
 
 
 def _column(numbers: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(tuple(numbers), device=device)[:, None]
+    return on_device(tuple(numbers), device)[:, None]
