@@ -1,4 +1,4 @@
-"""Farthest points by one kernel, which Triton's interpreter runs on a CPU and its compiler makes for GPUs without one."""
+"""Farthest points by one kernel: Triton's interpreter runs it on a CPU, its compiler makes it for GPUs without one."""
 
 import os
 import subprocess
