@@ -7,7 +7,6 @@ so that the same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import shlex
@@ -63,8 +62,6 @@ def main() -> int:
             write(args.out, found)
             if "failed" in known[name] and not usable(device):
                 os.execv(sys.executable, [sys.executable, "-m", "experiments.gpu", *_resumed(sys.argv[1:])])
-        gc.collect()
-        torch.cuda.empty_cache()
     print(f"{args.out / 'gpu.md'} and {args.out / 'gpu.json'} hold what was found.")
     outcomes = [counts(cells) for cells in found["steps"].values()]
     return int(any(each["failed"] or each["did not hold"] for each in outcomes))

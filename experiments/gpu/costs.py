@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gc
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
+
+import torch
 
 from experiments.cost import measure
 from experiments.gpu.setting import Cell, Setting
@@ -43,6 +46,8 @@ class _Runs:
     def measured(self, pruner: str) -> dict[str, Any]:
         """As a cell of experiments.cost.measure."""
         if self.run is None:
+            gc.collect()  # the model before this one, which lies in circles
+            torch.cuda.empty_cache()
             rest = self.pruners[self.pruners.index(pruner) :]
             self.run = measure.cells(self._arguments(rest), self.model, self.setting.device, {})
         try:

@@ -6,8 +6,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from btp.core.schedule import Schedule, Stage
 from btp.models.loading.quantize import KINDS
 from experiments.gpu.choices import inputs_on, loaded_with
@@ -36,5 +34,4 @@ def quantized(setting: Setting, kind: str) -> dict[str, Any]:
         raise LeftOut(str(error).splitlines()[0]) from error
     exact = loaded_with(setting.device)
     found = compare(exact.host, model.host, model.host, inputs_on(exact), SCHEDULE)
-    memory = torch.cuda.max_memory_allocated() / 2**20 if setting.device.type == "cuda" else None
-    return verdict([found], "quantised") | {"peak_memory_mib": memory}
+    return verdict([found], kind)
