@@ -44,7 +44,7 @@ def main() -> int:
         parser.error("--device is cuda, but torch sees no GPU here. --device cpu --tiny tries the steps without one.")
     if device.type == "cpu" and not args.tiny:
         parser.error("--device is cpu, where models of 7B take hours. Add --tiny.")
-    setting = Setting(device, args.tiny, args.out)
+    setting = Setting(device, args.tiny, args.out.resolve())
     found = _known(args.out / "gpu.json") if not args.again else {}
     found |= {"command": shlex.join(["python", "-m", "experiments.gpu", *sys.argv[1:]]), "machine": machine(device)}
     begun, before = time.monotonic(), found.setdefault("seconds", 0.0)

@@ -17,7 +17,7 @@ from experiments.gpu.setting import ROOT, Cell, LeftOut, Setting
 WAYS = (("bfloat16", "sdpa"), ("float16", "sdpa"), ("bfloat16", FLASH))
 SMALL = (("float32", "sdpa"),)
 PATIENCE_S = 500
-SHORT = ("limit=9", "overlays=1", "cost.enabled=false", "calibration=none", "schedule=uniform", "controls={}")
+SHORT = ("pruner=divprune", "limit=9", "overlays=1", "cost.enabled=false", "controls={}")
 
 
 def cells(setting: Setting) -> Iterator[Cell]:

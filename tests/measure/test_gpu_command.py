@@ -31,7 +31,8 @@ def test_every_step_without_a_gpu(tmp_path, monkeypatch):
         assert all("is not installed" in cell["left_out"] for cell in cells.values() if "left_out" in cell)
     oracle = found["steps"]["oracle"]["llava, sdpa, bfloat16"]
     assert 0 < oracle["error"] <= 3 * oracle["rounding"] < oracle["effect"]
-    assert found["steps"]["choices"]["btp"] == {"holds": True, "kept": 252, "same": 1.0, "host_waits": None}
+    assert found["steps"]["choices"]["btp"]["same"] == 1
+    assert found["steps"]["costs"]["pocket_mini, btp"]["costs"]["prefill_ms"]
     assert "| btp |" in text
 
 
