@@ -206,10 +206,10 @@ class Run:
                     rows[arm.name] = self._answer(arm, task, samples, feed, seen.order, totals)
                 if arm.name == UNPRUNED and self.machine.leads and not isinstance(way, Foreign):
                     self._say_floor(way, samples, rows[UNPRUNED], shown)  # before more time goes into it
-        sizes = self.machine.gather(self.machine.batch.used)
+        used = self.machine.gather(self.machine.batch.used)
         if not self.machine.leads:
             return
-        self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
+        self.folder.update(batch=self.machine.batch.describe() | {"used": min(used)})
         method = next((a for a in arms if a.role == "method"), None)
         listing, missed = listed(arms, rows, self.loaded.host.unit)
         print(*missed, sep="\n", end="\n" if missed else "", flush=True)
@@ -225,7 +225,8 @@ class Run:
         self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s) for s in drawn})
         if config["cost"]["enabled"]:
             measured = [s for s, tokens in zip(samples, seen.estimates, strict=True) if tokens] or samples
-            self._cost(arms, task_inputs(self.loaded, measured[: config["cost"]["batch"]], way.collate))
+            some = measured[: config["cost"]["batch"]]
+            self._cost(arms, task_inputs(self.loaded, some, way.collate), some)
         self._finish()
 
     def _cost_only(self) -> None:
@@ -291,13 +292,14 @@ class Run:
             self.machine.sync()  # all have read them, before another run may clear them
             return rows
 
-    def _cost(self, arms: list[Arm], inputs: dict[str, Any]) -> None:
+    def _cost(self, arms: list[Arm], inputs: dict[str, Any], samples: Sequence[Sample] = ()) -> None:
         self.computing = True
         with self.phase("cost"):
             settings = {k: self.config["cost"][k] for k in ("repeats", "warmup", "output_tokens")}
             shared = shared_identity(self.config, self.checkpoint)
             store = Costs(self.store / "costs", shared, self.config["resume"])
-            write_json(self.folder.path / "cost.json", profile(self.loaded, arms, inputs, store, **settings))
+            found = profile(self.loaded, arms, inputs, store, **settings, samples=samples)
+            write_json(self.folder.path / "cost.json", found)
 
     def _show(self, table: bool) -> None:
         screen, path = console(), self.folder.path

@@ -34,10 +34,11 @@ from btp.engine.hooks.encoder_calls import Encoders
 from btp.engine.hooks.root_forward import stand_around
 from btp.engine.hooks.turn import Turn
 from btp.engine.vision.follow import vision_of
+from btp.engine.vision.projected import ProjectedFrames
 from btp.engine.vision.tower_pass import rows_valid as tower_rows_valid
 
-_AXIS = {"hidden": 1, "update": 2, "change": 2, "rotary": 2, "queries": 2, "keys": 2, "values": 2}
-_SIDES = ("update", "change", "rotary")
+_AXIS = {"hidden": 1, "queries": 2, "keys": 2, "values": 2, "attention": 3, "preview": 3}  # of the tokens
+_SIDES = ("update", "change", "rotary")  # [2, B, N, ...]
 
 
 class Stream:
@@ -64,8 +65,9 @@ class Stream:
         self._cuts = tuple(planned for planned in self._between if not planned.stage.in_decode)
         signals = [signal for planned in self._cuts for signal in planned.needs]
         self._vision = vision_of(host, self._decider, self._cuts, signals)
-        self._encoders = Encoders(host, self._turn, self._vision.encoding if self._vision.needed else None)
-        self._probe = Probe(host, signals, self._prefilling, self._note)
+        self._frames = ProjectedFrames(host, signals)
+        self._encoders = Encoders(host, self._turn, self._encoding)
+        self._probe = Probe(host, [s for s in signals if s.kind != "projected"], self._prefilling, self._note)
         self._lazy = LazyStages(host, self._decider, [p for p in plan if p.stage.in_decode], self._current)
         firsts = (planned.stage.site.first_layer for planned in self._cuts)
         self._first = min(*firsts, self._lazy.first, host.num_layers)
@@ -82,6 +84,7 @@ class Stream:
                 self._vision.open(undo)
                 enter = layers[0].register_forward_pre_hook(self._enter(Binding(layers[0])), with_kwargs=True)
                 undo.callback(enter.remove)  # in front of the probe, which sees what entered
+            self._frames.open(undo)
             self._lazy.open(undo)  # inside of the probe, whose previews end before they get here
             undo.enter_context(self._probe)
             self._deepstack.open(undo)
@@ -103,6 +106,12 @@ class Stream:
     def _prefilling(self) -> Run | None:
         run = self._current()
         return run if run is not None and run.in_prefill else None
+
+    def _encoding(self, kind: str, arguments: Mapping[str, Any]) -> None:
+        """Pictures or videos are about to be encoded."""
+        self._frames.encoding(kind)
+        if self._vision.needed:
+            self._vision.encoding(kind, arguments)
 
     def _note(self, run: Run, sight: Sight) -> None:
         self._sights[sight.signal] = sight
@@ -127,6 +136,7 @@ class Stream:
         finally:
             if isinstance(cache, kv.CutCache):
                 cache.followed = False
+            self._frames.end()
             if self._run is not None:
                 self._run.cache = None  # which keeps the run, and not the other way round
                 self._run.memo.clear()
@@ -139,6 +149,7 @@ class Stream:
         self._run = run = open_run(self._host, inputs)
         self._trace.calls.append(run.call)
         self._vision.begin(inputs)
+        self._frames.begin(inputs)
         if self._cuts:
             self._expect_text_last(run)
         return run
@@ -274,6 +285,9 @@ class Stream:
     def _ask(self, run: Run, planned: PlannedStage, hidden: Tensor, counts: tuple[int, ...]) -> Decision:
         seen, rows_valid = {}, {}
         for signal in planned.needs:
+            if signal.kind == "projected":
+                seen[signal] = self._frames.seen()
+                continue
             if signal.site.tower == "vision":
                 seen[signal] = self._vision.seen(signal)
                 rows_valid |= tower_rows_valid({signal: seen[signal]})
@@ -292,7 +306,8 @@ def _cut(run: Run, at: int, decision: Decision, renumber: bool, hidden: Tensor) 
     """[B, S', D] the rows that stay, with what flowed into them."""
     old, keep = run.ledger.now, decision.keep.to(run.ledger.visual.device)
     sizes = None if decision.sizes is None else decision.sizes.to(keep.device)
-    run.ledger = run.ledger.cut(at, keep, decision.counts, renumber, sizes)
+    carried = {name: x.to(keep.device).gather(1, keep.clamp(min=0)) for name, x in decision.carried.items()}
+    run.ledger = run.ledger.cut(at, keep, decision.counts, renumber, sizes, carried)
     new = run.ledger.now
     rows = run.ledger.rows_from(old, new, keep).to(hidden.device)
     moved = hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -332,6 +347,7 @@ def make_tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, row
         picture=picture,
         slot=slot,
         row=view.visual_row.to(device),
+        carried={name: x.to(device) for name, x in view.carried.items()},
         host_total=run.ledger.total,
         host_alive=view.visual_counts,
     )
@@ -346,7 +362,7 @@ def _restrict(sight: Sight, run: Run) -> Tensor:
     entry = run.ledger.entries(sight.view, now)
     if signal.kind in _SIDES:
         return torch.stack([gather_rows(side, entry) for side in sight.value])
-    return gather_rows(sight.value, entry, _AXIS.get(signal.kind, 3))
+    return gather_rows(sight.value, entry, _AXIS[signal.kind])
 
 
 def _check_inputs(host: Host, inputs: Mapping[str, Any]) -> None:
