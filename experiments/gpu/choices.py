@@ -87,7 +87,7 @@ def loaded_with(device: torch.device, **changes: Any) -> Loaded:
     """The embedded model.
 
     Args:
-        changes: keys of the model group.
+        changes: Keys of the model group that replace its own.
     """
     settings = model_settings() | changes
     return load(settings, find_checkpoint(settings), device)

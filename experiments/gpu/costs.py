@@ -27,7 +27,7 @@ def cells(setting: Setting, known: Collection[str]) -> Iterator[Cell]:
     """A method on a model, which is built once for all of them.
 
     Args:
-        known: names of cells that an earlier start measured.
+        known: Names of cells that an earlier start measured.
     """
     for model, pruners in (SMALL if setting.tiny else MODELS).items():
         missing = [pruner for pruner in pruners if f"{model}, {pruner}" not in known]

@@ -19,9 +19,9 @@ class Setting:
     """Where the steps compute.
 
     Attributes:
-        device: that is tried.
-        tiny: the smallest case of each step, on small models alone.
-        folder: for what a step leaves on disk.
+        device: Device that is tried.
+        tiny: True for the smallest case of each step, on small models alone.
+        folder: Folder for what a step leaves on disk.
     """
 
     device: torch.device
