@@ -33,8 +33,8 @@ class Attending:
         at: number of the layer.
         query: [B, Hq, R, d] behind RoPE.
         key, value: [B, Hkv, n, d], with what the cache holds already; grouped heads are not repeated.
-        mask: Mask that the logits get: None (causal), bool or additive [B, 1, R, n]; None too where the layer's function
-            takes the keys that count alone (FlashAttention), as those are known.
+        mask: Mask that the logits get: None (causal), bool or additive [B, 1, R, n]; None too where the layer's
+            function takes the keys that count alone (FlashAttention), as those are known.
         scaling: the layer's own factor.
         attend: `attend(mask)` is the original function with a mask; returns what the module expects.
         odd: what the module adds to its logits beyond a mask; empty where nothing.
