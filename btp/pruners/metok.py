@@ -51,8 +51,8 @@ class METok(Pruner):
 
     At `llm.input` every video is cut into events where neighbouring frames are least alike. Events and frames that
     match the question are found by a contrastive model; frames are pooled anew from what the projector made of them,
-    the finer the more they matter, and each event ends in a newline. Where that stage keeps 1.0, events are found and no
-    frame is pooled, as on models that pool in front of their projector. At `llm.layer.N` each event keeps the tokens
+    the finer the more they matter, and each event ends in a newline. Where that stage keeps 1.0, events are found and
+    no frame is pooled, as on models that pool in front of their projector. At `llm.layer.N` each event keeps the tokens
     that the text behind looks at most: a share of a key event, half of that share or none of another. A stage that
     keeps 0 needs no decision, and neither do those at `llm.cache.N`, which keep decoding from the frames.
 

@@ -45,7 +45,7 @@ class ProjectedFrames(threading.local):
         """A prompt enters the model: with features that were encoded before, or about to be."""
         encoded = inputs.get("encoded", {}).get("video")
         self._which = None
-        if encoded is None:
+        if encoded is None or not self._needed:
             self._parts.clear()
             return
         pixels = encoded.arguments["pixel_values_videos"]
