@@ -35,9 +35,9 @@ def export(
     The file says what of it is tested and what is not: it was never run inside of vLLM.
 
     Args:
-        model: of transformers, of the LLaVA family (LLaVA-1.5): pictures of one size and number of tokens.
-        method: that decides once, at llm.input, by the features of the picture alone, as divprune and random do.
-        file: to write, a .py.
+        model: Model of transformers, of the LLaVA family (LLaVA-1.5): pictures of one size and number of tokens.
+        method: Method that decides once, at llm.input, by the features of the picture alone, as divprune and random do.
+        file: File to write, a .py.
         budget, overrides, settings: as of `attach`.
 
     Raises:

@@ -37,7 +37,7 @@ def processor(where: str | Path, **arguments: Any) -> Any:
 
     Args:
         where: folder of the checkpoint, or its name on the hub, of which the local cache has a copy.
-        arguments: that replace what the checkpoint says, such as max_pixels.
+        arguments: Arguments that replace what the checkpoint says, such as max_pixels.
 
     Raises:
         ValueError: there is no such checkpoint, or it has no processor that can be read.

@@ -50,7 +50,7 @@ def arm_for(
     """The method's arm on a model, each prompt solved for its own number of visual tokens.
 
     Args:
-        words: of the method, its schedule and its budget.
+        words: Words of the method, its schedule and its budget.
         calibration: pictures, for stages or settings that are found by looking at some.
         processor: makes inputs of them; None takes that of the checkpoint which the model was loaded from.
         tokens: visual tokens of a usual prompt; None takes those of the picture in the model's yaml.

@@ -20,7 +20,7 @@ def settled(config: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
     The default share gives way to `budget.tokens`, and `cache=off` is false.
 
     Args:
-        words: as they were typed.
+        words: Words as they were typed.
     """
     found, budget = dict(config), config.get("budget")
     shared = any(word.startswith("budget.share=") for word in words)

@@ -19,7 +19,7 @@ def composed(words: Sequence[str], where: str = "") -> dict[str, Any]:
     """The resolved config of these words, with them as its `command`.
 
     Args:
-        words: as on the command line, `key=value` each.
+        words: Words as on the command line, `key=value` each.
         where: they come from, in front of messages.
 
     Raises:

@@ -180,7 +180,7 @@ class TokenLedger:
         """[B, S'new] row of `old` that each row of `new` comes from; filling points at row 0.
 
         Args:
-            keep: as given to the cut between the two.
+            keep: Keep as given to the cut between the two.
         """
         lengths = torch.tensor(old.lengths, device=old.place.device)[:, None]
         row_of = old.alive.cumsum(1) - 1 + old.rows - lengths  # [B, S]

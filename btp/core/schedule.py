@@ -18,7 +18,7 @@ _KEYS = ("site", "keep", "positions", "phase", "of")
 _POSITIONS = ("original", "renumber")
 _PHASES = ("prefill", "decode", "both")
 _OF = ("total", "alive")
-IN_DECODE = ("revive", "protect", "first", "scope")  # settings that the engine reads at a stage of phase both
+IN_DECODE = ("revive", "protect", "first", "scope")  # settings that the engine reads at a stage that acts in decode
 
 
 class Solver(Protocol):
@@ -34,7 +34,7 @@ class Stage:
     """One stop of a schedule.
 
     Attributes:
-        site: where; text is parsed.
+        site: Site; text is parsed.
         keep: what stays. int = tokens per sample, float in [0, 1] = share of the ORIGINAL visual tokens,
             0 withdraws them all (no method is asked), "fit" is solved from the run's budget, "fit*X" is X times
             what the first stage with "fit" keeps (of the same part, where methods are composed).
@@ -84,8 +84,8 @@ class Stage:
 
     @property
     def in_decode(self) -> bool:
-        """True where it stands between layers and acts in decode steps too: what left may come back."""
-        return self.site.kind == "layer" and self.site.tower == "llm" and self.phase == "both"
+        """True where it stands between layers and acts in decode steps (too): what left may come back."""
+        return self.site.kind == "layer" and self.site.tower == "llm" and self.phase != "prefill"
 
     @property
     def is_free(self) -> bool:
@@ -214,7 +214,7 @@ class Schedule(Sequence[Stage]):
 
         Args:
             total: visual tokens before any stage.
-            num_layers: of the tower.
+            num_layers: Number of layers of the tower.
             tower: over whose layers: "llm", or "vision" of a model without a language model.
 
         Raises:

@@ -42,7 +42,9 @@ class Selection:
             kept tokens' places. Needs positions: renumber.
         scores: [B, N] what the tokens were ranked by, where they were; anything where padded. The engine refuses NaN
             and inf among them. None says nothing of it.
-        carried: [B, K] numbers by name that travel with the kept tokens: later stages find them in `Tokens.carried`.
+        carried: [B, N] numbers by name of all tokens that were shown; anything where padded. They travel with the
+            tokens: stages behind this one find those of kept tokens in `Tokens.carried`; a stage that acts in decode
+            finds those of all when it is asked again.
     """
 
     keep: Tensor

@@ -188,7 +188,7 @@ class Signals(Mapping[Signal, Tensor]):
         """
         Args:
             seen: tensors shaped as `Signal` says; padded visual tokens hold arbitrary finite values.
-            rows_valid: [B, T] or [B, S] bool for signals with rows text or all.
+            rows_valid: [B, T], [B, S] or [B, N] bool for signals with rows text, all or start.
         """
         self._seen = dict(seen or {})
         self._rows_valid = dict(rows_valid or {})
@@ -204,7 +204,7 @@ class Signals(Mapping[Signal, Tensor]):
         return self._seen[signal]
 
     def rows_valid(self, signal: Signal) -> Tensor:
-        """[B, R] bool: which rows of a signal with rows text or all are real and which are padding."""
+        """[B, R] bool: which rows of a signal with rows text, all or start are real and which are padding."""
         if signal not in self._rows_valid:
             raise KeyError(self._missing(signal))
         return self._rows_valid[signal]

@@ -51,7 +51,7 @@ def keep_best(scores: Tensor, k: Sequence[int], valid: Tensor, alive: Sequence[i
         scores: [B, H or 1, n], higher = keep.
         k: per row.
         valid: [B, H, n] bool, the same count in each head of a row.
-        alive: that count, per row.
+        alive: Number of real tokens, per row.
     """
     B, H, n = scores.shape
     valid = valid[:, :H]

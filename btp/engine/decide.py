@@ -30,7 +30,7 @@ class Decision:
         sizes: [B, K] original tokens each stands for; None leaves them as they were.
         ordered: the kept tokens change places.
         merge: what flowed into what, with targets in range; None where nothing did.
-        carried: [B, K] numbers by name that travel with the kept tokens.
+        carried: [B, N] numbers by name that the tokens take along.
     """
 
     keep: Tensor
@@ -191,8 +191,7 @@ def _withdrawn(
     if merge is not None:
         merge = replace(merge, target=merge.target.masked_fill(gone.to(merge.target.device), -1))
     states = None if states is None else states[:, : max(own)]
-    carried = {name: x[:, : max(own)] for name, x in selection.carried.items()}
-    return replace(selection, keep=keep, merge=merge, states=states, counts=own, carried=carried), own
+    return replace(selection, keep=keep, merge=merge, states=states, counts=own), own
 
 
 def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str) -> None:
@@ -210,9 +209,14 @@ def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str)
         raise TypeError(f"pruner {method!r} returned merge.target of {selection.merge.target.dtype}. Return int64.")
     B, N, D = tokens.hidden.shape
     shapes = {"states": (selection.states, (*selection.keep.shape, D)), "scores": (selection.scores, (B, N))}
-    shapes |= {f"carried.{k}": (x, tuple(selection.keep.shape)) for k, x in selection.carried.items()}
     if selection.merge is not None:
         shapes |= {f"merge.{k}": (getattr(selection.merge, k), (B, N)) for k in ("target", "weight")}
+    shapes |= {f"carried.{k}": (given, (B, N)) for k, given in selection.carried.items()}
+    if selection.carried and stage.site.tower == "vision":
+        raise ValueError(
+            f"pruner {method!r} gives its tokens numbers to carry at {stage.site}, in the vision tower, where none "
+            "travel. Leave carried away, or decide at llm.input."
+        )
     for name, (given, wanted) in shapes.items():
         if given is not None and tuple(given.shape) != wanted:
             raise ValueError(

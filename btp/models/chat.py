@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from btp.models.clips import Frames, with_clips
+from btp.models.video.clips import Frames, with_clips
 
 Turns = Sequence[Mapping[str, Any]]
 
@@ -26,8 +26,8 @@ def chat_inputs(
     Args:
         processor: has a chat template and pads.
         chats: per row its turns: role, and content of {type: image}, {type: video} and {type: text, text}.
-        pictures: of each row, in the order in which its turns show them.
-        clips: videos of each row likewise, whose placeholders alone are written; () without any.
+        pictures: Pictures of each row, in the order in which its turns show them.
+        clips: Videos of each row likewise, whose placeholders alone are written; () without any.
 
     Returns:
         The processor's inputs, and the text of each prompt as the template writes it.

@@ -23,7 +23,7 @@ def describe_views(host: LVLM, layout: Layout, picture: Image.Image) -> dict[str
 
     Args:
         host: the model, which knows how its tiles lie.
-        layout: of a prompt of this sample alone.
+        layout: Layout of a prompt of this sample alone.
         picture: its first one.
 
     Returns:
@@ -75,7 +75,7 @@ def strip_of(
 
     Args:
         frames: one for each row of tubes.
-        layout: of this clip alone.
+        layout: Layout of this clip alone.
         boxes: (x0, y0, x1, y1) in shares of the first frame's sides.
 
     Returns:

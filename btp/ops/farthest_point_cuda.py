@@ -1,11 +1,15 @@
 """Farthest points on a device: all rows at once, all picks queued without waiting for the one before.
 
-A pick is 3 to 5 small kernels; one kernel for the whole loop would be faster still.
+Where the similarities of all to all are held and Triton is at hand, one kernel makes all picks; otherwise each is 3
+to 6 small ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -66,14 +70,41 @@ def _grow(
         alone = rows.isolation(valid)
         nearest = torch.where(chosen.any(1, keepdim=True), nearest, alone)
     blocked = chosen if valid is None else chosen | ~valid
-    nearest = nearest.masked_fill(blocked, torch.inf)
-    picks = [nearest.argmin(1)]
+    first = nearest = nearest.masked_fill(blocked, torch.inf)
     if start:  # the isolation of a first pick says nothing about what follows it
-        nearest = torch.where(chosen.any(1, keepdim=True), nearest, -torch.inf).masked_fill(blocked, torch.inf)
+        nearest = torch.where(chosen.any(1, keepdim=True), first, -torch.inf).masked_fill(blocked, torch.inf)
+    if isinstance(rows, _Table) and type(x) is Tensor and (walk := one_launch(x.device)):  # a fake tensor has no memory
+        return walk(rows.table, first, nearest, steps)
+    picks = [first.argmin(1)]
     for _ in range(steps - 1):
         nearest = rows.update(nearest, picks[-1])
         picks.append(nearest.argmin(1))
     return torch.stack(picks, dim=1)
+
+
+@functools.cache
+def one_launch(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
+    """`btp.ops.farthest_point_triton.walk`, tried on the device; None where it cannot run there.
+
+    Warns:
+        RuntimeWarning: Triton is installed, but builds nothing here, as without a C compiler.
+    """
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    try:
+        from btp.ops.farthest_point_triton import walk
+
+        alone = torch.zeros(1, 2, device=device)
+        walk(torch.zeros(1, 2, 2, device=device), alone, alone, 1)
+    except Exception as error:  # of Triton, of the compiler that it starts, or of the driver
+        warnings.warn(
+            f"Triton cannot build the kernel of farthest points on {device}: {error}. Each pick is launched by itself, "
+            "which is slower. A C compiler on the PATH is what it lacks most often.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return walk
 
 
 class _Rows:

@@ -37,7 +37,7 @@ class BAViT(Pruner):
         weights: folder of a trained classifier, as `save` writes it; null builds one of random weights by the keys
             below, which is a control.
         layers, width, heads, patch, grid: of an untrained one, as `TokenClassifier`; null where weights are given.
-        seed: of the random weights.
+        seed: Seed of the random weights.
 
     Raises:
         ValueError: a value is out of range, the folder holds no classifier, or its shape is given twice.

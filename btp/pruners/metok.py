@@ -305,6 +305,13 @@ def _selection(rows: Sequence[_Kept], tokens: Tokens) -> Selection:
     def padded(name: str, value: float) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence([getattr(r, name) for r in rows], batch_first=True, padding_value=value)
 
-    carried = {EVENT: padded("event", -1), KEY: padded("key", 0)}
+    keep, shown = padded("keep", -1), torch.zeros(tokens.valid.shape, device=tokens.hidden.device)
+    carried = {name: _of_shown(shown, keep, padded(name, 0)) for name in (EVENT, KEY)}
     counts = tuple(len(row.keep) for row in rows)
-    return Selection(padded("keep", -1), states=padded("states", 0), counts=counts, carried=carried)
+    return Selection(keep, states=padded("states", 0), counts=counts, carried=carried)
+
+
+def _of_shown(shown: Tensor, keep: Tensor, values: Tensor) -> Tensor:
+    """[B, N] numbers of kept tokens [B, K] at their places, 0 elsewhere."""
+    room = torch.cat([shown, shown[:, :1]], 1).to(values)
+    return room.scatter(1, keep.where(keep >= 0, shown.shape[1]), values)[:, :-1]

@@ -27,11 +27,11 @@ class Random(ScorePruner):
     random slots, so that it may stand in for a composition that works at both.
 
     Args:
-        seed: of the run.
+        seed: Seed of the run.
         salt: content | none. `content` draws anew for every picture: it adds the indices of the tokens that are
             largest in each of the first channels of the hidden states, which rounding leaves alone unless two
             are nearly equal. `none` keeps the same places in every picture of one size, and so does `content` at a
-            stage of phase both, where tokens show no states and every step is to draw the same.
+            stage that acts in decode, where tokens show no states and every step is to draw the same.
     """
 
     stage_settings = CachePruner.stage_settings

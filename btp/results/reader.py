@@ -20,10 +20,10 @@ one would show.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
   score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same, or how far: a share),
   kl (nats, the distribution that answers are compared by from the unpruned one), tokens_avg, total (visual tokens
-  before any pruning).
+  before any pruning); kl_steps where texts were generated (nats per token, as long as both say the same).
 - `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
-- `steps.parquet`, where a stage of phase both ran: one row per arm, sample, step (0 is the prefill) and stage: arm,
+- `steps.parquet`, where a stage acts in decode: one row per arm, sample, step (0 is the prefill) and stage: arm,
   sample, step, site, entered (rows computed in front of it), computed (behind it), revived (of these, tokens that had
   stayed behind), parked (rows that stay behind here), waiting (states held).
 - `regions.parquet`: labelled regions of the samples' first pictures, where the task knows any: sample, label,
@@ -287,7 +287,7 @@ def read_frame(path: Path, columns: dict[str, tuple[str, shapes.Fits]]) -> pd.Da
     """A table of a run folder.
 
     Args:
-        columns: that it has to have, with what they take.
+        columns: Columns that it has to have, with what they take.
 
     Raises:
         ValueError: it is missing, broken, or a cell is of another kind; says which.

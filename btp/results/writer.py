@@ -130,7 +130,7 @@ class RunFolder:
                         "kl": row["kl"],
                         "tokens_avg": sum(row["visual"]) / len(row["visual"]),
                         "total": row["total"],
-                        **{key: row[key] for key in ("slots", "slots_avg", "evicted") if key in row},
+                        **{key: row[key] for key in ("slots", "slots_avg", "evicted", "kl_steps") if key in row},
                     }
                 )
                 for order, stage in enumerate(row["stages"]):

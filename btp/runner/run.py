@@ -206,10 +206,10 @@ class Run:
                     rows[arm.name] = self._answer(arm, task, samples, feed, seen.order, totals)
                 if arm.name == UNPRUNED and self.machine.leads and not isinstance(way, Foreign):
                     self._say_floor(way, samples, rows[UNPRUNED], shown)  # before more time goes into it
-        sizes = self.machine.gather(self.machine.batch.used)
+        used = self.machine.gather(self.machine.batch.used)
         if not self.machine.leads:
             return
-        self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
+        self.folder.update(batch=self.machine.batch.describe() | {"used": min(used)})
         method = next((a for a in arms if a.role == "method"), None)
         listing, missed = listed(arms, rows, self.loaded.host.unit)
         print(*missed, sep="\n", end="\n" if missed else "", flush=True)

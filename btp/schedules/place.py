@@ -37,7 +37,7 @@ def place_stages(
     method looks at, is placed alike.
 
     Args:
-        stages: as `Schedule.from_config` reads them.
+        stages: Stages as `Schedule.from_config` reads them.
         num_layers: decoder layers of the model.
         vision_layers: layers of its vision tower up to and with the one the projector reads; 0 where none can be cut.
         tower_layers: the same where layers can be looked at and not cut, since tokens are pooled behind them.

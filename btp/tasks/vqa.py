@@ -25,8 +25,8 @@ class VQA:
     """A task of local files. Their text is read at once, a picture whenever somebody looks at it.
 
     Args:
-        name: of the task.
-        reader: of the files.
+        name: Name of the task.
+        reader: Reader of the files.
         metric: a file of btp/tasks/metrics.
         max_new_tokens: longest answer.
         suffix: a line behind every question, which says how to answer; None adds none.

@@ -8,8 +8,8 @@ from PIL import Image
 
 from btp.engine.attach import attach
 from btp.models.chat import chat_inputs
-from btp.models.clip_features import clip_pixels, encode_clips
-from btp.models.clips import clip_tokens
+from btp.models.video.clip_features import clip_pixels, encode_clips
+from btp.models.video.clips import clip_tokens
 from families import kit
 
 HOSTS = ("llava_onevision", "llava_next_video", "video_llava", "qwen25vl")

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from btp.core.asked import Asked
 from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
-from btp.models.clip_features import encode_clips
+from btp.models.video.clip_features import encode_clips
 from btp.pruners.metok import METok
 from families import kit
 from families.hiding import hiding

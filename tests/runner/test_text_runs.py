@@ -221,8 +221,14 @@ def test_a_text_model_from_prompt_to_report(checkpoint, tmp_path):
     costs = run.cost["snapkv"]
     assert costs["kv_mib"] == pytest.approx(costs["kv_mib_measured"])
     assert costs["kv_mib"] < run.cost["unpruned"]["kv_mib"] / 2
+    assert costs["flops_decode"] < run.cost["unpruned"]["flops_decode"]
+    drifts = frame.groupby("arm")["kl_steps"].mean()
+    assert drifts["snapkv"] > 0
+    assert drifts["random"] > 0
+    assert frame.loc[frame["arm"].eq("unpruned"), "kl_steps"].isna().all()
     page = (run.path / "report.html").read_text()
     assert "64.0 of" in page
+    assert "KL per token" in page
     assert "visual tokens" not in page
 
 

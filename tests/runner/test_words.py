@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from btp.cli.overrides import find_fault, sweep_folder
+from btp.cli.run import check_mode
 from btp.cli.words import hydra_words, overrides_of, quoted
 from btp.results.command_line import as_line, words_of
 
@@ -91,3 +92,16 @@ def test_a_command_can_be_given_again():
     assert line.startswith("python run.py pruner=[fastervlm,btp] limit=4 task=größe a=größe 'a=a b' a=a[1] a=a,b a=a=b")
     assert shlex.split(line) == words_of(line) == words
     assert words_of("an older command that isn't whole") == ["an", "older", "command", "that", "isn't", "whole"]
+
+
+@pytest.mark.parametrize("words", [["-m", "--cfg", "job"], ["--info", "--cfg=job"], ["--run", "seed=1", "--multirun"]])
+def test_two_things_at_once_are_refused_and_both_flags_named(words):
+    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+    with pytest.raises(ValueError, match=f"{flags[0]}.* asks to .*, {flags[1]}.* to .*: only one") as caught:
+        check_mode(words)
+    assert "Drop one of them" in str(caught.value)
+
+
+def test_one_thing_is_taken():
+    check_mode(["-m", "--multirun", "seed=1,2"])
+    check_mode(["--cfg", "job", "pruner=fastv"])

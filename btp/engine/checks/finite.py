@@ -21,7 +21,7 @@ class NotFinite(ValueError):
     """What a pruner would rank is not finite.
 
     Attributes:
-        rows: of the batch, in which it was found; empty where only pictures are known.
+        rows: Rows of the batch, in which it was found; empty where only pictures are known.
     """
 
     def __init__(self, text: str, rows: tuple[int, ...]) -> None:

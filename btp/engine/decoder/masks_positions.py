@@ -26,12 +26,12 @@ def prefill_companions(
     """Arguments of a layer's forward to exchange during prefill.
 
     Args:
-        host: for its RoPE, where positions are renumbered.
+        host: Host whose RoPE is used, where positions are renumbered.
         run: the prefill.
         view: tokens alive in front of the layer.
         hidden: [B, S', D] for dtype and device.
         whole: the layer's arguments as the host passed them, full length.
-        kind: of the layer.
+        kind: Kind of the layer.
 
     Raises:
         ValueError: positions are renumbered, but the prompt is longer than the layer's window.
@@ -63,7 +63,7 @@ def decode_companions(
 
     Args:
         attention: "sdpa" (bool masks, None where nothing is masked) or "eager" (additive masks).
-        kind: of the layer.
+        kind: Kind of the layer.
         at: which layer, for what its cache still holds.
 
     Raises:
@@ -110,9 +110,9 @@ def decode_mask(run: Run, view: View, like: Tensor, attention: str, kind: LayerK
     """[B, 1, 1, S' + t] what the token of a decode step sees of a layer's rows and of the answer so far.
 
     Args:
-        like: for dtype and device.
+        like: Tensor whose dtype and device are taken.
         attention: "sdpa" (bool masks, None where nothing is masked) or "eager" (additive masks).
-        kind: of the layer.
+        kind: Kind of the layer.
     """
     end = run.prompt_length + run.call.decode_steps
     window = kind.window if kind.window is not None and end > kind.window else None

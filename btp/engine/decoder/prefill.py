@@ -22,12 +22,12 @@ class Run:
         ledger: who is alive where; exchanged at each cut.
         layout: where the visual tokens lay in the prompt.
         call: the record that goes into the trace.
-        cache: the host's cache object while a forward is under way, None without one.
+        cache: the host's cache object in a step, and in prefill once a stage of the cache met it; else None.
         in_prefill: False from the first decode step on.
         step_mask: [B, S + t] 2D mask of the current decode step, as the caller passed it.
         entered: decoder layers that the engine saw in the current forward, from the first stage on.
         memo: what was computed for a view in the current forward, by view and device.
-        lazy: what stages of phase both know of it; None without any.
+        lazy: what stages that act in decode know of it; None without any.
         per_picture: tokens of a picture in the vision tower, where its signals or stages are followed.
         held: what the caches of layers with a stage hold, by layer.
         windows: most tokens that each layer's cache holds, behind prefill; None without a limit.
@@ -122,7 +122,7 @@ class Run:
         return (source // each).masked_fill(gone, -1), (source % each).masked_fill(gone, -1)
 
 
-def open_run(host: Host, inputs: Mapping[str, Any], cache: Any = None) -> Run:
+def open_run(host: Host, inputs: Mapping[str, Any]) -> Run:
     """Start a prefill from the root module's inputs. One host sync.
 
     Raises:
@@ -141,7 +141,7 @@ def open_run(host: Host, inputs: Mapping[str, Any], cache: Any = None) -> Run:
             "Pass a mask with one entry per token of input_ids; ready-made 4D masks cannot be followed."
         )
     ledger = TokenLedger.open(layout.visual, valid)
-    return Run(ledger, layout, Call(ledger.total, ledger.text_counts), cache)
+    return Run(ledger, layout, Call(ledger.total, ledger.text_counts))
 
 
 def count_held(run: Run) -> None:

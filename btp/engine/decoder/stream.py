@@ -37,8 +37,8 @@ from btp.engine.vision.follow import vision_of
 from btp.engine.vision.projected import ProjectedFrames
 from btp.engine.vision.tower_pass import rows_valid as tower_rows_valid
 
-_AXIS = {"hidden": 1, "update": 2, "change": 2, "rotary": 2, "queries": 2, "keys": 2, "values": 2}
-_SIDES = ("update", "change", "rotary")
+_AXIS = {"hidden": 1, "queries": 2, "keys": 2, "values": 2, "attention": 3, "preview": 3}  # of the tokens
+_SIDES = ("update", "change", "rotary")  # [2, B, N, ...]
 
 
 class Stream:
@@ -306,7 +306,7 @@ def _cut(run: Run, at: int, decision: Decision, renumber: bool, hidden: Tensor) 
     """[B, S', D] the rows that stay, with what flowed into them."""
     old, keep = run.ledger.now, decision.keep.to(run.ledger.visual.device)
     sizes = None if decision.sizes is None else decision.sizes.to(keep.device)
-    carried = {name: x.to(keep.device) for name, x in decision.carried.items()}
+    carried = {name: x.to(keep.device).gather(1, keep.clamp(min=0)) for name, x in decision.carried.items()}
     run.ledger = run.ledger.cut(at, keep, decision.counts, renumber, sizes, carried)
     new = run.ledger.now
     rows = run.ledger.rows_from(old, new, keep).to(hidden.device)
@@ -362,7 +362,7 @@ def _restrict(sight: Sight, run: Run) -> Tensor:
     entry = run.ledger.entries(sight.view, now)
     if signal.kind in _SIDES:
         return torch.stack([gather_rows(side, entry) for side in sight.value])
-    return gather_rows(sight.value, entry, _AXIS.get(signal.kind, 3))
+    return gather_rows(sight.value, entry, _AXIS[signal.kind])
 
 
 def _check_inputs(host: Host, inputs: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ class Attending:
         at: number of the layer.
         query: [B, Hq, R, d] behind RoPE.
         key, value: [B, Hkv, n, d], with what the cache holds already; grouped heads are not repeated.
-        mask: as the layer got it: None (causal), bool or additive [B, 1, R, n].
+        mask: Mask as the layer got it: None (causal), bool or additive [B, 1, R, n].
         scaling: the layer's own factor.
         attend: `attend(mask)` is the original function with a mask; returns what the module expects.
         odd: what the module adds to its logits beyond a mask; empty where nothing.
@@ -95,8 +95,8 @@ def standing_for(root: nn.Module, function: Callable, undo: ExitStack) -> None:
     """Let `function` compute all attention inside of `root`, with the masks that it gets now.
 
     Args:
-        root: as `watch_attention`.
-        function: as transformers' attention functions.
+        root: As in `watch_attention`.
+        function: Function like transformers' attention functions.
         undo: receives what takes all of it back.
     """
     configs = _configs(root)

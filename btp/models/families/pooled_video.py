@@ -22,7 +22,7 @@ class PooledVideos(AnyRes):
         """[T, 3] (frame, row, column) of the tokens of one video; -1 off the grid.
 
         Args:
-            frames: of the video.
+            frames: Frames of the video.
             pixels: [videos, frames, 3, height, width].
         """
 

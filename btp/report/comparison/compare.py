@@ -45,7 +45,7 @@ def compare(
     Args:
         folders: run folders, or folders above them.
         failed: what never got a folder, or failed in it, and why: (command or overrides, reason).
-        out: made where it is missing.
+        out: Folder to write into; made where it is missing.
         study: what the page opens with, where the runs answer one.
 
     Returns:

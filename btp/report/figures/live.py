@@ -25,7 +25,7 @@ def plot_data(
         rows: the field's rows of the ranking.
         columns: those of the table; accuracies, agreement and the task's metrics become what can be drawn upwards.
         looks: per series.
-        numbers: of runs, by folder.
+        numbers: Numbers of runs, by folder.
 
     Returns:
         prices and scores (key, title, kind), panels (keys of the abilities), series (name, short, role, look: its place

@@ -50,7 +50,7 @@ def render(
     """The page's HTML.
 
     Args:
-        table: of all fields, with the columns of btp.report.comparison.table.
+        table: Table of all fields, with the columns of btp.report.comparison.table.
         left: what is not in it.
         looks: colour per series.
         figures: per field, shown: title, caption and data URI.
@@ -193,7 +193,7 @@ def _calibration(run: RunFolder) -> str:
     name = (known.get("calibration") or {}).get("name", "?")
     count = (known.get("curves") or {}).get("samples") or (known.get("calibration") or {}).get("samples", "?")
     stages = [f"{s.get('site') or s.get('layer')} keeps {s.get('keep')}" for s in known.get("stages") or ()]
-    identity = f", artefact {known['identity']}" if known.get("identity") else ""
+    identity = f", artifact {known['identity']}" if known.get("identity") else ""
     return f"{count} samples of {name}{identity}: {', '.join(stages) or 'no stages'}"
 
 

@@ -55,7 +55,7 @@ def write_report(folder: Path, facts: Mapping[str, Any] | None = None) -> Path:
     each file is written whole or not at all.
 
     Args:
-        facts: that run.json will have behind it, such as how the run ended.
+        facts: Facts that run.json will have behind it, such as how the run ended.
 
     Returns:
         Path of report.html.

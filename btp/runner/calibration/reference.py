@@ -37,7 +37,7 @@ class Kept:
     """One batch of prompts, and what the unpruned model made of it.
 
     Attributes:
-        inputs: of a forward that gives the same again, without the vision tower where the family allows it.
+        inputs: Inputs of a forward that gives the same again, without the vision tower where the family allows it.
         hidden: [B, D] state of the last prompt token behind the final norm.
         logprobs: [B, V] log-probabilities of the first answer token, float32.
         signals: what the watched pruner declared.
@@ -108,8 +108,8 @@ class Reference(Pass):
 
     Args:
         loaded: model and processor.
-        batches: of the calibration set.
-        size: of the batches.
+        batches: Batches of the calibration set.
+        size: Size of the batches.
         watched: a pruner whose signals at `llm.input` are kept; None keeps none.
     """
 
@@ -128,7 +128,7 @@ def reference(host: Host, inputs: Mapping[str, Any], watch: Watch | None = None)
     """Run the unpruned model on one batch.
 
     Args:
-        inputs: of a forward, on the model's device, padded on the left.
+        inputs: Inputs of a forward, on the model's device, padded on the left.
         watch: sees signals on the way; None looks at nothing.
     """
     schedule = Schedule() if watch is None else Schedule((Stage("llm.input", 1.0),))
@@ -195,8 +195,8 @@ def run_reference(
     """Show a module the first samples of the calibration set, and return it.
 
     Args:
-        config: of the run, resolved.
-        samples: how many.
+        config: Config of the run, resolved.
+        samples: Number of samples.
         make: makes the module, of the batches that it will see and their size.
         phase: what the progress bar says.
 
@@ -206,7 +206,7 @@ def run_reference(
     if config["model"]["weights"] == "random":
         raise ValueError(
             "A search needs a model with weights, but model.weights is random. Name a search.yaml of another run in "
-            "pruner.search.artefact, or do without a search."
+            "pruner.search.artifact, or do without a search."
         )
     task = make_dataset(config["calibration"]["dataset"], "calibration.dataset")
     if not 1 <= samples <= len(task):
@@ -228,7 +228,7 @@ def similarity(host: Host, kept: Sequence[Kept], pruner: Pruner, schedule: Sched
 
     Args:
         kept: of the unpruned model, with the signals that `pruner` asks for.
-        schedule: with every `fit` solved.
+        schedule: Schedule with every `fit` solved.
     """
     replay, total, rows = Replay(pruner), 0.0, 0
     with attach(host, replay, schedule):

@@ -23,8 +23,8 @@ from btp.measure.segments import Segments, packed, square
 from btp.measure.timed_pruner import TimedPruner
 from btp.measure.vision.forward import Forward, measure_forward
 from btp.measure.vision.tower import tower_cost
-from btp.models.clip_features import clip_pixels
 from btp.models.loading.load import Loaded
+from btp.models.video.clip_features import clip_pixels
 from btp.report.terminal import literal
 from btp.results.atomic import write_json
 from btp.results.disk import make_folder
@@ -50,7 +50,7 @@ class Costs:
     """Costs of controls that runs share. A method's are measured in every run anew.
 
     Args:
-        folder: in the store.
+        folder: Folder in the store.
         shared: identity of model and task.
         reuse: take what earlier runs measured.
     """
@@ -85,7 +85,7 @@ def profile(
 
     Args:
         inputs: one batch on the model's device.
-        costs: of controls, shared.
+        costs: Costs of controls, shared.
         now: reads the clock, in seconds.
         samples: that the inputs are made of; () for noise.
 
@@ -218,6 +218,8 @@ def _flat(found: Mapping[str, Any], side: str) -> dict[str, Any]:
         "flops_visual_pdrop": found["flops_visual_pdrop"] / rows,
         "flops_prefill": found["flops_prefill"] / rows,
         "flops_prefill_measured": found["flops_prefill_measured"] / rows,
+        "flops_decode": found["flops_decode"] / rows,
+        "flops_decode_measured": found["flops_decode_measured"] / rows,
         "kv_mib": sum(found["kv_bytes_per_layer"]["computed"]) / rows / 2**20,
         "kv_mib_measured": sum(measured) / rows / 2**20 if measured else None,
         "peak_memory_mib": memory[side] if memory else None,

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from btp.models.chat import chat_inputs
-from btp.models.clips import Frames, clip_tokens
 from btp.models.text_processor import PLAIN
+from btp.models.video.clips import Frames, clip_tokens
 from btp.runner.evaluation.processing import processed
 from btp.runner.out_of_memory import out_of_memory
 from btp.tasks.bounds import MOST_PIXELS
@@ -36,8 +36,8 @@ class Batch:
         inputs: tensors for generate, padded on the left.
         samples: one per row, without their pictures and videos.
         pictures: names of the pictures in the inputs, in order.
-        indices: of the samples, for who makes the batch again; empty where nobody does.
-        clips: videos of each row, of which the inputs hold placeholders alone; frames are opened when they are encoded.
+        indices: Indices of the samples, to make the batch again; empty where nobody does.
+        clips: Videos of each row, of which the inputs hold placeholders alone; frames are opened when they are encoded.
         made: False where there was no memory to make it: it has no inputs, and its samples go in smaller batches.
     """
 
@@ -114,7 +114,7 @@ class Collate:
 
         Args:
             samples: one per row.
-            indices: of the samples, for who makes the batch again.
+            indices: Indices of the samples, to make the batch again.
             shares: of the pixels that the pictures of each sample keep, or of its text's context (0 or 1); none leaves
                 them alone.
         """
@@ -133,13 +133,13 @@ class Feed:
     """Makes the batches of a run, ahead of their use and in worker processes that live until it is closed.
 
     Args:
-        samples: of the task.
+        samples: Samples of the task.
         processor: pads on the left.
         workers: processes; 0 makes batches here, when they are asked for.
         pin: batches are for a GPU.
         collate: what makes them.
         pixels: of each sample's pictures; a batch takes fewer samples where its pictures would have too many together.
-        groups: of each sample; a batch has samples of one group alone. Empty where any may share one.
+        groups: Groups of each sample; a batch has samples of one group alone. Empty where any may share one.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Feed:
 
         Args:
             size: samples a batch.
-            shares: of the pixels that the pictures of a sample keep, by its index; all where it is not in them.
+            shares: Shares of the pixels that the pictures of a sample keep, by its index; all where it is not in them.
         """
         return Batches(self, list(indices), size, shares or {})
 

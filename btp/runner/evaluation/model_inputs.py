@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from btp.models.clip_features import encode_clips
 from btp.models.loading.load import Loaded
+from btp.models.video.clip_features import encode_clips
 from btp.runner.evaluation.data import Batch
 
 

@@ -27,8 +27,8 @@ def processed(
 
     Args:
         make: (prompts, pictures of each, ...) -> inputs.
-        samples: for messages.
-        more: what else each sample shows, handed on to `make`.
+        samples: Samples for messages.
+        more: What else each sample shows, handed on to `make`.
 
     Raises:
         ValueError: it makes nothing of one of them; says which, and why.

@@ -13,8 +13,8 @@ def shown_prompt(tokenizer: Any, ids: Sequence[int]) -> str:
     """What a model is given, special tokens included, with runs of one token (a picture's) written once and counted.
 
     Args:
-        tokenizer: of the model.
-        ids: of one row, without padding.
+        tokenizer: Tokenizer of the model.
+        ids: Token ids of one row, without padding.
     """
     parts: list[str] = []
     plain: list[int] = []

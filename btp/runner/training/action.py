@@ -16,9 +16,9 @@ def train(config: Mapping[str, Any], loaded: Loaded, checkpoint: str, store: Pat
     """Train, or find what is finished; say where it lies, and log its curves.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie.
+        store: Folder of the artifacts that runs share.
     """
     folder = Training(config, loaded, checkpoint, store, machine, config["pruner"]).go()
     if machine.leads:

@@ -29,10 +29,10 @@ def with_modules(
     """A pruner's config with the folder of its modules and their digest in `method`.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie.
-        pruner: with `weights`: auto, none, or a folder.
+        store: Folder of the artifacts that runs share.
+        pruner: Pruner with `weights`: auto, none, or a folder.
 
     Raises:
         ValueError: the modules named are of another model or method, or a training fails.

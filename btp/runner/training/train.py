@@ -47,10 +47,10 @@ class Training:
     """One training, by all that makes it.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         loaded: the model.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie.
+        store: Folder of the artifacts that runs share.
         machine: what it runs on.
         pruner: config of the pruner.
 

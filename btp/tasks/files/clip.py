@@ -21,7 +21,7 @@ def clip_of(name: str, path: Path, frames: int, stride: int | None, key: str = "
     """Frames of a video file, or of a folder that holds them as pictures in the order of their names.
 
     Args:
-        name: of the sample, for messages.
+        name: Name of the sample, for messages.
         frames, stride: see `chosen`.
         key: config key that says where clips lie.
 
@@ -49,7 +49,7 @@ def chosen(total: int, frames: int, stride: int | None) -> list[int]:
 
     Args:
         total: frames that there are, at least one.
-        frames: that are wanted; where there are fewer, some come twice.
+        frames: Frames that are wanted; where there are fewer, some come twice.
         stride: None takes the middle of each of `frames` equal parts (uniform); a number takes every stride-th frame
             around the middle of the clip (dense), closer together where the clip is too short.
 

@@ -27,13 +27,13 @@ class Evaluate(Pass):
     Args:
         loaded: model and processor.
         pruner: the attached method, to pass targets to.
-        trace: of the attached engine.
+        trace: Trace of the attached engine.
         task: whose samples they are.
         answers: where rows go.
         reference: the unpruned answers, for the divergence; None for the unpruned arm itself, which keeps its
             distributions for the others.
         batches: makes batches again where they do not fit.
-        size: of the batches, shrunk where memory ends.
+        size: Size of the batches, shrunk where memory ends.
         features: what to give the model in place of pictures; None gives it pictures.
     """
 
@@ -89,7 +89,7 @@ class Evaluate(Pass):
         """Answer a batch.
 
         Args:
-            inputs: of the batch, where the model is.
+            inputs: Inputs of the batch, where the model is.
 
         Returns:
             What each sample's row holds of its answer, and the log-probabilities by which answers are compared: [B, V],
@@ -133,7 +133,7 @@ def _held(call: Call, row: int, forwards: int | None) -> dict[str, Any]:
 
 
 def _stepped(call: Call, row: int, forwards: int | None) -> dict[str, Any]:
-    """What stages of phase both did in the prefill (step 0) and in each decode step; {} without any."""
+    """What stages that act in decode did in the prefill (step 0) and in each decode step; {} without any."""
     counts = ("entered", "computed", "revived", "parked", "waiting")
     steps = [
         {"step": step, "site": str(record.site)} | {name: getattr(record, name)[row] for name in counts}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from btp.runner.evaluation.shown_prompt import shown_prompt
 from btp.runner.evaluation.task_protocol import Judgement, OwnWay
 from btp.runner.evaluation.visual_totals import text_totals, visual_totals
 from btp.runner.evaluation.ways.ask import Evaluate
+from btp.runner.evaluation.ways.drift import Drift, likeliest
 from btp.runner.evaluation.ways.way import DOES, GENERATE, Row, Seen, Sizes, Way
 from btp.tasks.sample import Corpus, Sample
 
@@ -35,7 +37,17 @@ class Generating(Evaluate):
 
     def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
         """Texts, and [B, V] log-probabilities of the token behind the prompt."""
-        with first_logits(self.host) as seen:
+        names, drift, kept = [sample.id for sample in batch.samples], None, []
+        if self.reference is not None and (unpruned := self.reference.steps(names)) is not None:
+            drift = Drift(unpruned, self.host.device)
+
+        def look(logits: Tensor) -> None:
+            if drift is not None:
+                drift.see(logits)
+            elif self.reference is None:
+                kept.append(likeliest(logits))
+
+        with first_logits(self.host, look) as seen:
             lengths = [sample.max_new_tokens or self.max_new_tokens for sample in batch.samples]
             ids = self.host.generate(**inputs, max_new_tokens=max(lengths))
         answers = ids[:, batch.inputs["input_ids"].shape[1] :]
@@ -43,6 +55,11 @@ class Generating(Evaluate):
         texts = self.tokenizer.batch_decode(each, skip_special_tokens=True)
         ends = ended(each, self.host.model.generation_config.eos_token_id)
         said = [{"prediction": text.strip(), "answer_tokens": n} for text, n in zip(texts, ends, strict=True)]
+        if kept:
+            steps = torch.stack(kept, dim=1).cpu().numpy()
+            self.answers.add_steps(names, [row[:n] for row, n in zip(steps, ends, strict=True)])
+        if drift is not None:
+            said = [s | {"kl_steps": round(kl, 6)} for s, kl in zip(said, drift.means(ends), strict=True)]
         return said, seen[0].float().log_softmax(-1)
 
 
@@ -54,15 +71,22 @@ def ended(answers: Sequence[Tensor], end: int | Sequence[int] | None) -> list[in
 
 
 @contextmanager
-def first_logits(host: LVLM) -> Iterator[list[Tensor]]:
-    """Collect [B, V] logits of the first answer token alone: those of all steps would fill a device."""
+def first_logits(host: LVLM, look: Callable[[Tensor], None] | None = None) -> Iterator[list[Tensor]]:
+    """Collect [B, V] logits of the first answer token alone: those of all steps would fill a device.
+
+    Args:
+        look: is shown those of every step.
+    """
     seen: list[Tensor] = []
 
-    def look(module: Any, args: Any, out: Any) -> None:
+    def show(module: Any, args: Any, out: Any) -> None:
+        logits = out.logits[:, -1]
         if not seen:
-            seen.append(out.logits[:, -1].clone())
+            seen.append(logits.clone())
+        if look is not None:
+            look(logits)
 
-    hook = host.model.register_forward_hook(look)
+    hook = host.model.register_forward_hook(show)
     try:
         yield seen
     finally:

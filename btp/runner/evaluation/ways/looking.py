@@ -27,7 +27,7 @@ class Look(Collate):
     """Makes one batch of pictures or clips, which all come to the same size.
 
     Args:
-        processor: of pictures, or of clips.
+        processor: Processor of pictures, or of clips.
     """
 
     def __call__(self, samples: Sequence[Sample], indices: Sequence[int] = (), shares: Sequence[float] = ()) -> Batch:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from btp.core.host import Encoding
-from btp.models.clips import ClipWriter, Frames, QwenClips, clip_writer
+from btp.models.video.clips import ClipWriter, Frames, QwenClips, clip_writer
 
 CHUNK = 16  # frames that are encoded together
 

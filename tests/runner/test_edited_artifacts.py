@@ -1,10 +1,10 @@
-"""Artefacts of a calibration or a search that were edited by hand: every message names the file and the key."""
+"""Artifacts of a calibration or a search that were edited by hand: every message names the file and the key."""
 
 import pytest
 import yaml
 
 from btp.runner.calibration import calibrate, vflowopt
-from btp.runner.calibration.artifact import read_artefact
+from btp.runner.calibration.artifact import read_artifact
 
 HEAD = {"identity": "a1", "model": {"name": "pocket", "checkpoint": "c0", "layers": 3}}
 CALIBRATION = HEAD | {
@@ -38,11 +38,11 @@ def edited(whole, key, value):
 
 
 def use_calibration(path):
-    return calibrate.named_stages(path, calibrate.read_artefact(path, "c0", 3), 3)
+    return calibrate.named_stages(path, calibrate.read_artifact(path, "c0", 3), 3)
 
 
 def use_search(path):
-    found = read_artefact(path, "search", "pruner.search.artefact", vflowopt.SHAPE, "c0", "Search anew.")
+    found = read_artifact(path, "search", "pruner.search.artifact", vflowopt.SHAPE, "c0", "Search anew.")
     return vflowopt.checked(found, path, 3)
 
 
@@ -108,14 +108,14 @@ SEARCHES = [
 def test_an_edited_search_is_refused_by_file_and_key(tmp_path, key, value, message):
     path = tmp_path / "search.yaml"
     path.write_text(yaml.safe_dump(edited(SEARCH, key, value)))
-    with pytest.raises(ValueError, match=rf"the search artefact .*search\.yaml is broken: .*{message}"):
+    with pytest.raises(ValueError, match=rf"the search artifact .*search\.yaml is broken: .*{message}"):
         use_search(path)
 
 
 @pytest.mark.parametrize("text", ["", "[" * 5000, "a: [", "3", "a: &a [*a]", "identity: 2026-99-99"])
-def test_what_is_no_artefact_names_the_file_and_what_to_do(tmp_path, text):
+def test_what_is_no_artifact_names_the_file_and_what_to_do(tmp_path, text):
     path = tmp_path / "calibration.yaml"
     path.write_text(text)
-    message = r"the calibration artefact .*/calibration\.yaml .*Set calibration\.artefact=null"
+    message = r"the calibration artifact .*/calibration\.yaml .*Set calibration\.artifact=null"
     with pytest.raises(ValueError, match=message):
         use_calibration(path)
