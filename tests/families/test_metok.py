@@ -109,7 +109,7 @@ def test_pruning_and_cache_are_hiding(name):
         ready = inputs | encode_clips(host.host, host.processor, clips)
         tokens, logits = steps(host.host, ready)
     visual, call = host.host.visual_mask(inputs), trace[0]
-    assert [stage.after for stage in call.stages][0] == call.total
+    assert call.stages[0].after == call.total
     assert all(0 < b < a for a, b in zip(call.stages[1].before, call.stages[1].after, strict=True))
     assert all(0 < b < a for a, b in zip(call.stages[2].before, call.stages[2].after, strict=True))
     later = [((1, 2), [row.nonzero().flatten().tolist() for row in visual])]
