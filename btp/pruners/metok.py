@@ -83,7 +83,11 @@ class METok(Pruner):
         self._asked: Sequence[Asked] | None = None
 
     def set_clips(self, rows: Sequence[Asked]) -> None:
-        """Say what each row of the coming batch asks, of which videos; before each batch."""
+        """Say what each row of the coming batch asks, of which videos; before each batch.
+
+        No rows at all say that nobody asks anything, as where a method is only timed: every picture of several frames
+        is a video then, and all frames match alike.
+        """
         self._asked = rows
 
     def check(self, schedule: Schedule) -> None:
@@ -138,7 +142,7 @@ class METok(Pruner):
         rows, start = [], 0
         for row, asked in enumerate(self._rows(tokens)):
             videos = []
-            for places, clip in self._videos(tokens, row, asked):
+            for places, clip in self._videos(tokens, row, asked, projected):
                 frames = None
                 if projected is not None:
                     frames, start = projected[start : start + len(clip)], start + len(clip)
@@ -153,6 +157,8 @@ class METok(Pruner):
 
     def _rows(self, tokens: Tokens) -> Sequence[Asked]:
         rows = len(tokens.valid)
+        if self._asked is not None and not len(self._asked):
+            return [Asked("")] * rows
         if self._asked is None or len(self._asked) != rows:
             told = "nothing" if self._asked is None else f"{len(self._asked)} rows"
             raise ValueError(
@@ -161,10 +167,18 @@ class METok(Pruner):
             )
         return self._asked
 
-    def _videos(self, tokens: Tokens, row: int, asked: Asked) -> list[tuple[Tensor, Sequence]]:
-        """The tokens of each video: the last pictures of the row are the videos."""
+    def _videos(
+        self, tokens: Tokens, row: int, asked: Asked, projected: Tensor | None
+    ) -> list[tuple[Tensor, Sequence]]:
+        """The tokens of each video and its frames: the last pictures of the row are the videos."""
         image = tokens.image[row].masked_fill(~tokens.valid[row], -1)
         pictures = int(image.max()) + 1 if image.numel() else 0
+        if not self._asked:
+            every = [
+                (image == i).nonzero()[:, 0] for i in range(pictures if projected is None or len(projected) else 0)
+            ]
+            deep = [int(tokens.coord[row, places, 0].max()) + 1 for places in every]
+            return [(places, range(n)) for places, n in zip(every, deep, strict=True) if n > 1]
         if pictures < len(asked.clips):
             raise ValueError(
                 f"pruner 'metok' was told of {len(asked.clips)} videos in row {row}, whose prompt has {pictures} "
@@ -181,7 +195,7 @@ class METok(Pruner):
         if frames is None:
             hidden = tokens.hidden[row, places]
             frames = torch.stack([hidden[frame == t].mean(0, keepdim=True) for t in range(deep)])
-        match = self.matcher(question, clip, tokens.hidden.device).tolist()
+        match = self.matcher(question, clip, tokens.hidden.device).tolist() if self._asked else [0.0] * deep
         per_time = -(-len(match) // deep)  # frames that share a row of tokens in time
         match = [max(match[t * per_time : (t + 1) * per_time]) for t in range(deep)]
         spans = cut_events(neighbours(frames).tolist(), self.number)

@@ -1,4 +1,4 @@
-"""Clips of events: deterministic, decided by their frames, evidence where the answer is, and no split shares anything."""
+"""Clips of events: deterministic, decided by their frames, with evidence where the answer is; splits share nothing."""
 
 import hashlib
 

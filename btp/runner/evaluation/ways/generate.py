@@ -12,7 +12,8 @@ from torch import Tensor
 
 from btp.models.loading.load import Loaded
 from btp.models.lvlm import LVLM
-from btp.models.token_layout import describe_views
+from btp.models.token_layout import describe_views, strip_of
+from btp.models.video.clip_features import clip_layout
 from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Batch, Collate, by_length, visual_tokens
 from btp.runner.evaluation.inertness import check_inert
@@ -150,7 +151,12 @@ class Generate(Way):
         return check_inert(loaded, arm, samples, self.task.max_new_tokens)
 
     def picture(self, loaded: Loaded, sample: Sample) -> tuple[Image.Image, dict[str, Any]] | None:
-        """The first picture of the prompt."""
+        """The first picture of the prompt, or else the frames of its first video side by side."""
+        if not len(sample.images) and sample.clips:
+            clip, inputs = sample.clips[0], self.collate(loaded.processor)([sample]).inputs
+            layout = loaded.host.layout(inputs | clip_layout(loaded.host, loaded.processor, sample.clips))
+            deep = int(layout.coord[0][layout.image[0] == 0, 0].max()) + 1
+            return strip_of(list(clip[:: -(-len(clip) // deep)]), layout)
         if not len(sample.images):
             return None
         first = sample.images[0]
