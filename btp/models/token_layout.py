@@ -69,7 +69,11 @@ def _mosaic(host: LVLM, coord: Tensor, frames: list[int], picture: Image.Image) 
 
 
 def strip_of(
-    frames: Sequence[Image.Image], layout: Layout, boxes: Sequence[Sequence[float]] = (), image: int = 0
+    frames: Sequence[Image.Image],
+    layout: Layout,
+    boxes: Sequence[Sequence[float]] = (),
+    image: int = 0,
+    band: Sequence[tuple[int, int, int]] = (),
 ) -> tuple[Image.Image, dict[str, Any]]:
     """A clip as one picture: the frame of each row of tubes, four beside each other, and where the tubes lie on it.
 
@@ -79,6 +83,7 @@ def strip_of(
         frames: one for each row of tubes.
         layout: Layout of this clip alone, or of a prompt that shows it.
         image: Number of the clip among the pictures and videos of the prompt.
+        band: A colour for each frame, which stands below it, as high as a token; () draws none.
         boxes: (x0, y0, x1, y1) in shares of the first frame's sides.
 
     Returns:
@@ -91,14 +96,20 @@ def strip_of(
     across = min(ACROSS, len(frames))
     down = -(-len(frames) // across)
     wide, high = frames[0].size
-    sheet = Image.new("RGB", (across * wide, down * high), "white")
+    below = round(high / rows) if band else 0
+    deep = rows + bool(band)  # tokens that a row of frames is high
+    sheet = Image.new("RGB", (across * wide, down * (high + below)), "white")
     for i, frame in enumerate(frames):
-        sheet.paste(frame, (i % across * wide, i // across * high))
-    tokens = [-1] * (down * rows * across * columns)
+        corner = i % across * wide, i // across * (high + below)
+        sheet.paste(frame, corner)
+        if band:
+            sheet.paste(band[i], (corner[0], corner[1] + high, corner[0] + wide, corner[1] + high + below))
+    tokens = [-1] * (down * deep * across * columns)
     for token in on_grid:
         frame, row, column = coord[token]
-        tokens[(frame // across * rows + row) * across * columns + frame % across * columns + column] = token
-    grid = [down * rows, across * columns]
+        tokens[(frame // across * deep + row) * across * columns + frame % across * columns + column] = token
+    grid = [down * deep, across * columns]
     places = {"grid": grid, "total": len(coord), "views": [{"name": "", "grid": grid, "tokens": tokens}]}
-    shown = [[x0 / across, y0 / down, x1 / across, y1 / down] for x0, y0, x1, y1 in boxes]
+    tall = down * (high + below) / high  # frames that the sheet is high
+    shown = [[x0 / across, y0 / tall, x1 / across, y1 / tall] for x0, y0, x1, y1 in boxes]
     return sheet, places | {"boxes": shown}

@@ -222,7 +222,8 @@ class Run:
         self.folder.update(metrics={a.name: m for a in arms if (m := way.metrics(samples, rows[a.name]))})
         drawn = spread(samples, config["overlays"])
         self.folder.write_marks({arm.name: way.marks(drawn, rows[arm.name]) for arm in arms})
-        self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s) for s in drawn})
+        told = rows[method.name] if method is not None else {}
+        self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s, told.get(s.id)) for s in drawn})
         if config["cost"]["enabled"]:
             measured = [s for s, tokens in zip(samples, seen.estimates, strict=True) if tokens] or samples
             some = measured[: config["cost"]["batch"]]
