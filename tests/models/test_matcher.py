@@ -46,7 +46,9 @@ def test_it_is_the_cosine_of_the_models_own_embeddings(folder):
     matcher = Matcher(path=str(folder), hub=None)
     found = matcher("blue square", frames(3), torch.device("cpu"))
     model, tokenizer, processor = matcher._model, matcher._tokenizer, matcher._processor
-    ids = tokenizer("blue square", padding="max_length", max_length=64, return_tensors="pt")["input_ids"]
+    ids = tokenizer("blue square", padding="max_length", padding_side="right", max_length=64, return_tensors="pt")[
+        "input_ids"
+    ]
     pixels = processor(frames(3), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         out = model(input_ids=ids, pixel_values=pixels)
