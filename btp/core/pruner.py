@@ -141,6 +141,8 @@ class Pruner(ABC):
                     f"keys to choose among. Set schedule.{i}.site to llm.layer.1 or later."
                 )
             names = self.stage_settings | frozenset(IN_DECODE if stage.in_decode else ())
+            if stage.site.kind == "cache" and stage.withdraws_all:
+                names |= {"scope"}  # nobody is asked there
             for key in stage.settings:
                 if key not in names:
                     known = ", ".join(sorted(names)) or "none"

@@ -32,6 +32,8 @@ one would show.
   target (the answer needs it), x0, y0, x1, y1 in shares of the sides.
 - `marks.parquet`: boxes in an arm's answers, where answers are boxes: arm, sample, label, kind (matched with a labelled
   one | wrong: matched with none | missed: a labelled one that none matches), x0, y0, x1, y1 in shares of the sides.
+- `events.parquet`, of methods that find events in videos: arm, sample, event, video, first and end (rows of tokens in
+  time, end exclusive), key, match (with the question), key_frames, tokens (how many it has behind each stage).
 - `layers.json`: {arm: {visual: [mean visual tokens per decoder layer], tokens: [...]}}.
 - `cost.json`: {arm: {quantity: number, or {median, p10, p90}, or for a *_ratio {median, low, high}},
   hardware: text}. Quantities are named in btp/report/tables/columns.py; any may be missing or null.

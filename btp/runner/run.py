@@ -223,7 +223,8 @@ class Run:
         self.folder.update(metrics={a.name: m for a in arms if (m := way.metrics(samples, rows[a.name]))})
         drawn = spread(samples, config["overlays"])
         self.folder.write_marks({arm.name: way.marks(drawn, rows[arm.name]) for arm in arms})
-        self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s) for s in drawn})
+        told = rows[method.name] if method is not None else {}
+        self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s, told.get(s.id)) for s in drawn})
         if self.loaded.host.unit == "prompt tokens" and not isinstance(way, Foreign):
             self.folder.write_words(kept_words(self.loaded, arms, drawn, way.collate))
         if config["cost"]["enabled"]:

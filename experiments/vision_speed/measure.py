@@ -3,8 +3,8 @@
     python -m experiments.vision_speed.measure
     python -m experiments.vision_speed.measure --cell yolos_tiny/bavit/0.5 --rounds 5
 
-Random weights of the published shapes and noise as input: cost needs no answers. Time is the processor's, so that what else
-runs on the machine counts little.
+Random weights of the published shapes and noise as input: cost needs no answers. Time is the processor's, so that what
+else runs on the machine counts little.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from btp.runner.evaluation.data import Batch, Collate, shrunk
 from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.processing import processed, try_unusual
 from btp.runner.evaluation.visual_totals import visual_count
-from btp.runner.evaluation.ways.way import Seen, Sizes, Way
+from btp.runner.evaluation.ways.way import Row, Seen, Sizes, Way
 from btp.tasks.sample import Sample
 
 
@@ -105,7 +105,9 @@ class Looking(Way):
             "max_logit_difference": max(float((attached[key] - value).abs().max()) for key, value in plain.items()),
         }
 
-    def picture(self, loaded: Loaded, sample: Sample) -> tuple[Image.Image, dict[str, Any]] | None:
+    def picture(
+        self, loaded: Loaded, sample: Sample, row: Row | None = None
+    ) -> tuple[Image.Image, dict[str, Any]] | None:
         """The picture; of a clip the first frame of each row of tubes, side by side."""
         inputs = self.collate(loaded.processor)([sample]).inputs
         layout = loaded.host.layout(inputs)
