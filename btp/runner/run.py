@@ -40,7 +40,7 @@ from btp.runner.evaluation.data import Feed
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
 from btp.runner.evaluation.kept_words import kept_words
-from btp.runner.evaluation.shorten import check_contexts, shortened
+from btp.runner.evaluation.prompts.shorten import check_contexts, shortened
 from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.generate import Foreign

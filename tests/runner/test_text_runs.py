@@ -15,7 +15,7 @@ from btp.models.text_processor import TextProcessor
 from btp.results.reader import read_run
 from btp.runner.arms import build_arms
 from btp.runner.evaluation.data import Collate
-from btp.runner.evaluation.shorten import check_contexts, shortened, without_middle
+from btp.runner.evaluation.prompts.shorten import check_contexts, shortened, without_middle
 from btp.runner.evaluation.visual_totals import text_totals
 from btp.runner.identity import model_identity
 from btp.schedules.meet import Facts
