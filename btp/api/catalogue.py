@@ -45,7 +45,7 @@ def citation(method: str) -> str:
         "title": f"{{{paper['title']}}}",
         "author": paper["author"],
         **({"booktitle": paper["venue"]} if "venue" in paper else {}),
-        "year": found["year"],
+        "year": str(paper.get("year", found["year"])),
         "eprint": found["id"],
         "archivePrefix": "arXiv",
         "url": f"https://arxiv.org/abs/{found['id']}",

@@ -78,10 +78,10 @@ def times(
 def seconds_of_rounds(baseline: Times, candidate: Times, *, repeats: int, warmup: int, output: int) -> float:
     """Seconds in which `btp.measure.cost.measure` holds one arm against the plain model.
 
-    A round runs each side three times up to the first token, once of them to the last; one run more a side is counted
-    and one checked, and the plain cache is looked at once.
+    A round runs each side three times up to the first token, once of them to the last; two runs more a side are
+    counted, up to the first token and to the last, one is checked, and the plain cache is looked at once.
     """
     rounds = repeats + warmup
-    firsts, steps = 3 * rounds + 2, (rounds + 1) * (output - 1)
+    firsts, steps = 3 * rounds + 3, (rounds + 2) * (output - 1)
     sides = sum(firsts * side.first + steps * side.per_token for side in (baseline, candidate))
     return sides + baseline.first

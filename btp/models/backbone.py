@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
-from btp.core.host import FixedRows, Layout, Packed, Tower
-from btp.core.wrapped import unwrapped
+from btp.core.host import FixedRows, Layout, Packed, Tower, unwrapped
 
 _BLOCKS = ("encoder.layer", "layers")
 _PARTS = {

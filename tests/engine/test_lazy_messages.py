@@ -88,6 +88,8 @@ def test_sliding_windows():
         ValueError, match=r"layers of type sliding_attention that see 6 tokens: a token that comes back "
     ):
         attach(host, LazyLLM(), ONE).__enter__()
+    with pytest.raises(ValueError, match=r"schedule\.0\.phase is decode, but .* Leave that stage out, or use a model"):
+        attach(host, LazyLLM(), plan(("llm.layer.2", 0.5), phase="decode")).__enter__()
 
 
 def test_features_that_come_between_layers():

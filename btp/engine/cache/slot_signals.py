@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -11,10 +10,9 @@ from torch import Tensor
 from btp.core.signals import Signal
 from btp.engine.hooks.attention_registry import Attending
 from btp.engine.hooks.attention_rows import gather_rows
-from btp.ops.slots import decayed
+from btp.ops.slots import decayed, rows_that_count
 
 BLOCK = 256  # query rows whose attention is held at once
-EPSILON = 1e-6  # most that all rows together may add to a decayed sum that are left out
 
 
 def one_row(now: Attending, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -63,16 +61,6 @@ def slot_signal(
     if not even:
         return _sum(now, last_rows(attended, count), attended, decay), None
     return _sum_even(now, count, decay), None
-
-
-def rows_that_count(decay: float, rows: int) -> int:
-    """Last rows outside of which a decayed sum of probabilities gets EPSILON at most.
-
-    A row that lies w behind adds at most decay^w, all from there on decay^w / (1 - decay).
-    """
-    if decay in (0.0, 1.0):
-        return 1 if decay == 0.0 else rows
-    return min(rows, math.ceil(math.log(EPSILON * (1.0 - decay)) / math.log(decay)))
 
 
 def last_rows(attended: Tensor, count: int) -> Tensor:

@@ -25,6 +25,7 @@ from btp.runner.datasets import make_dataset
 from btp.runner.devices import Machine
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches, by_length
+from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.identity import code, digest, model_identity
 from btp.runner.sources import modules_of
 from btp.schedules.calibrated import calibrated_stages, deepest_first
@@ -54,7 +55,7 @@ class Calibrate(Pass):
 
     def __init__(self, loaded: Loaded, tau: float, batches: Batches, size: BatchSize):
         super().__init__(batches, size)
-        self.host, self.tau = loaded.host, tau
+        self.loaded, self.host, self.tau = loaded, loaded.host, tau
         layers = range(self.host.num_layers)
         self.signals = [Signal("update", Site.parse(f"llm.layer.{i}")) for i in layers]
         self.signals += [Signal("attention", Site.parse(f"llm.layer.{i}"), "last", "probs") for i in layers]
@@ -67,7 +68,7 @@ class Calibrate(Pass):
         before = self.changed.clone(), self.attention.clone(), self.total
         try:
             with observe(self.host, self.signals, self._take):
-                self.host(**batch.to(self.host.device, self.host.dtype).inputs)
+                self.host(**model_inputs(self.loaded, batch))
         except BaseException:
             self.changed, self.attention, self.total = before
             raise

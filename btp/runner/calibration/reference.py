@@ -26,6 +26,7 @@ from btp.runner.datasets import make_dataset
 from btp.runner.devices import Machine
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches, by_length
+from btp.runner.evaluation.model_inputs import model_inputs
 
 Module = TypeVar("Module", bound=Pass)
 FEATURES = "mm_encoder_outputs"  # argument of a model's forward that takes what the projector made of the pictures
@@ -114,13 +115,13 @@ class Reference(Pass):
 
     def __init__(self, loaded: Loaded, batches: Batches, size: BatchSize, watched: Pruner | None = None) -> None:
         super().__init__(batches, size)
-        self.host = loaded.host
+        self.loaded, self.host = loaded, loaded.host
         self.watch = None if watched is None else Watch(watched)
         self.kept: list[Kept] = []
 
     def step(self, batch: Batch) -> None:
         """One prefill."""
-        self.kept.append(reference(self.host, batch.to(self.host.device, self.host.dtype).inputs, self.watch))
+        self.kept.append(reference(self.host, model_inputs(self.loaded, batch), self.watch))
 
 
 def reference(host: Host, inputs: Mapping[str, Any], watch: Watch | None = None) -> Kept:

@@ -28,6 +28,7 @@ from btp.runner.calibration.sources import SEARCH
 from btp.runner.datasets import make_dataset, with_contents
 from btp.runner.devices import Machine
 from btp.runner.evaluation.data import shrink
+from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.task_protocol import OwnWay, draw
 from btp.runner.evaluation.ways.choose import way_of
@@ -111,7 +112,8 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     row = rows.loc[chosen.name]
     both = ((plain, UNPRUNED), (pruned, chosen.name))
     unpruned, with_stages = (_said(way, loaded, answer, rows, name) for answer, name in both)
-    picture, places = way.picture(loaded, asked) or (asked.images[0], {})
+    events = getattr(pruner, "events", None)
+    picture, places = way.picture(loaded, asked, {"events": events[0]} if events else None) or (asked.images[0], {})
     picture = picture.convert("RGB")
     return Life(
         run=run.path.name,
@@ -233,9 +235,9 @@ def _answer(
     """Answer the sample alone, as a run does in a batch."""
     host = loaded.host
     batch = way.collate(loaded.processor)([sample], shares=() if share == 1 else [share])
-    inputs = batch.to(host.device, host.dtype).inputs
-    aim(pruner, [sample])
+    aim(pruner, [sample], batch.clips)
     with torch.inference_mode(), attach(host, pruner, schedule) as trace:
+        inputs = model_inputs(loaded, batch)
         text, first = way.once(loaded, inputs)
     return Answer(text, first.cpu(), trace[0], inputs)
 

@@ -16,6 +16,7 @@ from btp.models.vision_cache import PictureFeatures
 from btp.runner.evaluation.answer_store import Answers
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches
+from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.evaluation.oracle_targets import aim
 from btp.tasks.sample import Task
 
@@ -49,16 +50,16 @@ class Evaluate(Pass):
         features: PictureFeatures | None = None,
     ):
         super().__init__(batches, size)
-        self.host = loaded.host
+        self.loaded, self.host = loaded, loaded.host
         self.pruner, self.trace, self.answers, self.reference = pruner, trace, answers, reference
         self.features = features
 
     def step(self, batch: Batch) -> None:
         """Answer a batch and write it down before the next one starts."""
         samples = batch.samples
-        aim(self.pruner, samples)
+        aim(self.pruner, samples, batch.clips)
         self.trace.calls.clear()
-        inputs = batch.to(self.host.device, self.host.dtype, non_blocking=True).inputs
+        inputs = model_inputs(self.loaded, batch)
         if self.features is not None:
             inputs = self.features.instead(inputs, batch.pictures)
         try:
@@ -77,10 +78,13 @@ class Evaluate(Pass):
             drift = torch.nn.functional.kl_div(first, unpruned, reduction="none", log_target=True).sum(-1)
             while drift.dim() > 1:
                 drift = drift.mean(-1)
+        events = getattr(self.pruner, "events", None) or [None] * len(samples)
         call = self.trace[0]  # any later one started from the same prompts
         self.answers.add(
             [
-                {"sample": s.id, **answer, "kl": round(float(kl), 6)} | happened(call, row, answer.get("answer_tokens"))
+                {"sample": s.id, **answer, "kl": round(float(kl), 6)}
+                | happened(call, row, answer.get("answer_tokens"))
+                | ({"events": events[row]} if events[row] else {})
                 for row, (s, answer, kl) in enumerate(zip(samples, said, drift, strict=True))
             ]
         )
