@@ -100,7 +100,7 @@ def weigh(loaded: Any, side: int, pruner: str, repeats: int) -> dict[str, Any]:
     method = arm.build()
     if method is None:
         raise ValueError(f"pruner {pruner!r} chooses nothing.")
-    aim_nowhere(method, 1, ())
+    aim_nowhere(method, 1)
     weighed = Weighed(method, repeats)
     inputs = synthetic_inputs(loaded, 1, {"height": side * PATCH, "width": side * PATCH})
     try:
