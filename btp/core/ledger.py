@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -32,6 +32,7 @@ class View:
         lowered: [B, S] by how much the position at each prompt place is lowered here; None where all are original.
         closed: no gap is left in the positions.
         even: no row is filled or padded, so that a causal mask needs no tensor.
+        carried: [B, N] numbers by name that a method gave to the tokens; anything where padded.
     """
 
     alive: Tensor
@@ -45,6 +46,7 @@ class View:
     lowered: Tensor | None
     closed: bool
     even: bool
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -122,7 +124,13 @@ class TokenLedger:
         return self.views[-1][1]
 
     def cut(
-        self, layer: int, keep: Tensor, counts: Sequence[int], renumber: bool, sizes: Tensor | None = None
+        self,
+        layer: int,
+        keep: Tensor,
+        counts: Sequence[int],
+        renumber: bool,
+        sizes: Tensor | None = None,
+        carried: Mapping[str, Tensor] | None = None,
     ) -> TokenLedger:
         """Withdraw visual tokens from a layer on. No host sync.
 
@@ -135,6 +143,7 @@ class TokenLedger:
             counts: entries of keep per row.
             renumber: close the gaps in the positions; otherwise each place keeps the position it has.
             sizes: [B, K] original tokens that each kept one stands for; None leaves them as they were.
+            carried: [B, K] numbers of the kept tokens by name, beside those that they have already.
         """
         old = self.now
         S = self.visual.shape[1]
@@ -165,6 +174,7 @@ class TokenLedger:
             lowered=(self.visual & ~alive).cumsum(1) if renumber else old.lowered,
             closed=renumber or (old.closed and counts == old.visual_counts),
             even=all(n == rows == t + k for n, t, k in zip(lengths, self.text_counts, counts, strict=True)),
+            carried={name: x.gather(1, safe) for name, x in old.carried.items()} | dict(carried or {}),
         )
         return replace(self, views=(*self.views, (layer, view)))
 
@@ -172,7 +182,7 @@ class TokenLedger:
         """[B, S'new] row of `old` that each row of `new` comes from; filling points at row 0.
 
         Args:
-            keep: as given to the cut between the two.
+            keep: Keep as given to the cut between the two.
         """
         lengths = on_device(old.lengths, old.place.device)[:, None]
         row_of = old.alive.cumsum(1) - 1 + old.rows - lengths  # [B, S]

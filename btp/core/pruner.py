@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -41,11 +42,14 @@ class Tokens:
             padded. Signals of the vision tower are per picture: at a stage of the language model
             `value[tokens.picture, ..., tokens.slot]` is what was seen of a token.
         row: [B, N] which of the layer's rows it is (signals with rows all), -1 where padded.
+        carried: [B, N] numbers by name that the method gave to these tokens (`Selection.carried`): at stages in front
+            of this one, or, where the stage acts in decode, when it was last asked here. {} where it gave none; 0 for
+            a token that was not shown then.
         host_total, host_alive: `total` and the valid counts as ints, where the maker knows them without a
             sync.
         host_grid: `coord` and `image` on the CPU, in front of a first stage that needs the grid (`needs_grid`).
         host_keep: how many of them each row keeps, where that is not what the stage says of `total` alone: at a stage
-            of phase both, tokens that may not leave are not shown.
+            that acts in decode, tokens that may not leave are not shown.
     """
 
     hidden: Tensor
@@ -61,6 +65,7 @@ class Tokens:
     picture: Tensor | None = None
     slot: Tensor | None = None
     row: Tensor | None = None
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
     host_total: tuple[int, ...] | None = None
     host_alive: tuple[int, ...] | None = None
     host_grid: tuple[Tensor, Tensor] | None = None
@@ -97,7 +102,7 @@ class Pruner(ABC):
         return ()
 
     def reads_states(self, stage: Stage) -> bool:
-        """Whether it looks at `Tokens.hidden` at this stage; at a stage of phase both there are none to look at."""
+        """Whether it looks at `Tokens.hidden` at this stage; at one that acts in decode there are none."""
         return True
 
     def needs_grid(self, stage: Stage) -> bool:
@@ -109,7 +114,8 @@ class Pruner(ABC):
         """Decide. `tokens.keep_counts(stage)` says how many indices each row must return.
 
         Called once per stage and prefill, also where everything stays; not called where nothing is alive or
-        nothing stays. At a stage of phase both it is called in every decode step too.
+        nothing stays. At a stage of phase both it is called in every decode step too, at one of phase decode in these
+        alone.
         """
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
@@ -131,10 +137,12 @@ class Pruner(ABC):
         for i, stage in enumerate(schedule):
             if stage.in_decode and stage.site.layer < 1:
                 raise ValueError(
-                    f"schedule.{i}.site is {stage.site} in phase both, but in front of layer 0 there are no keys to "
-                    f"choose among. Set schedule.{i}.site to llm.layer.1 or later."
+                    f"schedule.{i}.site is {stage.site} in phase {stage.phase}, but in front of layer 0 there are no "
+                    f"keys to choose among. Set schedule.{i}.site to llm.layer.1 or later."
                 )
             names = self.stage_settings | frozenset(IN_DECODE if stage.in_decode else ())
+            if stage.site.kind == "cache" and stage.withdraws_all:
+                names |= {"scope"}  # nobody is asked there
             for key in stage.settings:
                 if key not in names:
                     known = ", ".join(sorted(names)) or "none"

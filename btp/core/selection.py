@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ class Selection:
             kept tokens' places. Needs positions: renumber.
         scores: [B, N] what the tokens were ranked by, where they were; anything where padded. The engine refuses NaN
             and inf among them. None says nothing of it.
+        carried: [B, N] numbers by name of all tokens that were shown; anything where padded. They travel with the
+            tokens: stages behind this one find those of kept tokens in `Tokens.carried`; a stage that acts in decode
+            finds those of all when it is asked again.
     """
 
     keep: Tensor
@@ -52,6 +55,7 @@ class Selection:
     counts: tuple[int, ...] | None = None
     ordered: bool = False
     scores: Tensor | None = None
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_shape(selection: object, counts: Sequence[int], method: str, site: object) -> None:

@@ -32,8 +32,11 @@ def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None) -> Tens
     widest = max(k, default=0)
     if widest > n or min(k, default=0) < 0:
         raise ValueError(f"top_k was asked for {tuple(k)} of {n} scores. Counts must lie in 0..{n}.")
-    lowest = -torch.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).min
-    scores = scores.masked_fill(scores.isnan(), lowest)
+    if scores.is_floating_point():
+        lowest = -torch.inf
+        scores = scores.masked_fill(scores.isnan(), lowest)
+    else:
+        lowest = torch.iinfo(scores.dtype).min
     if valid is not None:
         scores = scores.masked_fill(~valid, lowest)
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :widest]
@@ -53,7 +56,7 @@ def keep_best(scores: Tensor, k: Sequence[int], valid: Tensor, alive: Sequence[i
         scores: [B, H or 1, n], higher = keep.
         k: per row.
         valid: [B, H, n] bool, the same count in each head of a row.
-        alive: that count, per row.
+        alive: Number of real tokens, per row.
     """
     B, H, n = scores.shape
     valid = valid[:, :H]

@@ -15,7 +15,7 @@ class StageRecord:
     """One stage of one prefill.
 
     Attributes:
-        site: where.
+        site: Site of the stage.
         before, after: visual tokens alive, per row.
         indices: [B, K] original visual indices that stayed, -1 padded at the end; read it through `kept`. Where tokens
             were put in a new order, in that order.
@@ -56,17 +56,18 @@ class StageRecord:
 
 @dataclass
 class StepRecord:
-    """What a stage of phase both did in one forward: a prefill, or a decode step. B rows of the batch.
+    """What a stage that acts in decode did in one forward: a prefill, or a decode step. B rows of the batch.
 
     A position counts the real tokens of the prompt, and behind them those of the answer.
 
     Attributes:
-        site: where.
+        site: Site of the stage.
         entered: rows that the layers in front of it computed, per row of the batch.
         computed: the same of the layers behind it.
-        revived: of those, how many had stayed behind before.
+        revived: Of those, how many had stayed behind before.
         parked: rows that stay behind here and may come back.
         waiting: states of such rows that are held behind this forward.
+        unseen: tokens seen in front of it and not behind it, in this forward.
         rows: [B, T] bool, the positions computed behind it.
         seen: [B, T] bool, the positions that these see, each up to its own.
     """
@@ -77,6 +78,7 @@ class StepRecord:
     revived: tuple[int, ...]
     parked: tuple[int, ...]
     waiting: tuple[int, ...]
+    unseen: tuple[int, ...]
     rows: Tensor
     seen: Tensor
 
@@ -102,7 +104,7 @@ class Evicted:
     """What left one layer's K/V cache in one forward.
 
     Attributes:
-        site: of the layer.
+        site: Site of the layer.
         step: 0 behind the prompt, then the decode step, counted from 1.
         before, after: slots per row and key head; of the stage's scope alone.
         gone: [B, Hkv or 1, G] places in the row's unpruned sequence of the slots that left, padding not counted; -1
@@ -135,7 +137,7 @@ class Call:
         slots: K/V slots of each layer behind prefill (of the longest row); empty without a cache.
         cache_bytes: bytes of those slots over all rows, keys and values; empty without a cache.
         decode_steps: forwards behind the prefill.
-        steps: what each stage of phase both did, in each forward; empty where there is none.
+        steps: what each stage that acts in decode did, in each forward; empty where there is none.
         evicted: what left the K/V cache, by forward and layer, in order; empty without a stage at llm.cache.
         held: tokens that each layer's cache holds per row and key head, behind the prompt: L tuples of B; empty
             without a cache.
@@ -186,7 +188,10 @@ class Call:
     @property
     def fired(self) -> dict[str, bool]:
         """Which stages withdrew something, by site."""
-        return {str(stage.site): stage.fired for stage in self.stages} | {str(e.site): True for e in self.evicted}
+        found = {str(stage.site): stage.fired for stage in self.stages} | {str(e.site): True for e in self.evicted}
+        for record in (record for step in self.steps for record in step if any(record.unseen)):
+            found[str(record.site)] = True
+        return found
 
     def gone(self, site: Site | str, step: int | None = None) -> list[list[set[int]]]:
         """Places in the unpruned sequence that left a layer's cache up to a forward, per row and key head.

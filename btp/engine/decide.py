@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Decision:
         sizes: [B, K] original tokens each stands for; None leaves them as they were.
         ordered: the kept tokens change places.
         merge: what flowed into what, with targets in range; None where nothing did.
+        carried: [B, N] numbers by name that the tokens take along.
     """
 
     keep: Tensor
@@ -39,10 +40,11 @@ class Decision:
     sizes: Tensor | None = None
     ordered: bool = False
     merge: MergePlan | None = None
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
 
     def changes(self, before: tuple[int, ...]) -> bool:
         """Whether anything is other than before."""
-        return self.counts != before or self.states is not None or self.ordered
+        return self.counts != before or self.states is not None or self.ordered or bool(self.carried)
 
 
 class Decider:
@@ -129,7 +131,7 @@ class Decider:
             states = merge_states(tokens.hidden, keep, merge) if states is None else states
         if states is not None:
             self._finite.states(pruner.name, stage.site, states, keep)
-        return Decision(keep, counts, states, sizes, selection.ordered, merge)
+        return Decision(keep, counts, states, sizes, selection.ordered, merge, selection.carried)
 
 
 def own_counts(
@@ -210,6 +212,12 @@ def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str)
     shapes = {"states": (selection.states, (*selection.keep.shape, D)), "scores": (selection.scores, (B, N))}
     if selection.merge is not None:
         shapes |= {f"merge.{k}": (getattr(selection.merge, k), (B, N)) for k in ("target", "weight")}
+    shapes |= {f"carried.{k}": (given, (B, N)) for k, given in selection.carried.items()}
+    if selection.carried and stage.site.tower == "vision":
+        raise ValueError(
+            f"pruner {method!r} gives its tokens numbers to carry at {stage.site}, in the vision tower, where none "
+            "travel. Leave carried away, or decide at llm.input."
+        )
     for name, (given, wanted) in shapes.items():
         if given is not None and tuple(given.shape) != wanted:
             raise ValueError(

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from btp.core.host import Layout, Packed, Tower, front_rows
-from btp.core.wrapped import unwrapped
+from btp.core.host import Layout, Packed, Tower, front_rows, unwrapped
 from btp.models import given
 from btp.models.decoder_host import DecoderHost, find_module, given_module, parts_of
 from btp.models.families import grids
@@ -158,7 +157,7 @@ class LVLM(DecoderHost):
             batch: rows.
             words: text tokens behind the picture.
             height, width: of the picture, in pixels.
-            frames: of a video in place of the picture.
+            frames: Frames of a video in place of the picture.
 
         Raises:
             ValueError: the family takes no video, or its pictures are not one square grid.

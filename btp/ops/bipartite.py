@@ -156,7 +156,7 @@ def merge_schedule(r: int | Sequence[int], layers: int, inflection: float = 0.0)
     Args:
         r: tokens per layer on average; a list is taken as it is, zeros behind it.
         layers: layers of the tower.
-        inflection: from -1 (falls from 2 r to 0) over 0 (constant) to 1 (rises from 0 to 2 r).
+        inflection: Inflection from -1 (falls from 2 r to 0) over 0 (constant) to 1 (rises from 0 to 2 r).
 
     Returns:
         `layers` numbers, rounded down, so that their sum may fall short of r * layers.

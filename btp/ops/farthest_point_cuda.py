@@ -1,11 +1,15 @@
 """Farthest points on a device: all rows at once, all picks queued without waiting for the one before.
 
-A pick is 3 to 5 small kernels; one kernel for the whole loop would be faster still.
+Where the similarities of all to all are held and Triton is at hand, one kernel makes all picks; otherwise each is 3 to
+6 small ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -14,6 +18,8 @@ from btp.core.keep import on_device
 
 TABLE_TOKENS = 4096  # above it the N x N similarities of a row (64 MiB in float32) are never held at once
 BLOCK = 512  # rows of similarities made at once where they are not kept
+# Rows of the table that may be made for a pick that then costs less: with the kernel it saves six launches. Estimates.
+QUEUED, WALKED = 8, 32
 
 
 def queued(
@@ -61,21 +67,50 @@ def _grow(
     if power is None:  # tokens of length 0 repeat each other and nothing else: a direction of their own
         x = torch.cat([x, ~(x != 0).any(-1, keepdim=True)], dim=-1)
         x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    many = start or seed.shape[1] + 8 * steps >= N  # a start compares all with all; so many rows cost as much
+    walk = one_launch(x.device) if type(x) is Tensor else None  # a fake tensor has no memory for a kernel to read
+    worth = QUEUED if walk is None else WALKED
+    many = start or seed.shape[1] + worth * steps >= N  # a start compares all with all
     rows = _Table(x, power) if many and N <= TABLE_TOKENS else _Rows(x, power)
     nearest = rows.seeded(seed)  # [B, N], similarity to the nearest chosen token
     if start:
         alone = rows.isolation(valid)
         nearest = torch.where(chosen.any(1, keepdim=True), nearest, alone)
     blocked = chosen if valid is None else chosen | ~valid
-    nearest = nearest.masked_fill(blocked, torch.inf)
-    picks = [nearest.argmin(1)]
+    first = nearest = nearest.masked_fill(blocked, torch.inf)
     if start:  # the isolation of a first pick says nothing about what follows it
-        nearest = torch.where(chosen.any(1, keepdim=True), nearest, -torch.inf).masked_fill(blocked, torch.inf)
+        nearest = torch.where(chosen.any(1, keepdim=True), first, -torch.inf).masked_fill(blocked, torch.inf)
+    if walk is not None and isinstance(rows, _Table):
+        return walk(rows.table, first, nearest, steps)
+    picks = [first.argmin(1)]
     for _ in range(steps - 1):
         nearest = rows.update(nearest, picks[-1])
         picks.append(nearest.argmin(1))
     return torch.stack(picks, dim=1)
+
+
+@functools.cache
+def one_launch(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
+    """`btp.ops.farthest_point_triton.walk`, tried on the device; None where it cannot run there.
+
+    Warns:
+        RuntimeWarning: Triton is installed, but builds nothing here, as without a C compiler.
+    """
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    try:
+        from btp.ops.farthest_point_triton import walk
+
+        alone = torch.zeros(1, 2, device=device)
+        walk(torch.zeros(1, 2, 2, device=device), alone, alone, 1)
+    except Exception as error:  # of Triton, of the compiler that it starts, or of the driver
+        warnings.warn(
+            f"Triton cannot build the kernel of farthest points on {device}: {error}. Each pick is launched by itself, "
+            "which is slower. A C compiler on the PATH is what it lacks most often.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return walk
 
 
 class _Rows:

@@ -207,7 +207,7 @@ class _First:
         counts: tokens that each row keeps.
         by_attention: how many of them attention chooses.
         scores: [B, N] attention; None where it chooses none.
-        candidates: for attention, per row.
+        candidates: Candidates for attention, per row.
         limits: candidates, split and valid, as `rebalanced_top` takes them; None likewise.
         attended: [B, M] those that attention chose.
         scratch: [B, M'] the farthest points from scratch.

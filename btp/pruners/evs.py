@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from btp.core.pruner import ScorePruner, Tokens
@@ -32,14 +34,17 @@ class EVS(ScorePruner):
         return distance_before(tokens.hidden, before(tokens.image, tokens.coord, tokens.valid))
 
 
-def check_input(schedule: Schedule, method: str) -> None:
+def check_input(schedule: Schedule, method: str, but: Callable[[Stage], bool] = lambda stage: False) -> None:
     """Refuse stages other than `llm.input`.
+
+    Args:
+        but: stages that are none of this check's.
 
     Raises:
         ValueError: names the config key.
     """
     for i, stage in enumerate(schedule):
-        if str(stage.site) != "llm.input" and not stage.withdraws_all:
+        if str(stage.site) != "llm.input" and not stage.withdraws_all and not but(stage):
             raise ValueError(
                 f"schedule.{i}.site is {stage.site}, but pruner {method!r} compares frames where they enter the "
                 f"language model. Set schedule.{i}.site to llm.input."

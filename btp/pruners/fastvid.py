@@ -38,7 +38,7 @@ class FastVID(Pruner):
             signals cannot be seen; then anchors get the whole count.
         every: frames from one with anchors to the next.
         neighbours: nearest tokens that make the density.
-        share: of an anchor in what it becomes.
+        share: Share of an anchor in what it becomes.
 
     Source: Shen et al. 2025, arXiv:2503.11187, section 3, and its released code.
     """

@@ -15,7 +15,7 @@ class Replay(Pruner):
     """A late question: the picture was pruned for another one, and what left is gone.
 
     Args:
-        kept: by site, per row the original visual indices that stayed there, as `StageRecord.kept` has them.
+        kept: Kept by site, per row the original visual indices that stayed there, as `StageRecord.kept` has them.
     """
 
     def __init__(self, kept: Mapping[str, Sequence[Sequence[int]]]) -> None:

@@ -32,7 +32,7 @@ class VidCom2(Pruner):
 
     Args:
         channels: share of the channels that are compared, in (0, 1].
-        temperature: of the softmax over frames, above 0.
+        temperature: Temperature of the softmax over frames, above 0.
 
     Source: Liu et al. 2025, arXiv:2505.14454, section 4, and its released code.
     """

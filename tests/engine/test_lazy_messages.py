@@ -40,7 +40,10 @@ CASES = [
     (Random(seed=0, salt="none"), both(("llm.layer.0", 0.5)), r"in front of layer 0 there are no keys"),
     (LazyLLM(), plan(("llm.input", 0.5)), r"schedule\.0\.site is llm\.input, but pruner 'lazyllm' ranks by the att"),
     (Random(seed=0, salt="none"), both(("llm.input", 0.5)), r"schedule\.0\.phase is both, which is not built yet"),
-    (LazyLLM(), plan(("llm.layer.2", 0.5), phase="decode"), r"schedule\.0\.phase is decode, which is not built yet"),
+    (Random(seed=0, salt="none"), plan(("llm.input", 0.5), phase="decode"), r"phase is decode, which is not built yet"),
+    (LazyLLM(), plan(("llm.layer.2", 0.5), phase="decode", settings={"revive": False}), r"revive is false in phase de"),
+    (LazyLLM(), plan(("llm.layer.2", 0), phase="decode"), r"schedule\.0\.keep is 0 in phase decode"),
+    (Content(), plan(("llm.layer.2", 0.5), phase="decode"), r"ranks tokens by their states, .* has phase decode"),
     (LazyLLM(), plan(("llm.layer.2", 0.5), phase="both", positions="renumber"), r"positions is renumber in phase both"),
     (LazyLLM(), both(("llm.layer.2", 0.5), revive="no"), r"schedule\.0\.revive is 'no'\. Choose from: True, False"),
     (LazyLLM(), both(("llm.layer.2", 0.5), revive=1), r"schedule\.0\.revive is 1\. Choose from: True, False"),
@@ -85,6 +88,8 @@ def test_sliding_windows():
         ValueError, match=r"layers of type sliding_attention that see 6 tokens: a token that comes back "
     ):
         attach(host, LazyLLM(), ONE).__enter__()
+    with pytest.raises(ValueError, match=r"schedule\.0\.phase is decode, but .* Leave that stage out, or use a model"):
+        attach(host, LazyLLM(), plan(("llm.layer.2", 0.5), phase="decode")).__enter__()
 
 
 def test_features_that_come_between_layers():

@@ -61,7 +61,7 @@ ONE = plan(("llm.layer.2", 2))
         (
             Scatter(),
             plan(("llm.layer.1", 2), phase="decode"),
-            r"schedule\.0\.phase is decode, which is not built",
+            r"ranks tokens by their states, but schedule\.0 has phase decode",
         ),
         (
             Scatter(),

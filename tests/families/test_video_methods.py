@@ -19,7 +19,11 @@ from families.hiding import hiding
 HOSTS = ("llava_next_video", "llava_onevision", "qwen25vl")
 FASTVID = {"segments": 2, "threshold": 0.9, "salient": 0.4, "every": 2, "neighbours": 2, "share": 0.6}
 HOLITOM = {"threshold": 0.3, "window": 99}
-REMOVING = {"evs": EVS(), "dycoke": DyCoke(), "vidcom2": VidCom2(channels=0.5, temperature=0.01)}
+REMOVING = {
+    "evs": EVS(),
+    "dycoke": DyCoke(similar="whole", threshold=0.9),
+    "vidcom2": VidCom2(channels=0.5, temperature=0.01),
+}
 MERGING = {"fastvid": functools.partial(FastVID, **FASTVID), "holitom": functools.partial(HoliTom, **HOLITOM)}
 
 

@@ -1,14 +1,17 @@
 """DyCoke: a window of four frames by hand; first frames stay whole while there is room."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from hand import stage, video
+from hand import stage, tokens, video
 
-from btp.core.schedule import Schedule
+from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signals
 from btp.pruners.dycoke import DyCoke
 
 AT = "llm.input"
+METHOD = DyCoke(similar="whole", threshold=0.9)
 # frames of three tokens, as angles: who is compared with whom is all that counts
 ANGLES = [[0, 0, 0], [10, 50, 90], [60, 5, 20], [60, 35, 100], [90, 90, 0]]
 
@@ -19,7 +22,7 @@ def clip(frames):
 
 
 def keep(frames, k):
-    return DyCoke().select(clip(frames), Signals(), stage(AT, k)).keep.tolist()[0]
+    return METHOD.select(clip(frames), Signals(), stage(AT, k)).keep.tolist()[0]
 
 
 def test_example():
@@ -43,14 +46,44 @@ def test_the_next_window_begins_whole():
 def test_a_newline_stays():
     """Tokens off the grid take no part."""
     seen = video(4, 1, 2, newlines=1)
-    found = DyCoke().select(seen, Signals(), stage(AT, 6)).keep.tolist()[0]
+    found = METHOD.select(seen, Signals(), stage(AT, 6)).keep.tolist()[0]
     assert found[:2] == [0, 1]
     assert found[-1] == 8
     assert [i // 2 for i in found[2:5]] == [1, 2, 3]
-    assert DyCoke().explain(seen, Signals(), stage(AT, 6))["distance"].shape == (1, 9)
+    assert METHOD.explain(seen, Signals(), stage(AT, 6))["distance"].shape == (1, 9)
+
+
+def step(method, seen, attention):
+    """What a decode step sees of tokens with this attention, [B][N], over two heads that say the same."""
+    at = Stage("llm.layer.3", 0.5, of="alive", phase="decode")
+    (signal,) = method.needs(at)
+    row = torch.tensor(attention)[:, None, None].expand(-1, 2, 1, -1)
+    found = method.select(seen, Signals({signal: row}), at)
+    return [[i for i in row if i >= 0] for row in found.keep.tolist()], replace(seen, carried=found.carried)
+
+
+def test_steps():
+    """Row 0 looks elsewhere (cosine 0.6), row 1 looks on (0.98); the third token of row 1 is padding."""
+    first, then = [[0.6, 0.2, 0.0, 0.0], [0.5, 0.1, 9.0, 9.0]], [[0.2, 0.6, 0.0, 0.0], [0.4, 0.0, 9.0, 9.0]]
+    assert torch.cosine_similarity(torch.tensor([0.6, 0.2]), torch.tensor([0.2, 0.6]), dim=0) == pytest.approx(0.6)
+    for similar, again in (("whole", [0, 1]), ("kept", [0])):
+        method = DyCoke(similar=similar, threshold=0.9)
+        seen = replace(tokens(4, 2), host_keep=(2, 1))
+        kept, seen = step(method, seen, first)
+        assert kept == [[0, 1], [0]]
+        kept, seen = step(method, seen, then)
+        assert kept == [[0, 1], again]
+        kept, _ = step(method, seen, [[0.0, 0.1, 0.9, 0.0], [0.0, 0.5, 0.0, 0.0]])
+        assert kept == [[1, 2], [1]]
 
 
 def test_messages():
     """Other sites are refused."""
     with pytest.raises(ValueError, match=r"schedule.0.site is vision.output, but pruner 'dycoke' compares frames"):
-        DyCoke().check(Schedule.from_config([{"site": "vision.output", "keep": 0.5}]))
+        METHOD.check(Schedule.from_config([{"site": "vision.output", "keep": 0.5}]))
+    with pytest.raises(ValueError, match=r"pruner.method.similar is 'all'. Choose from: whole, kept"):
+        DyCoke(similar="all", threshold=0.9)
+    with pytest.raises(ValueError, match=r"pruner.method.threshold is 9, a cosine"):
+        DyCoke(similar="kept", threshold=9)
+    with pytest.raises(ValueError, match=r"schedule.0.site is llm.layer.3, but pruner 'dycoke' compares frames"):
+        METHOD.check(Schedule((Stage("llm.layer.3", 0.5, phase="both"),)))

@@ -44,7 +44,7 @@ class CacheStages:
         host: the model.
         pruner: decides; None where no stage asks.
         plan: all stages, one for each layer.
-        kinds: of the decoder layers.
+        kinds: Kinds of the decoder layers.
         doubts: collects checks on tensor content.
         current: gives the run whose forward is under way, or None.
     """

@@ -27,7 +27,7 @@ class NotFinite(ValueError):
     """What a pruner would rank is not finite.
 
     Attributes:
-        rows: of the batch, in which it was found; empty where only pictures are known.
+        rows: Rows of the batch, in which it was found; empty where only pictures are known.
     """
 
     def __init__(self, text: str, rows: tuple[int, ...]) -> None:
@@ -119,6 +119,8 @@ def _of_signal(
     if _is_fine(value):
         return None, codes
     x = value.movedim(1, 0) if signal.kind in _SIDES else value
+    if signal.kind == "projected":  # frames of all rows
+        return _faults(value.flatten(0, 1)[None], None).expand(len(tokens.valid))  # type: ignore[union-attr]
     own = signal.site.tower == site.tower  # seen per picture otherwise, over tokens that may be gone
     alive = tokens.valid if own and signal.kind != "pixels" else None
     if signal.kind in ("attention", "preview"):  # [B, H, R, N]

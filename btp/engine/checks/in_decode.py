@@ -1,4 +1,4 @@
-"""Refuses stages of phase both that a model, a pruner or other stages leave no way to follow."""
+"""Refuses stages that act in decode and that a model, a pruner or other stages leave no way to follow."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ def check_in_decode(host: Host, pruner: Pruner | None, schedule: Schedule) -> No
     for i, stage in enumerate(schedule):
         if stage.site.kind == "cache":
             raise ValueError(
-                f"schedule.{i}.site is {stage.site}, but schedule.{mine[0][0]} at {mine[0][1].site} has phase both, "
-                "which brings tokens back to caches that this stage would have emptied. Set phase: prefill there."
+                f"schedule.{i}.site is {stage.site}, but schedule.{mine[0][0]} at {mine[0][1].site} has phase "
+                f"{mine[0][1].phase}, which brings tokens back to caches that this stage would have emptied. Set "
+                "phase: prefill there."
             )
         if not stage.in_decode and stage.moves_prefill and stage.site > mine[0][1].site:
             raise ValueError(
                 f"schedule.{i} at {stage.site} has phase {stage.phase} behind schedule.{mine[0][0]} at "
-                f"{mine[0][1].site} of phase both, whose tokens may still come back when it has decided. Put it in "
-                "front, or set phase: both there too."
+                f"{mine[0][1].site} of phase {mine[0][1].phase}, whose tokens may still come back when it has decided. "
+                "Put it in front, or set phase: both there too."
             )
     if attention_name(host) == FLASH:
         raise ValueError(
@@ -48,10 +49,11 @@ def check_in_decode(host: Host, pruner: Pruner | None, schedule: Schedule) -> No
         )
     windows = [kind for kind in layer_kinds(host) if kind.window is not None]
     if windows:
+        instead = "Leave that stage out" if mine[0][1].phase == "decode" else "Set phase: prefill"
         raise ValueError(
-            f"schedule.{mine[0][0]}.phase is both, but {type(host.decoder).__name__} has layers of type "
+            f"schedule.{mine[0][0]}.phase is {mine[0][1].phase}, but {type(host.decoder).__name__} has layers of type "
             f"{windows[0].name} that see {windows[0].window} tokens: a token that comes back would find its keys gone. "
-            "Set phase: prefill, or use a model with full attention."
+            f"{instead}, or use a model with full attention."
         )
     for i, stage in mine:
         _check_stage(host, pruner, i, stage)
@@ -60,21 +62,22 @@ def check_in_decode(host: Host, pruner: Pruner | None, schedule: Schedule) -> No
 def _check_stage(host: Host, pruner: Pruner | None, i: int, stage: Stage) -> None:
     if stage.withdraws_all:
         raise ValueError(
-            f"schedule.{i}.keep is 0 in phase both, so that nothing is left to choose in any step. Set phase: prefill."
+            f"schedule.{i}.keep is 0 in phase {stage.phase}, so that nothing is left to choose in any step. Set phase: "
+            "prefill."
         )
     if stage.positions == "renumber":
         raise ValueError(
-            f"schedule.{i}.positions is renumber in phase both, where tokens come back to their own positions. "
-            "Set positions: original."
+            f"schedule.{i}.positions is renumber in phase {stage.phase}, where tokens come back to their own "
+            "positions. Set positions: original."
         )
     _check_settings(host, i, stage)
     if pruner is not None and pruner.reads_states(stage):
         raise ValueError(
-            f"pruner {pruner.name!r} ranks tokens by their states, but schedule.{i} has phase both, where most tokens "
-            "are keys and values alone. Set phase: prefill on that stage, or use a method that ranks by attention "
-            "(and says so by reads_states)."
+            f"pruner {pruner.name!r} ranks tokens by their states, but schedule.{i} has phase {stage.phase}, where "
+            "most tokens are keys and values alone. Set phase: prefill on that stage, or use a method that ranks by "
+            "attention (and says so by reads_states)."
         )
-    if host.decoder is not None and FEATURES in Binding(host.decoder):
+    if host.decoder is not None and stage.phase == "both" and FEATURES in Binding(host.decoder):
         last = len(getattr(host.vision.config, "deepstack_visual_indexes", ()))  # type: ignore[union-attr]
         if stage.site.layer < last:
             raise ValueError(
@@ -92,6 +95,11 @@ def _check_settings(host: Host, i: int, stage: Stage) -> None:
         if not (whole if name == "first" else value in known[name] and (name != "revive" or isinstance(value, bool))):
             choices = "an int >= 0" if name == "first" else ", ".join(map(str, known[name]))
             raise ValueError(f"schedule.{i}.{name} is {value!r}. Choose from: {choices}.")
+    if stage.phase == "decode" and stage.settings.get("revive") is False:
+        raise ValueError(
+            f"schedule.{i}.revive is false in phase decode, where nobody stays behind in the prefill, so that no step "
+            "would ask. Remove it."
+        )
     scope, revive = stage.settings.get("scope"), stage.settings.get("revive", True)
     if scope in ("visual", "text") and host.unit == TEXT:
         raise ValueError(
@@ -114,6 +122,6 @@ def check_needs(signals: tuple[Signal, ...], i: int, stage: Stage, who: str) -> 
     for signal in signals:
         if signal.kind != "attention" or signal.rows != "last" or signal.site != stage.site.previous_layer:
             raise ValueError(
-                f"{who} asks for {signal} at schedule.{i}, a stage of phase both. What every step can show is "
+                f"{who} asks for {signal} at schedule.{i}, a stage of phase {stage.phase}. What every step can show is "
                 f"attention with rows last at {stage.site.previous_layer}. Set phase: prefill on that stage."
             )

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from btp.core.cache_pruner import CachePruner
-from btp.core.host import Host
+from btp.core.host import Host, unwrapped
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
-from btp.core.wrapped import unwrapped
 from btp.engine.checks.cache_plan import check_cache_signal, check_cache_stages, each_layer
 from btp.engine.checks.in_decode import check_in_decode, check_needs
 from btp.engine.checks.signals import attention_name, check_signal, vision_tower

@@ -21,7 +21,7 @@ class LayerKind:
     """What decoder layers have in common: they share a mask and a RoPE table.
 
     Attributes:
-        name: as the decoder's config has it.
+        name: Name as the decoder's config has it.
         window: places that a token sees, its own included; None where it sees all in front of it.
     """
 

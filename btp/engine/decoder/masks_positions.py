@@ -6,7 +6,7 @@ whole here too; a layer behind a cut gets a view through the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,13 +27,13 @@ def prefill_companions(
     """Arguments of a layer's forward to exchange during prefill.
 
     Args:
-        host: for its RoPE, where positions are renumbered.
+        host: Host whose RoPE is used, where positions are renumbered.
         run: the prefill.
         view: tokens alive in front of the layer.
         hidden: [B, S', D] for dtype and device.
         whole: the layer's arguments as the host passed them, full length.
         attention: "sdpa", "eager" or "flash_attention_2".
-        kind: of the layer.
+        kind: Kind of the layer.
 
     Raises:
         ValueError: positions are renumbered, but the prompt is longer than the layer's window.
@@ -71,7 +71,7 @@ def decode_companions(
     Args:
         attention: "sdpa" (bool masks, None where nothing is masked), "eager" (additive masks) or "flash_attention_2"
             (the keys that count, None where all do).
-        kind: of the layer.
+        kind: Kind of the layer.
         at: which layer, for what its cache still holds.
 
     Raises:
@@ -119,9 +119,9 @@ def decode_mask(run: Run, view: View, like: Tensor, attention: str, kind: LayerK
     """[B, 1, 1, S' + t] what the token of a decode step sees of a layer's rows and of the answer so far.
 
     Args:
-        like: for dtype and device.
+        like: Tensor whose dtype and device are taken.
         attention: "eager" (additive masks), or another one (bool masks, None where nothing is masked).
-        kind: of the layer.
+        kind: Kind of the layer.
     """
     end = run.prompt_length + run.call.decode_steps
     window = kind.window if kind.window is not None and end > kind.window else None
@@ -140,6 +140,23 @@ def decode_mask(run: Run, view: View, like: Tensor, attention: str, kind: LayerK
     if attention != "eager":
         return seen
     return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, torch.finfo(like.dtype).min)
+
+
+def needs_nothing(run: Run, mask: Tensor | None, attention: str, kinds: Sequence[LayerKind]) -> bool:
+    """Whether `decode_companions` would change nothing in any layer, so that no other layer has to be looked at.
+
+    Without a mask the new token sees all there is in a layer's cache, which is all that is alive there.
+
+    Args:
+        mask: what the host gave the first layer that was looked at; layers without a window share it.
+        attention: as `decode_mask`.
+        kinds: of all layers.
+    """
+    if mask is not None or attention != "sdpa" or run.step_mask is not None:
+        return False
+    return all(kind.window is None for kind in kinds) and all(
+        view.even and view.lowered is None for _, view in run.ledger.views
+    )
 
 
 def _check_own_token(run: Run, doubts: Doubts) -> None:

@@ -23,12 +23,13 @@ class Run:
         ledger: who is alive where; exchanged at each cut.
         layout: where the visual tokens lay in the prompt.
         call: the record that goes into the trace.
-        cache: the host's cache object while a forward is under way, None without one.
+        cache: the host's cache object in a step, and in prefill once a stage of the cache met it; else None.
         in_prefill: False from the first decode step on.
         step_mask: [B, S + t] 2D mask of the current decode step, as the caller passed it.
+        undisturbed: the decode step under way needs no mask and no position but the host's in any layer.
         entered: decoder layers that the engine saw in the current forward, from the first stage on.
         memo: what was computed for a view in the current forward, by view and device.
-        lazy: what stages of phase both know of it; None without any.
+        lazy: what stages that act in decode know of it; None without any.
         per_picture: tokens of a picture in the vision tower, where its signals or stages are followed.
         held: what the caches of layers with a stage hold, by layer.
         windows: most tokens that each layer's cache holds, behind prefill; None without a limit.
@@ -41,6 +42,7 @@ class Run:
     cache: Any = None
     in_prefill: bool = True
     step_mask: Tensor | None = None
+    undisturbed: bool = False
     entered: list[int] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
     lazy: Any = None

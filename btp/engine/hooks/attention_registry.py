@@ -33,8 +33,8 @@ class Attending:
         at: number of the layer.
         query: [B, Hq, R, d] behind RoPE.
         key, value: [B, Hkv, n, d], with what the cache holds already; grouped heads are not repeated.
-        mask: what the logits get: None (causal), bool or additive [B, 1, R, n]; None too where the layer's function
-            takes the keys that count alone (FlashAttention), as those are known.
+        mask: Mask that the logits get: None (causal), bool or additive [B, 1, R, n]; None too where the layer's
+            function takes the keys that count alone (FlashAttention), as those are known.
         scaling: the layer's own factor.
         attend: `attend(mask)` is the original function with a mask; returns what the module expects.
         odd: what the module adds to its logits beyond a mask; empty where nothing.
@@ -103,8 +103,8 @@ def standing_for(root: nn.Module, function: Callable, undo: ExitStack) -> None:
     """Let `function` compute all attention inside of `root`, with the masks that it gets now.
 
     Args:
-        root: as `watch_attention`.
-        function: as transformers' attention functions.
+        root: As in `watch_attention`.
+        function: Function like transformers' attention functions.
         undo: receives what takes all of it back.
     """
     configs = _configs(root)
@@ -133,15 +133,15 @@ def _function(base: str, inside: Mapping[int, int], stand: Callable[[Attending],
 
     def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
         original = known if known is not None else own_eager(module)
+        at = inside.get(id(module))
+        if at is None:
+            return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
         def attend(mask):
             if base == FLASH:
                 return attend_flash(original, module, query, key, value, mask, scaling=scaling, **kwargs)
             return original(module, query, key, value, mask, scaling=scaling, **kwargs)
 
-        at = inside.get(id(module))
-        if at is None:
-            return attend(attention_mask)
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         odd = tuple(k for k in _UNFOLLOWED if kwargs.get(k) is not None)
         seen = None if attention_mask is not None and attention_mask.dim() == 2 else attention_mask

@@ -68,7 +68,11 @@ class Encoders(threading.local):
         found = {kind: encoding for kind, encoding in found.items() if encoding is not None}
         if not found:
             return dict(inputs)
-        rows = {k: v for kind, e in found.items() for k, v in _per_entry(e, len(self._latest[kind].entries)).items()}
+        rows: dict[str, Tensor] = {}
+        for kind, encoding in found.items():
+            noted = hasattr(given[kind], "encoding") or kind not in self._latest
+            entries = len(encoding.which) if noted else len(self._latest[kind].entries)
+            rows |= _per_entry(encoding, entries)
         return rows | dict(inputs) | {"encoded": found}
 
     def _over(self, kind: str, method: Callable) -> Callable:
@@ -96,6 +100,8 @@ class Encoders(threading.local):
         return encode
 
     def _found(self, kind: str, given: Any) -> Encoding | None:
+        if hasattr(given, "encoding"):  # made in several calls, by who noted with what
+            return given.encoding
         latest, entries = self._latest.get(kind), getattr(given, "pooler_output", None)
         if latest is None or entries is None:
             return None

@@ -85,7 +85,7 @@ class Masking:
         """One forward without a cache.
 
         Args:
-            inputs: of the model, with input_ids [B, S].
+            inputs: Inputs of the model, with input_ids [B, S].
             prompt: [B, S] bool, what was there when inference decides: answers, which follow in training, are not.
                 Decisions see nothing else. None is all that attention_mask says.
             more: further arguments of the model's forward.

@@ -155,8 +155,8 @@ def pooled(x: Tensor, tokens: int, axis: int, together: Callable[..., Tensor]) -
     Args:
         x: patches row by row along `axis`.
         tokens: blocks; patches are a square times as many.
-        axis: of the patches.
-        together: of a tensor over an axis, as Tensor.sum or Tensor.mean.
+        axis: Axis of the patches.
+        together: Reduction of a tensor over an axis, as Tensor.sum or Tensor.mean.
 
     Returns:
         As x, with the blocks row by row along `axis`.

@@ -21,7 +21,7 @@ class Passed:
     """What there was of the pictures behind a stage; a prompt's record is made of it later.
 
     Attributes:
-        site: of the stage; None for what left the tower.
+        site: Site of the stage; None for what left the tower.
         after: tokens alive per picture.
         slots: [P, K] those alive.
         size: [P, K] original tokens each stands for; None where nothing was merged here.
@@ -203,7 +203,7 @@ class Pictures:
         """What there is of the pictures now.
 
         Args:
-            site: of the stage that was passed just now.
+            site: Site of the stage that was passed just now.
             merging: tokens flowed into each other there; sizes count then.
         """
         size = self.size if merging and (site is not None or self.merged) else None

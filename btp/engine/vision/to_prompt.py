@@ -24,8 +24,8 @@ def hand_over(run: Run, pictures: Pictures, which: Sequence[int]) -> tuple[Decis
 
     Args:
         run: the prompts, of which nothing was cut yet.
-        pictures: that passed the tower.
-        which: of them belongs to each picture of the prompts, in the prompts' order.
+        pictures: Pictures that passed the tower.
+        which: Index of the one that belongs to each picture of the prompts, in the prompts' order.
 
     Returns:
         The decision and whether positions close up; None for nothing. Waits for the device where pictures are packed.

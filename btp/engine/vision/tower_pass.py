@@ -292,7 +292,7 @@ def _moved(states: Tensor, decision: Decision, before: tuple[Tensor, Tensor] | N
     Args:
         states: [P, rows before, D].
         before: rows of tokens and of fixed rows in `states`; None where it holds tokens alone.
-        pictures: behind the cut.
+        pictures: Pictures behind the cut.
     """
     keep = decision.keep.clamp(min=0)
     if before is None:

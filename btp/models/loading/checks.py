@@ -43,8 +43,8 @@ def check_kind(folder: Path, trusted: bool, kind: Kind) -> None:
     """Refuse what no class of transformers for this kind of models can read.
 
     Args:
-        folder: of the checkpoint.
-        kind: that the host is for.
+        folder: Folder of the checkpoint.
+        kind: Kind that the host is for.
         trusted: run the Python files that the checkpoint brings along.
 
     Raises:

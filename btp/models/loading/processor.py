@@ -23,8 +23,8 @@ def load_processor(folder: Path, arguments: Mapping[str, Any], trusted: bool = F
     """The processor of a checkpoint, padding on the left.
 
     Args:
-        folder: of the checkpoint.
-        arguments: that replace what the checkpoint says, as max_pixels.
+        folder: Folder of the checkpoint.
+        arguments: Arguments that replace what the checkpoint says, as max_pixels.
         trusted: run the Python files that the checkpoint brings along.
 
     Raises:
@@ -70,7 +70,7 @@ def load_text_processor(folder: Path, chat: bool, trusted: bool = False) -> Text
     """The tokenizer of a checkpoint, padding on the left.
 
     Args:
-        folder: of the checkpoint.
+        folder: Folder of the checkpoint.
         chat: `model.chat`.
         trusted: run the Python files that the checkpoint brings along.
 

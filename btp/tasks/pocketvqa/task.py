@@ -27,7 +27,7 @@ class PocketVQA(Drawn):
         """
         Args:
             split: train | calibration | validation | test.
-            seed: of the scenes and questions.
+            seed: Seed of the scenes and questions.
             size: number of samples.
             abilities: a subset of the task's abilities; None = all.
 

@@ -1,8 +1,9 @@
-"""Stages of phase both: tokens stay behind between layers, in the prefill and in every decode step, and may come back.
+"""Stages that act in decode: tokens stay behind between layers, in every step, and may come back.
 
 A pruner says which tokens the layers behind a stage see in this forward. The rest follows: a token that has its K/V
 there is only a key; a row of this forward goes on; one that stayed behind before is computed from where it was parked;
-and a row that is not seen is parked. So each token passes each layer at most once.
+and a row that is not seen is parked. So each token passes each layer at most once. At a stage of phase decode the
+prompt passes whole, so that its tokens are keys and values that later steps see or do not see.
 
 Source: Fu et al. 2024, arXiv:2407.14057, section 3, where it is called LazyLLM.
 """
@@ -35,7 +36,7 @@ from btp.engine.hooks.slot_masks import as_mask, seen_slots
 
 
 class LazyStages:
-    """The stages of phase both of one attach.
+    """The stages of one attach that act in decode.
 
     Args:
         host: the model.
@@ -75,7 +76,7 @@ class LazyStages:
             at: the layer.
             first: name of the argument that holds the hidden states.
             hidden: these, [B, R, D].
-            arguments: of the layer, as they would be without these stages.
+            arguments: Arguments of the layer, as they would be without these stages.
         """
         state, changes = self._state(run), {}
         if at == self.first:
@@ -141,7 +142,8 @@ class LazyStages:
         return as_mask(seen, self._attention, now.query, now.key.shape[1])
 
     def _asks(self, run: Run, number: int) -> bool:
-        return run.in_prefill or self._rules[number].revive
+        rule = self._rules[number]
+        return rule.stage.phase == "both" if run.in_prefill else rule.revive
 
     def _pass(self, run: Run, state: State, number: int, hidden: Tensor) -> Tensor:
         """Let one stage decide; hands on the rows of the layers behind it."""
@@ -155,9 +157,9 @@ class LazyStages:
         go, stay = chosen & ~have, rowed & ~chosen
         back = go & ~rowed
         visual = _padded(run.ledger.visual, state.total)
-        masks = (rowed, go, back, stay, chosen, visual & state.alive, visual & chosen)
+        masks = (rowed, go, back, stay, chosen, state.alive & ~chosen, visual & state.alive, visual & chosen)
         facts = torch.stack([mask.sum(1) for mask in masks]).tolist()  # one host sync: rows come in rectangles
-        entered, computed, revived, stayed, seen, before, after = (tuple(counts) for counts in facts)
+        entered, computed, revived, stayed, seen, unseen, before, after = (tuple(counts) for counts in facts)
         state.whole = (state.whole and not dropped) if behind is None else behind.whole
         state.plain = state.plain and state.whole and not dropped
         if behind is None:
@@ -174,7 +176,7 @@ class LazyStages:
         rows, looked = state.by_position(go), state.by_position(chosen)
         if self._at[self.first] == number:
             run.call.steps.append([])
-        run.call.steps[-1].append(StepRecord(site, entered, computed, revived, parked, held, rows, looked))
+        run.call.steps[-1].append(StepRecord(site, entered, computed, revived, parked, held, unseen, rows, looked))
         if run.in_prefill:
             state.entered.append((site.layer, after, computed))
             which = first_places(chosen & visual, max(after))
@@ -253,7 +255,10 @@ class LazyStages:
         assert pruner is not None
         if not max(keeps):
             return torch.zeros_like(domain), keeps
-        tokens = _tokens(run, state, domain, column, totals, alive, keeps)
+        behind = state.behind.get(number)
+        told = {} if behind is None else behind.carried
+        carried = {name: _by_candidate(value, column) for name, value in told.items()}
+        tokens = _tokens(run, state, domain, column, totals, alive, keeps, carried)
         at = state.slot_of().gather(1, column.clamp(min=0)).clamp(min=0)  # [B, N]
         seen = {}
         for signal in planned.needs:
@@ -263,10 +268,12 @@ class LazyStages:
             which = at.to(x.device)[:, None, None, :].expand(*x.shape[:3], -1)
             seen[signal] = x.gather(3, which).masked_fill((column < 0).to(x.device)[:, None, None, :], 0)
         decision = self._decider.ask(planned.stage, tokens, seen, {}, keeps)
+        if behind is not None:
+            behind.carried = {k: _by_column(v, column, state.total) for k, v in decision.carried.items()}
         if decision.states is not None or decision.ordered:
             raise ValueError(
                 f"pruner {pruner.name!r} merges, exchanges or reorders tokens at {planned.stage.site}, a stage of "
-                "phase both, where tokens stay or leave. Set phase: prefill on that stage."
+                f"phase {planned.stage.phase}, where tokens stay or leave. Set phase: prefill on that stage."
             )
         keep = decision.keep.to(column.device)
         kept = column.gather(1, keep.clamp(min=0)).masked_fill(keep < 0, -1)
@@ -288,6 +295,7 @@ def _tokens(
     totals: tuple[int, ...],
     alive: tuple[int, ...],
     keeps: tuple[int, ...],
+    carried: Mapping[str, Tensor],
 ) -> Tokens:
     """Candidates [B, N] as a pruner sees them; most are keys and values alone here, so that they have no states."""
     S, at, gone = run.prompt_length, column.clamp(min=0), column < 0
@@ -307,7 +315,21 @@ def _tokens(
         host_total=totals,
         host_alive=alive,
         host_keep=keeps,
+        carried=carried,
     )
+
+
+def _by_column(value: Tensor, column: Tensor, total: int) -> Tensor:
+    """[B, total] numbers of candidates [B, N] at their columns, 0 elsewhere."""
+    at = column.masked_fill(column < 0, total).to(value.device)
+    return value.new_zeros(len(value), total + 1).scatter(1, at, value)[:, :total]
+
+
+def _by_candidate(value: Tensor, column: Tensor) -> Tensor:
+    """[B, N] numbers of columns [B, up to T] as candidates have them, 0 of those that are new or padded."""
+    known = (column >= 0) & (column < value.shape[1])
+    at = column.masked_fill(~known, 0).to(value.device)
+    return value.gather(1, at).masked_fill(~known.to(value.device), 0)
 
 
 def _padded(mask: Tensor, total: int) -> Tensor:

@@ -30,12 +30,14 @@ class Behind:
         parked: who stayed behind in front of them.
         whole: their slots are those that the host knows of: none left in the prefill, here or before.
         shares: what stayed of the tokens in front, per row, in the prefill.
+        carried: numbers that the pruner gave to columns when it was asked last, [B, up to T] each.
     """
 
     slots: Tensor
     whole: bool
     shares: tuple[float, ...]
     parked: Parked = field(default_factory=Parked)
+    carried: dict[str, Tensor] = field(default_factory=dict)
 
 
 class State:
@@ -78,7 +80,7 @@ class State:
         """Begin the forward of a decode step; does nothing where it has begun.
 
         Args:
-            step: of the answer, 1 for the first behind the prompt.
+            step: Step of the answer, 1 for the first behind the prompt.
         """
         if step == self._step:
             return
@@ -130,7 +132,7 @@ class State:
         """Keep what the host passes by position for the tokens of this forward, once a forward.
 
         Args:
-            arguments: of the layer behind the first stage.
+            arguments: Arguments of the layer behind the first stage.
         """
         for name in TABLES:
             given = arguments.get(name)

@@ -16,6 +16,7 @@ from btp.models.vision_cache import PictureFeatures
 from btp.runner.evaluation.answer_store import Answers
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches
+from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.evaluation.oracle_targets import aim
 from btp.tasks.sample import Task
 
@@ -26,13 +27,13 @@ class Evaluate(Pass):
     Args:
         loaded: model and processor.
         pruner: the attached method, to pass targets to.
-        trace: of the attached engine.
+        trace: Trace of the attached engine.
         task: whose samples they are.
         answers: where rows go.
         reference: the unpruned answers, for the divergence; None for the unpruned arm itself, which keeps its
             distributions for the others.
         batches: makes batches again where they do not fit.
-        size: of the batches, shrunk where memory ends.
+        size: Size of the batches, shrunk where memory ends.
         features: what to give the model in place of pictures; None gives it pictures.
     """
 
@@ -49,16 +50,16 @@ class Evaluate(Pass):
         features: PictureFeatures | None = None,
     ):
         super().__init__(batches, size)
-        self.host = loaded.host
+        self.loaded, self.host = loaded, loaded.host
         self.pruner, self.trace, self.answers, self.reference = pruner, trace, answers, reference
         self.features = features
 
     def step(self, batch: Batch) -> None:
         """Answer a batch and write it down before the next one starts."""
         samples = batch.samples
-        aim(self.pruner, samples)
+        aim(self.pruner, samples, batch.clips)
         self.trace.calls.clear()
-        inputs = batch.to(self.host.device, self.host.dtype, non_blocking=True).inputs
+        inputs = model_inputs(self.loaded, batch)
         if self.features is not None:
             inputs = self.features.instead(inputs, batch.pictures)
         try:
@@ -76,10 +77,13 @@ class Evaluate(Pass):
             drift = torch.nn.functional.kl_div(first, unpruned, reduction="none", log_target=True).sum(-1)
             while drift.dim() > 1:
                 drift = drift.mean(-1)
+        events = getattr(self.pruner, "events", None) or [None] * len(samples)
         call = self.trace[0]  # any later one started from the same prompts
         self.answers.add(
             [
-                {"sample": s.id, **answer, "kl": round(float(kl), 6)} | happened(call, row, answer.get("answer_tokens"))
+                {"sample": s.id, **answer, "kl": round(float(kl), 6)}
+                | happened(call, row, answer.get("answer_tokens"))
+                | ({"events": events[row]} if events[row] else {})
                 for row, (s, answer, kl) in enumerate(zip(samples, said, drift, strict=True))
             ]
         )
@@ -88,7 +92,7 @@ class Evaluate(Pass):
         """Answer a batch.
 
         Args:
-            inputs: of the batch, where the model is.
+            inputs: Inputs of the batch, where the model is.
 
         Returns:
             What each sample's row holds of its answer, and the log-probabilities by which answers are compared: [B, V],
@@ -132,7 +136,7 @@ def _held(call: Call, row: int, forwards: int | None) -> dict[str, Any]:
 
 
 def _stepped(call: Call, row: int, forwards: int | None) -> dict[str, Any]:
-    """What stages of phase both did in the prefill (step 0) and in each decode step; {} without any."""
+    """What stages that act in decode did in the prefill (step 0) and in each decode step; {} without any."""
     counts = ("entered", "computed", "revived", "parked", "waiting")
     steps = [
         {"step": step, "site": str(record.site)} | {name: getattr(record, name)[row] for name in counts}
