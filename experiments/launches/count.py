@@ -24,16 +24,16 @@ HEAD = f"""# Launches and waits
 
 What a GPU is asked for on account of a method, found without one: `python -m experiments.launches.count --out
 docs/launches.md` lets a LLaVA of {LAYERS} layers and {SIDE * SIDE} visual tokens run on a device that is not there
-(`experiments/launches`), and notes every operator and every wait of the host. An operator is what PyTorch dispatches and
-is no view: about one kernel. Each costs some microseconds of the host, whatever the size of the model, so the numbers are
-those of a large model too.
+(`experiments/launches`), and notes every operator and every wait of the host. An operator is what PyTorch dispatches
+and is no view: about one kernel. Each costs some microseconds of the host, whatever the size of the model, so the
+numbers are those of a large model too.
 
-- *choice*: in the method itself, from its signals to its selection. *in loops*: those of them that come with every pick, by
-  lines that run again and again.
-- *signals*: looked at for it. *checks*: that nothing is NaN or inf, and that the selection keeps its contract; they are
-  read later. *cut*: tokens shown, moved and remembered, masks, positions.
-- All are means over the stages, for one prompt at {SHARE:.0%} of the visual tokens (of methods of the cache with {SLOTS}
-  slots a layer, over the layers).
+- *choice*: in the method itself, from its signals to its selection. *in loops*: those of them that come with every
+  pick, by lines that run again and again; where Triton is at hand, farthest points have one launch in their place.
+- *signals*: looked at for it. *checks*: that nothing is NaN or inf, and that the selection keeps its contract; they
+  are read later. *cut*: tokens shown, moved and remembered, masks, positions.
+- All are means over the stages, for one prompt at {SHARE:.0%} of the visual tokens (of methods of the cache with
+  {SLOTS} slots a layer, over the layers).
 - *opening*: once a prefill, where tokens lie and how many there are.
 - *waits*: how often a prefill waits for the device. Once is how many tokens each row has, in front of the first layer,
   with where they lie on their grid for who spreads tokens over it. No other method waits in a stage or at a pick.

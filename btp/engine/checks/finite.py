@@ -120,7 +120,7 @@ def _of_signal(
         return None, codes
     x = value.movedim(1, 0) if signal.kind in _SIDES else value
     if signal.kind == "projected":  # frames of all rows
-        return _faults(value.flatten(0, 1)[None], None).expand(len(tokens.valid))  # type: ignore[union-attr]
+        return _worst(value.flatten(0, 1)[None], None).expand(len(tokens.valid)), codes  # type: ignore[union-attr]
     own = signal.site.tower == site.tower  # seen per picture otherwise, over tokens that may be gone
     alive = tokens.valid if own and signal.kind != "pixels" else None
     if signal.kind in ("attention", "preview"):  # [B, H, R, N]
