@@ -39,23 +39,33 @@ def queued(
         power: None for cosines, else p of the p-norm.
     """
     B, N, _ = x.shape
-    chosen = torch.zeros(B, N + 1, dtype=torch.bool, device=x.device)
-    chosen = chosen.scatter(1, torch.where(seed >= 0, seed, N), True)[:, :N]
-    missing = on_device(tuple(counts), x.device) - chosen.sum(1)  # [B]
+    taken = torch.zeros(B, N + 1, dtype=torch.bool, device=x.device)  # the last column is nobody's
+    taken = taken.scatter(1, seed.masked_fill(seed < 0, N), True)
+    chosen = taken[:, :N]
     steps = max((count - s for count, s in zip(counts, sure, strict=True)), default=0)
-    index = torch.arange(N, device=x.device)
-    rank = torch.where(chosen, index, 2 * N)  # [B, N]; a token that was not chosen ranks behind all
+    index, widest = torch.arange(N, device=x.device), max(counts, default=0)
+    picks = seed[:, :0]
     if steps > 0:
         picks = _grow(x, seed, chosen, valid, steps, power, start=min(sure) == 0)
-        step = torch.arange(steps, device=x.device)
-        idle = step >= missing[:, None]
-        rank = torch.cat([rank, rank[:, :1]], dim=1)
-        rank = rank.scatter(1, picks.masked_fill(idle, N), (N + step).expand_as(picks))[:, :N]
-    widest = max(counts, default=0)
-    if not ordered:
-        found = torch.where(rank < 2 * N, index, N).sort(dim=1).values[:, :widest]
-        return found.masked_fill(found == N, -1)
-    rank, found = rank.sort(dim=1, stable=True)
+        every = widest if widest == min(counts) else on_device(tuple(counts), x.device)
+        missing = every - chosen.sum(1)  # [B]
+        idle = torch.arange(steps, device=x.device) >= missing[:, None]
+        picks = picks.masked_fill(idle, N)
+    if ordered:
+        return _in_turn(chosen, picks, widest)
+    if steps > 0:
+        taken = taken.scatter(1, picks, True)
+    found = index.masked_fill(~taken[:, :N], N).sort(dim=1).values[:, :widest]
+    return found if widest == min(counts, default=0) else found.masked_fill(found == N, -1)
+
+
+def _in_turn(chosen: Tensor, picks: Tensor, widest: int) -> Tensor:
+    """[B, widest] those chosen before, ascending, and the picks [B, steps] behind them, of which N is none."""
+    N, device = chosen.shape[1], chosen.device
+    rank = torch.arange(N, device=device).masked_fill(~chosen, 2 * N)  # a token that was not chosen ranks behind all
+    rank = torch.cat([rank, rank[:, :1]], dim=1)
+    turn = torch.arange(N, N + picks.shape[1], device=device)
+    rank, found = rank.scatter(1, picks, turn.expand_as(picks))[:, :N].sort(dim=1, stable=True)
     return found.masked_fill(rank == 2 * N, -1)[:, :widest]
 
 
@@ -142,11 +152,13 @@ class _Rows:
 
     def seeded(self, seed: Tensor) -> Tensor:
         """[B, N] similarity to the nearest seed, -inf without one."""
-        nearest = self.x.new_full(self.x.shape[:2], -torch.inf)
+        if not seed.shape[1]:
+            return self.x.new_full(self.x.shape[:2], -torch.inf)
+        parts = []
         for index in seed.split(BLOCK, dim=1):
             block = self.block(index.clamp(min=0)).masked_fill_((index < 0)[..., None], -torch.inf)
-            nearest = torch.maximum(nearest, block.amax(1)) if index.shape[1] else nearest
-        return nearest
+            parts.append(block.amax(1))
+        return functools.reduce(torch.maximum, parts)
 
     def isolation(self, valid: Tensor | None) -> Tensor:
         """[B, N] similarity of each token to its nearest other one, in blocks of rows."""

@@ -43,6 +43,7 @@ def _read(chosen: Tensor, extra: Tensor, counts: Sequence[int]) -> tuple[Tensor,
 def _queued(chosen: Tensor, extra: Tensor, counts: Sequence[int]) -> Tensor:
     """All rows at once and nothing read."""
     new = (extra >= 0) & ~(extra[:, :, None] == chosen[:, None]).any(2)
-    room = on_device(tuple(counts), chosen.device) - (chosen >= 0).sum(1)
+    every = counts[0] if len(set(counts)) == 1 else on_device(tuple(counts), chosen.device)
+    room = every - (chosen >= 0).sum(1)
     fits = new & (new.cumsum(1) <= room[:, None])
     return torch.cat([chosen, extra.masked_fill(~fits, -1)], dim=1)

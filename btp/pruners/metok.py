@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from btp.core.asked import Asked
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -244,10 +245,10 @@ class METok(Pruner):
         surplus = max(len(wished) - room, 0)
         keep = [j for j in keep if j not in set(spare[:surplus])]
         places = _ascending([wished[j] for j in keep], room)
-        chosen = video.places[torch.tensor(places, device=video.places.device)]
-        event = torch.tensor([events[j] for j in keep], device=hidden.device)
-        key = torch.tensor(video.events.key, device=hidden.device)[event].to(hidden.dtype)
-        return _Kept(chosen, sequence[torch.tensor(keep, device=sequence.device)].to(hidden), event, key)
+        chosen = video.places[on_device(places, video.places.device)]
+        event = on_device([events[j] for j in keep], hidden.device)
+        key = on_device(video.events.key, hidden.device)[event].to(hidden.dtype)
+        return _Kept(chosen, sequence[on_device(keep, sequence.device)].to(hidden), event, key)
 
     def _prune(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         score = _attention(tokens, signals, self.needs(stage)[0])
@@ -318,12 +319,12 @@ def _labels(places: Tensor, event: int, key: float) -> tuple[Tensor, Tensor]:
 def _labelled(video: Video, hidden: Tensor) -> _Kept:
     """A video whose tokens all stay; what lies off the grid is of the event of the frame behind it, or of the last."""
     spans = video.events.spans
-    of_frame = torch.tensor([e for e, (a, b) in enumerate(spans) for _ in range(a, b)], device=video.frame.device)
+    of_frame = on_device([e for e, (a, b) in enumerate(spans) for _ in range(a, b)], video.frame.device)
     frame, last = video.frame.tolist(), spans[-1][1] - 1
     for i in reversed(range(len(frame))):
         frame[i] = frame[i] if frame[i] >= 0 else (frame[i + 1] if i + 1 < len(frame) else last)
-    event = of_frame[torch.tensor(frame, device=video.frame.device)]
-    key = torch.tensor(video.events.key, device=hidden.device)[event].to(hidden.dtype)
+    event = of_frame[on_device(frame, video.frame.device)]
+    key = on_device(video.events.key, hidden.device)[event].to(hidden.dtype)
     return _Kept(video.places, hidden[video.places], event, key)
 
 

@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CPU, CLAIM = torch.device("cpu"), torch.device("cuda", 0)
 _COPY, _COPY_INTO = torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default
 _READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+_NOTHING = (torch.ops.aten._unsafe_view, torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided)
 _TORCH = str(Path(torch.__file__).parent)
 _OUTSIDE: set[CodeType] = set()  # functions of PyTorch and of this file
 _CUDA_TYPE, _META_TYPE = 1, 14  # of c10::DeviceType
@@ -206,7 +207,9 @@ def _outline(x: Any) -> Any:
 
 
 def _is_view(func: Any) -> bool:
-    """Whether an operator launches nothing: what it returns is a view of an operand."""
+    """Whether an operator launches nothing: what it returns is a view of an operand, or memory as it is."""
+    if func.overloadpacket in _NOTHING:
+        return True
     returned = [r.alias_info for r in func._schema.returns]
     return bool(returned) and all(alias is not None and not alias.is_write for alias in returned)
 

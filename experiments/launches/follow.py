@@ -17,6 +17,8 @@ from btp.core.schedule import Schedule
 from btp.core.trained import Trained
 from btp.engine.attach import attach
 from btp.models.lvlm import LVLM
+from btp.results.shipped import CONF
+from btp.runner.arms import build_method
 from btp.runner.evaluation.oracle_targets import aim_nowhere
 from experiments.cost.arms import all_pruners, composed, make_arm
 from experiments.launches.claimed import Device, Event, Frame, back, claim, move
@@ -24,8 +26,9 @@ from experiments.launches.small import SIDE, prompts, small
 
 BTP = str(Path(__file__).resolve().parents[2] / "btp") + "/"
 SHARE = 0.3  # budget of every method, of the visual tokens
+SLOTS = 40  # of every cache: less than the prompt, and enough for each method's window or pages
 GIVEN = {"vflowopt": ("pruner.strategy=given",)}  # a search needs answers, which random weights do not give
-UNTRAINED = ("lvpruning", "atp_llava", "atp_free")
+UNTRAINED = ("lvpruning", "atp_llava")
 # through which the host's own work passes, function by function: what it asks for is no doing of the engine
 _PASSED = {
     ("engine/hooks/root_forward.py", "forward"),
@@ -68,6 +71,10 @@ def hosts() -> tuple[LVLM, LVLM]:
 
 def planned(name: str) -> tuple[Pruner | None, Schedule]:
     """A method with the stages that a run gives it at SHARE of the visual tokens."""
+    if name in cache_methods():
+        given = composed(f"pruner={name}")["pruner"]
+        schedule = Schedule.from_config([stage | {"keep": SLOTS} for stage in given["schedule"]])
+        return build_method(name, given["method"]), schedule
     untrained = ("pruner.weights=none",) if name in UNTRAINED else ()
     words = (f"pruner={name}", f"budget.share={SHARE}", *untrained, *GIVEN.get(name, ()))
     arm = make_arm(composed(*words), hosts()[0], SIDE * SIDE)
@@ -137,6 +144,13 @@ def waits(events: Sequence[Event]) -> Counter[str]:
     return found
 
 
+@cache
+def cache_methods() -> tuple[str, ...]:
+    """Every method that evicts from the K/V cache."""
+    files = sorted((CONF / "pruner").glob("*.yaml"))
+    return tuple(file.stem for file in files if "site: llm.cache" in file.read_text(encoding="utf-8"))
+
+
 def names() -> list[str]:
-    """Every method that prunes the tokens of pictures."""
-    return all_pruners()
+    """Every method that prunes the tokens of pictures or their slots."""
+    return [*all_pruners(), *cache_methods()]

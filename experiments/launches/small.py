@@ -9,13 +9,13 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from btp.models.lvlm import LVLM
 
 SIDE = 8  # visual tokens per side of a picture
-LAYERS = 6
+LAYERS = 8
 _IMAGE, _WORDS = 80, 79
 _BLOCK = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 
 
 def small(attention: str = "sdpa") -> LVLM:
-    """Six decoder layers and three of a CLIP tower; the same weights at every call."""
+    """Eight decoder layers and three of a CLIP tower; the same weights at every call."""
     vision = CLIPVisionConfig(**_BLOCK, num_hidden_layers=3, image_size=14 * SIDE, patch_size=14, projection_dim=16)
     text = LlamaConfig(**_BLOCK, vocab_size=_IMAGE + 10, num_hidden_layers=LAYERS, num_key_value_heads=2)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=_IMAGE, image_seq_length=SIDE * SIDE)

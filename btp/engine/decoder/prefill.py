@@ -81,6 +81,21 @@ class Run:
         """S, as the host sees it, padding included."""
         return self.ledger.visual.shape[1]
 
+    def places(self, view: View, device: torch.device) -> Tensor:
+        """[B, N, 7] of a view's visual tokens: position, coord (3) and image, as `coord` has them, and picture and
+        slot, as `pictures` has them; -1 where padded. Put together once in a forward.
+        """
+        whole = self.ledger.views[0][1]
+        if ("places", device) not in self.memo:
+            position, coord, image = self.coord(whole)
+            columns = [x[..., None] for x in (position, image, *self.pictures(whole))]
+            self.memo["places", device] = torch.cat([columns[0], coord, *columns[1:]], dim=-1).to(device)
+        found = self.memo["places", device]
+        if view is whole:
+            return found
+        index = view.visual_index.to(device)[..., None]
+        return found.gather(1, index.clamp(min=0).expand(-1, -1, found.shape[2])).masked_fill(index < 0, -1)
+
     def coord(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         """position [B, N] without padding of the prompt, coord [B, N, 3] and image [B, N] of a view's visual
         tokens.

@@ -339,24 +339,23 @@ def make_tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, row
         rows_valid: of signals with padded rows.
     """
     view, device = run.ledger.now, hidden.device
-    position, coord, image = (x.to(device) for x in run.coord(view))
-    picture, slot = (x.to(device) for x in run.pictures(view))
+    where = run.places(view, device)
     text = next((s for s in planned.needs if s.kind == "hidden" and s.rows == "text"), None)
     if text is not None and (text.site.layer != max(planned.stage.site.layer, 0) or text.form is not None):
         text = None
     return Tokens(
         hidden=gather_rows(hidden, view.visual_row),
-        position=position,
-        coord=coord,
-        image=image,
+        position=where[..., 0],
+        coord=where[..., 1:4],
+        image=where[..., 4],
         size=view.size.to(device),
         valid=view.visual_valid.to(device),
         total=on_device(run.ledger.total, device),
         index=view.visual_index.to(device),
         text=None if text is None else seen[text],
         text_valid=None if text is None else rows_valid[text],
-        picture=picture,
-        slot=slot,
+        picture=where[..., 5],
+        slot=where[..., 6],
         row=view.visual_row.to(device),
         carried={name: x.to(device) for name, x in view.carried.items()},
         host_total=run.ledger.total,
