@@ -51,7 +51,7 @@ def run(setting: Setting, name: str, *words: str) -> dict[str, Any]:
         [*command, *(SHORT if setting.tiny else ()), *words],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=PATIENCE_S,
     )
     if ended.returncode != 0:
