@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from btp.models.video.clips import Frames, clip_writer, expanded
+from btp.models.video.clips import Frames, with_clips
 
 Turns = Sequence[Mapping[str, Any]]
 
@@ -38,16 +39,11 @@ def chat_inputs(
         more["add_special_tokens"] = False
         missing = "" if all(written) else added_bos(processor.tokenizer)
         whole = [text if has else missing + text for text, has in zip(texts, written, strict=True)]
-    if any(len(mine) for mine in clips):
-        whole = [
-            expanded(processor, text, mine) if len(mine) else text for text, mine in zip(whole, clips, strict=True)
-        ]
-        made = clip_writer(processor).inputs([clip for mine in clips for clip in mine])
-    else:
-        made = {}
     images = [list(mine) for mine in pictures] if any(len(mine) for mine in pictures) else None
-    found = processor(images=images, text=whole, padding=True, return_tensors="pt", **more)
-    return {**found, **made} if made else found, texts
+    call = partial(processor, images=images, padding=True, return_tensors="pt", **more)
+    if any(len(mine) for mine in clips):
+        return with_clips(processor, whole, clips, lambda written: call(text=written)), texts
+    return call(text=whole), texts
 
 
 def begins_with_bos(tokenizer: Any, text: str) -> bool:

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 TABLE_TOKENS = 4096  # above it the N x N similarities of a row (64 MiB in float32) are never held at once
 BLOCK = 512  # rows of similarities made at once where they are not kept
 # Rows of the table that may be made for a pick that then costs less: with the kernel it saves six launches. Estimates.
@@ -39,7 +41,7 @@ def queued(
     B, N, _ = x.shape
     chosen = torch.zeros(B, N + 1, dtype=torch.bool, device=x.device)
     chosen = chosen.scatter(1, torch.where(seed >= 0, seed, N), True)[:, :N]
-    missing = torch.tensor(tuple(counts), device=x.device) - chosen.sum(1)  # [B]
+    missing = on_device(tuple(counts), x.device) - chosen.sum(1)  # [B]
     steps = max((count - s for count, s in zip(counts, sure, strict=True)), default=0)
     index = torch.arange(N, device=x.device)
     rank = torch.where(chosen, index, 2 * N)  # [B, N]; a token that was not chosen ranks behind all

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,7 @@ class METok(Pruner):
 
     adaptive = True
     stage_settings = frozenset({"ratio", "others"})
+    events: list[list[dict[str, Any]]]  # of each row of the latest batch, for reports: see `described`
 
     def __init__(self, *, matcher: Match, events: int, key_events: int, key_frames: int, pool: str) -> None:
         for name, value in (("events", events), ("key_events", key_events), ("key_frames", key_frames)):
@@ -81,9 +83,14 @@ class METok(Pruner):
         self.matcher, self.pool = matcher, pool
         self.number, self.key_events, self.key_frames = events, key_events, key_frames
         self._asked: Sequence[Asked] | None = None
+        self.events: list[list[dict[str, Any]]] = []
 
     def set_clips(self, rows: Sequence[Asked]) -> None:
-        """Say what each row of the coming batch asks, of which videos; before each batch."""
+        """Say what each row of the coming batch asks, of which videos; before each batch.
+
+        No rows at all say that nobody asks anything, as where a method is only timed: every picture of several frames
+        is a video then, and all frames match alike.
+        """
         self._asked = rows
 
     def check(self, schedule: Schedule) -> None:
@@ -135,15 +142,16 @@ class METok(Pruner):
     def _enter(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         whole = stage.keep == 1.0
         projected = None if whole else signals[self.needs(stage)[0]]
-        rows, start = [], 0
+        rows, start, self.events = [], 0, []
         for row, asked in enumerate(self._rows(tokens)):
             videos = []
-            for places, clip in self._videos(tokens, row, asked):
+            for places, clip in self._videos(tokens, row, asked, projected):
                 frames = None
                 if projected is not None:
                     frames, start = projected[start : start + len(clip)], start + len(clip)
                 videos.append((self._events(tokens, row, places, asked.question, clip, frames), frames))
             rows.append(self._row(tokens, row, videos))
+            self.events.append(described([video.events for video, _ in videos], rows[-1].event))
         if projected is not None and start != len(projected):
             raise ValueError(
                 f"pruner 'metok' was told of {start} frames of the batch's videos, but {len(projected)} were encoded. "
@@ -153,6 +161,8 @@ class METok(Pruner):
 
     def _rows(self, tokens: Tokens) -> Sequence[Asked]:
         rows = len(tokens.valid)
+        if self._asked is not None and not len(self._asked):
+            return [Asked("")] * rows
         if self._asked is None or len(self._asked) != rows:
             told = "nothing" if self._asked is None else f"{len(self._asked)} rows"
             raise ValueError(
@@ -161,10 +171,18 @@ class METok(Pruner):
             )
         return self._asked
 
-    def _videos(self, tokens: Tokens, row: int, asked: Asked) -> list[tuple[Tensor, Sequence]]:
-        """The tokens of each video: the last pictures of the row are the videos."""
+    def _videos(
+        self, tokens: Tokens, row: int, asked: Asked, projected: Tensor | None
+    ) -> list[tuple[Tensor, Sequence]]:
+        """The tokens of each video and its frames: the last pictures of the row are the videos."""
         image = tokens.image[row].masked_fill(~tokens.valid[row], -1)
         pictures = int(image.max()) + 1 if image.numel() else 0
+        if not self._asked:
+            every = [
+                (image == i).nonzero()[:, 0] for i in range(pictures if projected is None or len(projected) else 0)
+            ]
+            deep = [int(tokens.coord[row, places, 0].max()) + 1 for places in every]
+            return [(places, range(n)) for places, n in zip(every, deep, strict=True) if n > 1]
         if pictures < len(asked.clips):
             raise ValueError(
                 f"pruner 'metok' was told of {len(asked.clips)} videos in row {row}, whose prompt has {pictures} "
@@ -181,7 +199,7 @@ class METok(Pruner):
         if frames is None:
             hidden = tokens.hidden[row, places]
             frames = torch.stack([hidden[frame == t].mean(0, keepdim=True) for t in range(deep)])
-        match = self.matcher(question, clip, tokens.hidden.device).tolist()
+        match = self.matcher(question, clip, tokens.hidden.device).tolist() if self._asked else [0.0] * deep
         per_time = -(-len(match) // deep)  # frames that share a row of tokens in time
         match = [max(match[t * per_time : (t + 1) * per_time]) for t in range(deep)]
         spans = cut_events(neighbours(frames).tolist(), self.number)
@@ -240,7 +258,10 @@ class METok(Pruner):
                 kept = torch.arange(real, device=score.device)
             else:
                 event = tokens.carried[EVENT][row, :real].long()
-                kept = best_of_each(score[row, :real], event, self._keeps(tokens, row, event, stage, wanted))
+                keeps = self._keeps(tokens, row, event, stage, wanted)
+                kept = best_of_each(score[row, :real], event, keeps)
+                for found, count in zip(self.events[row] if self.events else (), keeps, strict=False):
+                    found["tokens"].append(count)
             rows.append(kept)
         keep = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
         return Selection(keep, counts=tuple(map(len, rows)), scores=score)
@@ -265,6 +286,29 @@ class _Kept:
     states: Tensor
     event: Tensor
     key: Tensor
+
+
+def described(videos: Sequence[Events], event: Tensor) -> list[dict[str, Any]]:
+    """The events of a row as a report reads them.
+
+    Args:
+        videos: Events of each video.
+        event: [K] Number of the event that each token is in, counted over all videos.
+
+    Returns:
+        Of each event its video, first and end (rows of tokens in time), key, match, key_frames, and tokens: how many it
+        has, to which each stage adds a number.
+    """
+    found = []
+    for number, video in enumerate(videos):
+        for (first, end), key, match in zip(video.spans, video.key, video.match, strict=True):
+            frames = [frame for frame in range(first, end) if frame in video.key_frames]
+            count = int((event == len(found)).sum())
+            found.append(
+                {"video": number, "first": first, "end": end, "key": key, "match": round(match, 4)}
+                | {"key_frames": frames, "tokens": [count]}
+            )
+    return found
 
 
 def _labels(places: Tensor, event: int, key: float) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ class Sample:
         group: what samples that are scored together have in common; "" where a sample stands alone.
         clips: videos behind the pictures, each its frames in order; may open each frame only when it is looked at.
         evidence: numbers of the frames of the first clip that hold what the answer needs, where the task knows them.
+        duration: The group of lengths that the first clip is in, as a benchmark reports by; "" where it does not.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Sample:
     group: str = ""
     clips: tuple[Sequence[Image], ...] = ()
     evidence: tuple[int, ...] = ()
+    duration: str = ""
 
     @property
     def answers(self) -> tuple[str, ...]:

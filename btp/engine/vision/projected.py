@@ -45,7 +45,7 @@ class ProjectedFrames(threading.local):
         """A prompt enters the model: with features that were encoded before, or about to be."""
         encoded = inputs.get("encoded", {}).get("video")
         self._which = None
-        if encoded is None:
+        if encoded is None or not self._needed:
             self._parts.clear()
             return
         pixels = encoded.arguments["pixel_values_videos"]
@@ -57,11 +57,13 @@ class ProjectedFrames(threading.local):
         self._parts.clear()
 
     def seen(self) -> Tensor:
-        """[F, P, D] of the prompt's videos in their order.
+        """[F, P, D] of the prompt's videos in their order; F is 0 where it has none.
 
         Raises:
             RuntimeError: other frames passed the projector while the engine was attached.
         """
+        if not self._parts and self._which is None:  # no video among the pictures
+            return torch.zeros(0, 0, self._host.hidden_size, device=self._host.model.device)  # type: ignore[arg-type]
         frames = torch.cat(self._parts) if self._parts else None
         if frames is None or (self._which is not None and sum(self._which[0]) != len(frames)):
             found = 0 if frames is None else len(frames)

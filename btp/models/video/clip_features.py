@@ -90,20 +90,29 @@ def _joined(writer: ClipWriter, parts: list[Tensor]) -> Tensor:
     return torch.cat([part[: len(part) - behind] for part in parts[:-1]] + parts[-1:])
 
 
+def clip_layout(host: Any, processor: Any, clips: Sequence[Frames]) -> dict[str, Any]:
+    """What a host's `layout` needs to know of some videos; no frame is opened for it."""
+    writer, side = clip_writer(processor), getattr(host.config.vision_config, "image_size", 1)
+    encoding = _encoding(host, writer, clips, (3, side, side))
+    return {**writer.inputs(clips), "encoded": {"video": encoding}}
+
+
+def _encoding(host: Any, writer: ClipWriter, clips: Sequence[Frames], shape: Sequence[int]) -> Encoding:
+    """What the engine would have noted of one call of the encoder for all clips."""
+    lengths = tuple(len(clip) for clip in clips)
+    if isinstance(writer, QwenClips):
+        return Encoding({"video_grid_thw": writer.inputs(clips)["video_grid_thw"].to(host.device)}, _all(clips))
+    arguments = {"pixel_values_videos": torch.empty(len(clips), max(lengths), *shape, device="meta"), "frames": lengths}
+    return Encoding(arguments, _all(host.packing("video", arguments)))
+
+
+def _all(entries: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(range(len(entries)))
+
+
 def _outputs(
     host: Any, writer: ClipWriter, clips: Sequence[Frames], features: list[Tensor], shape: Sequence[int]
 ) -> ClipFeatures:
-    lengths = tuple(len(clip) for clip in clips)
-    if isinstance(writer, QwenClips):
-        grids = writer.inputs(clips)["video_grid_thw"].to(host.device)
-        arguments: dict[str, Any] = {"video_grid_thw": grids}
-        found: Any = features
-        count = len(clips)
-    else:
-        pixels = torch.empty(len(clips), max(lengths), *shape, device="meta")
-        arguments = {"pixel_values_videos": pixels, "frames": lengths}
-        found = torch.cat(features)[None]
-        count = len(host.packing("video", arguments))
-    out = ClipFeatures(pooler_output=found)
-    out.encoding = Encoding(arguments, tuple(range(count)))
+    out = ClipFeatures(pooler_output=features if isinstance(writer, QwenClips) else torch.cat(features)[None])
+    out.encoding = _encoding(host, writer, clips, shape)
     return out

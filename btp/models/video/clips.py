@@ -7,7 +7,7 @@ Here the number of frames and their size say how many placeholders a prompt gets
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 Frames = Sequence[Image.Image]
+VIDEO_TYPE = 2  # of a video's placeholders in mm_token_type_ids
 
 
 class ClipWriter:
@@ -179,21 +180,45 @@ def clip_tokens(processor: Any, clips: Sequence[Frames]) -> int:
     return sum(writer.tokens(len(clip), frame_size(clip)) for clip in clips) if writer else 0
 
 
-def expanded(processor: Any, text: str, clips: Sequence[Frames]) -> str:
-    """A prompt whose placeholder of each clip is written as often as the clip has tokens.
+def with_clips(
+    processor: Any, texts: Sequence[str], clips: Sequence[Sequence[Frames]], call: Callable[[list[str]], Any]
+) -> dict[str, Any]:
+    """Inputs of prompts whose placeholder of each clip is written as often as the clip has tokens.
+
+    A processor refuses placeholders of videos that it does not prepare. They are written as another special token,
+    which no text holds, and exchanged in its inputs.
+
+    Args:
+        texts: as the chat template writes them.
+        clips: of each.
+        call: (texts) -> what the processor makes of them.
 
     Raises:
-        ValueError: the chat template writes no placeholder for a clip.
+        ValueError: the chat template writes other placeholders than there are clips.
     """
-    writer, mark = clip_writer(processor), processor.video_token
-    parts = text.split(mark)
-    if len(parts) != len(clips) + 1:
-        raise ValueError(
-            f"The chat template of this checkpoint writes {len(parts) - 1} placeholders {mark} for {len(clips)} "
-            "video(s). Use a template with a part for videos: chat_template.jinja of the original model."
-        )
-    runs = [mark * writer.tokens(len(clip), frame_size(clip)) for clip in clips]
-    return parts[0] + "".join(run + part for run, part in zip(runs, parts[1:], strict=True))
+    writer, mark, tokenizer = clip_writer(processor), processor.video_token, processor.tokenizer
+    every = [tokenizer.pad_token, tokenizer.unk_token, *tokenizer.all_special_tokens]
+    taken = (mark, getattr(processor, "image_token", None))
+    other = next((t for t in every if t and t not in taken and not any(t in text for text in texts)), None)
+    if other is None:
+        raise ValueError("No special token of the tokenizer is free to stand for a video. Leave them out of questions.")
+    written = []
+    for text, mine in zip(texts, clips, strict=True):
+        parts = text.split(mark)
+        if len(parts) != len(mine) + 1:
+            raise ValueError(
+                f"The chat template of this checkpoint writes {len(parts) - 1} placeholders {mark} for {len(mine)} "
+                "video(s). Use a template with a part for videos: chat_template.jinja of the original model."
+            )
+        runs = [other * writer.tokens(len(clip), frame_size(clip)) for clip in mine]
+        written.append(parts[0] + "".join(run + part for run, part in zip(runs, parts[1:], strict=True)))
+    found = dict(call(written))
+    stands, video = tokenizer.convert_tokens_to_ids([other, mark])
+    holes = (found["input_ids"] == stands) & (found["attention_mask"] == 1)
+    found["input_ids"] = found["input_ids"].masked_fill(holes, video)
+    if "mm_token_type_ids" in found:
+        found["mm_token_type_ids"] = found["mm_token_type_ids"].masked_fill(holes, VIDEO_TYPE)
+    return found | writer.inputs([clip for mine in clips for clip in mine])
 
 
 def _qwen_sides(own: Any, size: tuple[int, int]) -> tuple[int, int]:

@@ -112,7 +112,8 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     row = rows.loc[chosen.name]
     both = ((plain, UNPRUNED), (pruned, chosen.name))
     unpruned, with_stages = (_said(way, loaded, answer, rows, name) for answer, name in both)
-    picture, places = way.picture(loaded, asked) or (asked.images[0], {})
+    events = getattr(pruner, "events", None)
+    picture, places = way.picture(loaded, asked, {"events": events[0]} if events else None) or (asked.images[0], {})
     picture = picture.convert("RGB")
     return Life(
         run=run.path.name,

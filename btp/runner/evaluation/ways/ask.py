@@ -77,10 +77,13 @@ class Evaluate(Pass):
             drift = torch.nn.functional.kl_div(first, unpruned, reduction="none", log_target=True).sum(-1)
             while drift.dim() > 1:
                 drift = drift.mean(-1)
+        events = getattr(self.pruner, "events", None) or [None] * len(samples)
         call = self.trace[0]  # any later one started from the same prompts
         self.answers.add(
             [
-                {"sample": s.id, **answer, "kl": round(float(kl), 6)} | happened(call, row, answer.get("answer_tokens"))
+                {"sample": s.id, **answer, "kl": round(float(kl), 6)}
+                | happened(call, row, answer.get("answer_tokens"))
+                | ({"events": events[row]} if events[row] else {})
                 for row, (s, answer, kl) in enumerate(zip(samples, said, drift, strict=True))
             ]
         )

@@ -12,19 +12,22 @@ from torch import Tensor
 
 from btp.models.loading.load import Loaded
 from btp.models.lvlm import LVLM
-from btp.models.token_layout import describe_views
+from btp.models.token_layout import describe_views, strip_of
+from btp.models.video.clip_features import clip_layout
 from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Batch, Collate, by_length, visual_tokens
 from btp.runner.evaluation.inertness import check_inert
 from btp.runner.evaluation.processing import try_unusual
-from btp.runner.evaluation.prompt_length import check_lengths
-from btp.runner.evaluation.shown_prompt import shown_prompt
+from btp.runner.evaluation.prompts.prompt_length import check_lengths
+from btp.runner.evaluation.prompts.shown_prompt import shown_prompt
 from btp.runner.evaluation.task_protocol import Judgement, OwnWay
 from btp.runner.evaluation.visual_totals import text_totals, visual_totals
 from btp.runner.evaluation.ways.ask import Evaluate
 from btp.runner.evaluation.ways.drift import Drift, likeliest
 from btp.runner.evaluation.ways.way import DOES, GENERATE, Row, Seen, Sizes, Way
 from btp.tasks.sample import Corpus, Sample
+
+HUES = (31, 90, 160), (196, 96, 20)  # of events by turns
 
 
 class Generating(Evaluate):
@@ -149,13 +152,39 @@ class Generate(Way):
         """Tokens and logits of whole answers."""
         return check_inert(loaded, arm, samples, self.task.max_new_tokens)
 
-    def picture(self, loaded: Loaded, sample: Sample) -> tuple[Image.Image, dict[str, Any]] | None:
-        """The first picture of the prompt."""
+    def picture(
+        self, loaded: Loaded, sample: Sample, row: Row | None = None
+    ) -> tuple[Image.Image, dict[str, Any]] | None:
+        """The first picture of the prompt, or else the frames of its first video side by side, and below them as a band
+        the events that the method found.
+        """
+        if not len(sample.images) and sample.clips:
+            clip, inputs = sample.clips[0], self.collate(loaded.processor)([sample]).inputs
+            layout = loaded.host.layout(inputs | clip_layout(loaded.host, loaded.processor, sample.clips))
+            deep = int(layout.coord[0][layout.image[0] == 0, 0].max()) + 1
+            band = event_band((row or {}).get("events") or (), deep)
+            return strip_of(list(clip[:: -(-len(clip) // deep)]), layout, band=band)
         if not len(sample.images):
             return None
         first = sample.images[0]
         places = describe_views(loaded.host, loaded.host.layout(self.collate(loaded.processor)([sample]).inputs), first)
         return (first, places) if places else None
+
+
+def event_band(events: Sequence[Mapping[str, Any]], frames: int) -> list[tuple[int, int, int]]:
+    """A colour for each row of frames of the first video: turns of two hues, full where an event or a frame matters.
+
+    Args:
+        events: Events as METok describes them; of other methods none.
+        frames: Rows of tokens in time.
+    """
+    band = [(255, 255, 255)] * frames
+    for number, event in enumerate(e for e in events if e["video"] == 0):
+        hue = HUES[number % len(HUES)]
+        for frame in range(event["first"], event["end"]):
+            strength = 0.15 + 0.4 * event["key"] + 0.45 * (frame in event["key_frames"])
+            band[frame] = tuple(round(255 - strength * (255 - part)) for part in hue)  # type: ignore[assignment]
+    return band if events else []
 
 
 def _look_at_texts(loaded: Loaded, samples: Sequence[Sample], collate: Collate) -> Seen:

@@ -133,8 +133,14 @@ class Way:
         """
         raise NotImplementedError
 
-    def picture(self, loaded: Loaded, sample: Sample) -> tuple[Image.Image, dict[str, Any]] | None:
-        """What the report draws of a sample, and what index.json says of it; None without a picture."""
+    def picture(
+        self, loaded: Loaded, sample: Sample, row: Row | None = None
+    ) -> tuple[Image.Image, dict[str, Any]] | None:
+        """What the report draws of a sample, and what index.json says of it; None without a picture.
+
+        Args:
+            row: Answer of the run's method, which may say what it found in a video.
+        """
         raise NotImplementedError
 
 
