@@ -23,8 +23,8 @@ one would show.
   before any pruning); kl_steps where texts were generated (nats per token, as long as both say the same).
 - `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
-- `words.json`, of text models: for some samples the pieces of the prompt, and per arm and layer the share of key heads that
-  hold each behind it, in percent.
+- `words.json`, of text models: for some samples the pieces of the prompt, and per arm and layer the share of key
+  heads that hold each behind it, in percent.
 - `steps.parquet`, where a stage of phase both ran: one row per arm, sample, step (0 is the prefill) and stage: arm,
   sample, step, site, entered (rows computed in front of it), computed (behind it), revived (of these, tokens that had
   stayed behind), parked (rows that stay behind here), waiting (states held).
