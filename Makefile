@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 LMMS := .venv-lmms
 DOCS := .venv-docs
 OTHER := .venv-transformers
+TRITON := .venv-triton
 CORE := tests/engine tests/families/test_engine.py tests/families/test_prompts.py tests/models
 ARGS ?=
 
@@ -54,6 +55,11 @@ test-transformers: setup ## the core of the tests on another transformers: make 
 	test -d $(OTHER)/$(VERSION) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OTHER)/$(VERSION) transformers==$(VERSION)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(OTHER)/$(VERSION):. $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile $(CORE) $(ARGS)
 
+# the libraries of .venv, with the Triton of that torch's CUDA builds in front of them: 200 MB, 690 unpacked
+test-triton: setup ## the kernel's tests, by Triton's interpreter and its compiler; needs no GPU
+	test -d $(TRITON)/triton || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRITON) triton==3.7.1
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 PYTHONPATH=$(TRITON):. $(BIN)/python -m pytest tests/ops/test_farthest_kernel.py $(ARGS)
+
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
@@ -89,4 +95,4 @@ format: setup ## let ruff put the code in form
 speed: setup ## the selection benchmark of experiments/speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed.selection $(ARGS)
 
-.PHONY: help setup run test test-long test-all test-transformers setup-lmms test-lmms test-slurm support test-gpu docs smoke lint format speed
+.PHONY: help setup run test test-long test-all test-transformers test-triton setup-lmms test-lmms test-slurm support test-gpu docs smoke lint format speed

@@ -72,13 +72,16 @@ def _trains(config: Mapping[str, Any]) -> None:
     """Refuse action=train where there is nothing to train, or nothing to train it with."""
     if config.get("action") != "train":
         return
-    pruner = config["pruner"]
-    if "weights" not in pruner:
+    pruner, host = config["pruner"], config["training"]["train"] == "host"
+    if host and pruner["name"] == "none":
+        raise ValueError("training.train is host, but pruner=none prunes nothing. Choose the pruner to train with.")
+    if not host and "weights" not in pruner:
         raise ValueError(
             f"action is train, but pruner {pruner['name']!r} has nothing to train. Choose one with modules of its own, "
-            "whose yaml has `weights`, as pruner=lvpruning or pruner=atp_llava."
+            "whose yaml has `weights`, as pruner=lvpruning or pruner=bavit, or train the model with it on: "
+            "training.train=host."
         )
-    if pruner["weights"] != "auto":
+    if not host and pruner["weights"] != "auto":
         raise ValueError(
             f"action is train, but pruner.weights is {pruner['weights']!r}, which takes modules as they are. Set "
             "pruner.weights=auto."

@@ -168,6 +168,8 @@ def _no_balance(config: Config) -> str | None:
 
 
 def _no_training(config: Config) -> str | None:
+    if config.get("action") == "train" and config["training"]["train"] == "host":
+        return None
     parts = parts_of(config["pruner"]).values()
     if any(part.get("weights") == "auto" for part in (*parts, *(config.get("controls") or {}).values())):
         return None

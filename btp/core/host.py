@@ -90,12 +90,15 @@ class Layout:
         source: [B, S] which of the vision tower's output tokens each visual token is (picture * tokens per picture +
             slot, pictures of the batch in the order in which they pass the tower); -1 where it is none of them and for
             text. None: in order, one to one.
+        check: refuses the visual tokens of each row by a ValueError, once they are known to the host; None where that
+            was done.
     """
 
     visual: Tensor
     coord: Tensor
     image: Tensor
     source: Tensor | None = None
+    check: Callable[[Sequence[int]], None] | None = None
 
 
 @dataclass(frozen=True)

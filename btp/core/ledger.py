@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -81,19 +83,19 @@ class TokenLedger:
     views: tuple[tuple[int, View], ...]
 
     @classmethod
-    def open(cls, visual: Tensor, valid: Tensor) -> TokenLedger:
-        """The ledger of an uncut prompt. One host sync, the only one of a prefill.
+    def open(cls, visual: Tensor, valid: Tensor, known: Tensor | None = None) -> TokenLedger:
+        """The ledger of an uncut prompt. One host sync, unless the facts are known.
 
         Args:
             visual: [B, S] bool.
             valid: [B, S] bool.
+            known: their `facts` on the CPU.
         """
         B, S = visual.shape
+        found = facts(visual, valid) if known is None else known
         visual = visual & valid
         lead = (valid.cumsum(1) == 0).sum(1)
-        behind = _text_behind(visual, valid).sum(1)
-        facts = torch.stack([visual.sum(1), valid.sum(1), lead, behind], dim=1).tolist()
-        total, real, leads, behinds = zip(*facts, strict=True)
+        total, real, leads, behinds = zip(*found.tolist(), strict=True)
         place = torch.arange(S, device=visual.device).expand(B, S)
         row = first_places(visual, max(total))
         view = View(
@@ -157,7 +159,7 @@ class TokenLedger:
         alive = old.alive & behind_lead & (~self.visual | kept)
         lengths = tuple(S - d - (t - k) for d, t, k in zip(self.leads, self.total, counts, strict=True))
         rows = max(lengths)
-        ends = torch.tensor(lengths, device=keep.device)[:, None]
+        ends = on_device(lengths, keep.device)[:, None]
         place = last_places(alive, rows)
         row_of = alive.cumsum(1) - 1 + rows - ends  # [B, S], right aligned
         view = View(
@@ -182,7 +184,7 @@ class TokenLedger:
         Args:
             keep: Keep as given to the cut between the two.
         """
-        lengths = torch.tensor(old.lengths, device=old.place.device)[:, None]
+        lengths = on_device(old.lengths, old.place.device)[:, None]
         row_of = old.alive.cumsum(1) - 1 + old.rows - lengths  # [B, S]
         rows = row_of.gather(1, new.place.clamp(min=0)).clamp(min=0)
         spare = torch.cat([rows, rows[:, :1]], dim=1)  # padding of keep writes behind the rows
@@ -205,6 +207,15 @@ class TokenLedger:
         """[B, T] rows of the text tokens behind each row's first image, -1 padded at the end."""
         text = _text_behind(self.visual, self.valid).gather(1, view.place.clamp(min=0)) & (view.place >= 0)
         return first_places(text, self.text_behind)
+
+
+def facts(visual: Tensor, valid: Tensor) -> Tensor:
+    """[B, 4] what a ledger must know of each row as numbers: visual tokens, real ones, padding in front of them, and
+    text behind the first visual one.
+    """
+    visual = visual & valid
+    lead = (valid.cumsum(1) == 0).sum(1)
+    return torch.stack([visual.sum(1), valid.sum(1), lead, _text_behind(visual, valid).sum(1)], dim=1)
 
 
 def _text_behind(visual: Tensor, valid: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class Tokens:
             a token that was not shown then.
         host_total, host_alive: `total` and the valid counts as ints, where the maker knows them without a
             sync.
+        host_grid: `coord` and `image` on the CPU, in front of a first stage that needs the grid (`needs_grid`).
         host_keep: how many of them each row keeps, where that is not what the stage says of `total` alone: at a stage
             that acts in decode, tokens that may not leave are not shown.
     """
@@ -67,6 +68,7 @@ class Tokens:
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     host_total: tuple[int, ...] | None = None
     host_alive: tuple[int, ...] | None = None
+    host_grid: tuple[Tensor, Tensor] | None = None
     host_keep: tuple[int, ...] | None = None
 
     def keep_counts(self, stage: Stage) -> tuple[int, ...]:

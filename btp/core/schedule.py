@@ -150,7 +150,8 @@ class Schedule(Sequence[Stage]):
                 if key not in entry:
                     near = difflib.get_close_matches(key, [str(k) for k in entry], 1)
                     hint = f" Did you mean it by {near[0]!r}?" if near else ""
-                    raise ValueError(f"schedule.{i}.{key} is missing.{hint}")
+                    both = " A stage has a site and a keep, as {site: llm.layer.2, keep: fit}."
+                    raise ValueError(f"schedule.{i}.{key} is missing.{hint}{both}")
             fields = {key: entry[key] for key in _KEYS if key in entry}
             settings = {key: value for key, value in entry.items() if key not in _KEYS}
             for key, read in (("site", Site.parse), ("keep", lambda keep: check_keep(keep, "keep"))):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 
 @dataclass(frozen=True)
 class MergePlan:
@@ -124,6 +126,6 @@ def check_selection(
     """
     check_shape(selection, counts, method, site)
     device = selection.keep.device
-    wanted, there = (torch.tensor(tuple(n), device=device) for n in (counts, alive))
+    wanted, there = (on_device(tuple(n), device) for n in (counts, alive))
     if not bool(is_sound(selection.keep, wanted, there, selection.ordered)):
         raise ValueError(unsound_message(method, site))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import MergePlan, Selection, check_shape, is_sound, unsound_message
@@ -118,7 +119,7 @@ class Decider:
             self._finite.scores(pruner.name, stage.site, selection.scores, tokens.valid)
         alive = tokens.valid.sum(1)
         keep = selection.keep.to(alive.device, torch.int64)
-        sound = is_sound(keep, torch.tensor(counts, device=alive.device), alive, selection.ordered)
+        sound = is_sound(keep, on_device(counts, alive.device), alive, selection.ordered)
         self._doubts.expect(sound, unsound_message(pruner.name, stage.site))
         keep = keep.clamp(max=tokens.hidden.shape[1] - 1)
         states, sizes, merge = selection.states, None, None
@@ -185,7 +186,7 @@ def _withdrawn(
     if 0 not in counts:
         return selection, own
     own = tuple(0 if wanted == 0 else k for wanted, k in zip(counts, own, strict=True))
-    gone = torch.tensor(counts, device=selection.keep.device)[:, None] == 0
+    gone = on_device(counts, selection.keep.device)[:, None] == 0
     keep = selection.keep.masked_fill(gone, -1)[:, : max(own)]
     merge, states = selection.merge, selection.states
     if merge is not None:

@@ -94,15 +94,35 @@ def measure(
     """
     if new_tokens < 2:
         raise ValueError(f"new_tokens is {new_tokens}. The time per token needs at least 2.")
-    trace, flops_measured = _counted(subject, attached, pruner)
-    plain_measured = measured(lambda: subject.generate(1))
-    call = trace.last
-    selection, signals = _extra(subject, call, pruner)
-    steps = _steps(subject, attached, pruner, new_tokens, flops_measured)
-    plain_steps = (measured(lambda: subject.generate(new_tokens)) - plain_measured) / (new_tokens - 1)
+    plain = measured(lambda: subject.generate(1))
+    counts, call = _count(subject, attached, pruner, plain)
+    counts |= _steps(subject, attached, pruner, new_tokens, counts["flops_prefill_measured"])
+    plain_steps = (measured(lambda: subject.generate(new_tokens)) - plain) / (new_tokens - 1)
+    counts["unpruned"] |= _per_step(subject, _unpruned(call, new_tokens - 1), (), 0, plain_steps)
     _check_length(subject, nullcontext, new_tokens)
     _check_length(subject, attached, new_tokens)
     latency = _latency(subject, attached, pruner, new_tokens, repeats, warmup, now)
+    return {
+        **counts,
+        "latency": latency,
+        "peak_memory_mib": _memory(subject, attached, new_tokens),
+        "hardware": hardware(subject.device, subject.dtype),
+    }
+
+
+def count(subject: Subject, attached: Attached, pruner: TimedPruner | None, plain: int) -> dict[str, Any]:
+    """What `measure` returns of tokens, operations and cache, from one prefill with the pruner.
+
+    Args:
+        plain: operations counted in a prefill of the unpruned model.
+    """
+    return _count(subject, attached, pruner, plain)[0]
+
+
+def _count(subject: Subject, attached: Attached, pruner: TimedPruner | None, plain: int) -> tuple[dict[str, Any], Call]:
+    trace, flops_measured = _counted(subject, attached, pruner)
+    call = trace.last
+    selection, signals = _extra(subject, call, pruner)
     return {
         "method": trace.method,
         "rows": len(call.total),
@@ -110,14 +130,8 @@ def measure(
         "flops_prefill_measured": flops_measured,
         "flops_selection": selection,
         "flops_signals": signals,
-        **steps,
-        "latency": latency,
-        "peak_memory_mib": _memory(subject, attached, new_tokens),
-        "hardware": hardware(subject.device, subject.dtype),
-        "unpruned": _counts(subject, _unpruned(call), 0, plain_measured)
-        | {"flops_prefill_measured": plain_measured}
-        | _per_step(subject, _unpruned(call, new_tokens - 1), (), 0, plain_steps),
-    }
+        "unpruned": _counts(subject, _unpruned(call), 0, plain) | {"flops_prefill_measured": plain},
+    }, call
 
 
 def _counted(

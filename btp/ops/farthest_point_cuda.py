@@ -1,7 +1,7 @@
 """Farthest points on a device: all rows at once, all picks queued without waiting for the one before.
 
-Where the similarities of all to all are held and Triton is at hand, one kernel makes all picks; otherwise each is 3
-to 6 small ones.
+Where the similarities of all to all are held and Triton is at hand, one kernel makes all picks; otherwise each is 3 to
+6 small ones.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 TABLE_TOKENS = 4096  # above it the N x N similarities of a row (64 MiB in float32) are never held at once
 BLOCK = 512  # rows of similarities made at once where they are not kept
+# Rows of the table that may be made for a pick that then costs less: with the kernel it saves six launches. Estimates.
+QUEUED, WALKED = 8, 32
 
 
 def queued(
@@ -37,7 +41,7 @@ def queued(
     B, N, _ = x.shape
     chosen = torch.zeros(B, N + 1, dtype=torch.bool, device=x.device)
     chosen = chosen.scatter(1, torch.where(seed >= 0, seed, N), True)[:, :N]
-    missing = torch.tensor(tuple(counts), device=x.device) - chosen.sum(1)  # [B]
+    missing = on_device(tuple(counts), x.device) - chosen.sum(1)  # [B]
     steps = max((count - s for count, s in zip(counts, sure, strict=True)), default=0)
     index = torch.arange(N, device=x.device)
     rank = torch.where(chosen, index, 2 * N)  # [B, N]; a token that was not chosen ranks behind all
@@ -63,7 +67,9 @@ def _grow(
     if power is None:  # tokens of length 0 repeat each other and nothing else: a direction of their own
         x = torch.cat([x, ~(x != 0).any(-1, keepdim=True)], dim=-1)
         x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    many = start or seed.shape[1] + 8 * steps >= N  # a start compares all with all; so many rows cost as much
+    walk = one_launch(x.device) if type(x) is Tensor else None  # a fake tensor has no memory for a kernel to read
+    worth = QUEUED if walk is None else WALKED
+    many = start or seed.shape[1] + worth * steps >= N  # a start compares all with all
     rows = _Table(x, power) if many and N <= TABLE_TOKENS else _Rows(x, power)
     nearest = rows.seeded(seed)  # [B, N], similarity to the nearest chosen token
     if start:
@@ -73,7 +79,7 @@ def _grow(
     first = nearest = nearest.masked_fill(blocked, torch.inf)
     if start:  # the isolation of a first pick says nothing about what follows it
         nearest = torch.where(chosen.any(1, keepdim=True), first, -torch.inf).masked_fill(blocked, torch.inf)
-    if isinstance(rows, _Table) and type(x) is Tensor and (walk := one_launch(x.device)):  # a fake tensor has no memory
+    if walk is not None and isinstance(rows, _Table):
         return walk(rows.table, first, nearest, steps)
     picks = [first.argmin(1)]
     for _ in range(steps - 1):

@@ -17,9 +17,9 @@ def walk(table: Tensor, first: Tensor, nearest: Tensor, steps: int) -> Tensor:
 
     Args:
         table: [B, N, N] similarities, inf on the diagonal, so that a picked token is never picked again.
-        first: [B, N] what the first pick is the least of; inf for tokens that may not be picked.
+        first: [B, N] numbers of which the least is picked first; inf for tokens that may not be picked.
         nearest: [B, N] similarity to the nearest token chosen so far, -inf where there is none, inf as in `first`.
-        steps: 1 or more.
+        steps: Number of picks, 1 or more.
 
     Returns:
         [B, steps] int64 in the order of picking; 0 where all tokens are taken.

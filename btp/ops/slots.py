@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
+from btp.core.keep import on_device
+
 EPSILON = 1e-6  # most that all rows together may add to a decayed sum that are left out
 
 
@@ -66,7 +68,7 @@ def standing(position: Tensor, at: Tensor) -> Tensor:
 
 def decayed(rows: int, decay: float, device: torch.device) -> Tensor:
     """[rows] float32 factors decay^(rows behind); 0^0 is 1."""
-    return torch.tensor(decay, device=device) ** torch.arange(rows - 1, -1, -1, device=device)
+    return on_device(decay, device) ** torch.arange(rows - 1, -1, -1, device=device)
 
 
 def rows_that_count(decay: float, rows: int) -> int:

@@ -73,7 +73,7 @@ class Random(ScorePruner):
 
 def _landmarks(tokens: Tokens) -> Tensor:
     """[B] of the original indices of the tokens that stand out in the first channels, as one number."""
-    channels = tokens.hidden.detach()[..., :CHANNELS].transpose(1, 2).float()  # [B, CHANNELS, N]
-    highest = channels.masked_fill(~tokens.valid[:, None], -torch.inf).argmax(2)
+    channels = tokens.hidden.detach()[..., :CHANNELS].float()  # [B, N, CHANNELS]
+    highest = channels.masked_fill(~tokens.valid[..., None], -torch.inf).argmax(1)
     found = tokens.index.gather(1, highest)
-    return sum((found[:, part] * ODD**part for part in range(1, found.shape[1])), start=found[:, 0])
+    return torch.add(found[:, 0], found[:, -1], alpha=ODD)

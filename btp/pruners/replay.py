@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import Selection
@@ -44,4 +43,4 @@ class Replay(Pruner):
             raise ValueError(f"replay was recorded on other pictures: tokens kept at {stage.site} are not there.")
         widest = max(map(len, found), default=0)
         padded = [mine + [-1] * (widest - len(mine)) for mine in found]
-        return Selection(torch.tensor(padded, device=tokens.index.device).view(len(found), widest))
+        return Selection(on_device(padded, tokens.index.device).view(len(found), widest))

@@ -23,6 +23,8 @@ one would show.
   before any pruning); kl_steps where texts were generated (nats per token, as long as both say the same).
 - `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
+- `words.json`, of text models: for some samples the pieces of the prompt, and per arm and layer the share of key heads
+  that hold each behind it, in percent.
 - `steps.parquet`, where a stage acts in decode: one row per arm, sample, step (0 is the prefill) and stage: arm,
   sample, step, site, entered (rows computed in front of it), computed (behind it), revived (of these, tokens that had
   stayed behind), parked (rows that stay behind here), waiting (states held).
@@ -148,6 +150,7 @@ class RunFolder:
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.REGIONS)))
     marks: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.MARKS)))
+    words: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of the config by its dotted key; a number in it counts the entries of a list."""
@@ -237,6 +240,7 @@ def read_run(folder: Path) -> RunFolder:
         )
     trace, regions, marks = (folder / f"{name}.parquet" for name in ("trace", "regions", "marks"))
     layers, cost, calibration = (folder / name for name in ("layers.json", "cost.json", "calibration.yaml"))
+    words = folder / "words.json"
     return RunFolder(
         path=folder,
         config=config,
@@ -250,6 +254,7 @@ def read_run(folder: Path) -> RunFolder:
         pictures=_pictures(folder / "pictures"),
         regions=read_frame(regions, shapes.REGIONS) if regions.exists() else pd.DataFrame(columns=list(shapes.REGIONS)),
         marks=read_frame(marks, shapes.MARKS) if marks.exists() else pd.DataFrame(columns=list(shapes.MARKS)),
+        words=read_json(words, shapes.WORDS, ANEW) if words.exists() else {},
     )
 
 

@@ -149,6 +149,11 @@ class RunFolder:
         self._write_events(rows)
         return frame
 
+    def write_words(self, words: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write words.json: of some prompts of a text model, what some layers hold of each piece; nothing without."""
+        if words:
+            write_json(self.path / "words.json", words)
+
     def _write_steps(self, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         """Write steps.parquet: what stages of phase both did in each forward; nothing where there is none."""
         steps = [

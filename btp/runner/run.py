@@ -39,7 +39,8 @@ from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile
 from btp.runner.evaluation.data import Feed
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
-from btp.runner.evaluation.shorten import check_contexts, shortened
+from btp.runner.evaluation.kept_words import kept_words
+from btp.runner.evaluation.prompts.shorten import check_contexts, shortened
 from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.generate import Foreign
@@ -224,6 +225,8 @@ class Run:
         self.folder.write_marks({arm.name: way.marks(drawn, rows[arm.name]) for arm in arms})
         told = rows[method.name] if method is not None else {}
         self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s, told.get(s.id)) for s in drawn})
+        if self.loaded.host.unit == "prompt tokens" and not isinstance(way, Foreign):
+            self.folder.write_words(kept_words(self.loaded, arms, drawn, way.collate))
         if config["cost"]["enabled"]:
             measured = [s for s, tokens in zip(samples, seen.estimates, strict=True) if tokens] or samples
             some = measured[: config["cost"]["batch"]]

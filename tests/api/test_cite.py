@@ -37,3 +37,9 @@ def test_the_command(capsys):
     assert "random is no published method" in capsys.readouterr().err
     assert main(["fastvv"]) == 2
     assert "there is no method 'fastvv'" in capsys.readouterr().err
+
+
+def test_the_year_is_the_venues():
+    """Of proceedings where they are known, of the preprint otherwise."""
+    assert "year          = {2026}," in citation("transprune")
+    assert "year          = {2024}," in citation("lazyllm")

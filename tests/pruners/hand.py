@@ -105,7 +105,8 @@ def _value(signal, seen, random):
 def row(b, seen, values):
     """Row `b` of tokens and signals, alone and without its padding."""
     n = int(seen.valid[b].sum())
-    aside = ("total", "text", "text_valid", "picture", "host_total", "host_alive", "host_keep", "carried")
+    aside = ("total", "text", "text_valid", "picture", "carried")
+    aside += ("host_total", "host_alive", "host_grid", "host_keep")
     cut = {f.name: getattr(seen, f.name)[b : b + 1, :n] for f in fields(Tokens) if f.name not in aside}
     alone = replace(
         seen,

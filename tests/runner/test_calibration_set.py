@@ -7,7 +7,7 @@ from jobs import composed
 from btp.models.embedded.pocket import build_processor
 from btp.runner.calibration.artifact import write_artifact
 from btp.runner.calibration.calibration_set import calibration_set
-from btp.runner.evaluation.shown_prompt import shown_prompt
+from btp.runner.evaluation.prompts.shown_prompt import shown_prompt
 from btp.tasks.pocketvqa.questions import words
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from btp.core.host import Host
+from btp.core.keep import on_device
 from btp.core.ledger import View
 from btp.core.pruner import Pruner, Tokens
 from btp.core.signals import Signal
@@ -19,12 +20,12 @@ from btp.engine.cache.stages import CacheStages
 from btp.engine.checks.followed import check_followed
 from btp.engine.checks.plan import PlannedStage
 from btp.engine.checks.signals import attention_name, unseen_message
-from btp.engine.checks.sliding_window import layer_kinds
+from btp.engine.checks.sliding_window import check_flash_windows, layer_kinds
 from btp.engine.decide import Decider, Decision
 from btp.engine.decoder import kv_cache as kv
 from btp.engine.decoder.deepstack import Deepstack
 from btp.engine.decoder.lazy.stages import LazyStages
-from btp.engine.decoder.masks_positions import check_step, decode_companions, prefill_companions
+from btp.engine.decoder.masks_positions import check_step, decode_companions, needs_nothing, prefill_companions
 from btp.engine.decoder.prefill import Run, count_held, open_run
 from btp.engine.decoder.probe import Probe, Sight
 from btp.engine.hooks.arguments import Binding
@@ -72,6 +73,8 @@ class Stream:
         firsts = (planned.stage.site.first_layer for planned in self._cuts)
         self._first = min(*firsts, self._lazy.first, host.num_layers)
         self._cache_stages = CacheStages(host, pruner, plan, self._kinds, self._doubts, self._current)
+        first = self._cuts[0].stage if self._cuts else None
+        self._reads_grid = first is not None and not first.withdraws_all and bool(pruner and pruner.needs_grid(first))
         self._deepstack = Deepstack(host, self._doubts, self._first, self._prefilling)
 
     def open(self) -> ExitStack:
@@ -146,10 +149,12 @@ class Stream:
     def _prefill(self, inputs: Mapping[str, Any]) -> Run:
         self.settle()
         inputs = self._encoders.told(inputs)
-        self._run = run = open_run(self._host, inputs)
+        self._run = run = open_run(self._host, inputs, self._reads_grid)
         self._trace.calls.append(run.call)
         self._vision.begin(inputs)
         self._frames.begin(inputs)
+        if self._plan:
+            check_flash_windows(self._kinds, self._attention, run.prompt_length)
         if self._cuts:
             self._expect_text_last(run)
         return run
@@ -164,7 +169,7 @@ class Stream:
         self._run = run
         if run.in_prefill:
             self._doubts.settle()  # the first token was read from this prefill: the device has caught up
-        run.in_prefill, run.cache = False, cache
+        run.in_prefill, run.cache, run.undisturbed = False, cache, False
         run.entered.clear()
         run.call.decode_steps += 1
         if self._plan:
@@ -226,8 +231,14 @@ class Stream:
                     "that was called, give the one inside: LVLM(wrapper.model)."
                 )
             run.entered.append(at)
+            if run.undisturbed:
+                return None
             arguments = binding.read(args, kwargs)
             hidden = moved = arguments[binding.first]
+            if at == self._first and not run.in_prefill:
+                run.undisturbed = self._lazy.first >= self._host.num_layers and needs_nothing(
+                    run, arguments.get("attention_mask"), self._attention, self._kinds
+                )
             if run.in_prefill:
                 for planned in stages:
                     if any(signal.kind == "preview" for signal in planned.needs):
@@ -254,7 +265,7 @@ class Stream:
         changes = run.memo.get((view, kind, hidden.device))
         if changes is None:
             if run.in_prefill:
-                changes = prefill_companions(self._host, run, view, hidden, whole, kind)
+                changes = prefill_companions(self._host, run, view, hidden, whole, self._attention, kind)
             else:
                 changes = decode_companions(self._host, run, view, hidden, whole, self._attention, kind, at)
             run.memo[view, kind, hidden.device] = changes
@@ -340,7 +351,7 @@ def make_tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, row
         image=image,
         size=view.size.to(device),
         valid=view.visual_valid.to(device),
-        total=torch.tensor(run.ledger.total, device=device),
+        total=on_device(run.ledger.total, device),
         index=view.visual_index.to(device),
         text=None if text is None else seen[text],
         text_valid=None if text is None else rows_valid[text],
@@ -350,6 +361,7 @@ def make_tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, row
         carried={name: x.to(device) for name, x in view.carried.items()},
         host_total=run.ledger.total,
         host_alive=view.visual_counts,
+        host_grid=run.host_grid if view is run.ledger.views[0][1] else None,
     )
 
 

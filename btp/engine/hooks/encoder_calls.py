@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from btp.core.host import Encoding, Host
+from btp.core.keep import on_device
 from btp.engine.hooks.turn import Turn
 
 KINDS = ("image", "video")
@@ -127,7 +128,7 @@ def _per_entry(encoding: Encoding, entries: int) -> dict[str, Tensor]:
     """Arguments that say something of each encoded entry, for the entries that the prompt was given."""
     tables = {k: v for k, v in encoding.arguments.items() if isinstance(v, Tensor) and v.dim() == 2}
     tables = {k: v for k, v in tables.items() if not v.is_floating_point() and len(v) == entries}
-    return {k: v[torch.tensor(encoding.which, device=v.device)] for k, v in tables.items()}
+    return {k: v[on_device(encoding.which, v.device)] for k, v in tables.items()}
 
 
 def _shape_alone(value: Any) -> Any:

@@ -128,18 +128,7 @@ Meter = Callable[[Callable[[], AbstractContextManager[Trace]], TimedPruner | Non
 
 def _generating(loaded: Loaded, inputs: Inputs, output_tokens: int) -> Meter:
     """Measures a model that generates: prefill, cache, and each token behind it."""
-    host = loaded.host
-    sizes = architecture(host.config, strict=False)
-    subject = Subject(
-        generate=_generator(loaded, inputs),
-        architecture=sizes,
-        segments=segments_of(sizes, inputs),
-        vision=host.vision,
-        decoder=host.decoder,
-        device=host.device,
-        dtype=host.dtype,
-        feature=_feature(loaded),
-    )
+    host, subject = loaded.host, subject_of(loaded, inputs)
 
     def meter(attached: Any, timed: TimedPruner | None, rounds: dict[str, Any]) -> Both:
         found = measure(subject, attached, pruner=timed, new_tokens=output_tokens, **rounds)
@@ -149,6 +138,22 @@ def _generating(loaded: Loaded, inputs: Inputs, output_tokens: int) -> Meter:
         return _flat(found, "candidate"), _flat(found | found["unpruned"], "baseline")
 
     return meter
+
+
+def subject_of(loaded: Loaded, inputs: Inputs) -> Subject:
+    """A model that generates, with a batch of inputs, ready to be measured."""
+    host = loaded.host
+    sizes = architecture(host.config, strict=False)
+    return Subject(
+        generate=_generator(loaded, inputs),
+        architecture=sizes,
+        segments=segments_of(sizes, inputs),
+        vision=host.vision,
+        decoder=host.decoder,
+        device=host.device,
+        dtype=host.dtype,
+        feature=_feature(loaded),
+    )
 
 
 def _looking(loaded: Loaded, inputs: Inputs) -> Meter:

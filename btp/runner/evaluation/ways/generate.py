@@ -18,8 +18,8 @@ from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Batch, Collate, by_length, visual_tokens
 from btp.runner.evaluation.inertness import check_inert
 from btp.runner.evaluation.processing import try_unusual
-from btp.runner.evaluation.prompt_length import check_lengths
-from btp.runner.evaluation.shown_prompt import shown_prompt
+from btp.runner.evaluation.prompts.prompt_length import check_lengths
+from btp.runner.evaluation.prompts.shown_prompt import shown_prompt
 from btp.runner.evaluation.task_protocol import Judgement, OwnWay
 from btp.runner.evaluation.visual_totals import text_totals, visual_totals
 from btp.runner.evaluation.ways.ask import Evaluate

@@ -76,6 +76,15 @@ class Looking(Way):
         try_unusual(samples, collate)
         return Seen(totals, totals, 1, order, groups if len(counted) > 1 else ())
 
+    def answer(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], Tensor]:
+        """What the row of each sample holds of its answer, and [B, ..., V] log-probabilities."""
+        raise NotImplementedError
+
+    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+        """The prediction of the only row."""
+        (row,), found = self.answer(loaded, inputs)
+        return row["prediction"], found[0]
+
     def inert(self, loaded: Loaded, arm: Arm, samples: Sequence[Sample]) -> dict[str, Any]:
         """All that the head puts out. Samples of another size than the first are left out."""
         host, collate = loaded.host, self.collate(loaded.processor)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from btp.models.loading.load import Loaded
 from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Collate
-from btp.runner.evaluation.prompt_length import context_of
+from btp.runner.evaluation.prompts.prompt_length import context_of
 from btp.tasks.sample import Sample, Task
 
 Spans = tuple[tuple[int, int], ...]
