@@ -127,7 +127,7 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
         question=asked.question,
         reference=asked.reference,
         picture=picture if share == 1 else shrink(picture, share),
-        pictures=len(asked.images),
+        pictures=len(asked.images) + len(asked.clips),
         boxes=tuple(map(tuple, places.get("boxes", asked.boxes))),  # type: ignore[arg-type]
         labels=asked.labels,
         targets=asked.targets,
@@ -156,7 +156,7 @@ def find_sample(task: Task, limit: int | None, sample: str, folder: Path) -> Sam
             f"sample {sample!r} is in {folder}, but its task does not have it any more: the files it was read from "
             "were changed. Restore them, or run the command of the run again."
         )
-    if not len(found.images):
+    if not len(found.images) and not found.clips:
         raise ValueError(
             f"sample {sample!r} shows no picture, so that no stage has a visual token to decide about. Choose another."
         )
