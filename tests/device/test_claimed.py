@@ -109,7 +109,7 @@ def test_claimed_numbers_are_those_of_the_cpu():
 
 
 def test_launches_of_btp():
-    """A stage of BTP asks for 40 operators at most outside of its loop: one with seeds, one without, and attention's."""
+    """A stage of BTP asks for 40 operators at most outside of its loop: with seeds, without, and by attention alone."""
     stages = (("llm.layer.1", 40, 0.6), ("llm.layer.2", 24, 0.5), ("llm.layer.4", 8, 1.0))
     schedule = Schedule(tuple(Stage(site, keep, settings={"balance": b}) for site, keep, b in stages))
     pruner = BTP(score="logits", source="last", over=1.5, split="half", seed=0.25, distance="manhattan")
