@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LMMS := .venv-lmms
+LM := .venv-lm
 DOCS := .venv-docs
 OTHER := .venv-transformers
 TRITON := .venv-triton
@@ -45,6 +46,18 @@ $(LMMS)/.ready: requirements.txt requirements-lmms.txt pyproject.toml
 	$(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
 	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $(LMMS)/.ready
+
+setup-lm: $(LM)/.ready ## make .venv-lm, with lm-eval, for task=lm_eval
+
+$(LM)/.ready: requirements.txt requirements-lm.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed. Set PYTHON to a Python 3.11 or newer."; exit 1; }
+	test -x $(LM)/bin/python || $(PYTHON) -m venv $(LM)
+	$(LM)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-lm.txt
+	$(LM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(LM)/.ready
+
+test-lm: setup-lm ## the tests that need lm-eval
+	OMP_NUM_THREADS=1 $(LM)/bin/python -m pytest tests/lm $(ARGS)
 
 test-lmms: setup-lmms ## the tests that need lmms-eval
 	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest tests/lmms $(ARGS)
@@ -95,4 +108,4 @@ format: setup ## let ruff put the code in form
 speed: setup ## the selection benchmark of experiments/speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed.selection $(ARGS)
 
-.PHONY: help setup run test test-long test-all test-transformers test-triton setup-lmms test-lmms test-slurm support test-gpu docs smoke lint format speed
+.PHONY: help setup run test test-long test-all test-transformers test-triton setup-lmms test-lmms setup-lm test-lm test-slurm support test-gpu docs smoke lint format speed

@@ -8,6 +8,7 @@ from typing import Any
 from btp.cli.effects import calibrates, parts_of
 from btp.cli.values import check_values
 from btp.models.loading.checkpoint import check_keys, find_checkpoint, read_config
+from btp.runner.lm_eval.settings import check_tasks as check_lm_tasks
 from btp.runner.lmms_eval.settings import check_tasks
 from btp.runner.model_yamls import check_family
 from btp.runner.workers.ranks import devices
@@ -43,6 +44,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _measured(config["cost"]["measure"], config["model"]["weights"])
     _budget(config["budget"]["tokens"], config["budget"]["share"])
     check_tasks(config)
+    check_lm_tasks(config)
     _names(config)
     _model(config["model"])
     _layers(config)

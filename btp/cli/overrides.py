@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from btp.cli.check_config import settled
@@ -319,7 +319,9 @@ def _owner(conf: Path, key: str) -> str:
     else:
         group, _, rest = key.partition(".")
         yamls = {path.stem: OmegaConf.load(path) for path in sorted((conf / group).glob("*.yaml")) if rest}
-        found = [f"{group}={name}" for name, node in yamls.items() if rest in _keys(node)]
+        found = [
+            f"{group}={name}" for name, node in yamls.items() if isinstance(node, DictConfig) and rest in _keys(node)
+        ]
     more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
     return f" It is a key of {', '.join(found[:MOST_NAMED])}{more}." if found else ""
 
@@ -337,7 +339,7 @@ def _nearest(key: str, known: Set[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def _keys(config: DictConfig) -> set[str]:
+def _keys(config: DictConfig | ListConfig) -> set[str]:
     """All dotted paths of a config, inner nodes included."""
     found: set[str] = set()
 

@@ -37,6 +37,7 @@ from btp.runner.devices import Lost, Machine, place
 from btp.runner.evaluation.answer_store import Answers, held
 from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.evaluation.data import Feed
+from btp.runner.evaluation.effect import check_effect
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
 from btp.runner.evaluation.kept_words import kept_words
@@ -193,6 +194,7 @@ class Run:
         with self.phase("calibrate"):
             arms = self._arms(seen.totals, seen.pictures, any(s.targets or s.boxes for s in samples))
             check_contexts(arms, samples)
+            check_effect(arms, samples, self.loaded)
         if self.machine.leads:
             shown = samples[next((i for i, tokens in enumerate(seen.estimates) if tokens), 0)]
             text = way.prompt(self.loaded, shown)

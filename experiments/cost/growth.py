@@ -15,7 +15,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def weigh(loaded: Any, side: int, pruner: str, repeats: int) -> dict[str, Any]:
     method = arm.build()
     if method is None:
         raise ValueError(f"pruner {pruner!r} chooses nothing.")
-    aim_nowhere(method, 1, ())
+    aim_nowhere(method, 1)
     weighed = Weighed(method, repeats)
     inputs = synthetic_inputs(loaded, 1, {"height": side * PATCH, "width": side * PATCH})
     try:
@@ -112,7 +112,7 @@ def weigh(loaded: Any, side: int, pruner: str, repeats: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure, print the table and draw; everything is written after each size."""
+    """Measure, print the table and draw; everything is written after each method."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pruner", nargs="+", default=["all"], help="names of conf/pruner")
     parser.add_argument("--side", type=int, nargs="+", default=SIDES, help="patches along a side of the picture")
@@ -126,8 +126,8 @@ def main() -> int:
     found["hardware"] = f"{hardware_line(CPU, 'float32')}, processor time"
     torch.manual_seed(0)
     for side in sorted(args.side):
-        measure(found["methods"], side, named(args.pruner), args.repeats)
-        write_json(file, found)
+        for _ in measure(found["methods"], side, named(args.pruner), args.repeats):
+            write_json(file, found)
     print(table(found))
     args.out.with_name(args.out.name + ".md").write_text(table(found), encoding="utf-8")
     if args.out.parent.resolve() == RESULTS:
@@ -138,8 +138,8 @@ def main() -> int:
     return 0
 
 
-def measure(methods: dict[str, Any], side: int, pruners: Sequence[str], repeats: int) -> None:
-    """What is missing at one size, into `methods`: pruner -> tokens -> figures, or why there are none."""
+def measure(methods: dict[str, Any], side: int, pruners: Sequence[str], repeats: int) -> Iterator[str]:
+    """What is missing at one size, into `methods`: pruner -> tokens -> figures, or why there are none; by name."""
     missing = [name for name in pruners if str(side * side) not in methods.get(name, {})]
     missing = [name for name in missing if "refused" not in methods.get(name, {})]
     if not missing:
@@ -152,6 +152,7 @@ def measure(methods: dict[str, Any], side: int, pruners: Sequence[str], repeats:
             methods.setdefault(name, {})[str(side * side)] = weigh(loaded, side, name, repeats)
         except ValueError as error:
             methods[name] = {"refused": str(error).splitlines()[0]}
+        yield name
 
 
 if __name__ == "__main__":

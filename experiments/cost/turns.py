@@ -77,7 +77,7 @@ class Turns:
         found = []
         for at, arm in enumerate(arms):
             method = arm.build()
-            aim_nowhere(method, self.rows, ())
+            aim_nowhere(method, self.rows)
             timed = TimedPruner(method) if method is not None else None
             found.append(self._count(arm, timed))
             mine = watched[str(at)] = Watched()

@@ -42,6 +42,7 @@ class _Runs:
     def __init__(self, setting: Setting, model: str, pruners: Sequence[str]) -> None:
         self.setting, self.model, self.pruners = setting, model, list(pruners)
         self.run: Iterator[dict[str, Any]] | None = None
+        self.found: dict[str, dict[str, Any]] = {}
 
     def measured(self, pruner: str) -> dict[str, Any]:
         """As a cell of experiments.cost.measure."""
@@ -51,7 +52,10 @@ class _Runs:
             rest = self.pruners[self.pruners.index(pruner) :]
             self.run = measure.cells(self._arguments(rest), self.model, self.setting.device, {})
         try:
-            return next(self.run)
+            while pruner not in self.found:  # one that is refused may come before its turn
+                cell = next(self.run)
+                self.found[cell["pruner"]] = cell
+            return self.found.pop(pruner)
         except BaseException:
             self.run = None
             raise

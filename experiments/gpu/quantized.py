@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from btp.core.schedule import Schedule, Stage
@@ -25,13 +26,16 @@ def quantized(setting: Setting, kind: str) -> dict[str, Any]:
     """As the oracle's cells. Where numbers are scaled by what is in the batch, removing rounds otherwise than hiding.
 
     Raises:
-        LeftOut: its package is missing or cannot compute here.
+        LeftOut: its package is missing, or cannot compute this model here.
     """
     dtype = "float32" if setting.device.type == "cpu" else "bfloat16"
-    try:
-        model = loaded_with(setting.device, quantize=kind, dtype=dtype)
-    except ValueError as error:
-        raise LeftOut(str(error).splitlines()[0]) from error
+    if find_spec(KINDS[kind]) is None:
+        raise LeftOut(f"needs the package {KINDS[kind]}, which is not installed")
+    if kind == "4bit" and setting.device.type == "cpu":
+        raise LeftOut(
+            "bitsandbytes multiplies 4 bits on a CPU only at widths of whole blocks of 64; this model's is 96"
+        )
+    model = loaded_with(setting.device, quantize=kind, dtype=dtype)
     exact = loaded_with(setting.device)
     found = compare(exact.host, model.host, model.host, inputs_on(exact), SCHEDULE)
     return verdict([found], kind)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import pandas as pd
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from experiments.gpu.oracle import FLASH
@@ -50,14 +51,15 @@ def run(setting: Setting, name: str, *words: str) -> dict[str, Any]:
         [*command, *(SHORT if setting.tiny else ()), *words],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=PATIENCE_S,
     )
     if ended.returncode != 0:
         raise RuntimeError(" ".join(ended.stderr.strip().splitlines()[-3:]) or f"exit code {ended.returncode}")
     (file,) = output.glob("*/run.json")
     found = json.loads(file.read_text(encoding="utf-8"))
-    scores = {arm: metrics["all"] for arm, metrics in found["metrics"].items()}
+    rows = pd.read_parquet(file.with_name("samples.parquet"), columns=["arm", "score"])
+    scores = rows.groupby("arm")["score"].mean().to_dict()
     inert = found["inert"]["identical"]
     return {
         "holds": inert,

@@ -41,14 +41,15 @@ def main() -> int:
     """Measure every cell, print the table after each and write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cell", nargs="+", default=list(CELLS), metavar="MODEL/PRUNER/SHARE")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4, help="timed ones, of each side in turns")
+    parser.add_argument("--warmup", type=int, default=1, help="untimed ones")
     parser.add_argument("--out", type=Path, default=Path("outputs/vision_speed"), help="without an ending")
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
     for cell in args.cell:
         model, pruner, share = cell.split("/")
-        found.append(measured(model, pruner, float(share), args.rounds))
+        found.append(measured(model, pruner, float(share), args.rounds, args.warmup))
         text = table(found)
         print(text, flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def main() -> int:
     return 0
 
 
-def measured(model: str, pruner: str, share: float, rounds: int) -> dict[str, Any]:
+def measured(model: str, pruner: str, share: float, rounds: int, warmup: int) -> dict[str, Any]:
     """One method at one budget beside the unpruned model, as a run's cost.json has both."""
     config = composed(f"model={model}", f"pruner={pruner}", f"budget.share={share}", "model.weights=random")
     settings = config["model"] | {"dtype": "float32"}
@@ -65,9 +66,15 @@ def measured(model: str, pruner: str, share: float, rounds: int) -> dict[str, An
     loaded = load(settings, None, device)
     inputs = synthetic_inputs(loaded, 1, settings["example"], 0)
     arm = _arm(config, loaded, visual_count(loaded.host, inputs))
-    costs = Costs(Path(), "", False)
-    each = profile(loaded, [arm], inputs, costs, repeats=rounds, warmup=1, output_tokens=2, now=time.process_time)
-    about = {"model": model, "pruner": pruner, "share": share, "hardware": hardware_line(device, "float32")}
+    paced = {"repeats": rounds, "warmup": warmup, "output_tokens": 2}
+    each = profile(loaded, [arm], inputs, Costs(Path(), "", False), **paced, now=time.process_time)
+    about = {
+        "model": model,
+        "pruner": pruner,
+        "share": share,
+        "rounds": rounds,
+        "hardware": hardware_line(device, "float32"),
+    }
     return about | {"schedule": arm.schedule.to_config(), "costs": each[arm.name], UNPRUNED: each[UNPRUNED]}
 
 

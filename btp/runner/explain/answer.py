@@ -44,7 +44,7 @@ from btp.schedules.serialize import restored
 from btp.tasks.files.local import file_name, id_hash
 from btp.tasks.sample import Sample, Task
 
-HARNESS = "btp.runner.lmms_eval.task.HarnessTask"
+HARNESSES = ("btp.runner.lmms_eval.task.HarnessTask", "btp.runner.lm_eval.task.LMEvalTask")
 LIKELY = 3  # first answer tokens shown
 CONFIG = keys(  # what is read of a config here; what lies deeper is for the part that it is of
     model=keys(name=ANYTHING),
@@ -88,7 +88,7 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     """
     run = read_run(folder)
     read_yaml(run.path / "config.yaml", CONFIG, ANEW)
-    _refuse_harness(run.config["task"]["dataset"].get(TARGET) == HARNESS, folder)
+    _refuse_harness(run.config["task"]["dataset"].get(TARGET) in HARNESSES, folder)
     if not trust:
         _refuse_foreign(run.config, folder)
     chosen, sample = _chosen(run, arm), _sample_of(run, sample)
@@ -127,7 +127,7 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
         question=asked.question,
         reference=asked.reference,
         picture=picture if share == 1 else shrink(picture, share),
-        pictures=len(asked.images),
+        pictures=len(asked.images) + len(asked.clips),
         boxes=tuple(map(tuple, places.get("boxes", asked.boxes))),  # type: ignore[arg-type]
         labels=asked.labels,
         targets=asked.targets,
@@ -156,7 +156,7 @@ def find_sample(task: Task, limit: int | None, sample: str, folder: Path) -> Sam
             f"sample {sample!r} is in {folder}, but its task does not have it any more: the files it was read from "
             "were changed. Restore them, or run the command of the run again."
         )
-    if not len(found.images):
+    if not len(found.images) and not found.clips:
         raise ValueError(
             f"sample {sample!r} shows no picture, so that no stage has a visual token to decide about. Choose another."
         )
@@ -166,8 +166,8 @@ def find_sample(task: Task, limit: int | None, sample: str, folder: Path) -> Sam
 def _refuse_harness(other: bool, folder: Path) -> None:
     if other:
         raise ValueError(
-            f"{folder} was answered through lmms-eval, whose prompts are its own. Explain a sample of a run with one "
-            "of btp's own tasks, such as task=vqa_folder."
+            f"{folder} was answered through lmms-eval or lm-eval, whose prompts are their own. Explain a sample "
+            "of a run with one of btp's own tasks, such as task=vqa_folder."
         )
 
 

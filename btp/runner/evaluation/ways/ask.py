@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,7 @@ class Evaluate(Pass):
             raise ValueError(f"{error} It is sample {names}." if names else str(error)) from error
         first = first.cpu()
         names = [s.id for s in samples]
+        _check_numbers(first, names)
         if self.reference is None:
             self.answers.add_logits(names, first.numpy())
             drift = torch.zeros(len(names))
@@ -99,6 +100,16 @@ class Evaluate(Pass):
             or [B, ..., V] where an answer has several, whose divergences are averaged.
         """
         raise NotImplementedError
+
+
+def _check_numbers(first: Tensor, names: Sequence[str]) -> None:
+    """Refuse answers that were read from NaN, of which any word is the likeliest."""
+    lost = [name for name, row in zip(names, first.flatten(1).isnan().any(1).tolist(), strict=True) if row]
+    if lost:
+        raise ValueError(
+            f"the model puts out NaN for sample {', '.join(lost)}, so that its answers mean nothing: it overflows, or "
+            "its weights hold NaN. Try another model.dtype, or get the checkpoint anew."
+        )
 
 
 def happened(call: Call, row: int, forwards: int | None = None) -> dict[str, Any]:
