@@ -37,8 +37,10 @@ numbers are those of a large model too.
 - *opening*: once a prefill, where tokens lie and how many there are.
 - *waits*: how often a prefill waits for the device. Once is how many tokens each row has, in front of the first layer,
   with where they lie on their grid for who spreads tokens over it. No other method waits in a stage or at a pick.
-  FastVID and HoliTom cut videos into segments by values on the host, stages of phase both (LazyLLM and its kin) learn
-  how many rows each forward computes, and oracles compare with their targets. `tests/device` holds all of this.
+  FastVID and HoliTom cut videos into segments by values on the host, and so do the controls that keep whole frames;
+  stages of phase both (LazyLLM and its kin) learn how many rows each forward computes, and oracles compare with their
+  targets. `tests/device` holds all of this.
+- METok, whose stages are of two kinds, is not counted.
 
 | method | stages | choice | in loops | signals | checks | cut | opening | waits |
 |---|---|---|---|---|---|---|---|---|

@@ -146,9 +146,9 @@ def waits(events: Sequence[Event]) -> Counter[str]:
 
 @cache
 def cache_methods() -> tuple[str, ...]:
-    """Every method that evicts from the K/V cache."""
-    files = sorted((CONF / "pruner").glob("*.yaml"))
-    return tuple(file.stem for file in files if "site: llm.cache" in file.read_text(encoding="utf-8"))
+    """Every method whose stages all evict from the K/V cache."""
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted((CONF / "pruner").glob("*.yaml"))}
+    return tuple(n for n, text in texts.items() if "site: llm.cache" in text and "site: llm.layer" not in text)
 
 
 def names() -> list[str]:

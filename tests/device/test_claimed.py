@@ -34,7 +34,12 @@ SEGMENTS = {  # videos are cut into segments by values on the host
         "read at pruners/holitom.py (select)",
     },
 }
-READERS = {**SEGMENTS, "oracle": AIMED, "oracle_random": AIMED}
+FRAMES = {  # controls on videos that keep whole frames go through them on the host
+    "pooled": {"read at pruners/pooled.py (select)"},
+    "uniform_frames": {"read at pruners/fewer_frames.py (score)"},
+    "one_frame": {"read at pruners/whole_frames.py (_frames_of)", "read at pruners/whole_frames.py (select)"},
+}
+READERS = {**SEGMENTS, **FRAMES, "oracle": AIMED, "oracle_random": AIMED}
 QUICK = ("btp", "fastv", "h2o", "visionzip")
 
 
@@ -109,7 +114,7 @@ def test_claimed_numbers_are_those_of_the_cpu():
 
 
 def test_launches_of_btp():
-    """A stage of BTP asks for 40 operators at most outside of its loop: with seeds, without, and by attention alone."""
+    """A stage of BTP asks for 40 operators at most outside of its loop, as a mean over seeds, diversity, attention."""
     stages = (("llm.layer.1", 40, 0.6), ("llm.layer.2", 24, 0.5), ("llm.layer.4", 8, 1.0))
     schedule = Schedule(tuple(Stage(site, keep, settings={"balance": b}) for site, keep, b in stages))
     pruner = BTP(score="logits", source="last", over=1.5, split="half", seed=0.25, distance="manhattan")
