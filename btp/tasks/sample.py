@@ -31,6 +31,7 @@ class Sample:
             text that it is about, where the task knows it.
         chat: False where the prompt is the text alone, whatever chat template the model has.
         max_new_tokens: of the longest answer; None is the task's.
+        earlier: a question about the same pictures that was asked before this one; "" where there was none.
         group: what samples that are scored together have in common; "" where a sample stands alone.
     """
 
@@ -49,6 +50,7 @@ class Sample:
     chat: bool = True
     max_new_tokens: int | None = None
     group: str = ""
+    earlier: str = ""
 
     @property
     def answers(self) -> tuple[str, ...]:

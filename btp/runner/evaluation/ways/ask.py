@@ -13,6 +13,7 @@ from btp.core.trace import Call, Trace
 from btp.engine.checks.finite import NotFinite
 from btp.models.loading.load import Loaded
 from btp.models.vision_cache import PictureFeatures
+from btp.pruners.late import Late
 from btp.runner.evaluation.answer_store import Answers
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches
@@ -57,6 +58,8 @@ class Evaluate(Pass):
         """Answer a batch and write it down before the next one starts."""
         samples = batch.samples
         aim(self.pruner, samples)
+        if isinstance(self.pruner, Late):
+            self._ask_earlier(self.pruner, batch)
         self.trace.calls.clear()
         inputs = batch.to(self.host.device, self.host.dtype, non_blocking=True).inputs
         if self.features is not None:
@@ -83,6 +86,12 @@ class Evaluate(Pass):
                 for row, (s, answer, kl) in enumerate(zip(samples, said, drift, strict=True))
             ]
         )
+
+    def _ask_earlier(self, pruner: Late, batch: Batch) -> None:
+        """Let the pruner choose by the questions that were asked before; it keeps to that from here on."""
+        before = self.batches.earlier(batch.indices).to(self.host.device, self.host.dtype)
+        with pruner.listening():
+            self.host.generate(**before.inputs, max_new_tokens=1)
 
     def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
         """Answer a batch.
