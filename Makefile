@@ -5,8 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LMMS := .venv-lmms
+LM := .venv-lm
 DOCS := .venv-docs
 OTHER := .venv-transformers
+TRITON := .venv-triton
 CORE := tests/engine tests/families/test_engine.py tests/families/test_prompts.py tests/models
 ARGS ?=
 
@@ -45,6 +47,18 @@ $(LMMS)/.ready: requirements.txt requirements-lmms.txt pyproject.toml
 	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $(LMMS)/.ready
 
+setup-lm: $(LM)/.ready ## make .venv-lm, with lm-eval, for task=lm_eval
+
+$(LM)/.ready: requirements.txt requirements-lm.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed. Set PYTHON to a Python 3.11 or newer."; exit 1; }
+	test -x $(LM)/bin/python || $(PYTHON) -m venv $(LM)
+	$(LM)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-lm.txt
+	$(LM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(LM)/.ready
+
+test-lm: setup-lm ## the tests that need lm-eval
+	OMP_NUM_THREADS=1 $(LM)/bin/python -m pytest tests/lm $(ARGS)
+
 test-lmms: setup-lmms ## the tests that need lmms-eval
 	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest tests/lmms $(ARGS)
 
@@ -53,6 +67,11 @@ test-transformers: setup ## the core of the tests on another transformers: make 
 	@test -n "$(VERSION)" || { echo "Say which: make test-transformers VERSION=5.20.0"; exit 1; }
 	test -d $(OTHER)/$(VERSION) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OTHER)/$(VERSION) transformers==$(VERSION)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(OTHER)/$(VERSION):. $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile $(CORE) $(ARGS)
+
+# the libraries of .venv, with the Triton of that torch's CUDA builds in front of them: 200 MB, 690 unpacked
+test-triton: setup ## the kernel's tests, by Triton's interpreter and its compiler; needs no GPU
+	test -d $(TRITON)/triton || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRITON) triton==3.7.1
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 PYTHONPATH=$(TRITON):. $(BIN)/python -m pytest tests/ops/test_farthest_kernel.py $(ARGS)
 
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
@@ -89,4 +108,4 @@ format: setup ## let ruff put the code in form
 speed: setup ## the selection benchmark of experiments/speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed.selection $(ARGS)
 
-.PHONY: help setup run test test-long test-all test-transformers setup-lmms test-lmms test-slurm support test-gpu docs smoke lint format speed
+.PHONY: help setup run test test-long test-all test-transformers test-triton setup-lmms test-lmms setup-lm test-lm test-slurm support test-gpu docs smoke lint format speed

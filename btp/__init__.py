@@ -6,9 +6,11 @@ What a name stands for is imported when it is first used, so that `import btp` c
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from btp.cli.interrupts import end_quietly
 from btp.results.shipped import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ _HOME = {
 }
 
 __all__ = ["__version__", "attach", "citation", "evaluate", "export", "methods", "models", "processor"]
+
+if sys.argv[:1] == ["-m"]:  # as Python has it while it looks for the module of `python -m btp.NAME`
+    end_quietly()
 
 
 class _Models(ModuleType):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import signal
 import sys
 from pathlib import Path
+
+from btp.cli.interrupts import end_quietly
 
 HERE = Path(__file__).parent
 
@@ -19,13 +19,11 @@ def commands() -> list[str]:
 
 def main() -> None:
     """Run the command line."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which a shell asks of what runs in the background
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until the command listens: imports take a second
+    end_quietly()
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         if word in commands():
             sys.argv[:2] = [f"{sys.argv[0]} {word}"]
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             runpy.run_module(f"btp.{word}", run_name="__main__")
             return
         if word.isidentifier():

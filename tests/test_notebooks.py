@@ -59,9 +59,9 @@ def ran(name):
     return fresh
 
 
-def test_there_are_four():
+def test_there_are_five():
     """And the page that lists them names each."""
-    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04"]
+    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05"]
     assert re.findall(r"\]\((\w+\.ipynb)\)", (HERE / "README.md").read_text()) == NAMES
 
 
@@ -153,4 +153,15 @@ def test_read_a_sweep():
     assert shown.count("finished") == 3
     assert re.search(r"btp .*\d \(0\.\d\d to [01]\.\d\d\)", shown)
     assert "comparison.html" in shown
+    assert pictures(book) == 1
+
+
+@pytest.mark.slow
+def test_slots_of_the_cache():
+    """As many slots as asked in every layer, in every step, and behind a pruned prefill."""
+    book = ran("05_slots_of_the_cache.ipynb")
+    shown = said(book)
+    assert f"held in layer 0: {(32,) * 8}" in shown
+    assert f"behind each forward: {[32.0] * 4}" in shown or f"behind each forward: {[32.0] * 3}" in shown
+    assert f"slots held: {[32] * 8}" in shown
     assert pictures(book) == 1

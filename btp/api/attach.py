@@ -34,7 +34,7 @@ def attach(
     number of visual tokens.
 
     Args:
-        model: of transformers, a pipeline around one, or an `LVLM`.
+        model: Model of transformers, a pipeline around one, or an `LVLM`.
         method: name of a yaml (`btp.methods()`), several that work as one, or a pruner of your own with its schedule.
         schedule: paper | uniform | calibrated, in place of the method's own stages; the stages of your own pruner.
         budget: visual tokens averaged over the decoder layers: a share up to 1, a number above; None takes the
@@ -44,7 +44,7 @@ def attach(
         tokens: visual tokens of a usual prompt, which decides how far stages may have to move; None takes those of
             the picture in the model's yaml.
         overrides: further words of the command line, such as "budget.nearest=true" or "stages=2".
-        settings: of the method, as `pruner.method` has them: score="probs".
+        settings: Settings of the method, as `pruner.method` has them: score="probs".
 
     Yields:
         The trace: what each stage did, `tokens_avg`, `fired`.

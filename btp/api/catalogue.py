@@ -34,7 +34,7 @@ def citation(method: str) -> str:
         ValueError: there is no such method, or it is nobody's: a control or a composition.
     """
     known = methods()
-    if method not in known:
+    if not isinstance(method, str) or method not in known:
         raise ValueError(f"there is no method {method!r}. Methods are: {', '.join(known)}.")
     found = _PAPER.match(f"# {known[method]}")
     if found is None:

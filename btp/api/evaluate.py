@@ -34,7 +34,7 @@ class Evaluation:
     """A finished run.
 
     Attributes:
-        folder: of the run: report.html, samples.parquet, cost.json and the rest.
+        folder: Folder of the run: report.html, samples.parquet, cost.json and the rest.
     """
 
     folder: Path
@@ -81,7 +81,7 @@ def evaluate(
             calibration set of conf/config.yaml where no pictures are given.
         processor: makes inputs; None takes that of the checkpoint which the model was loaded from.
         task: name of a yaml in conf/task.
-        path: of the task's files, task.path.
+        path: Path of the task's files, task.path.
         limit: samples; None takes all of the task.
         output: where run folders go.
         overrides: further words of the command line, such as "cost.enabled=false" or "trainer.batch=4".

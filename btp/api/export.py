@@ -35,14 +35,17 @@ def export(
     The file says what of it is tested and what is not: it was never run inside of vLLM.
 
     Args:
-        model: of transformers, of the LLaVA family (LLaVA-1.5): pictures of one size and number of tokens.
-        method: that decides once, at llm.input, by the features of the picture alone, as divprune and random do.
-        file: to write, a .py.
+        model: Model of transformers, of the LLaVA family (LLaVA-1.5): pictures of one size and number of tokens.
+        method: Method that decides once, at llm.input, by the features of the picture alone, as divprune and random do.
+        file: File to write, a .py.
         budget, overrides, settings: as of `attach`.
 
     Raises:
-        ValueError: another family, or a method that a picture's features do not decide.
+        ValueError: another family, a method that a picture's features do not decide, or no name of a module.
     """
+    file = Path(file)
+    if file.suffix != ".py" or not file.stem.isidentifier() or not file.parent.is_dir():
+        raise ValueError(f"{file} is no place for a plug-in. Name a module, NAME.py, in a folder that is there.")
     host = host_of(model)
     family = host.model.config.model_type  # type: ignore[union-attr]
     if family != FAMILY:
@@ -50,13 +53,13 @@ def export(
     arm = arm_for(host, words_of(method, None, budget, settings, overrides), None, None, None)
     _check(arm)
     total = int(host.visual_mask(host.example(1, 1, height=1, width=1))[0].sum())  # type: ignore[attr-defined]
-    stage, file = arm.schedule[0], Path(file)
+    stage = arm.schedule[0]
     keep = stage.count(total)
     written = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
     text = written.render(
-        title=methods()[method].split(":")[0],
+        title=methods()[arm.name].split(":")[0],
         name=arm.name,
         module=file.stem,
         version=VERSION,

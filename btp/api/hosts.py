@@ -37,7 +37,7 @@ def processor(where: str | Path, **arguments: Any) -> Any:
 
     Args:
         where: folder of the checkpoint, or its name on the hub, of which the local cache has a copy.
-        arguments: that replace what the checkpoint says, such as max_pixels.
+        arguments: Arguments that replace what the checkpoint says, such as max_pixels.
 
     Raises:
         ValueError: there is no such checkpoint, or it has no processor that can be read.
@@ -53,13 +53,15 @@ def loaded_of(host: Host, given: Any) -> Loaded:
     """The model with its processor: the one given, or that of the checkpoint which the model was loaded from.
 
     Raises:
-        ValueError: the model does not say where it comes from, or there is no processor.
+        ValueError: the model does not say where it comes from, there is no processor, or what is given is none.
     """
     if given is None:
         name = getattr(host.model, "name_or_path", "") or ""
         if not name:
             raise ValueError("The model does not say which checkpoint it is of. Pass processor=btp.processor(FOLDER).")
         given = processor(name)
+    if getattr(given, "tokenizer", None) is None and "llm" in host.towers:
+        raise ValueError(f"processor is {type(given).__name__}, which has no tokenizer. Pass btp.processor(FOLDER).")
     return Loaded(host, given)  # type: ignore[arg-type]
 
 

@@ -19,6 +19,7 @@ from btp.runner.devices import Machine
 from btp.schedules.meet import Facts, facts_of, pictures_of
 from btp.schedules.plan import Sources
 from btp.tasks.files.decode_image import open_picture
+from btp.tasks.shown import short
 
 Pictures = str | Path | Sequence[Image.Image | str | Path]
 GIVEN = "given"  # identity of the model: what is found for it is kept in a folder of its own
@@ -32,12 +33,29 @@ def words_of(
     settings: dict[str, Any],
     overrides: Iterable[str],
 ) -> list[str]:
-    """The words of the command line that say the same."""
+    """The words of the command line that say the same.
+
+    Raises:
+        ValueError: an argument is of a kind that no word can have.
+    """
+    if not isinstance(method, str) and not _texts(method):
+        raise ValueError(
+            f"method is {short(repr(method))}. Pass the name of a yaml (btp.methods()), a list of several, or a "
+            "Pruner of your own, an instance, with its Schedule."
+        )
+    overrides = [overrides] if isinstance(overrides, str) else overrides
+    overrides = list(overrides) if isinstance(overrides, Iterable) else overrides
+    if not _texts(overrides):
+        raise ValueError(f'overrides is {short(repr(overrides))}. Pass words of the command line, as ["stages=2"].')
     words = [f"pruner={method}" if isinstance(method, str) else word("pruner", method)]
     words += [] if budget is None else [budget_word(budget)]
     words += [] if schedule is None else [word("schedule", schedule)]
     words += [word(f"pruner.method.{name}", value) for name, value in settings.items()]
     return [*words, *overrides]
+
+
+def _texts(given: Any) -> bool:
+    return isinstance(given, list | tuple) and all(isinstance(one, str) for one in given)
 
 
 def arm_for(
@@ -50,7 +68,7 @@ def arm_for(
     """The method's arm on a model, each prompt solved for its own number of visual tokens.
 
     Args:
-        words: of the method, its schedule and its budget.
+        words: Words of the method, its schedule and its budget.
         calibration: pictures, for stages or settings that are found by looking at some.
         processor: makes inputs of them; None takes that of the checkpoint which the model was loaded from.
         tokens: visual tokens of a usual prompt; None takes those of the picture in the model's yaml.
@@ -73,6 +91,8 @@ def arm_for(
 
 def _facts(host: Host, example: dict[str, Any], tokens: int | None) -> Facts:
     """Of a prompt with one picture; every prompt is solved anew for what it holds."""
+    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
+        raise ValueError(f"tokens is {tokens!r}. Pass the visual tokens of a usual prompt, a whole number from 1 on.")
     if tokens is not None:
         return facts_of(host, [tokens], unequal=True)
     try:
@@ -112,8 +132,13 @@ def pictures_words(given: Pictures | None) -> Iterator[list[str]]:
     if isinstance(given, str | Path):
         yield ["calibration=folder", word("calibration.path", str(given)), *_counted(Path(given))]
         return
+    given = [given] if isinstance(given, Image.Image) else given
+    if not isinstance(given, Sequence) or not all(isinstance(one, Image.Image | str | Path) for one in given):
+        raise ValueError(f"calibration is {short(repr(given))}. Pass pictures or their paths, or a folder of them.")
     if not len(given):
         raise ValueError("calibration holds no picture. Pass some pictures, or a folder of them.")
+    if lost := [one for one in given if not isinstance(one, Image.Image) and not Path(one).is_file()]:
+        raise ValueError(f"calibration names {lost[0]}, but there is no such file. Correct the path.")
     with TemporaryDirectory(prefix="btp-") as folder:
         for number, one in enumerate(given):
             picture = one if isinstance(one, Image.Image) else open_picture(Path(one))

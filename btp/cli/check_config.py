@@ -8,6 +8,7 @@ from typing import Any
 from btp.cli.effects import calibrates, parts_of
 from btp.cli.values import check_values
 from btp.models.loading.checkpoint import check_keys, find_checkpoint, read_config
+from btp.runner.lm_eval.settings import check_tasks as check_lm_tasks
 from btp.runner.lmms_eval.settings import check_tasks
 from btp.runner.model_yamls import check_family
 from btp.runner.workers.ranks import devices
@@ -20,7 +21,7 @@ def settled(config: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
     The default share gives way to `budget.tokens`, and `cache=off` is false.
 
     Args:
-        words: as they were typed.
+        words: Words as they were typed.
     """
     found, budget = dict(config), config.get("budget")
     shared = any(word.startswith("budget.share=") for word in words)
@@ -43,6 +44,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _measured(config["cost"]["measure"], config["model"]["weights"])
     _budget(config["budget"]["tokens"], config["budget"]["share"])
     check_tasks(config)
+    check_lm_tasks(config)
     _names(config)
     _model(config["model"])
     _layers(config)
@@ -72,13 +74,16 @@ def _trains(config: Mapping[str, Any]) -> None:
     """Refuse action=train where there is nothing to train, or nothing to train it with."""
     if config.get("action") != "train":
         return
-    pruner = config["pruner"]
-    if "weights" not in pruner:
+    pruner, host = config["pruner"], config["training"]["train"] == "host"
+    if host and pruner["name"] == "none":
+        raise ValueError("training.train is host, but pruner=none prunes nothing. Choose the pruner to train with.")
+    if not host and "weights" not in pruner:
         raise ValueError(
             f"action is train, but pruner {pruner['name']!r} has nothing to train. Choose one with modules of its own, "
-            "whose yaml has `weights`, as pruner=lvpruning or pruner=atp_llava."
+            "whose yaml has `weights`, as pruner=lvpruning or pruner=bavit, or train the model with it on: "
+            "training.train=host."
         )
-    if pruner["weights"] != "auto":
+    if not host and pruner["weights"] != "auto":
         raise ValueError(
             f"action is train, but pruner.weights is {pruner['weights']!r}, which takes modules as they are. Set "
             "pruner.weights=auto."

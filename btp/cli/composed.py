@@ -9,7 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from btp.cli.check_config import settled
-from btp.cli.overrides import find_fault
+from btp.cli.overrides import find_fault, swept
 from btp.cli.values import resolved
 from btp.results.shipped import CONF
 from btp.runner.pruner_lists import name_lists
@@ -19,7 +19,7 @@ def composed(words: Sequence[str], where: str = "") -> dict[str, Any]:
     """The resolved config of these words, with them as its `command`.
 
     Args:
-        words: as on the command line, `key=value` each.
+        words: Words as on the command line, `key=value` each.
         where: they come from, in front of messages.
 
     Raises:
@@ -29,6 +29,9 @@ def composed(words: Sequence[str], where: str = "") -> dict[str, Any]:
     fault = find_fault(CONF, words)
     if fault:
         raise ValueError(f"{where}{fault}")
+    if several := swept(CONF, words):
+        word, _ = several
+        raise ValueError(f"{where}{word} has several values, and this is one run. One value that is a list is [a,b].")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = settled(resolved(compose("config", overrides=words)), words)
     config["command"] = " ".join(words)
@@ -46,6 +49,8 @@ def value_word(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}: {value_word(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(value_word, value))}]"
     if isinstance(value, str) and value[:1] not in "[{'\"" and set(value) & set(" ,:[]{}()\\="):

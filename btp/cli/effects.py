@@ -102,8 +102,8 @@ def _searches(config: Config) -> bool:
 def _no_stages(config: Config) -> str | None:
     pruner, kind = config["pruner"]["name"], config["schedule"]["kind"]
     if takes_run_schedule(config):
-        named = calibrates(config) and config["calibration"]["artefact"]
-        return f"the stages come from calibration.artefact={short(named)}. Drop one of them." if named else None
+        named = calibrates(config) and config["calibration"]["artifact"]
+        return f"the stages come from calibration.artifact={short(named)}. Drop one of them." if named else None
     if pruner == "none":
         return "pruner=none prunes nothing. Drop it, or choose a pruner."
     if kind == "paper":
@@ -135,8 +135,8 @@ def _no_calibration(config: Config) -> str | None:
     if _searches(config):
         return None
     if calibrates(config):
-        named = config["calibration"]["artefact"]
-        return f"calibration.artefact={short(named)} is taken as it is. Drop one of them." if named else None
+        named = config["calibration"]["artifact"]
+        return f"calibration.artifact={short(named)} is taken as it is. Drop one of them." if named else None
     return _nothing_calibrated(config)
 
 
@@ -147,7 +147,7 @@ def _nothing_calibrated(config: Config) -> str:
     )
 
 
-def _no_artefact(config: Config) -> str | None:
+def _no_artifact(config: Config) -> str | None:
     return None if calibrates(config) else _nothing_calibrated(config)
 
 
@@ -168,6 +168,8 @@ def _no_balance(config: Config) -> str | None:
 
 
 def _no_training(config: Config) -> str | None:
+    if config.get("action") == "train" and config["training"]["train"] == "host":
+        return None
     parts = parts_of(config["pruner"]).values()
     if any(part.get("weights") == "auto" for part in (*parts, *(config.get("controls") or {}).values())):
         return None
@@ -230,13 +232,13 @@ _PLANNED = (
 )
 _MODEL = ("model", "model.weights")
 RULES = (
-    Rule(("stages",), _other_stages, (*_PLANNED, "calibration.artefact")),
+    Rule(("stages",), _other_stages, (*_PLANNED, "calibration.artifact")),
     Rule(("stages",), _own_stages, _PLANNED, said=True),
-    Rule(("schedule.balance", "schedule.withdraw_last"), _no_stages, (*_PLANNED, "calibration.artefact")),
-    Rule(("schedule.tau", "schedule.min_gap"), _no_curves, (*_PLANNED, "calibration.artefact")),
+    Rule(("schedule.balance", "schedule.withdraw_last"), _no_stages, (*_PLANNED, "calibration.artifact")),
+    Rule(("schedule.tau", "schedule.min_gap"), _no_curves, (*_PLANNED, "calibration.artifact")),
     Rule(("schedule.balance",), _no_balance, _PLANNED),
-    Rule(("calibration",), _no_calibration, (*_PLANNED, "calibration.artefact"), ("calibration.artefact",)),
-    Rule(("calibration.artefact",), _no_artefact, _PLANNED),
+    Rule(("calibration",), _no_calibration, (*_PLANNED, "calibration.artifact"), ("calibration.artifact",)),
+    Rule(("calibration.artifact",), _no_artifact, _PLANNED),
     Rule(("schedule", "budget"), _no_budget, ("pruner",)),
     Rule(("cost",), _no_cost, ("cost.enabled", *_MODEL), ("cost.enabled", "cost.measure")),
     Rule(("cost.enabled",), _no_switch, _MODEL),

@@ -21,7 +21,7 @@ class Experiment:
     """What a command line's experiments ask for beside their settings.
 
     Attributes:
-        name: of the experiment, "" where there is none.
+        name: Name of the experiment, "" where there is none.
         sweeps: values by key, as `hydra.sweeper.params` has them; a word of the command line takes a key's place.
         study: how its cells are summed up; None where it makes no study.
     """

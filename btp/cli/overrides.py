@@ -15,15 +15,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from btp.cli.check_config import settled
 from btp.cli.effects import fault_of_effects
 from btp.cli.experiments import Experiment
 from btp.cli.schema import CHOSEN, NEEDED
-from btp.cli.values import fault_of_size, fault_of_values, fault_of_words, resolved
-from btp.cli.words import overrides_of
+from btp.cli.values import fault_of_shapes, fault_of_size, fault_of_values, fault_of_words, resolved
+from btp.cli.words import SEARCHPATH, folders_of, overrides_of, stray_word
 from btp.results.command_line import as_line
 from btp.results.disk import make_folder, writing
 from btp.results.shipped import PROGRAM, lacking
@@ -33,13 +33,14 @@ from btp.runner.pruner_lists import GROUP, JOIN, as_typed
 from btp.tasks.shown import short
 
 MANY = ("-m", "--multirun")
+MOST_NAMED = 6  # options that a message lists as examples
 OF_HYDRA = ("hydra/sweeper", "hydra/launcher")  # groups that Hydra cannot do without
 EXTRAS = {  # what an option of Hydra's runs on, and the extra of the distribution that installs it
     "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
     "hydra/launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", "parallel"),
     "hydra/sweeper=optuna": ("optuna", "optuna"),
 }
-SWEEPS = ("experiment=", "hydra.sweeper.params.")  # words that say what an experiment sweeps over
+SWEEPS = ("experiment=", "hydra.sweeper.params.", SEARCHPATH)  # words that say what an experiment sweeps over
 
 
 def check_overrides(conf: Path, argv: list[str]) -> None:
@@ -48,9 +49,12 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
     A sweep is tried with the first value of each choice, and every chosen group option must exist.
     """
     words = overrides_of(argv)
+    if stray := stray_word(argv):
+        say(f"{short(stray)} is neither a flag nor key=value, which a run takes. `{PROGRAM} --help` lists the keys.")
+        sys.exit(1)
     try:
         experiment = experiment_of(conf, argv)
-    except HydraException:
+    except (HydraException, ValueError):
         experiment = Experiment()  # find_fault says what is wrong with it
     many = any(flag in argv for flag in MANY)
     message = find_fault(conf, experiment.before(words) if many else words)
@@ -63,18 +67,26 @@ def check_overrides(conf: Path, argv: list[str]) -> None:
 
 def _several(conf: Path, words: list[str]) -> str | None:
     """Why these words are no single run: one of them has several values."""
+    found = swept(conf, words)
+    if found is None:
+        return None
+    word, values = found
+    return (
+        f"{short(word)} is a sweep over {len(values)} values, but -m is missing. Write `{PROGRAM} -m ...`; one value "
+        f"that is a list is written [a,b]{_or_quoted(conf, word)}."
+    )
+
+
+def swept(conf: Path, words: list[str]) -> tuple[str, list[str]] | None:
+    """The first word that has several values, and these; None where all have one."""
     for override in _parsed(conf, words):
-        values = _values(override)
-        if values:
-            return (
-                f"{short(override.input_line)} is a sweep over {len(values)} values, but -m is missing. Write "
-                f"`{PROGRAM} -m ...`; one value that is a list is written [a,b]{_or_quoted(conf, override)}."
-            )
+        if values := _values(override):
+            return str(override.input_line), values
     return None
 
 
-def _or_quoted(conf: Path, override: Override) -> str:
-    quoted = _quoted(conf, str(override.input_line))
+def _or_quoted(conf: Path, word: str) -> str:
+    quoted = _quoted(conf, word)
     return f", and one with a comma in it is quoted: {shlex.quote(quoted)}" if quoted else ""
 
 
@@ -156,7 +168,8 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
     except HydraException as error:
         return _unread(conf, words) or f"cannot read the command line: {str(error).splitlines()[0]}"
     first = []
-    groups = {p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()}
+    confs = [conf, *folders_of(parsed)]
+    groups = {p.relative_to(one).as_posix() for one in confs for p in one.rglob("*") if p.is_dir()}
     for override in parsed:
         group = override.key_or_group.removeprefix("hydra.")
         if override.is_sweep_override() and (fault := fault_of_size(override)):
@@ -165,7 +178,7 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
         if group in groups and not override.is_delete():
             for choice in values or [override.value()]:
                 needed = group in (*CHOSEN, *OF_HYDRA) and override.package is None
-                fault = _missing_option(conf, group, choice, needed) or fault_of_option(conf, group, str(choice))
+                fault = _missing_option(confs, group, choice, needed) or fault_of_option(conf, group, str(choice))
                 if fault:
                     return fault
         first.append(_first(override))
@@ -173,11 +186,11 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
         with initialize_config_dir(str(conf), version_base="1.3"):
             composed = compose("config", overrides=first, return_hydra_config=True)
     except Exception as error:
-        return _explain(conf, first, error)
+        return _unknown(conf, first, error) or fault_of_shapes(parsed) or _reasons(error)
     for part in OF_HYDRA:
         if not isinstance(OmegaConf.select(composed, part.replace("/", "."), throw_on_missing=False), DictConfig):
             return f"{part} is not there, and Hydra needs one. Choose it: {part}=basic."
-    return fault_of_keys(conf, composed) or fault_of_words(parsed, composed) or _fault_of_values(parsed, composed)
+    return fault_of_words(parsed, composed) or fault_of_keys(conf, composed) or _fault_of_values(parsed, composed)
 
 
 def _fault_of_values(parsed: list[Override], composed: DictConfig) -> str | None:
@@ -237,13 +250,13 @@ def _values(override: Override) -> list[str] | None:
     return list(override.sweep_string_iterator()) if override.is_sweep_override() else None
 
 
-def _missing_option(conf: Path, group: str, choice: object, needed: bool = False) -> str | None:
-    options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+def _missing_option(confs: list[Path], group: str, choice: object, needed: bool = False) -> str | None:
+    options = sorted({p.stem for conf in confs for p in (conf / group).glob("*.yaml")})
     if group.startswith("hydra/"):
-        with initialize_config_dir(str(conf), version_base="1.3"):
+        with initialize_config_dir(str(confs[0]), version_base="1.3"):
             options = sorted({*options, *_options(group)})
     if isinstance(choice, list):
-        return next((fault for one in choice if (fault := _missing_option(conf, group, one, needed))), None)
+        return next((fault for one in choice if (fault := _missing_option(confs, group, one, needed))), None)
     name = "null" if choice is None else str(choice)
     if fault := lacking(f"{group}={name}", *EXTRAS[f"{group}={name}"]) if f"{group}={name}" in EXTRAS else None:
         return fault
@@ -252,9 +265,9 @@ def _missing_option(conf: Path, group: str, choice: object, needed: bool = False
     if name == "null":
         none = f" {group}=none does without." if "none" in options else ""
         lost = f"{group}=null leaves a run without a {group}, which it needs.{none} Options: {', '.join(options)}."
-        return lost if needed else None
+        return lost if needed else f"{group}=null is no option. Leave the word out. Options: {', '.join(options)}."
     if group == GROUP and JOIN in name:
-        faults = [fault for part in name.split(JOIN) if (fault := _missing_option(conf, group, part))]
+        faults = [fault for part in name.split(JOIN) if (fault := _missing_option(confs, group, part))]
         return faults[0] if faults else None
     near = difflib.get_close_matches(name, options, 1)
     hint = f" Did you mean {group}={near[0]}?" if near else ""
@@ -266,8 +279,8 @@ def _options(group: str) -> list[str]:
     return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
-def _explain(conf: Path, words: list[str], error: Exception) -> str:
-    """Name the nearest known key where a word of the command line names an unknown one."""
+def _unknown(conf: Path, words: list[str], error: Exception) -> str | None:
+    """Name the nearest known key where a word of the command line names an unknown one; None where none does."""
     groups = [w for w in words if (conf / w.split("=", 1)[0].split("@")[0]).is_dir()]
     with initialize_config_dir(str(conf), version_base="1.3"):
         try:
@@ -279,8 +292,8 @@ def _explain(conf: Path, words: list[str], error: Exception) -> str:
         for word in words:
             key = word.split("=", 1)[0]
             if not key.startswith(("+", "~")) and key.split("@")[0] not in known:
-                return f"unknown key {key}.{_owner(key) or _nearest(key, known)} {_where(key)}"
-    return _reasons(error)
+                return f"unknown key {key}.{_owner(conf, key) or _nearest(key, known)} {_where(key)}"
+    return None
 
 
 def _reasons(error: Exception) -> str:
@@ -298,13 +311,19 @@ def _where(key: str) -> str:
     return f"`{PROGRAM} --cfg job` lists all keys; +{key}=... adds a new one."
 
 
-def _owner(key: str) -> str:
-    """With which options of a part of Hydra this is a key: launchers and sweepers have their own."""
-    group = "/".join(key.split(".")[:2])
-    if not key.startswith("hydra."):
-        return ""
-    found = [f"{group}={option}" for option in _options(group) if key in _with_option(group, option)]
-    return f" It is a key of {' and '.join(found)}." if found else ""
+def _owner(conf: Path, key: str) -> str:
+    """With which other options of its group this is a key: launchers, sweepers and tasks have their own."""
+    if key.startswith("hydra."):
+        group = "/".join(key.split(".")[:2])
+        found = [f"{group}={option}" for option in _options(group) if key in _with_option(group, option)]
+    else:
+        group, _, rest = key.partition(".")
+        yamls = {path.stem: OmegaConf.load(path) for path in sorted((conf / group).glob("*.yaml")) if rest}
+        found = [
+            f"{group}={name}" for name, node in yamls.items() if isinstance(node, DictConfig) and rest in _keys(node)
+        ]
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return f" It is a key of {', '.join(found[:MOST_NAMED])}{more}." if found else ""
 
 
 def _with_option(group: str, option: str) -> set[str]:
@@ -320,7 +339,7 @@ def _nearest(key: str, known: Set[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def _keys(config: DictConfig) -> set[str]:
+def _keys(config: DictConfig | ListConfig) -> set[str]:
     """All dotted paths of a config, inner nodes included."""
     found: set[str] = set()
 

@@ -6,9 +6,8 @@ it or on other machines; how they ended is read from the sweep's folder.
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,12 @@ from btp.runner.sweeps.summary import Sweep
 from btp.runner.workers.launch import FAILED, STOPPED
 
 COMPLETION = {"-sc", "--shell-completion"}  # the rest of the line is a shell's, and Hydra's own
+MODES = {
+    "run": ("-r", "--run"),
+    "run a sweep": MANY,
+    "show the config": ("-c", "--cfg"),
+    "say what Hydra knows": ("-i", "--info"),
+}  # what Hydra can be asked for, one at a time
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -44,8 +49,6 @@ def main() -> None:
     """Run `run.py`'s command line; exit code 1 where a run failed, unless only its budget was out of reach."""
     settle_output()
     try:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         _run(sys.argv[1:])
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
@@ -59,6 +62,7 @@ def _run(words: list[str]) -> None:
         app()
         return
     try:
+        check_mode(words)
         words = hydra_words(CONF, name_lists(words))
     except ValueError as error:
         say(error)
@@ -69,6 +73,21 @@ def _run(words: list[str]) -> None:
     if many and "--cfg" not in words and "-c" not in words:
         sys.exit(_sweep(words))
     app()
+
+
+def check_mode(words: Sequence[str]) -> None:
+    """Refuse a command line that asks for two things at once.
+
+    Raises:
+        ValueError: Two flags that say what to do.
+    """
+    given = {what: word for word in words for what, flags in MODES.items() if word.partition("=")[0] in flags}
+    if len(given) > 1:
+        (one, first), (other, second) = list(given.items())[:2]
+        raise ValueError(
+            f"{first} asks to {one}, {second} to {other}: only one can be done at a time. Drop one of them; a config "
+            "is shown for one cell, with that cell's own words."
+        )
 
 
 def _sweep(words: list[str]) -> int:

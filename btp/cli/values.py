@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,9 +63,23 @@ def fault_of_words(overrides: Sequence[Override], composed: DictConfig) -> str |
         fault = _deleted(override) if override.is_delete() else _swept(override, composed)
         if fault:
             return fault
-        fault = _added(override, composed) if override.is_add() or override.is_force_add() else None
-        if fault:
-            return f"{short(override.input_line)} has no effect: {fault} Drop it."
+        reason = None if override.is_delete() else _idle(override, composed)
+        if reason:
+            return f"{short(override.input_line)} has no effect: {reason} Drop it."
+    return None
+
+
+def fault_of_shapes(overrides: Sequence[Override]) -> str | None:
+    """Which single value is a list or a number where keys are held, for configs that cannot be composed; None if none.
+
+    Args:
+        overrides: the words.
+    """
+    for override in overrides:
+        key, value = override.key_or_group, _plain(override.value())
+        single = not (override.is_sweep_override() or override.is_delete() or isinstance(value, str))
+        if single and (fault := fault_of_values(_nested(key, value), at=key)):
+            return fault
     return None
 
 
@@ -80,7 +95,7 @@ def resolved(composed: DictConfig) -> dict[str, Any]:
     try:
         found: Any = OmegaConf.to_container(composed, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        key = getattr(error, "full_key", None) or _first_circle(composed)
+        key = _innermost(composed, getattr(error, "full_key", None) or _first_circle(composed))
         raise ValueError(
             f"{key} is {shown(_raw(composed, key))}, which cannot be resolved: {_first_line(error)}. Set {key} to a "
             f"value, or to ${{KEY}} with a key that `{PROGRAM} --cfg job` lists."
@@ -165,9 +180,19 @@ def _balance(config: Mapping[str, Any], whole: bool) -> str | None:
     )
 
 
-def _added(override: Override, composed: DictConfig) -> str | None:
-    """Why a key that a word adds is not read."""
+def _idle(override: Override, composed: DictConfig) -> str | None:
+    """Why a word changes nothing, or adds a key that is not read."""
     key = override.key_or_group
+    if key == "hydra.run.dir":
+        return "output is where runs go."
+    if key == "hydra.mode":
+        return "-m says that this is a sweep."
+    if override.value() == {}:
+        kind = kind_of(key)
+        none = f" {key}=null does without." if kind is not None and kind.holds(None) else ""
+        return f"keys in braces join those that are there.{none}"
+    if not (override.is_add() or override.is_force_add()):
+        return None
     place, _, last = key.rpartition(".")
     if not place and not _is_read(key, composed):
         return f"nothing reads {key}."
@@ -239,6 +264,17 @@ def _nested(key: str, value: Any) -> Mapping[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
+
+
+def _innermost(composed: DictConfig, key: str) -> str:
+    """Of a key that only stands for another one, that other: the one whose value somebody wrote."""
+    seen = {key}
+    while found := re.fullmatch(r"\$\{([\w.]+)\}", str(_raw(composed, key))):
+        if found[1] in seen or "${" not in str(_raw(composed, found[1])):
+            break
+        key = found[1]
+        seen.add(key)
+    return key
 
 
 def _raw(composed: DictConfig, key: str | None) -> object:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -189,4 +190,4 @@ def _column(counts: tuple[int, ...], like: Tensor) -> Tensor | int:
     """Counts per row that go with [B, H, n]; a plain number where all rows have one."""
     if len(set(counts)) == 1:
         return counts[0]
-    return torch.tensor(counts, device=like.device)[:, None, None]
+    return on_device(counts, like.device)[:, None, None]

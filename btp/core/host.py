@@ -1,4 +1,4 @@
-"""What the engine needs to know about a model: its towers and where its visual tokens lie."""
+"""What the engine needs to know about a model: its towers, where its visual tokens lie, what is wrapped around it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 FixedRows = Callable[[int], Sequence[int]]
 
@@ -26,7 +27,7 @@ class Tower:
 
     Attributes:
         name: "llm" or "vision", the first word of its sites.
-        layers: in order; each takes the hidden states as the first parameter of `forward`.
+        layers: Layers in order; each takes the hidden states as the first parameter of `forward`.
         token_axis: axis of the hidden states along which tokens lie: 1 for [B, S, D], 0 for packed [T, D].
         companions: parameters of a layer's `forward` that carry a token axis and must be taken along a cut.
         exit: "short" hands on fewer tokens, "restore" needs the original length back behind the last layer.
@@ -89,12 +90,15 @@ class Layout:
         source: [B, S] which of the vision tower's output tokens each visual token is (picture * tokens per picture +
             slot, pictures of the batch in the order in which they pass the tower); -1 where it is none of them and for
             text. None: in order, one to one.
+        check: refuses the visual tokens of each row by a ValueError, once they are known to the host; None where that
+            was done.
     """
 
     visual: Tensor
     coord: Tensor
     image: Tensor
     source: Tensor | None = None
+    check: Callable[[Sequence[int]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -198,3 +202,32 @@ class Host(Protocol):
         clips [P, frames, 3, height, width] of a tower that takes them whole.
         """
         ...
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that computes, inside of whatever wraps it; the module itself where nothing does.
+
+    Raises:
+        ValueError: the wrapper does more than to call it, as peft's prompt learning does.
+    """
+    while (inside := _inside(model)) is not None:
+        model = inside
+    return model
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    parts = getattr(model, "_modules", {})
+    if "_orig_mod" in parts:  # torch.compile
+        return parts["_orig_mod"]
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        return model.module
+    if type(model).__module__.partition(".")[0] != "peft" and not hasattr(type(model), "get_base_model"):
+        return None
+    kind = getattr(model, "active_peft_config", None)
+    if getattr(kind, "is_prompt_learning", False):
+        raise ValueError(
+            f"{type(model).__name__} holds an adapter of kind {type(kind).__name__}, which puts learned tokens into "
+            "every prompt, where nothing says which tokens are the picture's. Use one that changes weights, such as "
+            "LoRA, or the model without it."
+        )
+    return parts.get("base_model", parts.get("model"))  # peft's wrapper, and its tuner inside

@@ -1,10 +1,11 @@
-"""How many tokens a `keep` stands for: the one place where shares become counts."""
+"""How many tokens a `keep` stands for: the one place where shares become counts, and counts tensors."""
 
 from __future__ import annotations
 
 import re
-from typing import overload
+from typing import Any, overload
 
+import torch
 from torch import Tensor, float64
 
 Keep = int | float | str
@@ -73,3 +74,14 @@ def check_keep(keep: object, key: str) -> None:
         f"{key} is {keep!r}. Write an int >= 0 (tokens per sample), a float in [0, 1] (share of the original "
         "visual tokens), fit (solved from the budget) or fit*X (X times what the first fit keeps)."
     )
+
+
+def on_device(numbers: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """`torch.tensor(numbers, device=device)` without its wait, which on a GPU is for all work that is queued there.
+
+    Args:
+        numbers: that the host knows: one, or nested sequences of them.
+        device: where to.
+        dtype: None takes what the numbers ask for.
+    """
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)

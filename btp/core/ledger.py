@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from btp.core.keep import on_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class View:
         lowered: [B, S] by how much the position at each prompt place is lowered here; None where all are original.
         closed: no gap is left in the positions.
         even: no row is filled or padded, so that a causal mask needs no tensor.
+        carried: [B, N] numbers by name that a method gave to the tokens; anything where padded.
     """
 
     alive: Tensor
@@ -43,6 +46,7 @@ class View:
     lowered: Tensor | None
     closed: bool
     even: bool
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -79,19 +83,19 @@ class TokenLedger:
     views: tuple[tuple[int, View], ...]
 
     @classmethod
-    def open(cls, visual: Tensor, valid: Tensor) -> TokenLedger:
-        """The ledger of an uncut prompt. One host sync, the only one of a prefill.
+    def open(cls, visual: Tensor, valid: Tensor, known: Tensor | None = None) -> TokenLedger:
+        """The ledger of an uncut prompt. One host sync, unless the facts are known.
 
         Args:
             visual: [B, S] bool.
             valid: [B, S] bool.
+            known: their `facts` on the CPU.
         """
         B, S = visual.shape
+        found = facts(visual, valid) if known is None else known
         visual = visual & valid
         lead = (valid.cumsum(1) == 0).sum(1)
-        behind = _text_behind(visual, valid).sum(1)
-        facts = torch.stack([visual.sum(1), valid.sum(1), lead, behind], dim=1).tolist()
-        total, real, leads, behinds = zip(*facts, strict=True)
+        total, real, leads, behinds = zip(*found.tolist(), strict=True)
         place = torch.arange(S, device=visual.device).expand(B, S)
         row = first_places(visual, max(total))
         view = View(
@@ -120,7 +124,13 @@ class TokenLedger:
         return self.views[-1][1]
 
     def cut(
-        self, layer: int, keep: Tensor, counts: Sequence[int], renumber: bool, sizes: Tensor | None = None
+        self,
+        layer: int,
+        keep: Tensor,
+        counts: Sequence[int],
+        renumber: bool,
+        sizes: Tensor | None = None,
+        carried: Mapping[str, Tensor] | None = None,
     ) -> TokenLedger:
         """Withdraw visual tokens from a layer on. No host sync.
 
@@ -133,6 +143,7 @@ class TokenLedger:
             counts: entries of keep per row.
             renumber: close the gaps in the positions; otherwise each place keeps the position it has.
             sizes: [B, K] original tokens that each kept one stands for; None leaves them as they were.
+            carried: [B, K] numbers of the kept tokens by name, beside those that they have already.
         """
         old = self.now
         S = self.visual.shape[1]
@@ -148,7 +159,7 @@ class TokenLedger:
         alive = old.alive & behind_lead & (~self.visual | kept)
         lengths = tuple(S - d - (t - k) for d, t, k in zip(self.leads, self.total, counts, strict=True))
         rows = max(lengths)
-        ends = torch.tensor(lengths, device=keep.device)[:, None]
+        ends = on_device(lengths, keep.device)[:, None]
         place = last_places(alive, rows)
         row_of = alive.cumsum(1) - 1 + rows - ends  # [B, S], right aligned
         view = View(
@@ -163,6 +174,7 @@ class TokenLedger:
             lowered=(self.visual & ~alive).cumsum(1) if renumber else old.lowered,
             closed=renumber or (old.closed and counts == old.visual_counts),
             even=all(n == rows == t + k for n, t, k in zip(lengths, self.text_counts, counts, strict=True)),
+            carried={name: x.gather(1, safe) for name, x in old.carried.items()} | dict(carried or {}),
         )
         return replace(self, views=(*self.views, (layer, view)))
 
@@ -170,9 +182,9 @@ class TokenLedger:
         """[B, S'new] row of `old` that each row of `new` comes from; filling points at row 0.
 
         Args:
-            keep: as given to the cut between the two.
+            keep: Keep as given to the cut between the two.
         """
-        lengths = torch.tensor(old.lengths, device=old.place.device)[:, None]
+        lengths = on_device(old.lengths, old.place.device)[:, None]
         row_of = old.alive.cumsum(1) - 1 + old.rows - lengths  # [B, S]
         rows = row_of.gather(1, new.place.clamp(min=0)).clamp(min=0)
         spare = torch.cat([rows, rows[:, :1]], dim=1)  # padding of keep writes behind the rows
@@ -195,6 +207,15 @@ class TokenLedger:
         """[B, T] rows of the text tokens behind each row's first image, -1 padded at the end."""
         text = _text_behind(self.visual, self.valid).gather(1, view.place.clamp(min=0)) & (view.place >= 0)
         return first_places(text, self.text_behind)
+
+
+def facts(visual: Tensor, valid: Tensor) -> Tensor:
+    """[B, 4] what a ledger must know of each row as numbers: visual tokens, real ones, padding in front of them, and
+    text behind the first visual one.
+    """
+    visual = visual & valid
+    lead = (valid.cumsum(1) == 0).sum(1)
+    return torch.stack([visual.sum(1), valid.sum(1), lead, _text_behind(visual, valid).sum(1)], dim=1)
 
 
 def _text_behind(visual: Tensor, valid: Tensor) -> Tensor:

@@ -42,12 +42,14 @@ class Tokens:
             padded. Signals of the vision tower are per picture: at a stage of the language model
             `value[tokens.picture, ..., tokens.slot]` is what was seen of a token.
         row: [B, N] which of the layer's rows it is (signals with rows all), -1 where padded.
+        carried: [B, N] numbers by name that the method gave to these tokens (`Selection.carried`): at stages in front
+            of this one, or, where the stage acts in decode, when it was last asked here. {} where it gave none; 0 for
+            a token that was not shown then.
         host_total, host_alive: `total` and the valid counts as ints, where the maker knows them without a
             sync.
+        host_grid: `coord` and `image` on the CPU, in front of a first stage that needs the grid (`needs_grid`).
         host_keep: how many of them each row keeps, where that is not what the stage says of `total` alone: at a stage
             that acts in decode, tokens that may not leave are not shown.
-        carried: numbers that the method gave to these tokens when it was last asked at this stage, [B, N] each; at
-            stages that act in decode alone. {} where it was not asked before; 0 for a token that was not shown then.
     """
 
     hidden: Tensor
@@ -63,10 +65,11 @@ class Tokens:
     picture: Tensor | None = None
     slot: Tensor | None = None
     row: Tensor | None = None
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
     host_total: tuple[int, ...] | None = None
     host_alive: tuple[int, ...] | None = None
+    host_grid: tuple[Tensor, Tensor] | None = None
     host_keep: tuple[int, ...] | None = None
-    carried: Mapping[str, Tensor] = field(default_factory=dict)
 
     def keep_counts(self, stage: Stage) -> tuple[int, ...]:
         """How many tokens each row keeps at this stage: the stage's count, capped by what is alive."""
@@ -138,6 +141,8 @@ class Pruner(ABC):
                     f"keys to choose among. Set schedule.{i}.site to llm.layer.1 or later."
                 )
             names = self.stage_settings | frozenset(IN_DECODE if stage.in_decode else ())
+            if stage.site.kind == "cache" and stage.withdraws_all:
+                names |= {"scope"}  # nobody is asked there
             for key in stage.settings:
                 if key not in names:
                     known = ", ".join(sorted(names)) or "none"

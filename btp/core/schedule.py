@@ -34,7 +34,7 @@ class Stage:
     """One stop of a schedule.
 
     Attributes:
-        site: where; text is parsed.
+        site: Site; text is parsed.
         keep: what stays. int = tokens per sample, float in [0, 1] = share of the ORIGINAL visual tokens,
             0 withdraws them all (no method is asked), "fit" is solved from the run's budget, "fit*X" is X times
             what the first stage with "fit" keeps (of the same part, where methods are composed).
@@ -150,7 +150,8 @@ class Schedule(Sequence[Stage]):
                 if key not in entry:
                     near = difflib.get_close_matches(key, [str(k) for k in entry], 1)
                     hint = f" Did you mean it by {near[0]!r}?" if near else ""
-                    raise ValueError(f"schedule.{i}.{key} is missing.{hint}")
+                    both = " A stage has a site and a keep, as {site: llm.layer.2, keep: fit}."
+                    raise ValueError(f"schedule.{i}.{key} is missing.{hint}{both}")
             fields = {key: entry[key] for key in _KEYS if key in entry}
             settings = {key: value for key, value in entry.items() if key not in _KEYS}
             for key, read in (("site", Site.parse), ("keep", lambda keep: check_keep(keep, "keep"))):
@@ -214,7 +215,7 @@ class Schedule(Sequence[Stage]):
 
         Args:
             total: visual tokens before any stage.
-            num_layers: of the tower.
+            num_layers: Number of layers of the tower.
             tower: over whose layers: "llm", or "vision" of a model without a language model.
 
         Raises:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 
 @dataclass(frozen=True)
 class MergePlan:
@@ -42,8 +44,9 @@ class Selection:
             kept tokens' places. Needs positions: renumber.
         scores: [B, N] what the tokens were ranked by, where they were; anything where padded. The engine refuses NaN
             and inf among them. None says nothing of it.
-        carried: numbers [B, N] of all tokens that were shown, which come back in `Tokens.carried` when the method is
-            asked at this stage again; at stages that act in decode alone.
+        carried: [B, N] numbers by name of all tokens that were shown; anything where padded. They travel with the
+            tokens: stages behind this one find those of kept tokens in `Tokens.carried`; a stage that acts in decode
+            finds those of all when it is asked again.
     """
 
     keep: Tensor
@@ -123,6 +126,6 @@ def check_selection(
     """
     check_shape(selection, counts, method, site)
     device = selection.keep.device
-    wanted, there = (torch.tensor(tuple(n), device=device) for n in (counts, alive))
+    wanted, there = (on_device(tuple(n), device) for n in (counts, alive))
     if not bool(is_sound(selection.keep, wanted, there, selection.ordered)):
         raise ValueError(unsound_message(method, site))

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from btp.core.site import Site
 
-KINDS = ("hidden", "attention", "preview", "queries", "keys", "values", "rotary", "update", "change", "pixels", "scan")
+KINDS = (
+    *("hidden", "attention", "preview", "queries", "keys", "values", "rotary", "update", "change", "pixels", "scan"),
+    "projected",
+)
 ROWS = {
     "hidden": (None, "text", "start", "cls"),
     "attention": ("last", "text", "mean", "cls", "window", "decayed"),
@@ -22,6 +25,7 @@ ROWS = {
     "change": (None, "all"),
     "pixels": (None,),
     "scan": ("both", "forward", "backward"),
+    "projected": (None,),
 }
 BLOCKS = ("layer", "attention", "mlp")
 FORMS = {
@@ -36,6 +40,7 @@ FORMS = {
     "change": BLOCKS,
     "pixels": (None,),
     "scan": (None,),
+    "projected": (None,),
 }
 COUNTED = ("text", "all", "start", "window")  # rows of which some may be padding
 CACHED = {"attention": ("last", "window", "decayed"), "keys": (None,), "values": (None,)}  # at llm.cache.N
@@ -59,6 +64,7 @@ class Signal:
     | update | a layer, or a block of it | None | layer, attention, mlp | [2, B, N, D]: in, out |
     | change | the same in two numbers | None, all | layer, attention, mlp | [2, B, N or S]: see below |
     | pixels | the pictures, as the vision tower gets them, at vision.output or vision.layer.0 | | | [B, 3, h, w] |
+    | projected | frames of all videos behind the projector, before the host pools them, at llm.input | | | [F, P, D] |
     | scan | what the scans of a state space layer put out, gated | both, forward, backward | | [B, N, E] |
 
     Rows: None are the visual tokens alive; `text` the text tokens behind the first image, padded at the end; `last`
@@ -121,7 +127,9 @@ class Signal:
             self._check_cached()
             return
         inside = self.site.kind in ("layer", "feature")
-        state = self.kind == "hidden" and self.site.kind in ("input", "output")
+        if self.kind == "projected" and str(self.site) != "llm.input":
+            raise ValueError(f"A projected signal cannot be seen at {self.site}. Ask at llm.input.")
+        state = self.kind in ("hidden", "projected") and self.site.kind in ("input", "output")
         picture = self.kind == "pixels" and (self.site.kind == "output" or str(self.site) == "vision.layer.0")
         if not (picture or state or (inside and self.kind != "pixels")) or (self.rows == "start" and not state):
             raise ValueError(f"A {self.kind} signal cannot be seen at {self.site}. Ask at a layer, as llm.layer.1.")
@@ -163,7 +171,8 @@ class Signal:
     def at_input(self) -> bool:
         """True where it exists before its layer runs, so that a stage at the same site may use it."""
         in_cache = self.site.kind == "cache"  # whose stage decides behind the attention of its layer
-        return in_cache or (self.kind == "hidden" and self.site.kind != "feature") or self.kind in ("preview", "pixels")
+        early = self.kind in ("preview", "pixels", "projected")
+        return in_cache or early or (self.kind == "hidden" and self.site.kind != "feature")
 
     def ready_for(self, site: Site) -> bool:
         """The one-way rule: may a stage at `site` use this signal?"""
@@ -179,7 +188,7 @@ class Signals(Mapping[Signal, Tensor]):
         """
         Args:
             seen: tensors shaped as `Signal` says; padded visual tokens hold arbitrary finite values.
-            rows_valid: [B, T] or [B, S] bool for signals with rows text or all.
+            rows_valid: [B, T], [B, S] or [B, N] bool for signals with rows text, all or start.
         """
         self._seen = dict(seen or {})
         self._rows_valid = dict(rows_valid or {})
@@ -195,7 +204,7 @@ class Signals(Mapping[Signal, Tensor]):
         return self._seen[signal]
 
     def rows_valid(self, signal: Signal) -> Tensor:
-        """[B, R] bool: which rows of a signal with rows text or all are real and which are padding."""
+        """[B, R] bool: which rows of a signal with rows text, all or start are real and which are padding."""
         if signal not in self._rows_valid:
             raise KeyError(self._missing(signal))
         return self._rows_valid[signal]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 
 def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None) -> Tensor:
     """Indices of the k[b] highest scores of each row b, ascending.
@@ -30,14 +32,17 @@ def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None) -> Tens
     widest = max(k, default=0)
     if widest > n or min(k, default=0) < 0:
         raise ValueError(f"top_k was asked for {tuple(k)} of {n} scores. Counts must lie in 0..{n}.")
-    lowest = -torch.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).min
-    scores = scores.masked_fill(scores.isnan(), lowest)
+    if scores.is_floating_point():
+        lowest = -torch.inf
+        scores = scores.masked_fill(scores.isnan(), lowest)
+    else:
+        lowest = torch.iinfo(scores.dtype).min
     if valid is not None:
         scores = scores.masked_fill(~valid, lowest)
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :widest]
     if min(k, default=0) == widest:
         return order.sort(dim=1).values
-    unused = torch.arange(widest, device=order.device) >= torch.tensor(tuple(k), device=order.device)[:, None]
+    unused = torch.arange(widest, device=order.device) >= on_device(tuple(k), order.device)[:, None]
     order = order.masked_fill(unused, n).sort(dim=1).values
     return order.masked_fill(order == n, -1)
 
@@ -51,7 +56,7 @@ def keep_best(scores: Tensor, k: Sequence[int], valid: Tensor, alive: Sequence[i
         scores: [B, H or 1, n], higher = keep.
         k: per row.
         valid: [B, H, n] bool, the same count in each head of a row.
-        alive: that count, per row.
+        alive: Number of real tokens, per row.
     """
     B, H, n = scores.shape
     valid = valid[:, :H]

@@ -15,7 +15,7 @@ class StageRecord:
     """One stage of one prefill.
 
     Attributes:
-        site: where.
+        site: Site of the stage.
         before, after: visual tokens alive, per row.
         indices: [B, K] original visual indices that stayed, -1 padded at the end; read it through `kept`. Where tokens
             were put in a new order, in that order.
@@ -61,10 +61,10 @@ class StepRecord:
     A position counts the real tokens of the prompt, and behind them those of the answer.
 
     Attributes:
-        site: where.
+        site: Site of the stage.
         entered: rows that the layers in front of it computed, per row of the batch.
         computed: the same of the layers behind it.
-        revived: of those, how many had stayed behind before.
+        revived: Of those, how many had stayed behind before.
         parked: rows that stay behind here and may come back.
         waiting: states of such rows that are held behind this forward.
         unseen: tokens seen in front of it and not behind it, in this forward.
@@ -104,7 +104,7 @@ class Evicted:
     """What left one layer's K/V cache in one forward.
 
     Attributes:
-        site: of the layer.
+        site: Site of the layer.
         step: 0 behind the prompt, then the decode step, counted from 1.
         before, after: slots per row and key head; of the stage's scope alone.
         gone: [B, Hkv or 1, G] places in the row's unpruned sequence of the slots that left, padding not counted; -1

@@ -34,7 +34,7 @@ class Masked:
     """One stage of a training forward.
 
     Attributes:
-        stage: which.
+        stage: Stage asked about.
         weight, stays: as `Soft`, cumulated over this stage and those before it; 0 and False where padded.
         valid: [B, N] bool, visual tokens of the prompt.
     """
@@ -62,11 +62,11 @@ class Trained(Pruner):
     drawn by `seed` and site: an untrained method decides the same in every run.
 
     Args:
-        seed: of untrained modules, and of what is drawn in training.
+        seed: Seed of untrained modules, and of what is drawn in training.
 
     Attributes:
-        modules: by site, "llm_layer_3" for llm.layer.3.
-        width: of the hidden states that the modules are made for; None before there is one.
+        modules: Modules by site, "llm_layer_3" for llm.layer.3.
+        width: Width of the hidden states that the modules are made for; None before there is one.
         origin: folder of the weights; None for untrained modules.
         progress: how far a training has come, from 0 to 1.
         loss_names: losses that `losses` returns.
@@ -84,7 +84,7 @@ class Trained(Pruner):
         """A stage's module with parameters drawn from torch's global generator.
 
         Args:
-            width: of the hidden states.
+            width: Width of the hidden states.
         """
 
     @abstractmethod

@@ -29,7 +29,7 @@ def attach(model: Host, pruner: Pruner | None = None, schedule: Schedule | None 
     decides, dropped tokens leave the hidden states and the K/V cache of every layer behind, and decoding
     goes on with the slots each layer has. Text is never touched. Without a pruner and a schedule nothing is
     scheduled, and the same path records an unpruned run. Works with generate() (greedy, sampling, beams),
-    plain calls, batches of unequal rows padded on either side, SDPA and eager attention.
+    plain calls, batches of unequal rows padded on either side, SDPA, eager attention and FlashAttention-2.
 
     On leaving, also by an exception, no hook, attribute or registry entry stays.
 

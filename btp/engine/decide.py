@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import MergePlan, Selection, check_shape, is_sound, unsound_message
@@ -30,7 +31,7 @@ class Decision:
         sizes: [B, K] original tokens each stands for; None leaves them as they were.
         ordered: the kept tokens change places.
         merge: what flowed into what, with targets in range; None where nothing did.
-        carried: numbers [B, N] that the tokens take along to the next time they are shown.
+        carried: [B, N] numbers by name that the tokens take along.
     """
 
     keep: Tensor
@@ -43,7 +44,7 @@ class Decision:
 
     def changes(self, before: tuple[int, ...]) -> bool:
         """Whether anything is other than before."""
-        return self.counts != before or self.states is not None or self.ordered
+        return self.counts != before or self.states is not None or self.ordered or bool(self.carried)
 
 
 class Decider:
@@ -118,7 +119,7 @@ class Decider:
             self._finite.scores(pruner.name, stage.site, selection.scores, tokens.valid)
         alive = tokens.valid.sum(1)
         keep = selection.keep.to(alive.device, torch.int64)
-        sound = is_sound(keep, torch.tensor(counts, device=alive.device), alive, selection.ordered)
+        sound = is_sound(keep, on_device(counts, alive.device), alive, selection.ordered)
         self._doubts.expect(sound, unsound_message(pruner.name, stage.site))
         keep = keep.clamp(max=tokens.hidden.shape[1] - 1)
         states, sizes, merge = selection.states, None, None
@@ -185,7 +186,7 @@ def _withdrawn(
     if 0 not in counts:
         return selection, own
     own = tuple(0 if wanted == 0 else k for wanted, k in zip(counts, own, strict=True))
-    gone = torch.tensor(counts, device=selection.keep.device)[:, None] == 0
+    gone = on_device(counts, selection.keep.device)[:, None] == 0
     keep = selection.keep.masked_fill(gone, -1)[:, : max(own)]
     merge, states = selection.merge, selection.states
     if merge is not None:
@@ -212,10 +213,10 @@ def _check_rest(selection: Selection, tokens: Tokens, stage: Stage, method: str)
     if selection.merge is not None:
         shapes |= {f"merge.{k}": (getattr(selection.merge, k), (B, N)) for k in ("target", "weight")}
     shapes |= {f"carried.{k}": (given, (B, N)) for k, given in selection.carried.items()}
-    if selection.carried and not stage.in_decode:
+    if selection.carried and stage.site.tower == "vision":
         raise ValueError(
-            f"pruner {method!r} gives its tokens numbers to carry at {stage.site}, where it is asked once. Leave "
-            "carried away, or set phase: both or decode on that stage."
+            f"pruner {method!r} gives its tokens numbers to carry at {stage.site}, in the vision tower, where none "
+            "travel. Leave carried away, or decide at llm.input."
         )
     for name, (given, wanted) in shapes.items():
         if given is not None and tuple(given.shape) != wanted:

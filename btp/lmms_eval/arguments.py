@@ -26,7 +26,7 @@ def composed(
     """The resolved config.
 
     Args:
-        path: of a checkpoint; None takes the model group's own.
+        path: Path of a checkpoint; None takes the model group's own.
         pruner: name, or names joined by a plus.
         budget: share of the visual tokens up to 1, tokens above; None takes the config's.
         batch: samples a forward.

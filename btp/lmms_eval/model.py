@@ -36,7 +36,7 @@ class Pruned(lmms):
     """A model and a method, for tasks that show pictures and a text, and for likelihoods.
 
     Args:
-        path: of a checkpoint; None takes the one of the model group.
+        path: Path of a checkpoint; None takes the one of the model group.
         pruner: name of a pruner, or several joined by a plus; none leaves the model as it is.
         budget: visual tokens averaged over the decoder layers: a share up to 1, a number above.
         batch_size: samples a forward.

@@ -14,7 +14,7 @@ class Stack:
     """A stack of equal transformer layers.
 
     Attributes:
-        layers: how many.
+        layers: Number of layers.
         hidden: D, width of the hidden states.
         ffn: width inside the MLP.
         heads: query heads.

@@ -50,10 +50,10 @@ class Quotient:
     """Candidate time over baseline time, from pairs that ran side by side; below 1 the candidate is faster.
 
     Attributes:
-        median: of the quotients of all pairs; None where a baseline is not above 0, as a difference of two
+        median: Median of the quotients of all pairs; None where a baseline is not above 0, as a difference of two
             durations can be in noise.
         low, high: interval that holds the true median with 95 % confidence; None for fewer than six pairs.
-        pairs: how many.
+        pairs: Number of pairs.
     """
 
     median: float | None

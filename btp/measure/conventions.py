@@ -21,7 +21,7 @@ class Convention:
         text: text tokens count, and visual tokens see them.
         softmax: operations per head and pair of tokens beside the two products of attention.
         vision: the vision tower counts, every picture or tile once; the projector never does.
-        mean: of the layers, in place of their sum.
+        mean: Mean of the layers, in place of their sum.
     """
 
     multiply_add: int = 1
@@ -63,11 +63,11 @@ def count(
     """Operations of a prefill as a paper counts them.
 
     Args:
-        convention: of the paper.
-        sizes: of the model.
+        convention: Convention of the paper.
+        sizes: Sizes of the model.
         visual: visual tokens that enter each decoder layer; means over a benchmark may be fractions.
         text: text tokens of the prompt; left out where the convention leaves them out.
-        pictures: that pass the vision tower, tiles one by one.
+        pictures: Pictures that pass the vision tower, tiles one by one.
         modules: multiply-adds of modules that a method adds and its paper counts.
 
     Raises:

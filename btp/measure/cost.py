@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,12 +15,14 @@ from btp.core.signals import Signal
 from btp.core.trace import Call, Trace
 from btp.measure.architecture import Architecture
 from btp.measure.clock import Clock, Paired, Side, Spread, Sync, alternate, synchroniser
+from btp.measure.decode import decode
 from btp.measure.flops import attention_signal, measured, prefill, preview, visual_pdrop
 from btp.measure.hardware import hardware, peak_memory_mib
 from btp.measure.kv import kv_bytes
 from btp.measure.phases import PhaseTimer
 from btp.measure.segments import Segments
 from btp.measure.timed_pruner import TimedPruner
+from btp.ops.slots import rows_that_count
 
 Generate = Callable[[int], object]
 Attached = Callable[[], AbstractContextManager[Trace]]
@@ -33,13 +35,13 @@ class Subject:
     Attributes:
         generate: runs the model on the batch for exactly that many new tokens per row (min_new_tokens and
             max_new_tokens alike), with a cache and without gradients.
-        architecture: its sizes.
+        architecture: Sizes of the model.
         segments: what its vision tower runs over for this batch (`btp.measure.segments`).
         vision: the vision tower; None without one.
         feature: the vision layer that the projector reads; -1 where it is not known.
         decoder: the language model, called once per new token.
         device: where it runs.
-        dtype: of weights and cache.
+        dtype: Data type of weights and cache.
     """
 
     generate: Generate
@@ -83,7 +85,8 @@ def measure(
         JSON-able: method, rows, tokens_avg, tokens_per_layer, flops_*, kv_*, latency, peak_memory_mib (None
         on a CPU), hardware, and under `unpruned` the counts of the plain model. flops_prefill holds
         flops_selection (counted) and flops_signals (attention rows computed once more, previews); of an architecture
-        that is `counted` it is the measured count.
+        that is `counted` it is the measured count. flops_decode is of one decode step, the mean over the steps of a run
+        of new_tokens, selection and signals included.
 
     Raises:
         ValueError: new_tokens is below 2.
@@ -91,13 +94,35 @@ def measure(
     """
     if new_tokens < 2:
         raise ValueError(f"new_tokens is {new_tokens}. The time per token needs at least 2.")
-    trace, flops_measured = _counted(subject, attached, pruner)
-    plain_measured = measured(lambda: subject.generate(1))
-    call = trace.last
-    selection, signals = _extra(subject, call, pruner)
+    plain = measured(lambda: subject.generate(1))
+    counts, call = _count(subject, attached, pruner, plain)
+    counts |= _steps(subject, attached, pruner, new_tokens, counts["flops_prefill_measured"])
+    plain_steps = (measured(lambda: subject.generate(new_tokens)) - plain) / (new_tokens - 1)
+    counts["unpruned"] |= _per_step(subject, _unpruned(call, new_tokens - 1), (), 0, plain_steps)
     _check_length(subject, nullcontext, new_tokens)
     _check_length(subject, attached, new_tokens)
     latency = _latency(subject, attached, pruner, new_tokens, repeats, warmup, now)
+    return {
+        **counts,
+        "latency": latency,
+        "peak_memory_mib": _memory(subject, attached, new_tokens),
+        "hardware": hardware(subject.device, subject.dtype),
+    }
+
+
+def count(subject: Subject, attached: Attached, pruner: TimedPruner | None, plain: int) -> dict[str, Any]:
+    """What `measure` returns of tokens, operations and cache, from one prefill with the pruner.
+
+    Args:
+        plain: operations counted in a prefill of the unpruned model.
+    """
+    return _count(subject, attached, pruner, plain)[0]
+
+
+def _count(subject: Subject, attached: Attached, pruner: TimedPruner | None, plain: int) -> tuple[dict[str, Any], Call]:
+    trace, flops_measured = _counted(subject, attached, pruner)
+    call = trace.last
+    selection, signals = _extra(subject, call, pruner)
     return {
         "method": trace.method,
         "rows": len(call.total),
@@ -105,17 +130,39 @@ def measure(
         "flops_prefill_measured": flops_measured,
         "flops_selection": selection,
         "flops_signals": signals,
-        "latency": latency,
-        "peak_memory_mib": _memory(subject, attached, new_tokens),
-        "hardware": hardware(subject.device, subject.dtype),
-        "unpruned": _counts(subject, _unpruned(call), 0, plain_measured) | {"flops_prefill_measured": plain_measured},
-    }
+        "unpruned": _counts(subject, _unpruned(call), 0, plain) | {"flops_prefill_measured": plain},
+    }, call
 
 
-def _counted(subject: Subject, attached: Attached, pruner: TimedPruner | None) -> tuple[Trace, int]:
+def _counted(
+    subject: Subject, attached: Attached, pruner: TimedPruner | None, new_tokens: int = 1
+) -> tuple[Trace, int]:
     with attached() as trace, nullcontext() if pruner is None else pruner.counting():
-        flops = measured(lambda: subject.generate(1))
+        flops = measured(lambda: subject.generate(new_tokens))
     return trace, flops
+
+
+def _steps(
+    subject: Subject, attached: Attached, pruner: TimedPruner | None, new_tokens: int, prefill_measured: int
+) -> dict[str, float | None]:
+    """Operations of a decode step, from a run whose prefill was counted alone before."""
+    before = (0, {}) if pruner is None else (pruner.flops, pruner.asked)
+    trace, flops = _counted(subject, attached, pruner, new_tokens)
+    looked, selection = set(), 0.0
+    if pruner is not None:
+        again = {
+            site.previous_layer for site, n in pruner.asked.items() if site.kind == "layer" and n > before[1][site]
+        }
+        looked = {signal.site.layer for signal in pruner.attention if signal.site in again}
+        selection = (pruner.flops - before[0]) / (new_tokens - 1)
+    return _per_step(subject, trace.last, looked, selection, (flops - prefill_measured) / (new_tokens - 1))
+
+
+def _per_step(
+    subject: Subject, call: Call, looked: Collection[int], selection: float, counted: float
+) -> dict[str, float | None]:
+    computed = counted if subject.architecture.counted else decode(subject.architecture, call, looked, selection)
+    return {"flops_decode": computed, "flops_decode_measured": counted}
 
 
 def _extra(subject: Subject, call: Call, pruner: TimedPruner | None) -> tuple[int, int]:
@@ -138,6 +185,9 @@ def _signal(subject: Subject, call: Call, signal: Signal, rows: int) -> int:
         before = next(stage.before for stage in call.stages if stage.site == signal.site)
         return preview(decoder, [t + n for t, n in zip(call.text, before, strict=True)], rows)
     tokens = call.tokens[signal.site.layer]
+    if signal.rows == "decayed":
+        assert signal.decay is not None
+        return sum(attention_signal(decoder, [n], rows_that_count(signal.decay, n)) for n in tokens)
     if signal.rows == "mean":
         return sum(attention_signal(decoder, [n], n) for n in tokens)
     return attention_signal(decoder, tokens, rows)
@@ -169,11 +219,12 @@ def _counts(subject: Subject, call: Call, selection: int, counted: int) -> dict[
     }
 
 
-def _unpruned(call: Call) -> Call:
-    """The call as it would have been without a pruner."""
+def _unpruned(call: Call, steps: int = 0) -> Call:
+    """The call as it would have been without a pruner, with so many decode steps behind it."""
     layers = len(call.visual)
     everything = tuple(v + t for v, t in zip(call.total, call.text, strict=True))
-    return Call(call.total, call.text, visual=[call.total] * layers, tokens=[everything] * layers)
+    tokens = [everything] * layers
+    return Call(call.total, call.text, visual=[call.total] * layers, tokens=tokens, decode_steps=steps)
 
 
 def _check_length(subject: Subject, around: Callable[[], AbstractContextManager[object]], new_tokens: int) -> None:

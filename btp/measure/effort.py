@@ -23,8 +23,8 @@ def try_speed(device: torch.device, dtype: torch.dtype, stack: Stack, now: Clock
     Takes about a second on a slow CPU and some 100 MB.
 
     Args:
-        device: that will compute.
-        dtype: of the weights.
+        device: Device that will compute.
+        dtype: Data type of the weights.
         stack: the decoder's sizes; large ones are tried at 4096.
         now: reads the clock, in seconds.
     """
@@ -64,7 +64,7 @@ def times(
     """Seconds of one batch; launches, norms and selection cost nothing here.
 
     Args:
-        speed: of the device.
+        speed: Speed of the device.
         visual, text: visual tokens that enter each decoder layer, and text tokens, of a prompt.
         batch: prompts at a time.
         output: tokens to be generated.
@@ -78,10 +78,10 @@ def times(
 def seconds_of_rounds(baseline: Times, candidate: Times, *, repeats: int, warmup: int, output: int) -> float:
     """Seconds in which `btp.measure.cost.measure` holds one arm against the plain model.
 
-    A round runs each side three times up to the first token, once of them to the last; one run more a side is counted
-    and one checked, and the plain cache is looked at once.
+    A round runs each side three times up to the first token, once of them to the last; two runs more a side are
+    counted, up to the first token and to the last, one is checked, and the plain cache is looked at once.
     """
     rounds = repeats + warmup
-    firsts, steps = 3 * rounds + 2, (rounds + 1) * (output - 1)
+    firsts, steps = 3 * rounds + 3, (rounds + 2) * (output - 1)
     sides = sum(firsts * side.first + steps * side.per_token for side in (baseline, candidate))
     return sides + baseline.first

@@ -49,7 +49,7 @@ def prefill(
     machine computes for padding and filling is not in it. Generation takes logits of the last token only.
 
     Args:
-        sizes: of the model.
+        sizes: Sizes of the model.
         tokens: real tokens of each row that entered each decoder layer (`Call.tokens`): L tuples of B.
         segments: per vision layer, the lengths its attention ran over; none without a picture.
         passed: tokens of a picture that attended and that passed the MLP in each vision layer, where some left there
@@ -94,7 +94,7 @@ def vision(sizes: Architecture, segments: Segments) -> int:
     """Operations of vision tower and projector, a multiply-add counted as two; 0 without a picture.
 
     Args:
-        sizes: of the model.
+        sizes: Sizes of the model.
         segments: see `btp.measure.segments`.
 
     Raises:
@@ -122,8 +122,8 @@ def shortened(
     """Operations of vision tower and projector where tokens left on the way.
 
     Args:
-        sizes: of the model.
-        segments: of the uncut pictures, for their number and for the patches that were embedded.
+        sizes: Sizes of the model.
+        segments: Segments of the uncut pictures, for their number and for the patches that were embedded.
         passed, projected: as for `prefill`.
 
     Raises:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, str | int | None]:
@@ -44,3 +45,23 @@ def peak_memory_mib(fn: Callable[[], object], device: torch.device) -> float | N
     fn()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) / 2**20
+
+
+def peak_above_mib(fn: Callable[[], object], device: torch.device) -> float:
+    """Most memory of torch's allocator while `fn` ran, in MiB of 2^20 bytes, beyond what was held when it began.
+
+    So weights do not count, and neither does what a library allocates on its own. On a CPU torch keeps no such count,
+    but its profiler sees every block come and go; `fn` takes longer then.
+    """
+    if device.type == "cuda":
+        held = torch.cuda.memory_allocated(device)
+        return (peak_memory_mib(fn, device) or 0.0) - held / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        fn()
+    seen = watched.profiler.kineto_results.events()  # type: ignore[union-attr]
+    blocks = [event for event in seen if event.name() == "[memory]"]
+    held, most = 0, 0
+    for block in sorted(blocks, key=lambda event: event.start_ns()):
+        held += block.nbytes()
+        most = max(most, held)
+    return most / 2**20

@@ -43,7 +43,7 @@ def layer_bytes(decoder: Stack, tokens: Sequence[int], dtype: torch.dtype) -> in
     Args:
         decoder: sizes of the language model.
         tokens: tokens of each row that entered the layer.
-        dtype: of the cache.
+        dtype: Data type of the cache.
     """
     slots = len(tokens) * max(tokens, default=0)
     return 2 * decoder.kv_heads * decoder.head_dim * slots * dtype.itemsize
@@ -55,7 +55,7 @@ def kv_bytes(decoder: Stack, call: Call, dtype: torch.dtype) -> KVBytes:
     Args:
         decoder: sizes of the language model.
         call: a finished prefill.
-        dtype: of the cache, as a rule that of the weights.
+        dtype: Data type of the cache, as a rule that of the weights.
     """
     held = call.held if call.evicted and call.held else call.tokens
     computed = tuple(layer_bytes(decoder, tokens, dtype) for tokens in held)

@@ -49,11 +49,11 @@ def planned_costs(
     between the tower's layers.
 
     Args:
-        sizes: of the model.
+        sizes: Sizes of the model.
         schedule: solved; empty for the unpruned model.
         total: visual tokens of the sample.
         text: text tokens of the prompt.
-        dtype: of the cache.
+        dtype: Data type of the cache.
         segments: what the vision tower runs over for the sample.
     """
     decoder = sizes.decoder

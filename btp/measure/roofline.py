@@ -56,7 +56,7 @@ def roofline(
 
     Args:
         device: it runs on.
-        sizes: of the model.
+        sizes: Sizes of the model.
         visual: visual tokens that enter each decoder layer.
         text: text tokens of a prompt.
         batch: prompts at a time.

@@ -13,7 +13,7 @@ def square(encoder: Encoder, images: int) -> Segments:
     """Lengths per layer where every picture has the same size and is one sequence.
 
     Args:
-        encoder: with `patches` set.
+        encoder: Encoder with `patches` set.
         images: pictures that run through the tower, tiles counted one by one.
 
     Raises:
@@ -31,7 +31,7 @@ def packed(encoder: Encoder, grid: Iterable[Sequence[int]]) -> Segments:
     """Lengths per layer where pictures have any size, and most layers may see windows only (Qwen2.5-VL).
 
     Args:
-        encoder: with `merge`, `window` and `full_layers`.
+        encoder: Encoder with `merge`, `window` and `full_layers`.
         grid: (frames, rows, columns) of each picture or video, in patches: the inputs' image_grid_thw.
 
     Returns:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
-from btp.core.host import FixedRows, Layout, Packed, Tower
-from btp.core.wrapped import unwrapped
+from btp.core.host import FixedRows, Layout, Packed, Tower, unwrapped
 
 _BLOCKS = ("encoder.layer", "layers")
 _PARTS = {
@@ -162,9 +161,9 @@ class Backbone:
         """Inputs without a processor: pictures or clips of noise, the same at every call.
 
         Args:
-            batch: of them.
+            batch: Batch of them.
             height, width: in pixels; None takes the size that the model was trained with.
-            frames: of a clip; None likewise.
+            frames: Frames of a clip; None likewise.
 
         Raises:
             ValueError: frames of a model that takes pictures, or another number of frames than the model takes.

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
+
+from btp.models.video.clips import Frames, with_clips
 
 Turns = Sequence[Mapping[str, Any]]
 
 
-def chat_inputs(processor: Any, chats: Sequence[Turns], pictures: Sequence[Sequence[Any]]) -> tuple[Any, list[str]]:
+def chat_inputs(
+    processor: Any,
+    chats: Sequence[Turns],
+    pictures: Sequence[Sequence[Any]],
+    clips: Sequence[Sequence[Frames]] = (),
+) -> tuple[Any, list[str]]:
     """Padded inputs of one prompt per chat, each to be answered.
 
     A template may write the token that begins a prompt (BOS), and a tokenizer may add it; it must come once. Where the
@@ -17,8 +25,9 @@ def chat_inputs(processor: Any, chats: Sequence[Turns], pictures: Sequence[Seque
 
     Args:
         processor: has a chat template and pads.
-        chats: per row its turns: role, and content of {type: image} and {type: text, text}.
-        pictures: of each row, in the order in which its turns show them.
+        chats: per row its turns: role, and content of {type: image}, {type: video} and {type: text, text}.
+        pictures: Pictures of each row, in the order in which its turns show them.
+        clips: Videos of each row likewise, whose placeholders alone are written; () without any.
 
     Returns:
         The processor's inputs, and the text of each prompt as the template writes it.
@@ -31,7 +40,10 @@ def chat_inputs(processor: Any, chats: Sequence[Turns], pictures: Sequence[Seque
         missing = "" if all(written) else added_bos(processor.tokenizer)
         whole = [text if has else missing + text for text, has in zip(texts, written, strict=True)]
     images = [list(mine) for mine in pictures] if any(len(mine) for mine in pictures) else None
-    return processor(images=images, text=whole, padding=True, return_tensors="pt", **more), texts
+    call = partial(processor, images=images, padding=True, return_tensors="pt", **more)
+    if any(len(mine) for mine in clips):
+        return with_clips(processor, whole, clips, lambda written: call(text=written)), texts
+    return call(text=whole), texts
 
 
 def begins_with_bos(tokenizer: Any, text: str) -> bool:

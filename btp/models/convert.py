@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def convert(file: Path, out: Path, image_size: int = 224) -> None:
     """Write config.json, model.safetensors and preprocessor_config.json into `out`.
 
     Args:
-        file: as published: vim_*_midclstok_*.pth (state under `model`) or l1.pth to l3.pth (under `state_dict`).
+        file: File as published: vim_*_midclstok_*.pth (state under `model`) or l1.pth to l3.pth (under `state_dict`).
         out: a new folder.
         image_size: side of the pictures that the model takes.
 
@@ -37,23 +38,20 @@ def convert(file: Path, out: Path, image_size: int = 224) -> None:
     if out.exists():
         raise ValueError(f"{out} is there already. Name a new folder.")
     weights = _weights(file)
-    if "cls_token" in weights:
-        model = VimForImageClassification(_vim(weights, file, image_size))
-    elif any(name.endswith("direction_Bs") for name in weights):
-        weights = {re.sub(r"^head\.fc\.", "head.", name.removeprefix("backbone.")): x for name, x in weights.items()}
-        model = PlainMambaForImageClassification(_plainmamba(weights, image_size))
-    else:
-        raise ValueError(
-            f"{file} holds neither a Vim with a class token nor a PlainMamba. Name one of their checkpoints."
-        )
-    lost, strange = model.load_state_dict(weights, strict=False)
+    try:
+        model, weights = _empty(weights, file, image_size)
+        lost, strange = model.load_state_dict(weights, strict=False)
+    except KeyError as error:
+        raise ValueError(f"{file} lacks {error.args[0]}, by which the model is built. Name a whole one.") from None
+    except RuntimeError as error:
+        shape = " ".join(str(error).splitlines()[-1].split())
+        raise ValueError(f"{file} holds tensors that do not go together: {shape} Name a whole one.") from None
     if lost or strange:
         what = f"lacks {lost[0]}" if lost else f"holds {strange[0]}, which the model has no place for"
         raise ValueError(
             f"{file} {what}. Vim is read with its class token in the middle and without rotary positions "
             "(vim_*_midclstok_*.pth), PlainMamba as its authors published it (l1.pth to l3.pth)."
         )
-    model.save_pretrained(out)
     about = {
         "image_processor_type": "CLIPImageProcessor",
         "size": {"shortest_edge": image_size * 256 // 224},
@@ -63,7 +61,26 @@ def convert(file: Path, out: Path, image_size: int = 224) -> None:
         "image_std": STD,
         "do_convert_rgb": True,
     }
-    (out / "preprocessor_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as begun:  # whole or not at all
+        made = Path(begun) / out.name
+        model.save_pretrained(made)
+        (made / "preprocessor_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        made.rename(out)
+
+
+def _empty(
+    weights: dict[str, Tensor], file: Path, image_size: int
+) -> tuple[VimForImageClassification | PlainMambaForImageClassification, dict[str, Tensor]]:
+    """The model that weights are of, and these under its names."""
+    if "cls_token" in weights:
+        return VimForImageClassification(_vim(weights, file, image_size)), weights
+    if not any(name.endswith("direction_Bs") for name in weights):
+        raise ValueError(
+            f"{file} holds neither a Vim with a class token nor a PlainMamba. Name one of their checkpoints."
+        )
+    weights = {re.sub(r"^head\.fc\.", "head.", name.removeprefix("backbone.")): x for name, x in weights.items()}
+    return PlainMambaForImageClassification(_plainmamba(weights, image_size)), weights
 
 
 def _weights(file: Path) -> dict[str, Tensor]:
@@ -139,8 +156,8 @@ def main(words: list[str] | None = None) -> None:
     asked = parser.parse_args(words)
     try:
         convert(asked.file, asked.out, asked.image_size)
-    except ValueError as error:
-        sys.exit(str(error))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     print(f"{asked.out} is ready: model.path={asked.out}")
 
 

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from btp.core.host import Packed, Tower
-from btp.core.wrapped import unwrapped
+from btp.core.host import Packed, Tower, unwrapped
 
 _NORMS = ("norm", "final_layer_norm")
 _PARTS = {

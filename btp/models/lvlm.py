@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from btp.core.host import Layout, Packed, Tower, front_rows
-from btp.core.wrapped import unwrapped
+from btp.core.host import Layout, Packed, Tower, front_rows, unwrapped
 from btp.models import given
 from btp.models.decoder_host import DecoderHost, find_module, given_module, parts_of
 from btp.models.families import grids
 from btp.models.families.adapters import adapter_for
 
+KINDS = ("image", "video")
 _VISION = ("vision_tower", "visual", "vision_model")
 _PROJECTOR = ("multi_modal_projector", "mm_projector", "connector", "visual.merger")
 _BLOCKS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "blocks", "layers")
@@ -129,7 +129,8 @@ class LVLM(DecoderHost):
         """Where the visual tokens of a forward's inputs lie, and where each lies in its picture.
 
         A family that btp does not know is held to what it hands over: the placeholders of each row must be whole
-        pictures of the grid assumed, as many as there are. One host sync.
+        pictures of the grid assumed, as many as there are. One host sync, but none for square pictures on a device: who
+        reads the counts then holds them against `Layout.check`.
 
         Raises:
             ValueError: this family packs its visual tokens in a way the general rules do not know.
@@ -137,13 +138,14 @@ class LVLM(DecoderHost):
         visual = self.visual_mask(inputs)
         if any(inputs.get(f"{kind}_grid_thw") is not None for kind in ("image", "video")):
             coord, first = self._packed(inputs, visual)
+        elif visual.device.type != "cpu" and given.has(inputs, "image"):
+            coord, first, check = self._squares(inputs, visual)
+            return Layout(visual, coord, grids.number(visual, first), check=check)
         elif max(counts := visual.sum(1).tolist()) == 0:
             coord, first = torch.full((*visual.shape, 3), -1, device=visual.device), torch.zeros_like(visual)
         else:
-            rows, columns, extra = self._square(inputs)
-            pictures = given.lengths(inputs, "image")
-            grids.check_whole(counts, rows * columns + extra, type(self.model).__name__, pictures)
-            coord, first = grids.square(visual, rows, columns, extra)
+            coord, first, check = self._squares(inputs, visual)
+            check(counts)
         return Layout(visual, coord, grids.number(visual, first))
 
     def example(self, batch: int, words: int, height: int, width: int, frames: int | None = None) -> dict[str, Tensor]:
@@ -155,7 +157,7 @@ class LVLM(DecoderHost):
             batch: rows.
             words: text tokens behind the picture.
             height, width: of the picture, in pixels.
-            frames: of a video in place of the picture.
+            frames: Frames of a video in place of the picture.
 
         Raises:
             ValueError: the family takes no video, or its pictures are not one square grid.
@@ -196,21 +198,30 @@ class LVLM(DecoderHost):
         merge = getattr(getattr(self.config, "vision_config", None), "spatial_merge_size", None)
         if not isinstance(merge, int):
             raise ValueError(self._unknown("its config names no vision_config.spatial_merge_size"))
-        coord = torch.full((*visual.shape, 3), -1, device=visual.device)
-        first, placed = torch.zeros_like(visual), torch.zeros_like(visual)
-        for kind in ("image", "video"):
-            grid = inputs.get(f"{kind}_grid_thw")
-            if grid is not None:
-                mine = inputs["input_ids"] == self._token(kind)
-                entries = grid.tolist()
-                sizes = [t * (h // merge) * (w // merge) for t, h, w in entries]
-                grids.check_lengths(mine.sum(1).tolist(), sizes, type(self.model).__name__, kind)
-                its_coord, its_first = grids.packed(mine, entries, merge)
-                coord, first = torch.where(mine[..., None], its_coord, coord), first | its_first
-                placed = placed | mine
-        if bool((visual & ~placed).any()):
+        coord, first = torch.full((*visual.shape, 3), -1, device=visual.device), torch.zeros_like(visual)
+        shown = {kind: inputs[f"{kind}_grid_thw"] for kind in KINDS if inputs.get(f"{kind}_grid_thw") is not None}
+        mine = {kind: inputs["input_ids"] == self._token(kind) for kind in shown}
+        placed = torch.stack(list(mine.values())).any(0)
+        parts = [(visual & ~placed).any()[None].long()]
+        parts += [x for kind in shown for x in (mine[kind].sum(1), shown[kind].to(visual.device).flatten())]
+        stray, *found = [x.tolist() for x in torch.cat(parts).cpu().split([len(x) for x in parts])]  # one host sync
+        for kind, counts, flat in zip(shown, found[::2], found[1::2], strict=True):
+            entries = [flat[i : i + 3] for i in range(0, len(flat), 3)]
+            sizes = [t * (h // merge) * (w // merge) for t, h, w in entries]
+            grids.check_lengths(counts, sizes, type(self.model).__name__, kind)
+            its_coord, its_first = grids.packed(mine[kind], entries, merge)
+            coord, first = torch.where(mine[kind][..., None], its_coord, coord), first | its_first
+        if any(stray):
             raise ValueError(self._unknown("some placeholders belong to no grid of the inputs"))
         return coord, first
+
+    def _squares(
+        self, inputs: Mapping[str, Any], visual: Tensor
+    ) -> tuple[Tensor, Tensor, Callable[[Sequence[int]], None]]:
+        """Where tokens of square pictures lie, and what refuses the counts of rows that are none."""
+        rows, columns, extra = self._square(inputs)
+        each, pictures, name = rows * columns + extra, given.lengths(inputs, "image"), type(self.model).__name__
+        return *grids.square(visual, rows, columns, extra), lambda n: grids.check_whole(n, each, name, pictures)
 
     def _square(self, inputs: Mapping[str, Any]) -> tuple[int, int, int]:
         """(rows, columns) of every picture, and tokens in front of each that lie on no grid."""

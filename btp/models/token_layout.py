@@ -23,7 +23,7 @@ def describe_views(host: LVLM, layout: Layout, picture: Image.Image) -> dict[str
 
     Args:
         host: the model, which knows how its tiles lie.
-        layout: of a prompt of this sample alone.
+        layout: Layout of a prompt of this sample alone.
         picture: its first one.
 
     Returns:
@@ -69,30 +69,47 @@ def _mosaic(host: LVLM, coord: Tensor, frames: list[int], picture: Image.Image) 
 
 
 def strip_of(
-    frames: Sequence[Image.Image], layout: Layout, boxes: Sequence[Sequence[float]] = ()
+    frames: Sequence[Image.Image],
+    layout: Layout,
+    boxes: Sequence[Sequence[float]] = (),
+    image: int = 0,
+    band: Sequence[tuple[int, int, int]] = (),
 ) -> tuple[Image.Image, dict[str, Any]]:
     """A clip as one picture: the frame of each row of tubes, four beside each other, and where the tubes lie on it.
 
+    Tokens off the grid, as newlines, lie nowhere on it.
+
     Args:
         frames: one for each row of tubes.
-        layout: of this clip alone.
+        layout: Layout of this clip alone, or of a prompt that shows it.
+        image: Number of the clip among the pictures and videos of the prompt.
+        band: A colour for each frame, which stands below it, as high as a token; () draws none.
         boxes: (x0, y0, x1, y1) in shares of the first frame's sides.
 
     Returns:
         The picture, and what `describe_views` would say of it, with the boxes in shares of its sides.
     """
     coord = layout.coord[0][layout.visual[0]].tolist()  # [N, 3]
-    rows, columns = (max(c[axis] for c in coord) + 1 for axis in (1, 2))
+    numbers = layout.image[0][layout.visual[0]].tolist()
+    on_grid = [i for i, (c, n) in enumerate(zip(coord, numbers, strict=True)) if n == image and c[0] >= 0]
+    rows, columns = (max(coord[i][axis] for i in on_grid) + 1 for axis in (1, 2))
     across = min(ACROSS, len(frames))
     down = -(-len(frames) // across)
     wide, high = frames[0].size
-    sheet = Image.new("RGB", (across * wide, down * high), "white")
+    below = round(high / rows) if band else 0
+    deep = rows + bool(band)  # tokens that a row of frames is high
+    sheet = Image.new("RGB", (across * wide, down * (high + below)), "white")
     for i, frame in enumerate(frames):
-        sheet.paste(frame, (i % across * wide, i // across * high))
-    tokens = [-1] * (down * rows * across * columns)
-    for token, (frame, row, column) in enumerate(coord):
-        tokens[(frame // across * rows + row) * across * columns + frame % across * columns + column] = token
-    grid = [down * rows, across * columns]
+        corner = i % across * wide, i // across * (high + below)
+        sheet.paste(frame, corner)
+        if band:
+            sheet.paste(band[i], (corner[0], corner[1] + high, corner[0] + wide, corner[1] + high + below))
+    tokens = [-1] * (down * deep * across * columns)
+    for token in on_grid:
+        frame, row, column = coord[token]
+        tokens[(frame // across * deep + row) * across * columns + frame % across * columns + column] = token
+    grid = [down * deep, across * columns]
     places = {"grid": grid, "total": len(coord), "views": [{"name": "", "grid": grid, "tokens": tokens}]}
-    shown = [[x0 / across, y0 / down, x1 / across, y1 / down] for x0, y0, x1, y1 in boxes]
+    tall = down * (high + below) / high  # frames that the sheet is high
+    shown = [[x0 / across, y0 / tall, x1 / across, y1 / tall] for x0, y0, x1, y1 in boxes]
     return sheet, places | {"boxes": shown}

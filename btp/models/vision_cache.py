@@ -30,7 +30,7 @@ class Shelf:
     """Where features lie.
 
     Attributes:
-        folder: of everything that makes them: checkpoint, dtype, pictures. Several processes may share it.
+        folder: Folder of everything that makes them: checkpoint, dtype, pictures. Several processes may share it.
         limit: bytes that this folder and those beside it may take together; the longest unused of those give way.
     """
 
@@ -66,8 +66,8 @@ class PictureFeatures:
         """The inputs of a forward with features in place of pictures.
 
         Args:
-            inputs: with pixel_values [P, 3, H, W].
-            names: of the P pictures, fit for a file.
+            inputs: Inputs with pixel_values [P, 3, H, W].
+            names: Names of the P pictures, fit for a file.
         """
         if inputs.get("pixel_values") is None:
             return dict(inputs)
@@ -110,7 +110,7 @@ def make_room(folder: Path, needed: int, limit: float) -> bool:
     """Remove folders beside this one, longest unused first, until it may grow to `needed` bytes.
 
     Args:
-        folder: of one model and task; those beside it are other ones'.
+        folder: Folder of one model and task; those beside it are other ones'.
         needed: bytes of all its pictures.
         limit: bytes of all folders together.
 

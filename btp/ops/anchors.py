@@ -20,7 +20,7 @@ def into_anchors(x: Tensor, anchor: Tensor, member: Tensor, group: Tensor, share
         anchor: [B, N] bool.
         member: [B, N] bool, none an anchor.
         group: [B, N] integers; a member whose group has no anchor is dropped.
-        share: of the anchor in what it becomes, in [0, 1].
+        share: Share of the anchor in what it becomes, in [0, 1].
 
     Returns:
         A plan in which all tokens that are neither stay as they are.

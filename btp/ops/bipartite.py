@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.keep import on_device
 from btp.core.selection import MergePlan
 from btp.ops.merge import merge_sizes, merge_states
 
@@ -54,7 +55,7 @@ def match_pairs(
             )
     device = metric.device
     index = torch.arange(N, device=device)
-    real = index < torch.tensor(tuple(alive), device=device)[:, None]  # [B, N]
+    real = index < on_device(tuple(alive), device)[:, None]  # [B, N]
     stay = max((n - r for n, r in zip(alive, remove, strict=True)), default=0)
     if not any(remove):
         return index.expand(B, N).masked_fill(~real, -1)[:, :stay], index.expand(B, N)
@@ -76,7 +77,7 @@ def match_pairs(
     number = torch.arange(len(sources), device=device).expand(B, -1)
     ranked = best.argsort(dim=1, descending=True, stable=True)
     rank = torch.zeros_like(ranked).scatter_(1, ranked, number)
-    goes = rank < torch.tensor(tuple(remove), device=device)[:, None]  # [B, sources]
+    goes = rank < on_device(tuple(remove), device)[:, None]  # [B, sources]
 
     target = index.repeat(B, 1)
     target[:, left] = torch.where(goes, partner, sources)
@@ -85,7 +86,7 @@ def match_pairs(
         place += N
         place[:, left] = rank if order == "similar" else number
     if not all(remove):
-        idle = torch.tensor([r == 0 for r in remove], device=device)[:, None]
+        idle = on_device([r == 0 for r in remove], device)[:, None]
         place = torch.where(idle, index, place)
     place = place.masked_fill(~real | (target != index), 2 * N)
     keep = place.argsort(dim=1, stable=True)[:, :stay]
@@ -124,7 +125,7 @@ def merge_to(
     weight = torch.ones(B, N, dtype=exact, device=device) if size is None else size.to(exact)
     sizes = weight
     owner = torch.arange(N, device=device).repeat(B, 1)  # where a token's group stands among those left
-    real = owner < torch.tensor(tuple(alive), device=device)[:, None]
+    real = owner < on_device(tuple(alive), device)[:, None]
     left = owner  # [B, M] the tokens left, as indices into N
     steps = _steps(alive, counts)
     for i, remove in enumerate(steps):
@@ -142,7 +143,7 @@ def merge_to(
         left = left.gather(1, kept.clamp(min=0))
         alive = [n - r for n, r in zip(alive, remove, strict=True)]
     keep = left[:, : max(counts, default=0)]
-    wanted = torch.tensor(tuple(counts), device=device)[:, None]
+    wanted = on_device(tuple(counts), device)[:, None]
     keep = keep.masked_fill(torch.arange(keep.shape[1], device=device) >= wanted, -1)
     target = owner if len(steps) == 1 else left.gather(1, owner)
     target = target.masked_fill(~real | (wanted == 0), -1)
@@ -155,7 +156,7 @@ def merge_schedule(r: int | Sequence[int], layers: int, inflection: float = 0.0)
     Args:
         r: tokens per layer on average; a list is taken as it is, zeros behind it.
         layers: layers of the tower.
-        inflection: from -1 (falls from 2 r to 0) over 0 (constant) to 1 (rises from 0 to 2 r).
+        inflection: Inflection from -1 (falls from 2 r to 0) over 0 (constant) to 1 (rises from 0 to 2 r).
 
     Returns:
         `layers` numbers, rounded down, so that their sum may fall short of r * layers.

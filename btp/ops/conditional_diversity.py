@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.keep import on_device
+
 NOISE = 8  # units of rounding below which a token adds nothing to those chosen
 
 
@@ -45,6 +47,10 @@ def diverse_set(x: Tensor, quality: Tensor, k: Sequence[int], valid: Tensor | No
     parts = left.new_zeros(B, most, N)  # each token's share along every pick's own direction
     picks = torch.full((B, most), -1, device=x.device)
     for turn in range(most):
+        if x.device.type == "cpu" and not left.masked_fill(taken, 0).any():
+            rest = taken.to(torch.uint8).argsort(dim=1, stable=True)[:, : most - turn]  # those not taken, ascending
+            picks[:, turn:] = rest
+            break
         pick = left.masked_fill(taken, -1).argmax(1, keepdim=True)
         picks[:, turn : turn + 1] = pick
         gain = left.gather(1, pick)
@@ -57,7 +63,7 @@ def diverse_set(x: Tensor, quality: Tensor, k: Sequence[int], valid: Tensor | No
         left = left - share.square()
         left = left.masked_fill(left <= noise, 0)
         taken = taken.scatter(1, pick, True)
-    unused = torch.arange(most, device=x.device) >= torch.tensor(counts, device=x.device)[:, None]
+    unused = torch.arange(most, device=x.device) >= on_device(counts, x.device)[:, None]
     return picks.masked_fill(unused, -1)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 NEAR = 8  # units of rounding that the distance of a copy may have
 
 
@@ -46,12 +48,13 @@ def density_peaks(
         raise ValueError(f"density_peaks got {len(counts)} numbers of clusters for {B} rows. Pass one per row.")
     if min(counts, default=0) < 0 or max(counts, default=0) > M:
         raise ValueError(f"density_peaks was asked for {counts} clusters of {M} rows. They must lie in 0..{M}.")
-    wanted = torch.tensor(counts, device=x.device)[:, None]  # [B, 1]
+    wanted = on_device(counts, x.device)[:, None]  # [B, 1]
     if valid is None:
         valid = torch.ones(B, M, dtype=torch.bool, device=x.device)
     distance = _distances(x, valid) / D**0.5
-    near = wanted if neighbours is None else torch.minimum(valid.sum(1, keepdim=True), wanted.new_tensor(neighbours))
-    scores = _prominence(distance, near, valid, strict)
+    near = wanted if neighbours is None else valid.sum(1, keepdim=True).clamp(max=neighbours)
+    most = min(M, max(counts, default=0) if neighbours is None else neighbours)
+    scores = _prominence(distance, near, most, valid, strict)
     centres = scores.argsort(dim=1, descending=True, stable=True)[:, : max(counts, default=0)]
     group = x.new_zeros(B, M, dtype=torch.long)
     if not centres.shape[1]:
@@ -84,12 +87,17 @@ def _distances(x: Tensor, valid: Tensor) -> Tensor:
     return squared.masked_fill_(near, 0).sqrt_()
 
 
-def _prominence(distance: Tensor, wanted: Tensor, valid: Tensor, strict: bool) -> Tensor:
-    """[B, M] log of density times distance to the nearest denser row; -inf for duplicates and padding."""
+def _prominence(distance: Tensor, wanted: Tensor, most: int, valid: Tensor, strict: bool) -> Tensor:
+    """[B, M] log of density times distance to the nearest denser row; -inf for duplicates and padding.
+
+    Args:
+        wanted: [B, 1] nearest rows that make the density, `most` at most.
+    """
     M = distance.shape[1]
     index = torch.arange(M, device=distance.device)
-    nearest = distance.square().masked_fill(~valid[:, None], torch.inf).sort(dim=2).values
-    counted = (index < wanted)[:, None]  # [B, 1, M]
+    squared = distance.square().masked_fill(~valid[:, None], torch.inf)
+    nearest = squared.topk(most, dim=2, largest=False).values  # [B, M, most], ascending
+    counted = (index[:most] < wanted)[:, None]  # [B, 1, most]
     spread = nearest.masked_fill(~counted, 0).sum(2) / wanted.clamp(min=1)  # minus the log of the density
     mine, other = spread[:, :, None], spread[:, None, :]
     denser = other < mine

@@ -1,17 +1,25 @@
 """Farthest points on a device: all rows at once, all picks queued without waiting for the one before.
 
-A pick is 3 to 5 small kernels; one kernel for the whole loop would be faster still.
+Where the similarities of all to all are held and Triton is at hand, one kernel makes all picks; otherwise each is 3 to
+6 small ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 TABLE_TOKENS = 4096  # above it the N x N similarities of a row (64 MiB in float32) are never held at once
 BLOCK = 512  # rows of similarities made at once where they are not kept
+# Rows of the table that may be made for a pick that then costs less: with the kernel it saves six launches. Estimates.
+QUEUED, WALKED = 8, 32
 
 
 def queued(
@@ -31,23 +39,33 @@ def queued(
         power: None for cosines, else p of the p-norm.
     """
     B, N, _ = x.shape
-    chosen = torch.zeros(B, N + 1, dtype=torch.bool, device=x.device)
-    chosen = chosen.scatter(1, torch.where(seed >= 0, seed, N), True)[:, :N]
-    missing = torch.tensor(tuple(counts), device=x.device) - chosen.sum(1)  # [B]
+    taken = torch.zeros(B, N + 1, dtype=torch.bool, device=x.device)  # the last column is nobody's
+    taken = taken.scatter(1, seed.masked_fill(seed < 0, N), True)
+    chosen = taken[:, :N]
     steps = max((count - s for count, s in zip(counts, sure, strict=True)), default=0)
-    index = torch.arange(N, device=x.device)
-    rank = torch.where(chosen, index, 2 * N)  # [B, N]; a token that was not chosen ranks behind all
+    index, widest = torch.arange(N, device=x.device), max(counts, default=0)
+    picks = seed[:, :0]
     if steps > 0:
         picks = _grow(x, seed, chosen, valid, steps, power, start=min(sure) == 0)
-        step = torch.arange(steps, device=x.device)
-        idle = step >= missing[:, None]
-        rank = torch.cat([rank, rank[:, :1]], dim=1)
-        rank = rank.scatter(1, picks.masked_fill(idle, N), (N + step).expand_as(picks))[:, :N]
-    widest = max(counts, default=0)
-    if not ordered:
-        found = torch.where(rank < 2 * N, index, N).sort(dim=1).values[:, :widest]
-        return found.masked_fill(found == N, -1)
-    rank, found = rank.sort(dim=1, stable=True)
+        every = widest if widest == min(counts) else on_device(tuple(counts), x.device)
+        missing = every - chosen.sum(1)  # [B]
+        idle = torch.arange(steps, device=x.device) >= missing[:, None]
+        picks = picks.masked_fill(idle, N)
+    if ordered:
+        return _in_turn(chosen, picks, widest)
+    if steps > 0:
+        taken = taken.scatter(1, picks, True)
+    found = index.masked_fill(~taken[:, :N], N).sort(dim=1).values[:, :widest]
+    return found if widest == min(counts, default=0) else found.masked_fill(found == N, -1)
+
+
+def _in_turn(chosen: Tensor, picks: Tensor, widest: int) -> Tensor:
+    """[B, widest] those chosen before, ascending, and the picks [B, steps] behind them, of which N is none."""
+    N, device = chosen.shape[1], chosen.device
+    rank = torch.arange(N, device=device).masked_fill(~chosen, 2 * N)  # a token that was not chosen ranks behind all
+    rank = torch.cat([rank, rank[:, :1]], dim=1)
+    turn = torch.arange(N, N + picks.shape[1], device=device)
+    rank, found = rank.scatter(1, picks, turn.expand_as(picks))[:, :N].sort(dim=1, stable=True)
     return found.masked_fill(rank == 2 * N, -1)[:, :widest]
 
 
@@ -59,21 +77,50 @@ def _grow(
     if power is None:  # tokens of length 0 repeat each other and nothing else: a direction of their own
         x = torch.cat([x, ~(x != 0).any(-1, keepdim=True)], dim=-1)
         x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    many = start or seed.shape[1] + 8 * steps >= N  # a start compares all with all; so many rows cost as much
+    walk = one_launch(x.device) if type(x) is Tensor else None  # a fake tensor has no memory for a kernel to read
+    worth = QUEUED if walk is None else WALKED
+    many = start or seed.shape[1] + worth * steps >= N  # a start compares all with all
     rows = _Table(x, power) if many and N <= TABLE_TOKENS else _Rows(x, power)
     nearest = rows.seeded(seed)  # [B, N], similarity to the nearest chosen token
     if start:
         alone = rows.isolation(valid)
         nearest = torch.where(chosen.any(1, keepdim=True), nearest, alone)
     blocked = chosen if valid is None else chosen | ~valid
-    nearest = nearest.masked_fill(blocked, torch.inf)
-    picks = [nearest.argmin(1)]
+    first = nearest = nearest.masked_fill(blocked, torch.inf)
     if start:  # the isolation of a first pick says nothing about what follows it
-        nearest = torch.where(chosen.any(1, keepdim=True), nearest, -torch.inf).masked_fill(blocked, torch.inf)
+        nearest = torch.where(chosen.any(1, keepdim=True), first, -torch.inf).masked_fill(blocked, torch.inf)
+    if walk is not None and isinstance(rows, _Table):
+        return walk(rows.table, first, nearest, steps)
+    picks = [first.argmin(1)]
     for _ in range(steps - 1):
         nearest = rows.update(nearest, picks[-1])
         picks.append(nearest.argmin(1))
     return torch.stack(picks, dim=1)
+
+
+@functools.cache
+def one_launch(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
+    """`btp.ops.farthest_point_triton.walk`, tried on the device; None where it cannot run there.
+
+    Warns:
+        RuntimeWarning: Triton is installed, but builds nothing here, as without a C compiler.
+    """
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    try:
+        from btp.ops.farthest_point_triton import walk
+
+        alone = torch.zeros(1, 2, device=device)
+        walk(torch.zeros(1, 2, 2, device=device), alone, alone, 1)
+    except Exception as error:  # of Triton, of the compiler that it starts, or of the driver
+        warnings.warn(
+            f"Triton cannot build the kernel of farthest points on {device}: {error}. Each pick is launched by itself, "
+            "which is slower. A C compiler on the PATH is what it lacks most often.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return walk
 
 
 class _Rows:
@@ -105,11 +152,13 @@ class _Rows:
 
     def seeded(self, seed: Tensor) -> Tensor:
         """[B, N] similarity to the nearest seed, -inf without one."""
-        nearest = self.x.new_full(self.x.shape[:2], -torch.inf)
+        if not seed.shape[1]:
+            return self.x.new_full(self.x.shape[:2], -torch.inf)
+        parts = []
         for index in seed.split(BLOCK, dim=1):
             block = self.block(index.clamp(min=0)).masked_fill_((index < 0)[..., None], -torch.inf)
-            nearest = torch.maximum(nearest, block.amax(1)) if index.shape[1] else nearest
-        return nearest
+            parts.append(block.amax(1))
+        return functools.reduce(torch.maximum, parts)
 
     def isolation(self, valid: Tensor | None) -> Tensor:
         """[B, N] similarity of each token to its nearest other one, in blocks of rows."""

@@ -28,7 +28,7 @@ def before(image: Tensor, coord: Tensor, valid: Tensor, step: Tensor | int = 1) 
     place = ((image.clamp(min=0) * _FRAMES + coord[..., 0]) * _SIDE + coord[..., 1]) * _SIDE + coord[..., 2]
     last = torch.iinfo(torch.int64).max
     ordered, order = place.masked_fill(~on_grid, last).sort(dim=1)
-    wanted = place - torch.as_tensor(step, device=place.device) * _SIDE**2
+    wanted = place - step * _SIDE**2
     at = torch.searchsorted(ordered, wanted).clamp(max=place.shape[1] - 1)
     found = on_grid & (ordered.gather(1, at) == wanted) & (coord[..., 0] >= step)
     return order.gather(1, at).masked_fill(~found, -1)

@@ -86,7 +86,7 @@ def proportional(count: int, sizes: Sequence[int]) -> list[int]:
 
     Args:
         count: at most the sum of the sizes.
-        sizes: of the groups.
+        sizes: Sizes of the groups.
 
     Returns:
         One number per group, none above its size; equal remainders favour the earlier group.

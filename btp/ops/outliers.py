@@ -14,7 +14,7 @@ def outliers_above(x: Tensor, valid: Tensor, times: float = 1.5) -> Tensor:
     Args:
         x: [B, N].
         valid: [B, N] bool, numbers that count, in front.
-        times: of the distance between first and third quartile.
+        times: Multiple of the distance between first and third quartile.
 
     Returns:
         [B, N] bool.

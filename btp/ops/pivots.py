@@ -48,13 +48,12 @@ def least_alike(x: Tensor, free: Tensor, pivots: Tensor, quota: Tensor) -> Tenso
     """
     exact = _exact(x)
     alike = normalize(pivots.to(exact), dim=-1) @ normalize(x.to(exact), dim=-1).mT  # [B, P, N]
-    rank = torch.arange(x.shape[1], device=x.device).expand_as(free)
-    left = free
-    for turn, most in zip(alike.unbind(1), quota.unbind(1), strict=True):
-        order = turn.masked_fill(~left, torch.inf).argsort(dim=1, stable=True)
-        mine = torch.zeros_like(left).scatter(1, order, rank < most[:, None])
-        left = left & ~mine
-    return free & ~left
+    first = torch.arange(x.shape[1], device=x.device) < quota[..., None]  # [B, P, N]
+    gone = ~free
+    for turn, mine in zip(alike.unbind(1), first.unbind(1), strict=True):
+        order = turn.masked_fill(gone, torch.inf).argsort(dim=1, stable=True)
+        gone = gone.scatter(1, order, gone.gather(1, order) | mine)
+    return free & gone
 
 
 def even_quota(rest: Tensor, real: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 
 def rebalanced_top(
     scores: Tensor,
@@ -80,4 +82,4 @@ def _column(numbers: Sequence[int], device: torch.device) -> Tensor | int:
     """[B, 1] one number per row; a plain int where all are the same, which costs no tensor."""
     if len(set(numbers)) == 1:
         return numbers[0]
-    return torch.tensor(tuple(numbers), device=device)[:, None]
+    return on_device(tuple(numbers), device)[:, None]

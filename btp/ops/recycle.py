@@ -14,7 +14,7 @@ def cell_numbers(region: Tensor, coord: Tensor, side: float, valid: Tensor) -> T
     Args:
         region: [B, N] integers >= 0; cells never reach over two of them.
         coord: [B, N, 2] row and column; -1 for a token off the grid.
-        side: of a cell, in tokens, not rounded.
+        side: Side of a cell, in tokens, not rounded.
         valid: [B, N] bool.
 
     Returns:

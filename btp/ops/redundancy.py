@@ -63,7 +63,7 @@ def grid_scores(coord: Tensor, strides: Sequence[int], weight: float) -> Tensor:
 
     Args:
         coord: [B, N, 3] (frame, row, column); -1 for tokens off the picture's grid.
-        strides: of the grids, which all begin at row and column 0.
+        strides: Strides of the grids, which all begin at row and column 0.
         weight: above 0; 3 spreads strides 2 to 12 from 0.25 to 0.979.
 
     Returns:

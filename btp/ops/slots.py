@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
+
+from btp.core.keep import on_device
+
+EPSILON = 1e-6  # most that all rows together may add to a decayed sum that are left out
 
 
 def of_groups(x: Tensor, groups: int, mean: bool = False) -> Tensor:
@@ -62,4 +68,14 @@ def standing(position: Tensor, at: Tensor) -> Tensor:
 
 def decayed(rows: int, decay: float, device: torch.device) -> Tensor:
     """[rows] float32 factors decay^(rows behind); 0^0 is 1."""
-    return torch.tensor(decay, device=device) ** torch.arange(rows - 1, -1, -1, device=device)
+    return on_device(decay, device) ** torch.arange(rows - 1, -1, -1, device=device)
+
+
+def rows_that_count(decay: float, rows: int) -> int:
+    """Last rows outside of which a decayed sum of probabilities gets EPSILON at most.
+
+    A row that lies w behind adds at most decay^w, all from there on decay^w / (1 - decay).
+    """
+    if decay in (0.0, 1.0):
+        return 1 if decay == 0.0 else rows
+    return min(rows, math.ceil(math.log(EPSILON * (1.0 - decay)) / math.log(decay)))

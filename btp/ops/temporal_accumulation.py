@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.keep import on_device
+
 TINY = 1e-12
 
 
@@ -110,7 +112,7 @@ def accumulate(
     scores: list[Tensor] = []
     before = mass = None
     for step, t in enumerate(walk):
-        here, wanted = real[:, t], torch.tensor([row[t] for row in keep], device=keys.device)[:, None]
+        here, wanted = real[:, t], on_device([row[t] for row in keep], keys.device)[:, None]
         if step == 0:
             drop = [int(n) - row[t] for n, row in zip(here.sum(1).tolist(), keep, strict=True)]
             order, _ = most_alike(keys[:, t], here, drop)

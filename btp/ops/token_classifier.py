@@ -37,7 +37,7 @@ class TokenClassifier(nn.Module):
         width, heads: of a block.
         patch: side of a patch in pixels; that of the model behind it.
         grid: patches along each side of the position table, which is resized to the picture's.
-        channels: of a picture.
+        channels: Channels of a picture.
     """
 
     def __init__(self, layers: int, width: int, heads: int, patch: int, grid: int, channels: int = 3) -> None:
@@ -96,7 +96,7 @@ def accumulated_loss(scores: Tensor, labels: Tensor, weight: float = 1.0) -> Ten
     Args:
         scores: [B, M, 2].
         labels: [B, M] 0 background, 1 foreground, -1 for none.
-        weight: of a foreground patch.
+        weight: Weight of a foreground patch.
 
     Source: the paper's accumulative cross-entropy, as a review restates it.
     """
@@ -113,7 +113,7 @@ def foreground(
     Args:
         probability: [B, M] of being foreground.
         valid: [B, M] bool.
-        threshold: from which on a patch is foreground.
+        threshold: Threshold from which on a patch is foreground.
         background: share of the other patches that stays too, the likeliest first.
         floor: share of all patches that stays at least.
 

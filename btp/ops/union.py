@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
+
 
 def joined(
     chosen: Tensor, extra: Tensor, counts: Sequence[int], sure: Sequence[int], more: Sequence[int]
@@ -41,6 +43,7 @@ def _read(chosen: Tensor, extra: Tensor, counts: Sequence[int]) -> tuple[Tensor,
 def _queued(chosen: Tensor, extra: Tensor, counts: Sequence[int]) -> Tensor:
     """All rows at once and nothing read."""
     new = (extra >= 0) & ~(extra[:, :, None] == chosen[:, None]).any(2)
-    room = torch.tensor(tuple(counts), device=chosen.device) - (chosen >= 0).sum(1)
+    every = counts[0] if len(set(counts)) == 1 else on_device(tuple(counts), chosen.device)
+    room = every - (chosen >= 0).sum(1)
     fits = new & (new.cumsum(1) <= room[:, None])
     return torch.cat([chosen, extra.masked_fill(~fits, -1)], dim=1)

@@ -7,6 +7,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
@@ -126,7 +127,7 @@ class AIM(Pruner):
 
         every = torch.arange(on_grid.shape[1], device=on_grid.device).expand_as(on_grid)
         loose = tokens.valid & ~on_grid
-        loose &= loose.cumsum(1) <= torch.tensor(off, device=loose.device)[:, None]
+        loose &= loose.cumsum(1) <= on_device(off, loose.device)[:, None]
         target = every.masked_fill(~loose, -1)
         target = apart.back(index.gather(1, plan.target.clamp(min=0)).masked_fill(plan.target < 0, -1), target)
         weight = apart.back(plan.weight, torch.ones_like(every, dtype=plan.weight.dtype))

@@ -16,8 +16,8 @@ class ATPFree(Pruner):
     """ATP-LLaVA's score with a threshold that nobody learned.
 
     Args:
-        inside: as in ATP-LLaVA.
-        norm: as in ATP-LLaVA.
+        inside: As in ATP-LLaVA.
+        norm: As in ATP-LLaVA.
         deviations: standard deviations above the mean from which a token stays.
         cell: rows and columns of a cell, of which the best token stays; 0 has none.
         count: stage (exactly its keep: the best of each cell, then by redundancy) | own (what the rule says).

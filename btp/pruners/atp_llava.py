@@ -29,7 +29,7 @@ class ATPLLaVA(Trained):
     Args:
         inside: attention among visual tokens: open (softmax over them, without order) | causal | logits.
         norm: minmax (scores over the tokens at hand, from 0 to 1) | none.
-        strides: of the grids: every s-th row and column.
+        strides: Strides of the grids: every s-th row and column.
         sample: weight of a grid's density in its score.
         grid: cells a side of the map that the thresholds are read from; coordinates beyond it wrap around.
         hidden: width of the layer in between.
@@ -39,9 +39,9 @@ class ATPLLaVA(Trained):
         average: what it holds against that: the mean over all layers | over stages.
         relative: divide that loss by the number of tokens.
         count: stage (exactly its keep: those on the grid, then by redundancy) | own (what the thresholds say).
-        seed: of untrained modules.
+        seed: Seed of untrained modules.
         weights: folder of trained modules; null leaves them untrained.
-        digest: of the weights, where it is known.
+        digest: Digest of the weights, where it is known.
 
     Source: Ye et al. 2024, arXiv:2412.00447, sections 3.2 to 3.4, second hand. Its layers 4, 14 and 24 are read as
     counted from 1: `llm.layer.4` is behind four layers.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from btp.core.pruner import Pruner, Tokens
@@ -34,13 +36,15 @@ class BAViT(Pruner):
         threshold: probability from which on a patch is foreground.
         background: share of the background patches that stays too, the likeliest first (partial pruning); 0 drops all.
         floor: share of all patches that stays at least.
-        weights: folder of a trained classifier, as `save` writes it; null builds one of random weights by the keys
-            below, which is a control.
-        layers, width, heads, patch, grid: of an untrained one, as `TokenClassifier`; null where weights are given.
-        seed: of the random weights.
+        weights: folder of a trained classifier, as `save` writes it; null builds one of random weights, which is a
+            control.
+        layers, width, heads, patch, grid: as `TokenClassifier`; where weights are given they must be theirs. Null takes
+            those of the weights; without any, the model's own width, patch and grid.
+        seed: Seed of the random weights.
+        digest: SHA-256 of the weights, where it is known.
 
     Raises:
-        ValueError: a value is out of range, the folder holds no classifier, or its shape is given twice.
+        ValueError: a value is out of range, the folder holds no classifier, or one of another shape or digest.
 
     Source: Sah et al. 2024, arXiv:2410.09324 (abstract; no code was published). What the abstract leaves open is ours.
     """
@@ -52,13 +56,14 @@ class BAViT(Pruner):
         threshold: float,
         background: float,
         floor: float,
-        weights: str | None,
         layers: int | None,
         width: int | None,
         heads: int | None,
         patch: int | None,
         grid: int | None,
         seed: int,
+        weights: str | None = None,
+        digest: str | None = None,
     ) -> None:
         if select not in SELECT:
             raise ValueError(f"pruner.method.select is {select!r}. Choose from: {', '.join(SELECT)}.")
@@ -67,9 +72,36 @@ class BAViT(Pruner):
                 raise ValueError(f"pruner.method.{key} is {value!r}. Write a number from 0 to 1.")
         self.mode, self.adaptive = select, select == "threshold"
         self.threshold, self.background, self.floor = threshold, background, floor
-        shape: dict[str, Any] = dict(zip(SHAPE, (layers, width, heads, patch, grid), strict=True))
-        self.classifier = _untrained(shape, seed) if weights is None else _read(Path(weights).expanduser(), shape)
-        self.classifier.requires_grad_(False).eval()
+        self.shape: dict[str, Any] = dict(zip(SHAPE, (layers, width, heads, patch, grid), strict=True))
+        self.seed, self.classifier = seed, None
+        if weights is not None:
+            self.classifier = _read(Path(weights).expanduser(), self.shape, digest)
+        elif missing := next((key for key in ("layers", "heads") if self.shape[key] is None), None):
+            raise ValueError(
+                f"pruner.method.weights is null and so is pruner.method.{missing}. Name the folder of a trained "
+                "classifier, or give layers and heads for an untrained one."
+            )
+        elif None not in self.shape.values():
+            self.begin((0, 0), 0, 0)
+
+    def begin(self, size: tuple[int, int], patches: int, width: int) -> TokenClassifier:
+        """The classifier, made where there is none yet.
+
+        Args:
+            size: height and width of a picture in pixels.
+            patches: that the model cuts it into.
+            width: of the model.
+        """
+        if self.classifier is None:
+            side = round((size[0] * size[1] / max(patches, 1)) ** 0.5)
+            patch = self.shape["patch"] or side
+            own = {"width": width, "patch": side, "grid": max(size) // max(patch, 1)}
+            shape = {key: own[key] if value is None else value for key, value in self.shape.items()}
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                self.classifier = TokenClassifier(**shape)
+            self.classifier.requires_grad_(False).eval()
+        return self.classifier
 
     def check(self, schedule: Schedule) -> None:
         """Refuse more than one stage, and one that does not stand in front of the first vision layer."""
@@ -101,8 +133,14 @@ class BAViT(Pruner):
         """The probability of being foreground."""
         return {"foreground": self._probability(tokens, signals[self.needs(stage)[0]])}
 
-    def save(self, folder: Path) -> None:
-        """Write the classifier for `weights`."""
+    def save(self, folder: Path) -> str:
+        """Write the classifier for `weights`; returns the digest of its weights.
+
+        Raises:
+            ValueError: there is none yet.
+        """
+        if self.classifier is None:
+            raise ValueError("pruner 'bavit' has no classifier yet. Call begin, or give all of its shape.")
         folder.mkdir(parents=True, exist_ok=True)
         shape = {
             "layers": len(self.classifier.blocks),
@@ -112,14 +150,18 @@ class BAViT(Pruner):
             "grid": self.classifier.positions.shape[-1],
         }
         (folder / CONFIG).write_text(json.dumps(shape, indent=2) + "\n", encoding="utf-8")
-        save_file({k: v.contiguous() for k, v in self.classifier.state_dict().items()}, folder / WEIGHTS)
+        content = save({k: v.detach().cpu().contiguous() for k, v in self.classifier.state_dict().items()})
+        (folder / WEIGHTS).write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
 
     def _probability(self, tokens: Tokens, pixels: Tensor) -> Tensor:
         """[B, N] of each token's patch, in float32."""
-        module = self.classifier.to(pixels.device)
+        total = tokens.host_total or tuple(tokens.total.tolist())
+        high, wide = pixels.shape[-2:]
+        module = self.begin((high, wide), max(total), tokens.hidden.shape[-1]).to(pixels.device)
         with torch.no_grad():
             scores = module(pixels.float())
-        patches, total = scores.shape[1], tokens.host_total or tuple(tokens.total.tolist())
+        patches = scores.shape[1]
         if patches < max(total):
             raise ValueError(
                 f"pruner 'bavit' cuts a picture of {pixels.shape[-2]}x{pixels.shape[-1]} pixels into {patches} patches "
@@ -129,32 +171,23 @@ class BAViT(Pruner):
         return scores.softmax(-1)[..., 1].gather(1, tokens.index.clamp(min=0))
 
 
-def _untrained(shape: Mapping[str, Any], seed: int) -> TokenClassifier:
-    missing = [key for key, value in shape.items() if value is None]
-    if missing:
-        raise ValueError(
-            f"pruner.method.weights is null and so is pruner.method.{missing[0]}. Name the folder of a trained "
-            "classifier, or give all of layers, width, heads, patch and grid for an untrained one."
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return TokenClassifier(**shape)
-
-
-def _read(folder: Path, given: Mapping[str, Any]) -> TokenClassifier:
-    twice = [key for key, value in given.items() if value is not None]
-    if twice:
-        raise ValueError(
-            f"pruner.method.{twice[0]} is {given[twice[0]]}, but pruner.method.weights={folder} says it. Set it to "
-            "null."
-        )
+def _read(folder: Path, given: Mapping[str, Any], digest: str | None) -> TokenClassifier:
     try:
         shape = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         module = TokenClassifier(**shape)
-        module.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        content = (folder / WEIGHTS).read_bytes()
+        module.load_state_dict(load(content))
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"pruner.method.weights is {folder}, where no token classifier can be read: {str(error).splitlines()[0]} "
             f"Set it to a folder with {CONFIG} and {WEIGHTS}."
         ) from error
-    return module
+    other = next((key for key, value in given.items() if value not in (None, shape[key])), None)
+    if other is not None:
+        raise ValueError(
+            f"pruner.method.{other} is {given[other]}, but the classifier in {folder} was trained with {shape[other]}. "
+            "Set it to that or to null, or name another folder in pruner.weights."
+        )
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{folder / WEIGHTS} is not what its card says. Train anew, or name another folder.")
+    return module.requires_grad_(False).eval()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from btp.core.keep import keep_count
+from btp.core.keep import keep_count, on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -128,7 +128,9 @@ class BTP(Pruner):
         if tuple(first.sure) == first.counts:  # nothing is left for diversity
             keep = _ascending(first.chosen, tokens.valid.shape[1], first.counts)
         else:
-            keep = farthest_points(tokens.hidden, first.chosen, first.counts, tokens.valid, first.sure)
+            padded = tokens.host_alive is None or min(tokens.host_alive) < tokens.valid.shape[1]
+            valid = tokens.valid if padded else None
+            keep = farthest_points(tokens.hidden, first.chosen, first.counts, valid, first.sure)
         return Selection(keep, scores=first.scores)
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
@@ -193,10 +195,10 @@ class BTP(Pruner):
         ]
         if not any(numbers):
             return [()] * len(numbers)
-        coord = tokens.coord
-        if min(alive) < coord.shape[1]:
+        coord, image = tokens.host_grid or (tokens.coord, tokens.image)
+        if tokens.host_grid is None and min(alive) < coord.shape[1]:
             coord = coord.masked_fill(~tokens.valid[..., None], -1)
-        return spatial_seeds(coord, tokens.image, numbers, self.distance)
+        return spatial_seeds(coord, image, numbers, self.distance)
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class _First:
         counts: tokens that each row keeps.
         by_attention: how many of them attention chooses.
         scores: [B, N] attention; None where it chooses none.
-        candidates: for attention, per row.
+        candidates: Candidates for attention, per row.
         limits: candidates, split and valid, as `rebalanced_top` takes them; None likewise.
         attended: [B, M] those that attention chose.
         scratch: [B, M'] the farthest points from scratch.
@@ -229,7 +231,7 @@ class _First:
 def _places(line: Tensor, candidates: Sequence[int], n: int) -> Tensor:
     """[B, n] falling from 1 along each row's line of `candidates` [B, C]; -inf for who does not stand in it."""
     place = torch.arange(line.shape[1], device=line.device)
-    length = torch.tensor(tuple(candidates), device=line.device).clamp(min=1)[:, None]
+    length = on_device(tuple(candidates), line.device).clamp(min=1)[:, None]
     found = torch.full((len(line), n + 1), -torch.inf, device=line.device)
     return found.scatter(1, line.masked_fill(line < 0, n), 1 - place / length)[:, :n]
 
@@ -250,7 +252,7 @@ def _by_attention(stage: Stage, k: int) -> int:
 def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
     """[B, longest] the rows, padded with -1 at the end."""
     width = max(map(len, rows))
-    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], device=device).view(len(rows), width)
+    return on_device([[*row, *[-1] * (width - len(row))] for row in rows], device).view(len(rows), width)
 
 
 def _number(key: str, value: object, low: float, high: float | None) -> float:

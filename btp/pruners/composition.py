@@ -62,6 +62,12 @@ class Chain(Pruner):
             if hasattr(part, "set_targets"):
                 part.set_targets(targets)
 
+    def set_clips(self, rows: Sequence[Any]) -> None:
+        """Pass on what the coming batch asks of which videos to the parts that match them."""
+        for part in self.parts.values():
+            if hasattr(part, "set_clips"):
+                part.set_clips(rows)
+
     def check(self, schedule: Schedule) -> None:
         """Refuse stages of nobody; then each part looks at its own stages."""
         mine: dict[str, list[int]] = {name: [] for name in self.parts}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -81,7 +82,7 @@ class DART(Pruner):
             every = top_k(torch.zeros_like(tokens.valid, dtype=torch.float32), counts, tokens.valid)
             return Selection(every, counts=counts if self.adaptive else None)
         device, N = tokens.hidden.device, tokens.valid.shape[1]
-        wanted = torch.tensor(counts, device=device)
+        wanted = on_device(counts, device)
         image = longest_keys(signals[keys], tokens.valid, self.image_pivots)  # [B, Pi]
         if not self.adaptive:
             image = image.masked_fill(torch.arange(image.shape[1], device=device) >= wanted[:, None], -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -56,7 +57,7 @@ class DivPrune(Pruner):
         start = tokens.index[:, :0]
         keep = farthest_points(tokens.hidden, start, counts, tokens.valid, distance=self.distance, ordered=ordered)
         if ordered and any(k == n for k, n in zip(counts, alive, strict=True)):
-            whole = torch.tensor([k == n for k, n in zip(counts, alive, strict=True)], device=keep.device)
+            whole = on_device([k == n for k, n in zip(counts, alive, strict=True)], keep.device)
             place = torch.arange(keep.shape[1], device=keep.device)
             keep = torch.where(whole[:, None], place.masked_fill(keep < 0, -1), keep)
         return Selection(keep, ordered=ordered)

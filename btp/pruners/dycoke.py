@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -73,7 +74,7 @@ class DyCoke(Pruner):
         frame, sizes = frame_numbers(tokens.image, tokens.coord, tokens.valid)
         counts = tokens.keep_counts(stage)
         loose = tokens.valid & (frame < 0)
-        left = (torch.tensor(counts, device=frame.device) - loose.sum(1)).clamp(min=0)
+        left = (on_device(counts, frame.device) - loose.sum(1)).clamp(min=0)
         first = torch.zeros_like(sizes).scatter_add(1, frame.clamp(min=0), ((place == 0) & (frame >= 0)).long())
         whole = torch.minimum(left, first.sum(1))
         quota = apportion(first, whole, first)
@@ -109,5 +110,5 @@ class DyCoke(Pruner):
     def _distance(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """[B, N] distance to the frame that each is compared with, and the frame's place in its window."""
         place = tokens.coord[..., 0].clamp(min=0) % WINDOW
-        back = torch.tensor(BACK, device=place.device)[place]
+        back = on_device(BACK, place.device)[place]
         return distance_before(tokens.hidden, before(tokens.image, tokens.coord, tokens.valid, back)), place

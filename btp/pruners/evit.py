@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
@@ -59,7 +60,7 @@ class EViT(Pruner):
         kept = marked(keep, score.shape[1])
         carrier = score.masked_fill(~kept, torch.inf).argmin(1, keepdim=True)
         index = torch.arange(score.shape[1], device=score.device).expand_as(score)
-        stays = kept | (torch.tensor(counts, device=score.device) == torch.tensor(alive, device=score.device))[:, None]
+        stays = kept | (on_device(counts, score.device) == on_device(alive, score.device))[:, None]
         target = torch.where(stays, index, carrier).masked_fill(~tokens.valid, -1)
         return Selection(keep, MergePlan(target, score.clamp(min=torch.finfo(score.dtype).tiny)), scores=score)
 

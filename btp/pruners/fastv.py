@@ -22,7 +22,7 @@ class FastV(ScorePruner):
     Args:
         score: probs | logits. Probabilities are normalised over all keys, text too.
         query: last (the prompt's last token) | mean (over all tokens of the prompt; only with probs).
-        seed: of the random ones.
+        seed: Seed of the random ones.
 
     Source: Chen et al. 2024, arXiv:2403.06764, and its released code, of which the variant is reproduced that
     withdraws tokens once, at prefill. The paper defines the score as the mean over all tokens, every released variant

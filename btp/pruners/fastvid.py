@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -37,7 +38,7 @@ class FastVID(Pruner):
             signals cannot be seen; then anchors get the whole count.
         every: frames from one with anchors to the next.
         neighbours: nearest tokens that make the density.
-        share: of an anchor in what it becomes.
+        share: Share of an anchor in what it becomes.
 
     Source: Shen et al. 2025, arXiv:2503.11187, section 3, and its released code.
     """
@@ -101,14 +102,14 @@ class FastVID(Pruner):
 
         none = torch.zeros_like(tokens.valid)
         anchor, own = apart.back(anchors, none), apart.back(chosen, none)
-        number = torch.tensor(segment, device=x.device)[:, None].expand_as(real)
+        number = on_device(segment, x.device)[:, None].expand_as(real)
         group = apart.back(number, torch.full_like(tokens.index, -1))
         kept_loose = tokens.valid & ~on_grid
-        kept_loose &= kept_loose.cumsum(1) <= torch.tensor(loose, device=x.device)[:, None]
+        kept_loose &= kept_loose.cumsum(1) <= on_device(loose, x.device)[:, None]
         stays = anchor | own | kept_loose
         plan = into_anchors(tokens.hidden, anchor, on_grid & ~stays, group, self.share)
         plan = type(plan)(plan.target.masked_fill(~tokens.valid | (~on_grid & ~stays), -1), plan.weight, plan.combine)
-        whole = torch.tensor([k == n for k, n in zip(counts, alive, strict=True)], device=x.device)[:, None]
+        whole = on_device([k == n for k, n in zip(counts, alive, strict=True)], x.device)[:, None]
         return Selection(top_k((stays | (whole & tokens.valid)).float(), counts, tokens.valid), plan, scores=scores)
 
     def _segments(self, tokens: Tokens, apart: Apart, x: Tensor, real: Tensor) -> list[int]:

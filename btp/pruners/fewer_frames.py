@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
@@ -27,9 +28,7 @@ class FewerFrames(ScorePruner):
             wanted = -(-count // int(sizes.max())) if len(sizes) else 0
             turn = torch.full((int(frame.max()) + 2,), len(frames), device=frame.device)
             order = _spread(len(frames), wanted)
-            turn[frames[torch.tensor(order, dtype=torch.long, device=frame.device)]] = torch.arange(
-                len(order), device=frame.device
-            )
+            turn[frames[on_device(order, frame.device, torch.long)]] = torch.arange(len(order), device=frame.device)
             rows.append(-turn[place])  # -1, off the grid, reads the last entry, which no frame has
         return torch.stack(rows).to(tokens.hidden.dtype)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
@@ -90,7 +91,7 @@ class HoliTom(Pruner):
         scores = self._worth(tokens, signals, stage, frame)
 
         part = torch.where(rests, frame.shape[1] + window, frame).clamp(min=0)  # still of a window, moving of a frame
-        asked = torch.tensor(counts, device=part.device)
+        asked = on_device(counts, part.device)
         loose, free = heads & (frame < 0), heads & (frame >= 0)
         loose &= loose.cumsum(1) <= asked[:, None]
         room = torch.zeros(len(part), 2 * part.shape[1], dtype=torch.long, device=part.device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -62,7 +63,7 @@ class HoloV(Pruner):
         attention, holistic, crop, sizes = self._worth(tokens, signals, stage)
         counts = tokens.keep_counts(stage)
         worth = _sums(holistic, crop, sizes) / sizes.clamp(min=1)
-        quota = apportion(worth, torch.tensor(counts, device=crop.device), sizes)
+        quota = apportion(worth, on_device(counts, crop.device), sizes)
         by = attention if self.rank == "attention" else holistic
         stays = best_of_groups(by, crop, quota, tokens.valid)
         return Selection(top_k(stays.float(), counts, tokens.valid), scores=holistic)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import Selection
@@ -25,7 +26,7 @@ class Lattice(Pruner):
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Greedy max-min over the grid, Manhattan distance, from the first token on."""
         counts = tokens.keep_counts(stage)
-        picks = spatial_seeds(tokens.coord, tokens.image, counts, "manhattan")
+        picks = spatial_seeds(*(tokens.host_grid or (tokens.coord, tokens.image)), counts, "manhattan")
         rows = []
         for b, (taken, count) in enumerate(zip(picks, counts, strict=True)):
             alive = int(tokens.valid[b].sum()) if len(taken) < count else 0
@@ -33,4 +34,4 @@ class Lattice(Pruner):
             rest = [i for i in range(alive) if i not in chosen][: count - len(taken)]
             row = sorted([*taken, *rest])
             rows.append(row + [-1] * (max(counts) - len(row)))
-        return Selection(torch.tensor(rows, device=tokens.hidden.device, dtype=torch.long).view(len(counts), -1))
+        return Selection(on_device(rows, tokens.hidden.device, torch.long).view(len(counts), -1))

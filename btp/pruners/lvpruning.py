@@ -25,13 +25,13 @@ class LVPruning(Trained):
     """Keeps the tokens that a stage's module gives the highest score for staying.
 
     Args:
-        width: of the modules inside; null takes the width of the hidden states, as the paper does.
-        blocks: of cross-attention, one behind the other.
-        heads: of each; they divide the width.
+        width: Width of the modules inside; null takes the width of the hidden states, as the paper does.
+        blocks: Blocks of cross-attention, one behind the other.
+        heads: Heads of each; they divide the width.
         tau: temperature of the sampled decisions in training.
-        seed: of untrained modules.
+        seed: Seed of untrained modules.
         weights: folder of trained modules; null leaves them untrained.
-        digest: of the weights, where it is known.
+        digest: Digest of the weights, where it is known.
 
     Source: Sun et al. 2025, arXiv:2501.13652, section 3. "After layer 1" there is `llm.layer.1` here. No code was
     released: that a block projects its output, that nothing leads around its MLP, that answers are hidden from the
@@ -147,8 +147,8 @@ class Decision(nn.Module):
     """Cross-attention from visual tokens to the text, and two numbers for each token: stay and go.
 
     Args:
-        width: of the states.
-        inner: of the module; another one is reached by a linear map in front.
+        width: Width of the states.
+        inner: Inner of the module; another one is reached by a linear map in front.
         blocks, heads: of the attention.
     """
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -216,4 +217,4 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """[B, longest] the rows, padded with -1 at the end."""
     width = max(map(len, rows))
     filled = [[*row, *[-1] * (width - len(row))] for row in rows]
-    return torch.tensor(filled, dtype=torch.long, device=device).view(len(rows), width)
+    return on_device(filled, device, torch.long).view(len(rows), width)

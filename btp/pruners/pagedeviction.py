@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from btp.core.cache_pruner import SCORE, CachePruner
+from btp.core.keep import on_device
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
 from btp.core.slots import Slots, SlotSelection
@@ -113,7 +114,7 @@ class PagedEviction(CachePruner):
             return None, counts
         if self.protect:
             rank = slots.valid[:, : score.shape[1]].cumsum(2) - 1
-            last = torch.tensor([n - page - r for n, r in zip(alive, rest, strict=True)], device=rank.device)
+            last = on_device([n - page - r for n, r in zip(alive, rest, strict=True)], rank.device)
             score = score.masked_fill((rank < page) | (rank >= last[:, None, None]), torch.inf)
         return keep_best(score, counts, slots.valid, alive), counts
 
@@ -125,7 +126,7 @@ class PagedEviction(CachePruner):
         counts = tuple(n - page * fills for n, fills in zip(alive, full, strict=True))
         valid = slots.valid[:, :heads]
         victim = self.victim(page_sums(score, valid, page) / page, [n // page for n in alive])
-        victim = victim.masked_fill(~torch.tensor(full, device=victim.device)[:, None], -1)
+        victim = victim.masked_fill(~on_device(full, victim.device)[:, None], -1)
         stay = valid & (page_of(valid, page) != victim[..., None])
         n = stay.shape[2]
         index = torch.arange(n, device=stay.device).masked_fill(~stay, n).sort(2).values[..., : max(counts)]
@@ -139,7 +140,7 @@ class PagedEviction(CachePruner):
             pages: full pages of each row.
         """
         number = torch.arange(means.shape[2], device=means.device)
-        ends = torch.tensor(pages, device=means.device)[:, None, None]
+        ends = on_device(pages, means.device)[:, None, None]
         first = int(self.protect)
         may = (number >= first) & (number < ends - first)
         if self.candidates != "all":

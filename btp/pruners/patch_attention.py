@@ -65,8 +65,8 @@ def check_sites(schedule: Schedule, method: str, first: int = 0) -> None:
     """Refuse stages that are not in front of the decoder, where each token is a patch.
 
     Args:
-        schedule: of the method, or a part of it.
-        method: its name.
+        schedule: Schedule of the method, or a part of it.
+        method: Name of the method.
         first: number of the part's first stage.
 
     Raises:

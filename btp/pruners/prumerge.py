@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
@@ -232,4 +233,4 @@ def _last(rest: Tensor) -> Tensor:
 
 
 def _column(numbers: Sequence, like: Tensor) -> Tensor:
-    return torch.tensor(tuple(numbers), device=like.device)[:, None]
+    return on_device(tuple(numbers), like.device)[:, None]

@@ -27,7 +27,7 @@ class Random(ScorePruner):
     random slots, so that it may stand in for a composition that works at both.
 
     Args:
-        seed: of the run.
+        seed: Seed of the run.
         salt: content | none. `content` draws anew for every picture: it adds the indices of the tokens that are
             largest in each of the first channels of the hidden states, which rounding leaves alone unless two
             are nearly equal. `none` keeps the same places in every picture of one size, and so does `content` at a
@@ -73,7 +73,7 @@ class Random(ScorePruner):
 
 def _landmarks(tokens: Tokens) -> Tensor:
     """[B] of the original indices of the tokens that stand out in the first channels, as one number."""
-    channels = tokens.hidden.detach()[..., :CHANNELS].transpose(1, 2).float()  # [B, CHANNELS, N]
-    highest = channels.masked_fill(~tokens.valid[:, None], -torch.inf).argmax(2)
+    channels = tokens.hidden.detach()[..., :CHANNELS].float()  # [B, N, CHANNELS]
+    highest = channels.masked_fill(~tokens.valid[..., None], -torch.inf).argmax(1)
     found = tokens.index.gather(1, highest)
-    return sum((found[:, part] * ODD**part for part in range(1, found.shape[1])), start=found[:, 0])
+    return torch.add(found[:, 0], found[:, -1], alpha=ODD)

@@ -20,7 +20,7 @@ class RandomSlots(ScoreSlots):
     It never changes, so that in decode too what stays is a random choice of all that came.
 
     Args:
-        seed: of the run.
+        seed: Seed of the run.
     """
 
     def __init__(self, *, seed: int) -> None:

@@ -27,7 +27,7 @@ class Scores:
     Attributes:
         inside, text: attention from the visual tokens and from the text, as the method normalises them.
         redundancy: mean of the two, higher = less redundant.
-        spatial: of the coarsest grid.
+        spatial: Stride of the coarsest grid.
     """
 
     inside: Tensor
@@ -42,7 +42,7 @@ class Redundancy:
     Args:
         inside: open | causal | logits, see `btp.ops.redundancy.received_inside`.
         norm: minmax (each score over its tokens, from 0 to 1) | none.
-        strides: of the grids.
+        strides: Strides of the grids.
         sample: weight of a grid's density in its score.
 
     Raises:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import Selection
@@ -16,7 +15,7 @@ class Replay(Pruner):
     """A late question: the picture was pruned for another one, and what left is gone.
 
     Args:
-        kept: by site, per row the original visual indices that stayed there, as `StageRecord.kept` has them.
+        kept: Kept by site, per row the original visual indices that stayed there, as `StageRecord.kept` has them.
     """
 
     def __init__(self, kept: Mapping[str, Sequence[Sequence[int]]]) -> None:
@@ -44,4 +43,4 @@ class Replay(Pruner):
             raise ValueError(f"replay was recorded on other pictures: tokens kept at {stage.site} are not there.")
         widest = max(map(len, found), default=0)
         padded = [mine + [-1] * (widest - len(mine)) for mine in found]
-        return Selection(torch.tensor(padded, device=tokens.index.device).view(len(found), widest))
+        return Selection(on_device(padded, tokens.index.device).view(len(found), widest))

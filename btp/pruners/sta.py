@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -126,7 +127,7 @@ def _chunks(chunk: Tensor, valid: Tensor) -> tuple[Tensor, list[list[int]]]:
     sizes = [[len(members) for members in row] for row in table]
     most = max(map(max, sizes))
     padded = [[members + [-1] * (most - len(members)) for members in row] for row in table]
-    return torch.tensor(padded, device=chunk.device), sizes
+    return on_device(padded, chunk.device), sizes
 
 
 def _taken(x: Tensor, index: Tensor) -> Tensor:

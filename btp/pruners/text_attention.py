@@ -60,8 +60,8 @@ class TextAttention:
 
         Args:
             i: number of the stage, for the message.
-            stage: to look at.
-            name: of the pruner.
+            stage: Stage to look at.
+            name: Name of the pruner.
             instead: what else the reader may change.
 
         Raises:

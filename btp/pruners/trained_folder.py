@@ -63,7 +63,7 @@ def read_weights(pruner: Trained, folder: str, digest: str | None = None) -> Non
     """Take up modules that `write_weights` wrote.
 
     Args:
-        digest: that they must have; None takes what the card says.
+        digest: Digest that they must have; None takes what the card says.
 
     Raises:
         ValueError: they are of another method, of other settings, or not what the card says.

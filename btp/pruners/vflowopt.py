@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
@@ -144,7 +145,7 @@ class VFlowOpt(Pruner):
         valid, device = tokens.valid, score.device
         image = tokens.image.masked_fill(~valid, 0)
         frame = tokens.coord[..., 0].masked_fill(~valid, 0).clamp(min=0)
-        wanted = torch.tensor(tuple(counts), device=device)
+        wanted = on_device(tuple(counts), device)
         index = torch.arange(valid.shape[1], device=device).expand_as(valid)
         apart = best_per_group(score, image, valid, wanted)
         plainly = MergePlan(index.masked_fill(~apart, -1), torch.ones_like(worth))
@@ -155,7 +156,7 @@ class VFlowOpt(Pruner):
         cell = cell_numbers(image * (1 << 16) + frame, tokens.coord[..., 1:], self.m, valid)
         rank = ranks(score, valid)
         room = [0 if k == n else int(n / self.m**2) for k, n in zip(counts, alive, strict=True)]
-        direct = (wanted - torch.tensor(room, device=device)).clamp(min=0)
+        direct = (wanted - on_device(room, device)).clamp(min=0)
         most = wanted if self.exact else torch.full_like(wanted, valid.shape[1])
         if self.exact:
             direct = direct_counts(rank, cell, valid, wanted, direct)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -31,7 +32,7 @@ class VidCom2(Pruner):
 
     Args:
         channels: share of the channels that are compared, in (0, 1].
-        temperature: of the softmax over frames, above 0.
+        temperature: Temperature of the softmax over frames, above 0.
 
     Source: Liu et al. 2025, arXiv:2505.14454, section 4, and its released code.
     """
@@ -54,7 +55,7 @@ class VidCom2(Pruner):
         to_video, to_frame = self._likeness(tokens, frame, sizes)
         counts = tokens.keep_counts(stage)
         loose = tokens.valid & (frame < 0)
-        left = (torch.tensor(counts, device=frame.device) - loose.sum(1)).clamp(min=0)
+        left = (on_device(counts, frame.device) - loose.sum(1)).clamp(min=0)
         quota = apportion(self._shares(to_video, frame, sizes), torch.minimum(left, sizes.sum(1)), sizes)
         worth = -(to_video + to_frame)
         stays = loose | best_of_groups(worth, frame.clamp(min=0), quota, frame >= 0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from btp.core.keep import keep_count
+from btp.core.keep import keep_count, on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
@@ -199,7 +199,7 @@ def _marked(index: Tensor, width: int) -> Tensor:
 
 
 def _column(numbers: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(tuple(numbers), device=like.device)[:, None]
+    return on_device(tuple(numbers), like.device)[:, None]
 
 
 def _count_or_share(key: str, value: object) -> int | float:

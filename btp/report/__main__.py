@@ -49,6 +49,8 @@ def _write(folders: list[Path], out: Path | None) -> tuple[RenderableType, list[
             raise ValueError(f"--out is for comparisons; the report of one run lies in its folder {one}. Drop --out.")
         page = write_report(one)
         return screen_table(one), [page]
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"--out is {out}, which is no folder. Name one, or leave it out.")
     shown, written = compare(folders, [], out or (one or Path()) / "comparison")
     return shown, [path for path in written if path.suffix != ".png"]
 

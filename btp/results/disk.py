@@ -26,7 +26,7 @@ def refusal(error: BaseException, path: Path) -> CannotWrite | None:
     """What an error says of a place that cannot be written; None where it is about something else.
 
     Args:
-        path: that was to be written.
+        path: Path that was to be written.
     """
     if isinstance(error, CannotWrite):
         return error

@@ -20,7 +20,7 @@ class LeftOut:
         what: a folder, or the command of a run that never got one.
         why: the reason, and what to do about it.
         kind: "failed", "unfinished", "twice" (the same run is in) or "nothing" (no run was there).
-        command: that makes it, where known.
+        command: Command that makes it, where known.
     """
 
     what: str

@@ -80,6 +80,9 @@ LAYERS = mapped(keys(visual=listed(number(0)), tokens=optional(listed(number(0))
 _ENDS = dict.fromkeys(("p10", "p90", "low", "high"), optional(_UNKNOWN))
 _QUANTITY = either("a number or its median with ends", number(unknown=True), keys(median=optional(_UNKNOWN), **_ENDS))
 COST = mapped(either("costs of an arm by name, or a text", TEXT, mapped(optional(_QUANTITY))))
+WORDS = mapped(
+    keys(words=listed(TEXT), left_out=whole(0), arms=mapped(mapped(listed(whole(0, 100))))),
+)  # sample -> its prompt, and per arm and layer the share of heads that hold each piece, in percent
 CALIBRATION = keys(
     stages=optional(
         listed(keys(site=optional(TEXT), layer=optional(whole(-1)), keep=optional(_KEEP), balance=optional(number())))
@@ -123,6 +126,7 @@ SAMPLES |= {"score": _PERHAPS, "unpruned": _TEXTS, "agreement": _SHARES, "kl": _
 SAMPLES |= {"tokens_avg": _NUMBERS, "total": _WHOLES}
 TRACE = {"arm": _TEXTS, "sample": _TEXTS, "site": _TEXTS, "order": _WHOLES, "before": _WHOLES, "after": _WHOLES}
 TRACE |= {"kept": _PLACES}
+STEPS = {"arm": _TEXTS, "sample": _TEXTS, "site": _TEXTS} | dict.fromkeys(("step", "computed", "revived"), _WHOLES)
 REGIONS = {"sample": _TEXTS, "label": _TEXTS, "target": _FLAGS} | dict.fromkeys(("x0", "y0", "x1", "y1"), _NUMBERS)
 MARKS = {"arm": _TEXTS, "sample": _TEXTS, "label": _TEXTS, "kind": _TEXTS}
 MARKS |= dict.fromkeys(("x0", "y0", "x1", "y1"), _NUMBERS)

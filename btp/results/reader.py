@@ -20,9 +20,11 @@ one would show.
 - `samples.parquet`: one row per arm and sample: arm, sample, ability, question, reference, prediction,
   score in [0, 1], unpruned (the unpruned model's prediction), agreement (both say the same, or how far: a share),
   kl (nats, the distribution that answers are compared by from the unpruned one), tokens_avg, total (visual tokens
-  before any pruning).
+  before any pruning); kl_steps where texts were generated (nats per token, as long as both say the same).
 - `trace.parquet`: one row per arm, sample and stage: arm, sample, site, order, before, after, kept (original
   visual indices), and merged where it is known (those of the kept ones that others flowed into).
+- `words.json`, of text models: for some samples the pieces of the prompt, and per arm and layer the share of key heads
+  that hold each behind it, in percent.
 - `steps.parquet`, where a stage acts in decode: one row per arm, sample, step (0 is the prefill) and stage: arm,
   sample, step, site, entered (rows computed in front of it), computed (behind it), revived (of these, tokens that had
   stayed behind), parked (rows that stay behind here), waiting (states held).
@@ -30,6 +32,8 @@ one would show.
   target (the answer needs it), x0, y0, x1, y1 in shares of the sides.
 - `marks.parquet`: boxes in an arm's answers, where answers are boxes: arm, sample, label, kind (matched with a labelled
   one | wrong: matched with none | missed: a labelled one that none matches), x0, y0, x1, y1 in shares of the sides.
+- `events.parquet`, of methods that find events in videos: arm, sample, event, video, first and end (rows of tokens in
+  time, end exclusive), key, match (with the question), key_frames, tokens (how many it has behind each stage).
 - `layers.json`: {arm: {visual: [mean visual tokens per decoder layer], tokens: [...]}}.
 - `cost.json`: {arm: {quantity: number, or {median, p10, p90}, or for a *_ratio {median, low, high}},
   hardware: text}. Quantities are named in btp/report/tables/columns.py; any may be missing or null.
@@ -146,6 +150,7 @@ class RunFolder:
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.REGIONS)))
     marks: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.MARKS)))
+    words: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of the config by its dotted key; a number in it counts the entries of a list."""
@@ -235,6 +240,7 @@ def read_run(folder: Path) -> RunFolder:
         )
     trace, regions, marks = (folder / f"{name}.parquet" for name in ("trace", "regions", "marks"))
     layers, cost, calibration = (folder / name for name in ("layers.json", "cost.json", "calibration.yaml"))
+    words = folder / "words.json"
     return RunFolder(
         path=folder,
         config=config,
@@ -248,6 +254,7 @@ def read_run(folder: Path) -> RunFolder:
         pictures=_pictures(folder / "pictures"),
         regions=read_frame(regions, shapes.REGIONS) if regions.exists() else pd.DataFrame(columns=list(shapes.REGIONS)),
         marks=read_frame(marks, shapes.MARKS) if marks.exists() else pd.DataFrame(columns=list(shapes.MARKS)),
+        words=read_json(words, shapes.WORDS, ANEW) if words.exists() else {},
     )
 
 
@@ -287,7 +294,7 @@ def read_frame(path: Path, columns: dict[str, tuple[str, shapes.Fits]]) -> pd.Da
     """A table of a run folder.
 
     Args:
-        columns: that it has to have, with what they take.
+        columns: Columns that it has to have, with what they take.
 
     Raises:
         ValueError: it is missing, broken, or a cell is of another kind; says which.

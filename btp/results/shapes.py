@@ -144,7 +144,7 @@ def read_json(path: Path, shape: Shape, advice: str) -> Any:
     """What a JSON file holds.
 
     Args:
-        shape: that it has to have.
+        shape: Shape that it has to have.
         advice: what to do where it has not, the end of every message.
 
     Raises:

@@ -130,7 +130,7 @@ class RunFolder:
                         "kl": row["kl"],
                         "tokens_avg": sum(row["visual"]) / len(row["visual"]),
                         "total": row["total"],
-                        **{key: row[key] for key in ("slots", "slots_avg", "evicted") if key in row},
+                        **{key: row[key] for key in ("slots", "slots_avg", "evicted", "kl_steps") if key in row},
                     }
                 )
                 for order, stage in enumerate(row["stages"]):
@@ -146,7 +146,13 @@ class RunFolder:
         write_json(self.path / "layers.json", layers)
         self._write_regions(samples)
         self._write_steps(rows)
+        self._write_events(rows)
         return frame
+
+    def write_words(self, words: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write words.json: of some prompts of a text model, what some layers hold of each piece; nothing without."""
+        if words:
+            write_json(self.path / "words.json", words)
 
     def _write_steps(self, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         """Write steps.parquet: what stages of phase both did in each forward; nothing where there is none."""
@@ -158,6 +164,17 @@ class RunFolder:
         ]
         if steps:
             write_parquet(self.path / "steps.parquet", pd.DataFrame(steps))
+
+    def _write_events(self, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """Write events.parquet: the events that methods found in videos; nothing where there is none."""
+        found = [
+            {"arm": arm, "sample": sample, "event": number, **event}
+            for arm, mine in rows.items()
+            for sample, row in mine.items()
+            for number, event in enumerate(row.get("events", ()))
+        ]
+        if found:
+            write_parquet(self.path / "events.parquet", pd.DataFrame(found))
 
     def _write_regions(self, samples: Sequence[Sample]) -> None:
         """Write regions.parquet: the labelled regions of every sample's first picture, where the task knows them."""

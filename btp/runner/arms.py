@@ -42,7 +42,7 @@ class Arm:
         moved: layers by which its stages were moved towards the input to meet the budget.
         note: what a reader should know about it.
         budget: what each sample is asked; None as `asked`.
-        shares: of the original tokens that a stage keeps on average, by site, where each sample is solved alone.
+        shares: Shares of the original tokens that a stage keeps on average, by site, where each sample is solved alone.
     """
 
     name: str
@@ -94,7 +94,7 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
 
     Args:
         config: the resolved config.
-        facts: of model and task.
+        facts: Facts of model and task.
         found: for stages that no yaml holds.
 
     Returns:

@@ -15,7 +15,7 @@ def make_dataset(node: Mapping[str, Any], key: str = "task.dataset") -> Any:
     """Build the dataset that a task's or a calibration's yaml names; its complaints come through as they are.
 
     Args:
-        key: of the node in the config.
+        key: Key of the node in the config.
 
     Raises:
         ValueError: as the dataset says; or no dataset is named, or it does not take these settings.

@@ -30,7 +30,7 @@ class Bar(TQDMProgressBar):
 
     Args:
         phase: what it says.
-        samples: that will come; None counts batches.
+        samples: Samples that will come; None counts batches.
     """
 
     def __init__(self, phase: str, samples: int | None = None):
@@ -101,7 +101,7 @@ class Machine:
         folder: Lightning's root.
 
     Attributes:
-        rank: of this process.
+        rank: Rank of this process.
         world: processes of the run, one per device.
         batch: samples a forward takes; shrinks where memory ends.
         workers: processes that make batches for this one.
@@ -142,7 +142,7 @@ class Machine:
         """A trainer for one phase on this process's device, with its own bar; processes know of each other here only.
 
         Args:
-            samples: that it will see, for the bar; None counts batches.
+            samples: Samples that it will see, for the bar; None counts batches.
         """
         mine = devices(self.config)[self.rank]
         on_cpu = self.config["accelerator"] == "cpu" or not torch.cuda.is_available()

@@ -10,6 +10,7 @@ from typing import Any
 from btp.models.loading.checkpoint import checkpoint_folders
 from btp.runner.sources import ROOT, files_behind, modules_of, named_files
 
+END, STRIDE, STRIP = 1 << 20, 1 << 21, 1 << 12  # bytes of a file of weights that stand for it
 MODEL = ("weights", "adapter", "config", "processor", "dtype", "attention", "quantize", "trust_remote_code")
 
 
@@ -64,17 +65,27 @@ def code_of(method: Mapping[str, Any] | None) -> str:
 
 
 def checkpoint(folder: Path | None, extra: Iterable[Any] = ()) -> str:
-    """A hash of a checkpoint folder: small files whole, large ones by size and both ends."""
+    """A hash of a checkpoint folder: small files whole, large ones by `_sample`."""
     if folder is None:
         return digest(*extra)
     parts: list[Any] = list(extra)
     for file in (p for part in checkpoint_folders(folder) for p in sorted(part.iterdir())):
-        if not file.is_file() or file.suffix == ".md":
-            continue
-        size = file.stat().st_size
-        with file.open("rb") as f:
-            head = f.read(1 << 20)
-            f.seek(max(size - (1 << 20), 0))
-            tail = f.read()
-        parts.append((file.name, size, hashlib.sha256(head + tail).hexdigest()))
+        if file.is_file() and file.suffix != ".md":
+            parts.append((file.name, file.stat().st_size, _sample(file)))
     return digest(*parts)
+
+
+def _sample(file: Path) -> str:
+    """A hash of both ends of a file and of a strip in every STRIDE between: a matrix of a large model has many.
+
+    Adapters and fine-tunes of single layers leave both ends of a file of weights as they were.
+    """
+    size, found = file.stat().st_size, hashlib.sha256()
+    with file.open("rb") as f:
+        found.update(f.read(END))
+        for at in range(END, size - END, STRIDE):
+            f.seek(at)
+            found.update(f.read(STRIP))
+        f.seek(max(size - END, END))
+        found.update(f.read())
+    return found.hexdigest()

@@ -20,7 +20,7 @@ def fault_of_keys(conf: Path, composed: DictConfig) -> str | None:
     """What is wrong with the keys of the groups that were chosen; None where nothing is.
 
     Args:
-        composed: with Hydra's own part, which says what was chosen.
+        composed: Config composed with Hydra's own part, which says what was chosen.
     """
     for chosen, option in composed.hydra.runtime.choices.items():
         group, _, place = str(chosen).partition("@")
@@ -38,7 +38,7 @@ def fault_of_option(conf: Path, group: str, option: str, keys: Collection[str] |
     """What is wrong with the keys of one yaml.
 
     Args:
-        keys: that it has in the end; None reads its file, which says nothing where it builds on others.
+        keys: Keys of the group in the end; None reads its file, which says nothing where it builds on others.
     """
     if group.split("/")[0] in OTHERS:
         return None

@@ -17,7 +17,7 @@ def check_family(model: Mapping[str, Any], folder: Path | None) -> None:
 
     Args:
         model: the model group's keys.
-        folder: of the checkpoint; None without one.
+        folder: Folder of the checkpoint; None without one.
 
     Raises:
         ValueError: names the families, and the yamls for the checkpoint's.

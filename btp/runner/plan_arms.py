@@ -33,9 +33,9 @@ def plan_arms(
     Args:
         config: resolved.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie; `folder` gets a copy.
+        store: Folder of the artifacts that runs share; `folder` gets a copy.
         totals: visual tokens of each sample, in any order, 0 where it has none.
-        pictures: of a sample, the most.
+        pictures: Pictures of a sample, the most.
         unequal: solve each sample for its own total also where these are equal, since others are to come.
         aimed: samples say what their answers need; otherwise controls that go by it are left out.
 

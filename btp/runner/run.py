@@ -37,9 +37,11 @@ from btp.runner.devices import Lost, Machine, place
 from btp.runner.evaluation.answer_store import Answers, held
 from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.evaluation.data import Feed
+from btp.runner.evaluation.effect import check_effect
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
-from btp.runner.evaluation.shorten import check_contexts, shortened
+from btp.runner.evaluation.kept_words import kept_words
+from btp.runner.evaluation.prompts.shorten import check_contexts, shortened
 from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.generate import Foreign
@@ -192,6 +194,7 @@ class Run:
         with self.phase("calibrate"):
             arms = self._arms(seen.totals, seen.pictures, any(s.targets or s.boxes for s in samples))
             check_contexts(arms, samples)
+            check_effect(arms, samples, self.loaded)
         if self.machine.leads:
             shown = samples[next((i for i, tokens in enumerate(seen.estimates) if tokens), 0)]
             text = way.prompt(self.loaded, shown)
@@ -206,10 +209,10 @@ class Run:
                     rows[arm.name] = self._answer(arm, task, samples, feed, seen.order, totals)
                 if arm.name == UNPRUNED and self.machine.leads and not isinstance(way, Foreign):
                     self._say_floor(way, samples, rows[UNPRUNED], shown)  # before more time goes into it
-        sizes = self.machine.gather(self.machine.batch.used)
+        used = self.machine.gather(self.machine.batch.used)
         if not self.machine.leads:
             return
-        self.folder.update(batch=self.machine.batch.describe() | {"used": min(sizes)})
+        self.folder.update(batch=self.machine.batch.describe() | {"used": min(used)})
         method = next((a for a in arms if a.role == "method"), None)
         listing, missed = listed(arms, rows, self.loaded.host.unit)
         print(*missed, sep="\n", end="\n" if missed else "", flush=True)
@@ -222,10 +225,14 @@ class Run:
         self.folder.update(metrics={a.name: m for a in arms if (m := way.metrics(samples, rows[a.name]))})
         drawn = spread(samples, config["overlays"])
         self.folder.write_marks({arm.name: way.marks(drawn, rows[arm.name]) for arm in arms})
-        self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s) for s in drawn})
+        told = rows[method.name] if method is not None else {}
+        self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s, told.get(s.id)) for s in drawn})
+        if self.loaded.host.unit == "prompt tokens" and not isinstance(way, Foreign):
+            self.folder.write_words(kept_words(self.loaded, arms, drawn, way.collate))
         if config["cost"]["enabled"]:
             measured = [s for s, tokens in zip(samples, seen.estimates, strict=True) if tokens] or samples
-            self._cost(arms, task_inputs(self.loaded, measured[: config["cost"]["batch"]], way.collate))
+            some = measured[: config["cost"]["batch"]]
+            self._cost(arms, task_inputs(self.loaded, some, way.collate), some)
         self._finish()
 
     def _cost_only(self) -> None:
@@ -291,13 +298,14 @@ class Run:
             self.machine.sync()  # all have read them, before another run may clear them
             return rows
 
-    def _cost(self, arms: list[Arm], inputs: dict[str, Any]) -> None:
+    def _cost(self, arms: list[Arm], inputs: dict[str, Any], samples: Sequence[Sample] = ()) -> None:
         self.computing = True
         with self.phase("cost"):
             settings = {k: self.config["cost"][k] for k in ("repeats", "warmup", "output_tokens")}
             shared = shared_identity(self.config, self.checkpoint)
             store = Costs(self.store / "costs", shared, self.config["resume"])
-            write_json(self.folder.path / "cost.json", profile(self.loaded, arms, inputs, store, **settings))
+            found = profile(self.loaded, arms, inputs, store, **settings, samples=samples)
+            write_json(self.folder.path / "cost.json", found)
 
     def _show(self, table: bool) -> None:
         screen, path = console(), self.folder.path

@@ -42,7 +42,7 @@ class Named:
         config: resolved, with what local files hold.
         source: folder of the checkpoint; None where the yaml's architecture is built.
         checkpoint: what the checkpoint holds, as a hash.
-        identity: of all that changes the run's result.
+        identity: Identity of all that changes the run's result.
     """
 
     config: Mapping[str, Any]

@@ -42,7 +42,7 @@ def make(node: Mapping[str, Any], kind: type[Kind], key: str) -> Kind:
     Args:
         node: `_target_` and the arguments of its class, which may be such nodes themselves; resolved.
         kind: what it has to be: a class, or a protocol of methods.
-        key: of the node, for messages.
+        key: Key of the node, for messages.
 
     Raises:
         ValueError: something else is named. Nothing was called then. A class's own complaints come through.
@@ -68,7 +68,7 @@ def find_class(path: Any, key: str) -> type:
     """The class that a dotted path names; its module is imported.
 
     Args:
-        key: of the path, for messages.
+        key: Key of the path, for messages.
 
     Raises:
         ValueError: there is no such class.
@@ -89,7 +89,7 @@ def foreign(config: Mapping[str, Any], conf: Path = CONF) -> str | None:
     Classes that the user's own yamls name are not foreign. No module outside of the project is imported to find out.
 
     Args:
-        config: of a run, resolved.
+        config: Config of a run, resolved.
         conf: folder of the user's yamls.
     """
     texts = (file.read_text(encoding="utf-8") for file in conf.rglob("*.yaml"))
@@ -111,7 +111,7 @@ def chooses_code(words: Iterable[str]) -> str | None:
     """The first word of a recorded command line that says which code runs; None where all of it is this project's.
 
     Args:
-        words: as a sweep.json holds them, whoever wrote it.
+        words: Words as a sweep.json holds them, whoever wrote it.
     """
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")

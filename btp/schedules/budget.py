@@ -20,9 +20,9 @@ class Budget:
     """Visual tokens averaged over the layers of a tower, by one of three rules.
 
     Attributes:
-        layers: of the tower.
+        layers: Layers of the tower.
         tokens: as many for every sample.
-        share: of a sample's own visual tokens.
+        share: Share of a sample's own visual tokens.
         like: as many as this solved schedule leaves of the sample.
         tower: "llm", or "vision" of a model without a language model.
     """
@@ -54,7 +54,7 @@ class PerSample:
     """Solves stages for one sample at a time.
 
     Attributes:
-        stages: before their budget.
+        stages: Stages before their budget.
         budget: which they meet.
     """
 

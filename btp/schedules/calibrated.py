@@ -8,8 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 from btp.core.keep import FIT
-from btp.core.schedule import Schedule
-from btp.schedules.solve import solve_fit
 
 
 @dataclass(frozen=True)
@@ -39,44 +37,37 @@ def calibrated_stages(
     balance: Mapping[str, float],
     withdraw_last: bool,
     deepest_first: int | None = None,
-    total: int | None = None,
-    budget_tokens: float | None = None,
 ) -> list[dict[str, Any]]:
     """Choose stages from what a calibration set showed.
 
     Layers come from `shift_layers`. The balance rises from `first` to `last` with the share of the attention
     to the image, between the first and the last stage, that lies behind: the fewer layers still look at the
     image, the less diversity is needed for them, and the more the layer at hand counts. Every stage is
-    `keep: fit`; with a budget they are solved by `solve_fit` (each stage keeps half of the one
-    before).
+    `keep: fit`, for `solve_fit`.
 
     Args:
         changed: per decoder layer, visual tokens whose cosine between the layer's input and output is below
             tau, averaged over samples.
         attention: per decoder layer, attention that the prompt's last token gives to visual tokens.
-        stages: how many, 1 or more.
+        stages: Number of stages, 1 or more.
         min_gap: least number of layers between two stages.
         balance: `first` and `last`, in [0, 1].
         withdraw_last: the last stage withdraws all visual tokens. Off unless the model is known not to need
             the image late: it destroys text reading where it does.
         deepest_first: the first stage lies no deeper, see `deepest_first`; None sets no limit.
-        total: visual tokens of a sample; only with a budget.
-        budget_tokens: wanted visual tokens, averaged over the layers; None leaves `fit` to be solved later.
 
     Returns:
         One mapping per stage, as `Schedule.from_config` reads it: site, keep, balance (none where keep is 0).
 
     Raises:
-        ValueError: the stages do not fit the layers, settings are out of range, or the budget is out of
-            reach; the message says by how much.
+        ValueError: the stages do not fit the layers, or settings are out of range.
 
     Source: Li et al. 2025, arXiv:2505.22038, section 4.3 and appendix 7.6, which leave the rule open between
     before and after a shift and give no formula for the balance; table 7 has 0.6, 0.8, 1.0.
     """
     layers = shift_layers(changed, attention, stages, min_gap, deepest_first)
     weights = _between(attention, layers[: len(layers) - withdraw_last])
-    found = _as_config(layers, weights, balance, withdraw_last)
-    return _solved(found, len(changed), total, budget_tokens)
+    return _as_config(layers, weights, balance, withdraw_last)
 
 
 def uniform_stages(
@@ -85,8 +76,6 @@ def uniform_stages(
     *,
     balance: Mapping[str, float] | None = None,
     withdraw_last: bool = False,
-    total: int | None = None,
-    budget_tokens: float | None = None,
 ) -> list[dict[str, Any]]:
     """Stages spread evenly over the layers, without calibration.
 
@@ -96,7 +85,7 @@ def uniform_stages(
     _check_stages(stages, num_layers, 1)
     layers = [max(1, (2 * i * num_layers + stages + 1) // (2 * (stages + 1))) for i in range(1, stages + 1)]
     weights = _ramp(stages - withdraw_last)
-    return _solved(_as_config(layers, weights, balance, withdraw_last), num_layers, total, budget_tokens)
+    return _as_config(layers, weights, balance, withdraw_last)
 
 
 def deepest_first(share: float, num_layers: int) -> int:
@@ -133,9 +122,9 @@ def shift_layers(
 
     Args:
         changed, attention: as `calibrated_stages`.
-        stages: how many.
+        stages: Number of stages.
         min_gap: least distance of two.
-        deepest_first: as `calibrated_stages`.
+        deepest_first: As in `calibrated_stages`.
 
     Returns:
         Ascending 0-based layers, from 1 on: something must come before a cut to look at.
@@ -268,14 +257,3 @@ def _ends(balance: Mapping[str, float]) -> tuple[float, float]:
             "{first: 0.6, last: 1.0}."
         )
     return float(balance["first"]), float(balance["last"])
-
-
-def _solved(
-    found: list[dict[str, Any]], num_layers: int, total: int | None, budget_tokens: float | None
-) -> list[dict[str, Any]]:
-    if budget_tokens is None:
-        return found
-    if total is None:
-        raise ValueError("budget_tokens needs total, the visual tokens of a sample. Pass both or neither.")
-    solved = solve_fit(Schedule.from_config(found), total, num_layers, budget_tokens)
-    return [stage | {"keep": done.keep} for stage, done in zip(found, solved, strict=True)]

@@ -30,7 +30,7 @@ class Facts:
         total: visual tokens of a sample before any pruning; of samples that differ, their mean, rounded.
         vision_layers: layers of the vision tower up to and with the one the projector reads; 0 where none can be cut.
         pictures: of a sample, tiles counted one by one, the most; stages in the vision tower count tokens of each.
-        totals: of every sample with a picture, in any order; () where all have `total`.
+        totals: Totals of every sample with a picture, in any order; () where all have `total`.
         unequal: samples differ, so that each is solved for its own total.
         tower: over whose layers tokens are averaged: "llm", or "vision" without a language model.
         unit: what the tokens are called.
@@ -199,7 +199,7 @@ def meet(
 
     Args:
         planned: what to solve.
-        facts: of model and task.
+        facts: Facts of model and task.
         budget: what each sample is asked; None where nothing is free.
         method: says whether it accepts stages where they have come to.
         move: stages may move.

@@ -8,8 +8,10 @@ from typing import Any
 
 from btp.core.keep import FIT, fit_times
 from btp.core.schedule import PART, Schedule, Stage
+from btp.core.site import Site
 
 _RELATIVE = re.compile(r"^(llm\.layer|llm\.cache|vision\.layer|vision\.mlp)\.(\d+)/(\d+)$")
+_SPAN = re.compile(r"^(llm\.cache)\.(\d+)/(\d+)-(\d+)/(\d+)$")
 _EVERY = re.compile(r"^(vision\.(?:layer|mlp))\.\*$")
 
 
@@ -27,20 +29,22 @@ def place_stages(
     `llm.layer.8/32` is layer 8 of a model of 32 layers: the layer at the same share of this model's depth, halves
     rounded up, never layer 0 unless it says 0, and never beyond the last. A stage that falls on another's layer by
     that takes its place, as does one that is the same as another; where the first `fit` is gone then, the first `fit*X`
-    becomes it and the others refer to that. `llm.cache.8/32` is placed likewise, and `llm.cache.*` stays as it is.
+    becomes it and the others refer to that. `llm.cache.8/32` is placed likewise, and `llm.cache.*` stays as it is;
+    `llm.cache.8/32-24/32` becomes one stage for each layer from that of 8/32 up to the one in front of that of 24/32.
     `vision.layer.1/2` and `vision.mlp.1/2` mean the same of the vision tower up to the layer that the projector reads.
     `vision.mlp.*` (or `vision.layer.*`) becomes one stage for each layer of the vision tower up to the one that the
     projector reads. Other sites stay as they are. A setting that is a site at a share of the depth, a layer that the
     method looks at, is placed alike.
 
     Args:
-        stages: as `Schedule.from_config` reads them.
+        stages: Stages as `Schedule.from_config` reads them.
         num_layers: decoder layers of the model.
         vision_layers: layers of its vision tower up to and with the one the projector reads; 0 where none can be cut.
         tower_layers: the same where layers can be looked at and not cut, since tokens are pooled behind them.
 
     Returns:
-        Stages with plain sites, in the same order.
+        Stages with plain sites, in the same order; sorted by their sites where one of them stood for several layers of
+        the cache, which lie among those of others.
 
     Raises:
         ValueError: a relative site lies outside its own depth, or one of the tower is written for a model without one.
@@ -48,7 +52,7 @@ def place_stages(
     placed: list[tuple[str, bool, dict[str, Any]]] = []  # site, whether it is relative, stage
     for i, stage in enumerate(stages):
         text, relative = str(stage.get("site")), False
-        every, share = _EVERY.match(text), _RELATIVE.match(text)
+        every, share, span = _EVERY.match(text), _RELATIVE.match(text), _SPAN.match(text)
         if not vision_layers and (every or share) and text.startswith("vision."):
             raise ValueError(
                 f"schedule.{i}.site is {text}, but this model has no vision tower whose layers can be cut. "
@@ -57,6 +61,9 @@ def place_stages(
             )
         if found := every:
             sites = [f"{found[1]}.{layer}" for layer in range(vision_layers)]
+        elif span:
+            ends = [nearest_layer(int(span[i]), int(span[i + 1]), num_layers) for i in (2, 4)]
+            sites, relative = [f"llm.cache.{layer}" for layer in range(*ends)], True
         elif share:
             sites, relative = [_layer_of(f"schedule.{i}.site", share, num_layers, vision_layers)], True
         else:
@@ -73,7 +80,10 @@ def place_stages(
             mine = {**stage, **seen, "site": site} if "site" in stage else dict(stage)
             placed = [other for other in placed if other[0] != site or not (relative or other[1] or other[2] == mine)]
             placed.append((site, relative, mine))
-    return _rebased(stages, [stage for _, _, stage in placed])
+    found = [stage for _, _, stage in placed]
+    if any(_SPAN.match(str(stage.get("site"))) for stage in stages):
+        found.sort(key=lambda stage: Site.parse(stage["site"]))
+    return _rebased(stages, found)
 
 
 def _layer_of(key: str, share: re.Match[str], num_layers: int, vision_layers: int) -> str:

@@ -23,7 +23,7 @@ class Sources:
     """Where stages come from that no yaml holds.
 
     Attributes:
-        calibrated: calibrates, or finds the artefact, and returns its stages.
+        calibrated: calibrates, or finds the artifact, and returns its stages.
         searched: takes a pruner's config and returns it with what a search found, where it asks for one.
     """
 
@@ -36,7 +36,7 @@ def plan(config: Mapping[str, Any], facts: Facts, build: Callable[[Mapping], Pru
 
     Args:
         config: resolved.
-        facts: of model and task.
+        facts: Facts of model and task.
         build: makes a pruner's method.
         found: for stages that no yaml holds.
 

@@ -28,7 +28,7 @@ def solve_fit(
     Args:
         schedule: Schedule with free stages.
         total: visual tokens of a sample before any pruning.
-        num_layers: of the tower.
+        num_layers: Number of layers of the tower.
         budget_tokens: wanted visual tokens, averaged over its layers.
         nearest: take the nearest that can be reached where the budget cannot.
         tower: "llm", or "vision" of a model without a language model: each layer counts for itself there, and only
@@ -69,6 +69,11 @@ def solve_counts(
             raise ValueError(
                 f"schedule.{i}.keep is {stage.keep} at {stage.site} in phase {stage.phase}, where it does not change "
                 "the layer-averaged tokens of the prompt. Write a number there."
+            )
+        if fit_times(stage.keep) is not None and not any(_is_first(s, stage.settings.get(PART)) for s in stages):
+            raise ValueError(
+                f"schedule.{i}.keep is {stage.keep}, X times what the first stage with keep: fit keeps, but no stage "
+                "says keep: fit. Write it at one stage."
             )
     knots = _knots(stages, chain)
     if tower == "vision":
@@ -118,12 +123,7 @@ def _knob(stages: Sequence[Stage], knots: list[list[int]], knot: list[int], tota
         merging = last.site.kind == "mlp" and before  # a ladder that ends at vision.output may leave it the rest
         return Knob(first, least=max(1, shortest(before, len(knot))) if merging else 1)
     part = last.settings.get(PART)
-    of = next((k for k, other in enumerate(knots) if _is_first(stages[other[-1]], part)), None)
-    if of is None:
-        raise ValueError(
-            f"schedule.{knot[-1]}.keep is {last.keep}, X times what the first stage with keep: fit keeps, but no "
-            "stage says keep: fit. Write it at one stage."
-        )
+    of = next(k for k, other in enumerate(knots) if _is_first(stages[other[-1]], part))
     return Knob(first, times=times, of=of)
 
 
@@ -155,6 +155,13 @@ def _in_tower(
     Every free knot leaves the same share of what is alive in front of it, and the last one what comes nearest.
     """
     free = [k for k, knot in enumerate(knots) if stages[knot[-1]].keep == FIT]
+    for knot in knots[: free[0]]:
+        if is_fit(stages[knot[0]].keep):
+            raise ValueError(
+                f"schedule.{knot[0]}.keep is {stages[knot[0]].keep}, but the stage with keep: fit that it multiplies "
+                "lies behind it. In a vision tower the first of them says keep: fit: write it there, and a multiple at "
+                "the others."
+            )
 
     def filled(share: float, last: int | None = None) -> tuple[float, dict[int, int | None]]:
         found: dict[int, int | None] = {}

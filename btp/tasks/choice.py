@@ -58,7 +58,7 @@ class Mention:
     """A letter that stands for an option.
 
     Attributes:
-        letter: in upper case.
+        letter: Letter in upper case.
         before, after: the text on both sides of it and of its brackets.
         bracketed: it stands in brackets.
         start, end: of it with its brackets.
@@ -163,14 +163,16 @@ class Answer:
         first = next((m for m in self.mentions if not re.search(r"\w", m.before)), None)
         if first is None:
             return ""
-        if len(_distinct(opening)) > 1 or self._open(first):
+        repeated = _distinct(m for m in self.mentions if self._own_text(m))
+        if len(_distinct(opening)) > 1 or self._open(first) or len(repeated) == len(self.letters):
             return self.letters
-        text = normalise(re.sub(r"^[\W_]+", "", first.after))
-        own = self.options[self.letters.index(first.letter)]
-        says = (
-            first.bracketed or _LABEL.match(first.after) or _REASON.match(first.after) or (own and text.startswith(own))
-        )
+        says = first.bracketed or _LABEL.match(first.after) or _REASON.match(first.after) or self._own_text(first)
         return first.letter if says else ""
+
+    def _own_text(self, mention: Mention) -> bool:
+        """The option's text stands behind its letter."""
+        own = self.options[self.letters.index(mention.letter)]
+        return bool(own) and normalise(re.sub(r"^[\W_]+", "", mention.after)).startswith(own)
 
     def _named(self) -> str:
         """`option B`, or a letter in brackets."""

@@ -14,7 +14,7 @@ class Drawn:
 
     Args:
         split: train | calibration | validation | test.
-        seed: of the samples.
+        seed: Seed of the samples.
         size: number of samples.
 
     Raises:

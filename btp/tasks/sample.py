@@ -30,9 +30,12 @@ class Sample:
         context: (first, behind the last) characters of `question` that can be left out and leave the question: the
             text that it is about, where the task knows it.
         chat: False where the prompt is the text alone, whatever chat template the model has.
-        max_new_tokens: of the longest answer; None is the task's.
+        max_new_tokens: Tokens of the longest answer; None is the task's.
         earlier: a question about the same pictures that was asked before this one; "" where there was none.
         group: what samples that are scored together have in common; "" where a sample stands alone.
+        clips: videos behind the pictures, each its frames in order; may open each frame only when it is looked at.
+        evidence: numbers of the frames of the first clip that hold what the answer needs, where the task knows them.
+        duration: The group of lengths that the first clip is in, as a benchmark reports by; "" where it does not.
     """
 
     id: str
@@ -50,6 +53,9 @@ class Sample:
     chat: bool = True
     max_new_tokens: int | None = None
     group: str = ""
+    clips: tuple[Sequence[Image], ...] = ()
+    evidence: tuple[int, ...] = ()
+    duration: str = ""
     earlier: str = ""
 
     @property

@@ -7,6 +7,8 @@ from collections import Counter
 THOUGHT = "</think>"  # behind it stands the answer
 _BOX = re.compile(r"\\f?boxed\s*\{((?:[^{}]|\{[^{}]*\})*)|<answer>\s*([^<]*)", re.IGNORECASE)
 _MARKUP = (  # (what is written, what is meant); the end of an answer may be cut off by its length
+    (re.compile(r"<(?:br|p)\b[^<>]*>", re.IGNORECASE), "\n"),
+    (re.compile(r"</?(?:b|i|u|p|em|strong|code|span|mark)\b[^<>]*>", re.IGNORECASE), ""),
     (re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}?"), r"\1"),
     (re.compile(r"(?<!\w)(\*\*|__)(?=\S)(.+?)(?:\1|$)", re.MULTILINE), r"\2"),
     (re.compile(r"(?<![\w*])([*`_])([^\s*`_](?:[^*`_\n]*[^\s*`_])?)\1(?![\w*])"), r"\2"),
@@ -26,7 +28,7 @@ def bare(text: str) -> str:
     r"""An answer without the markup that a model puts around it.
 
     What stands behind the thinking; of that the last `\boxed{}` or <answer>, where there is one; without bold, code,
-    TeX and headings. Words are left alone.
+    TeX, HTML and headings. Words are left alone.
     """
     text = unicodedata.normalize("NFKC", text).rpartition(THOUGHT)[2]
     boxed = [one or other for one, other in _BOX.findall(text)]

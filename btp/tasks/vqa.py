@@ -25,8 +25,8 @@ class VQA:
     """A task of local files. Their text is read at once, a picture whenever somebody looks at it.
 
     Args:
-        name: of the task.
-        reader: of the files.
+        name: Name of the task.
+        reader: Reader of the files.
         metric: a file of btp/tasks/metrics.
         max_new_tokens: longest answer.
         suffix: a line behind every question, which says how to answer; None adds none.
@@ -72,8 +72,9 @@ class VQA:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._samples[index]
-        if isinstance(sample.images, Pictures):
-            sample.images.check()
+        for shown in (sample.images, *sample.clips):
+            if isinstance(shown, Pictures):
+                shown.check()
         return sample
 
     def score(self, sample: Sample, prediction: str) -> float:
@@ -114,11 +115,12 @@ def digest_of(samples: Sequence[Sample], whole: bool = False) -> str:
     found = sha256()
     for sample in samples:
         text = [sample.id, sample.question, sample.answers, sample.ability, sample.choices, sample.group]
-        marks = sample.images.marks() if isinstance(sample.images, Pictures) else []
+        shown = [one for one in (sample.images, *sample.clips) if isinstance(one, Pictures)]
+        marks = [mark for one in shown for mark in one.marks()]
         found.update(json.dumps([*text, sample.boxes, sample.labels, sample.targets, marks]).encode())
-        if whole and isinstance(sample.images, Pictures):
-            sample.images.check()
-            for source in sample.images.sources:
+        for one in shown if whole else ():
+            one.check()
+            for source in one.sources:
                 with source.open() as file:
                     found.update(sha256(file.read()).digest())
     return found.hexdigest()[:16]

@@ -54,7 +54,7 @@ def make_arm(config: Mapping[str, Any], host: LVLM, total: int, pictures: int = 
         ValueError: the method does not apply to this model.
     """
     facts = facts_of(host, total, pictures)
-    pruner = _with_stages(config["pruner"])
+    pruner = with_stages(config["pruner"])
     given = Sources(calibrated=list, searched=lambda pruner: {**pruner, "strategy": "given"})
     arms, _ = build_arms({**config, "pruner": pruner}, facts, given)
     arm = arms[1]
@@ -62,10 +62,10 @@ def make_arm(config: Mapping[str, Any], host: LVLM, total: int, pictures: int = 
     return arm
 
 
-def _with_stages(pruner: Mapping[str, Any]) -> dict[str, Any]:
+def with_stages(pruner: Mapping[str, Any]) -> dict[str, Any]:
     """A pruner, or each part of a composition, with stages where it has none of its own."""
     if pruner.get("parts"):
-        return {**pruner, "parts": {name: _with_stages(part) for name, part in pruner["parts"].items()}}
+        return {**pruner, "parts": {name: with_stages(part) for name, part in pruner["parts"].items()}}
     if pruner["schedule"] is not None:
         return dict(pruner)
     known = {"site", "keep", *instantiate(pruner["method"]).stage_settings}

@@ -21,11 +21,10 @@ from btp.measure.architecture import Architecture, Encoder, Stack
 from btp.measure.conventions import Convention, cache_bytes, count
 from btp.measure.flops import shortened
 from btp.measure.segments import square
-from experiments.cost.document import DOCS, DOCUMENTS, replaced
+from experiments.cost.document import DOCS, DOCUMENTS, filled, measured_tables
 from experiments.cost.schedules import layers, visual
 
 DATA = Path(__file__).with_name("published.yaml")
-MEASURED = Path(__file__).parent / "results" / "pocket-cpu.md"
 TOLERANCE = 0.02  # beyond it a row has to say why
 LARGE = {"TFLOPs": 1e12, "GFLOPs": 1e9, "GFLOPs a layer": 1e9, "KV GB": 1e9, "KV MB": 1e6, "KV MiB": 2**20}
 
@@ -193,15 +192,8 @@ def main() -> int:
 
 def documents(found: list[Row]) -> dict[str, str]:
     """The documents with their tables as they are now, those that were measured as they lie in results/."""
-    tables = {
-        "conventions": conventions_table(),
-        "published": figures_table(found),
-        "measured": MEASURED.read_text(encoding="utf-8"),
-    }
-    return {
-        document: replaced((DOCS / document).read_text(encoding="utf-8"), name, tables[name].rstrip(), document)
-        for document, name in DOCUMENTS.items()
-    }
+    tables = {"conventions": conventions_table(), "published": figures_table(found), **measured_tables()}
+    return {document: filled(document, tables) for document in DOCUMENTS}
 
 
 if __name__ == "__main__":

@@ -57,17 +57,18 @@ def markdown(found: Mapping[str, Any]) -> str:
     """Two tables for each machine, model, batch and budget: what is counted, and what was timed."""
     cells = list(found["cells"].values())
     lines = [f"`{found['command']}`"]
-    keys = ("hardware", "model", "batch", "share", "visual", "words", "output", "repeats")
-    for group in dict.fromkeys(tuple(cell[key] for key in keys) for cell in cells):
-        mine = [cell for cell in cells if tuple(cell[key] for key in keys) == group]
+    keys = ("hardware", "model", "batch", "share", "visual", "words", "output", "repeats", "schedule_of")
+    for group in dict.fromkeys(tuple(cell.get(key) for key in keys) for cell in cells):
+        mine = [cell for cell in cells if tuple(cell.get(key) for key in keys) == group]
         lines += ["", *_group(dict(zip(keys, group, strict=True)), mine)]
     return "\n".join(lines) + "\n"
 
 
 def _group(what: Mapping[str, Any], cells: Sequence[Cell]) -> list[str]:
     done = [cell for cell in cells if "costs" in cell]
+    schedule = "published schedules" if what["schedule_of"] == "paper" else f"budget {what['share']:g}"
     lines = [
-        f"**{what['model']}, batch {what['batch']}, budget {what['share']:g}**: {what['visual']} visual and "
+        f"**{what['model']}, batch {what['batch']}, {schedule}**: {what['visual']} visual and "
         f"{what['words']} text tokens, {what['output']} output tokens, {what['repeats']} rounds. {what['hardware']}."
     ]
     if done:

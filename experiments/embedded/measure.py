@@ -27,7 +27,15 @@ def main() -> None:
         load_recipe(args.name)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
+    known = sorted(p.stem for p in (HERE / "measures").glob("pocket*.py"))
+    if args.name not in known:
+        raise SystemExit(f"error: {args.name} has no measure. There are: {', '.join(known)}.")
     checkpoint = args.checkpoint or Path("btp/models/checkpoints") / args.name
+    if not (checkpoint / "config.json").is_file():
+        raise SystemExit(
+            f"error: no model in {checkpoint}. Train it: python -m experiments.embedded.train {args.name}, and name "
+            f"its folder: --checkpoint work/{args.name}/model"
+        )
     measured = importlib.import_module(f"experiments.embedded.measures.{args.name}").measure(
         checkpoint, args.split, args.samples
     )

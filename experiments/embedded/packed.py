@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, LlavaForConditionalGeneration
+from transformers import AttentionInterface, LlavaForConditionalGeneration, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -40,30 +40,41 @@ def answer_loss(
     head: list[int],
     layer: int | None = None,
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Cross-entropy of the answers' tokens, and the share of them that is right.
+    """As `packed_loss`, of what LLaVA's projector makes of the vision tower's output.
 
     Args:
         model: LLaVA.
         patches: [B, N, D] output of the vision tower.
+    """
+    return packed_loss(model, model.model.multi_modal_projector(patches), batch, head, layer)
+
+
+def packed_loss(
+    model: PreTrainedModel, visual: Tensor, batch: dict[str, Tensor], head: list[int], layer: int | None = None
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Cross-entropy of the answers' tokens, and the share of them that is right.
+
+    Args:
+        model: One of the LLaVAs.
+        visual: [B, N, D] visual tokens as the decoder gets them.
         batch: ids, position, segment and target, each [B, T].
-        head: Token ids in front of the picture.
-        layer: Decoder layer in front of which the picture's states are wanted too.
+        head: Token ids in front of the visual tokens.
+        layer: Decoder layer in front of which the visual tokens' states are wanted too.
 
     Returns:
-        The losses; [B, N, D] states of the picture's tokens, None unless asked for.
+        The losses; [B, N, D] states of the visual tokens, None unless asked for.
     """
     llava = model.model
     llava.language_model.config._attn_implementation = "packed"
-    image = llava.multi_modal_projector(patches)
     words = llava.get_input_embeddings()
-    b = len(image)
-    begin = words(torch.tensor(head, device=image.device)).expand(b, -1, -1)
-    prefix = torch.cat([begin, image], 1)
+    b, device = len(visual), visual.device
+    begin = words(torch.tensor(head, device=device)).expand(b, -1, -1)
+    prefix = torch.cat([begin, visual], 1)
     p, t = prefix.shape[1], batch["ids"].shape[1]
-    position = torch.cat([torch.arange(p, device=image.device).expand(b, -1), batch["position"] + p], 1)
-    segment = torch.cat([torch.zeros(b, p, device=image.device), batch["segment"]], 1)
-    causal = torch.ones(p + t, p + t, dtype=torch.bool, device=image.device).tril()
-    shared = torch.arange(p + t, device=image.device) < p
+    position = torch.cat([torch.arange(p, device=device).expand(b, -1), batch["position"] + p], 1)
+    segment = torch.cat([torch.zeros(b, p, device=device), batch["segment"]], 1)
+    causal = torch.ones(p + t, p + t, dtype=torch.bool, device=device).tril()
+    shared = torch.arange(p + t, device=device) < p
     mask = causal & ((segment[:, :, None] == segment[:, None, :]) | shared)
     out = llava.language_model(
         inputs_embeds=torch.cat([prefix, words(batch["ids"])], 1),

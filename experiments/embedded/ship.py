@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
+from btp.models import plainmamba, vim
 from experiments.embedded.train import load_recipe
 
 CHECKPOINTS = Path("btp/models/checkpoints")
@@ -26,8 +27,7 @@ def ship(trained: Path, shipped: Path, earlier: Path | None = None, share: float
         earlier: Weights of a finished phase (done.pt) to take the mean with.
         share: Of `earlier` in that mean.
     """
-    name = AutoConfig.from_pretrained(trained).architectures[0]
-    model = getattr(transformers, name).from_pretrained(trained, dtype=torch.float32)
+    model = model_class(trained).from_pretrained(trained, dtype=torch.float32)
     if earlier is not None:
         found = torch.load(earlier, weights_only=True, map_location="cpu")
         state = model.state_dict()
@@ -38,6 +38,19 @@ def ship(trained: Path, shipped: Path, earlier: Path | None = None, share: float
             shutil.copy(file, shipped / file.name)
     model.save_pretrained(shipped)
     (shipped / "model.safetensors").chmod(0o644)
+
+
+def model_class(folder: Path) -> type[PreTrainedModel]:
+    """The class that wrote a checkpoint: of transformers, or one of the project's own architectures.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    name = AutoConfig.from_pretrained(folder).architectures[0]
+    found = next((getattr(room, name) for room in (transformers, vim, plainmamba) if hasattr(room, name)), None)
+    if found is None:
+        raise ValueError(f"config.json of {folder} names the architecture {name}, which nobody here knows.")
+    return found
 
 
 def main() -> None:

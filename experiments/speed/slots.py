@@ -136,33 +136,46 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--only", choices=("scores", "steps"), help="one of the two tables")
     arguments = parser.parse_args()
     n, heads, d = arguments.slots, arguments.heads, arguments.size
     torch.manual_seed(0)
-    query, key = torch.randn(1, heads, n, d), torch.randn(1, heads, n, d)
     print(f"{n} slots, {heads} key heads, d {d}, {torch.get_num_threads()} thread(s)\n")
+    with torch.inference_mode():
+        if arguments.only != "steps":
+            print_scores(n, heads, d, arguments.repeats)
+        if arguments.only != "scores":
+            print_steps(n, heads, d, arguments.steps)
+
+
+def print_scores(n: int, heads: int, d: int, repeats: int) -> None:
+    """The first table."""
+    query, key = torch.randn(1, heads, n, d), torch.randn(1, heads, n, d)
     print("| score behind the prompt | materialised, ms | blockwise, ms | times faster | largest difference |")
     print("|---|---|---|---|---|")
-    with torch.inference_mode():
-        for name, decay in (("A2SF, decay 0.95", 0.95), ("A2SF, decay 0.2", 0.2), ("H2O", 1.0)):
-            both = [lambda f=f, a=decay: f(query, key, a) for f in (plain_score, our_score)]
-            plain, ours = least_ms(*both, repeats=arguments.repeats)
-            far = float((both[0]() - both[1]()).abs().max())
-            print(f"| {name} | {plain:.0f} | {ours:.1f} | {plain / ours:.1f} | {far:.1e} |", flush=True)
-        methods = {
-            "streaming": Streaming(),
-            "knorm": KNorm(),
-            "keydiff": KeyDiff(),
-            "tova": TOVA(),
-            "a2sf_online": A2SF(decay=0.2, history="always"),
-            "h2o": H2O(),
-        }
-        steps = [Step(n, heads, d, pruner) for pruner in (None, *methods.values())]
-        base, *found = least_ms(*steps, repeats=arguments.steps)
-        print(f"\na decode step without eviction: {base:.2f} ms a layer\n")
-        print("| decode step | ms a layer | times one without |\n|---|---|---|")
-        for name, took in zip(methods, found, strict=True):
-            print(f"| {name} | {took:.2f} | {took / base:.2f} |")
+    for name, decay in (("A2SF, decay 0.95", 0.95), ("A2SF, decay 0.2", 0.2), ("H2O", 1.0)):
+        both = [lambda f=f, a=decay: f(query, key, a) for f in (plain_score, our_score)]
+        plain, ours = least_ms(*both, repeats=repeats)
+        far = float((both[0]() - both[1]()).abs().max())
+        print(f"| {name} | {plain:.0f} | {ours:.1f} | {plain / ours:.1f} | {far:.1e} |", flush=True)
+
+
+def print_steps(n: int, heads: int, d: int, count: int) -> None:
+    """The second table."""
+    methods = {
+        "streaming": Streaming(),
+        "knorm": KNorm(),
+        "keydiff": KeyDiff(),
+        "tova": TOVA(),
+        "a2sf_online": A2SF(decay=0.2, history="always"),
+        "h2o": H2O(),
+    }
+    steps = [Step(n, heads, d, pruner) for pruner in (None, *methods.values())]
+    base, *found = least_ms(*steps, repeats=count)
+    print(f"\na decode step without eviction: {base:.2f} ms a layer\n")
+    print("| decode step | ms a layer | times one without |\n|---|---|---|")
+    for name, took in zip(methods, found, strict=True):
+        print(f"| {name} | {took:.2f} | {took / base:.2f} |")
 
 
 if __name__ == "__main__":

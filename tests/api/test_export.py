@@ -76,3 +76,9 @@ def test_what_it_cannot_do(model, tmp_path, method, more, said):
 def test_other_families(tmp_path):
     with pytest.raises(ValueError, match=r"for llava models .* and this one is qwen2_5_vl"):
         btp.export(kit.loaded("qwen25vl").host, "divprune", tmp_path / "plugin.py")
+
+
+@pytest.mark.parametrize("name", ["plugin.txt", "a b.py", "none/plugin.py", ""])
+def test_a_file_that_python_cannot_import_is_refused(model, tmp_path, name):
+    with pytest.raises(ValueError, match=r"is no place for a plug-in. Name a module, NAME\.py, in a folder"):
+        btp.export(model, "divprune", tmp_path / name)

@@ -150,3 +150,30 @@ def test_what_there_is():
     assert set(dir(btp)) >= {"attach", "evaluate", "methods", "models", "processor", "citation", "__version__"}
     with pytest.raises(AttributeError, match="no attribute 'atach'"):
         btp.atach  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        (FastV, {}, r"method is <class .*FastV.*>\. Pass the name of a yaml"),
+        ("fastv,btp", {}, "pruner=fastv,btp has several values, and this is one run"),
+        ("fastv", {"overrides": "budget.nearest=2"}, r"budget\.nearest is 2"),  # one word need not be in a list
+        ("fastv", {"overrides": [5]}, r"overrides is \[5\]\. Pass words"),
+        ("fastv", {"overrides": None}, "overrides is None"),
+        ("fastv", {"tokens": 0}, "tokens is 0. Pass the visual tokens of a usual prompt"),
+        ("fastv", {"tokens": "a"}, "tokens is 'a'"),
+        ("btp", {"calibration": 5}, "calibration is 5. Pass pictures or their paths"),
+        ("btp", {"calibration": [5]}, r"calibration is \[5\]"),
+        ("btp", {"calibration": ["none.png"]}, r"calibration names none\.png, but there is no such file"),
+        ("btp", {"calibration": [picture(0)], "processor": 5}, "processor is int, which has no tokenizer"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(model, method, given, message):
+    with pytest.raises(ValueError, match=message), btp.attach(model, method, **given):
+        pass
+
+
+def test_one_picture_calibrates_as_a_list_of_one(model, inputs):
+    with btp.attach(model, "btp", budget=0.4, calibration=picture(1)) as trace:
+        model(**inputs)
+    assert len(trace.fired) == 3

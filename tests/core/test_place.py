@@ -59,3 +59,21 @@ def test_some_stages_stay():
     two = Schedule((PLAN[1], Stage("llm.layer.3", "fit", settings={"by": "c"})))
     with pytest.raises(ValueError, match=r"would both lie at llm\.layer\.0"):
         move_stages(two, 3)
+
+
+def test_a_span_of_the_cache_is_a_stage_for_each_of_its_layers():
+    """Up to the layer in front of its end, sorted among the stages between layers; nothing is left of an empty one."""
+    stages = [
+        {"site": "llm.layer.3/28", "keep": 0.5},
+        {"site": "llm.layer.10/28", "keep": 0.25},
+        {"site": "llm.layer.19/28", "keep": 0},
+        {"site": "llm.cache.3/28-19/28", "keep": 0, "scope": "visual"},
+    ]
+    found = [stage["site"] for stage in place_stages(stages, 8)]
+    assert found == [
+        *("llm.layer.1", "llm.cache.1", "llm.cache.2", "llm.layer.3", "llm.cache.3", "llm.cache.4", "llm.layer.5"),
+    ]
+    whole = [stage["site"] for stage in place_stages(stages, 28)]
+    assert [site for site in whole if "cache" in site] == [f"llm.cache.{i}" for i in range(3, 19)]
+    assert [site for site in whole if "layer" in site] == ["llm.layer.3", "llm.layer.10", "llm.layer.19"]
+    assert place_stages([{"site": "llm.cache.5/28-6/28", "keep": 0, "scope": "visual"}], 2) == []

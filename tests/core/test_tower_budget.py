@@ -100,3 +100,18 @@ def test_a_layer_that_the_tower_does_not_have_is_refused():
             move=False,
             nearest=False,
         )
+
+
+@pytest.mark.parametrize("before", [[], [{"site": "vision.layer.1", "keep": 0.5}]])
+def test_multiples_of_nothing_are_refused(before):
+    config = [*before, {"site": "vision.layer.2", "keep": "fit*0.5"}]
+    with pytest.raises(ValueError, match=rf"schedule\.{len(before)}\.keep is fit\*0\.5, .* no stage says keep: fit"):
+        solve_fit(Schedule.from_config(config), 96, 6, 56, tower="vision")
+
+
+def test_multiples_in_front_of_what_they_multiply_are_refused():
+    config = [{"site": "vision.layer.2", "keep": "fit*2"}, {"site": "vision.layer.4", "keep": "fit"}]
+    with pytest.raises(
+        ValueError, match=r"schedule\.0\.keep is fit\*2, but the stage with keep: fit .* lies behind it"
+    ):
+        solve_fit(Schedule.from_config(config), 96, 6, 56, tower="vision")

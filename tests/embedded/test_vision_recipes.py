@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoImageProcessor
 
+from btp.models.embedded.pocket_vision import MEAN, STD
 from btp.tasks.pocketboxes.scene import NAMES
 from btp.tasks.pocketboxes.task import PocketBoxes, foreground
 from btp.tasks.pocketmoves.scene import CLASSES, MOVES
@@ -108,3 +109,36 @@ def test_detections_that_are_right_are_found_and_cost_little():
     worse = recipe._set_losses({"logits": logits, "pred_boxes": boxes}, targets)
     assert worse["found"] == pytest.approx(2 / 3)
     assert worse["giou"] > 0.2
+
+
+@pytest.mark.parametrize("name", ["pocket_action", "pocket_det"])
+def test_a_first_phase_runs_the_blocks_in_front_of_its_heads_alone(name):
+    recipe = load_recipe(name)
+    learner, first = recipe.build(), recipe.phases[0]
+    batch = recipe.draw(np.random.default_rng(0), first)
+    sum(weight * recipe.losses(learner, batch, first)[key] for key, weight in first.losses.items()).backward()
+    blocks = (learner["model"].videomae if name == "pocket_action" else learner["model"].vit).encoder.layer
+    reached = [any(p.grad is not None for p in block.parameters()) for block in blocks]
+    assert reached == [True] * 4 + [False] * 2
+
+
+def test_recipes_train_what_the_model_answers():
+    """The losses walk the blocks themselves, to read between them; the answers are those of the whole model."""
+    torch.manual_seed(0)
+    action, det = load_recipe("pocket_action"), load_recipe("pocket_det")
+    learner, phase = action.build(), action.phases[-1]
+    batch = action.draw(np.random.default_rng(0), phase)
+    logits = learner["model"](pixel_values=(batch["pixels"].float() / 255 - MEAN) / STD).logits
+    found = action.losses(learner, batch, phase)["class"]
+    assert torch.allclose(found, torch.nn.functional.cross_entropy(logits, batch["class"]), atol=1e-6)
+    learner, phase = det.build(), det.phases[-1]
+    batch = det.draw(np.random.default_rng(0), phase)
+    out = learner["model"](pixel_values=(batch["pixels"].float() / 255 - MEAN) / STD)
+    sizes = batch["count"].tolist()
+    targets = [
+        {"class_labels": labels, "boxes": boxes}
+        for labels, boxes in zip(batch["labels"].split(sizes), batch["boxes"].split(sizes), strict=True)
+    ]
+    whole = det._set_losses({"logits": out.logits, "pred_boxes": out.pred_boxes}, targets)
+    found = det.losses(learner, batch, phase)
+    assert all(torch.allclose(found[key], whole[key], atol=1e-5) for key in ("class", "box", "giou"))

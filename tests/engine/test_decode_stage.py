@@ -140,16 +140,25 @@ def test_what_tokens_carry():
     ]
 
 
-def test_carrying_where_nobody_asks_again():
-    """A stage of the prefill is asked once."""
+def test_numbers_travel_to_the_next_stage_of_the_prefill():
+    """They are those of the tokens that stayed, in their order, beside those that they had already."""
+    told = []
 
-    class Once(Attention):
+    class Counts(Attention):
         def select(self, tokens, signals, stage):
             keep = super().select(tokens, signals, stage).keep
-            return Selection(keep, carried={"x": torch.zeros(tokens.valid.shape)})
+            told.append((tokens.index.clone(), {name: x.clone() for name, x in tokens.carried.items()}))
+            numbers = {"place": tokens.index * 10.0} if stage.site.layer == 1 else {"late": tokens.index + 0.5}
+            return Selection(keep, carried=numbers)
 
-    host, inputs = tiny_text.shared("llama"), tiny_text.prompts([4])
-    method = Once(score="probs", source="last")
-    message = r"numbers to carry at llm\.layer\.2, where it is asked once"
-    with pytest.raises(ValueError, match=message), attach(host, method, plan(("llm.layer.2", 0.5))):
+    host, inputs = tiny_text.shared("llama"), tiny_text.prompts([8])
+    method = Counts(score="probs", source="last")
+    with attach(host, method, plan(("llm.layer.1", 0.75), ("llm.layer.2", 0.5), ("llm.layer.3", 0.25))):
         steps(host, inputs, n=1)
+    first, second, third = told
+    assert first[1] == {}
+    assert second[1].keys() == {"place"}
+    assert torch.equal(second[1]["place"], second[0] * 10.0)
+    assert third[1].keys() == {"place", "late"}
+    assert torch.equal(third[1]["place"], third[0] * 10.0)
+    assert torch.equal(third[1]["late"], third[0] + 0.5)

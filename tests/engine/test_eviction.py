@@ -5,7 +5,7 @@ import tiny
 import tiny_text
 import torch
 from oracle import steps
-from slot_methods import METHODS, everywhere
+from slot_methods import METHODS, everywhere, paged
 from slot_oracle import dense, scale
 from test_detach import fingerprint
 from toys import Content, Scatter
@@ -16,7 +16,9 @@ from btp.core.slots import SlotSelection
 from btp.core.topk import keep_best
 from btp.engine.attach import attach
 from btp.pruners.a2sf import A2SF
+from btp.pruners.btp import BTP
 from btp.pruners.composition import Chain
+from btp.pruners.fastv import FastV
 from btp.pruners.h2o import H2O
 from btp.pruners.knorm import KNorm
 from btp.pruners.random import Random
@@ -270,3 +272,43 @@ def test_the_random_control_of_a_composition():
         ValueError, match=r"every is set at llm\.layer\.1, but pruner 'random' has no such setting there"
     ):
         evict(lvlm, inputs, Random(seed=0, salt="none"), Schedule((Stage("llm.layer.1", 3, settings={"every": 2}),)))
+
+
+CUTS = {
+    "fastv": (FastV(score="probs", query="last", seed=0), [("llm.layer.2", 4, {})]),
+    "btp": (
+        BTP(score="probs", source="last", over=1.5, split="half", seed=0.25, distance="manhattan"),
+        [("llm.layer.1", 6, {"balance": 0.6}), ("llm.layer.3", 3, {"balance": 0.6})],
+    ),
+}
+CACHES = {
+    "snapkv": (SnapKV(kernel=3, pool="mean"), 9, "prefill", {"recent": 4}),
+    "h2o": (H2O(), 8, "both", {"recent": 0.5}),
+    "paged": (paged(), 9, "both", {}),
+    "visual slots": (KNorm(), 2, "both", {"scope": "visual"}),
+}
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cut", CUTS)
+def test_published_methods_composed(cut, cache, family):
+    """`pruner=[fastv,snapkv]` and its like: what was cut between layers, and then left each cache, is hidden."""
+    lvlm = tiny.shared(family)
+    inputs = tiny.prompts(lvlm, LVLM_ROWS[:1])
+    visual = lvlm.visual_mask(inputs)[0].nonzero().flatten().tolist()
+    (prune, stages), (evicts, keep, phase, more) = CUTS[cut], CACHES[cache]
+    both = Chain(parts={"cut": prune, "kv": evicts})
+    listed = [Stage(site, n, settings={"by": "cut", **own}) for site, n, own in stages]
+    listed += [Stage(f"llm.cache.{at}", keep, phase=phase, settings={"by": "kv", **more}) for at in range(4)]
+    schedule = Schedule(tuple(sorted(listed, key=lambda stage: stage.site)))
+    length = int(inputs["attention_mask"].sum()) + STEPS
+
+    def entered(call, at, b):
+        behind = [stage for stage in call.stages if stage.site.layer <= at]
+        gone = set(visual) - {visual[i] for i in behind[-1].kept[b]} if behind else set()
+        return [place for place in range(length) if place not in gone]
+
+    call = check(lvlm, inputs, both, schedule, entered)
+    assert [stage.after for stage in call.stages] == [(n,) for _, n, _ in stages]
+    assert all(record.before > record.after for record in call.evicted)

@@ -61,7 +61,7 @@ ONE = plan(("llm.layer.2", 2))
         (
             Scatter(),
             plan(("llm.layer.1", 2), phase="decode"),
-            r"schedule\.0\.phase is decode, which is not built",
+            r"ranks tokens by their states, but schedule\.0 has phase decode",
         ),
         (
             Scatter(),
@@ -130,8 +130,8 @@ def test_hosts():
     lvlm.model.train()
     refuse("training mode", lvlm, Scatter(), ONE)
     lvlm = tiny.llava()
-    lvlm.decoder.config._attn_implementation = "flash_attention_2"
-    refuse("attention implementation 'flash_attention_2'", lvlm, Scatter(), ONE)
+    lvlm.decoder.config._attn_implementation = "flex_attention"
+    refuse("attention implementation 'flex_attention'.*sdpa, eager and flash_attention_2 only", lvlm, Scatter(), ONE)
     lvlm = tiny.llava()
     lvlm.model = torch.compile(lvlm.model)
     refuse("a OptimizedModule around LlavaForConditionalGeneration.*takes wrappers off", lvlm, Scatter(), ONE)

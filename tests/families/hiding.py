@@ -14,12 +14,13 @@ from oracle import hidden_from, hooked
 
 
 @contextmanager
-def hiding(lvlm, inputs, gone):
+def hiding(lvlm, inputs, gone, later=()):
     """Hide places of the prompt from a decoder layer on, in prefill and in decode.
 
     Args:
         inputs: the prompt, for its length.
         gone: (layer, per row a list of prompt places hidden from that layer on).
+        later: (layers, per row a list of prompt places hidden in these layers from the first decode step on).
     """
     B, S = inputs["input_ids"].shape
 
@@ -32,6 +33,9 @@ def hiding(lvlm, inputs, gone):
             new = hidden.shape[1]
             closed = torch.zeros(B, 1, 1, past + new, dtype=torch.bool)
             closed[:, 0, 0, :S] = hidden_here
+            for layers, rows in later if past else ():
+                for row, places in enumerate(rows if layer in layers else ()):
+                    closed[row, 0, 0, places] = True
             mask = kwargs.get("attention_mask")
             if mask is None:
                 mask = torch.ones(new, past + new, dtype=torch.bool).tril(past)

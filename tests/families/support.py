@@ -168,7 +168,10 @@ def run(family: str, method: str, *more: str) -> None:
     returns = any(stage.in_decode and stage.settings.get("revive", True) for stage in arm.schedule)
     if merged or renumbered or returns or any(stage.site.tower == "vision" for stage in arm.schedule):
         return  # another proof is theirs: tests/engine/test_merging, test_tower, test_positions, test_lazy
-    with hiding(host, inputs, withdrawn(inputs, host.visual_mask(inputs), call)):
+    visual = host.visual_mask(inputs)
+    emptied = [stage.site.layer for stage in arm.schedule if stage.site.kind == "cache"]  # of frames, behind the prompt
+    later = [(emptied, [places.nonzero().flatten().tolist() for places in visual])] if emptied else ()
+    with hiding(host, inputs, withdrawn(inputs, visual, call), later):
         hidden_tokens, hidden_logits = steps(host, inputs)
     assert (logits - hidden_logits).abs().max() / hidden_logits.abs().max().clamp(min=1) < TOLERANCE
     assert torch.equal(tokens, hidden_tokens)

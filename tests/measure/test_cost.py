@@ -59,7 +59,7 @@ def report():
     log, time = [], [0.0]
 
     def now():
-        time[0] += 1 if len(log) > 3 + 6 else 100  # one count, two checks, one round of warm-up
+        time[0] += 1 if len(log) > 5 + 6 else 100  # four counts, two checks, one round of warm-up
         return time[0]
 
     lvlm, what = subject([[2, "i", 5], [3, "i", 4]], log)
@@ -109,10 +109,10 @@ def test_latency(report):
 
 
 def test_how_often_it_runs(report):
-    """Two counts, two checks of length, and per round three runs of each side."""
+    """Four counts, two checks of length, and per round three runs of each side."""
     _, log = report
     assert log.count(1) == 2 + 7 * 4
-    assert log.count(3) == 2 + 7 * 2
+    assert log.count(3) == 2 + 2 + 7 * 2
     assert len(log) == log.count(1) + log.count(3)
 
 

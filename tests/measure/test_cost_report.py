@@ -51,6 +51,7 @@ def test_measured(measured_file):
         assert side["flops_prefill"] == side["flops_prefill_measured"]
         assert side["kv_mib"] == side["kv_mib_measured"] > 0
         assert side["peak_memory_mib"] is None
+        assert side["prefill_peak_mib"] > side["kv_mib"]
         assert all(
             side[name]["p10"] <= side[name]["median"] <= side[name]["p90"] for name in ("vision_ms", "prefill_ms")
         )
@@ -76,7 +77,7 @@ def test_tables(measured_file):
 def test_nothing_is_measured_twice(measured_file, monkeypatch):
     """The same command again only writes its tables; other rounds are another measurement."""
     before = measured_file.with_suffix(".json").read_text()
-    monkeypatch.setattr(measure, "profile", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(measure, "Turns", lambda *_, **__: pytest.fail("measured again"))
     words = ["--model", "pocket_mini", "--pruner", "fastv", *ROUNDS, "--out", measured_file]
     run(monkeypatch, measure, *words)
     assert json.loads(before)["cells"] == json.loads(measured_file.with_suffix(".json").read_text())["cells"]

@@ -77,10 +77,19 @@ def test_what_is_refused(tmp_path, capsys):
         convert(file, out, 24)
     with pytest.raises(ValueError, match="do not lie on a picture of 200"):
         convert(file, out, 200)
+    torch.save({"model": weights | {"norm_f.weight": torch.ones(3)}}, file)
+    with pytest.raises(ValueError, match=r"do not go together: .*norm_f\.weight"):
+        convert(file, out, 24)
     del weights["norm_f.weight"]
     torch.save({"model": weights}, file)
     with pytest.raises(ValueError, match=r"lacks norm_f\.weight"):
         convert(file, out, 24)
+    torch.save({"model": {"cls_token": torch.ones(1)}}, file)
+    with pytest.raises(ValueError, match=r"lacks patch_embed\.proj\.weight, by which the model is built"):
+        convert(file, out, 24)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
+    with pytest.raises(SystemExit, match=r"error: .*none\.pth"):
+        main([str(tmp_path / "none.pth"), str(out)])
     out.mkdir()
     with pytest.raises(ValueError, match="is there already"):
         convert(file, out)

@@ -193,6 +193,15 @@ def test_a_corrupt_config_is_named(copied, text, message):
         loaded(copied)
 
 
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", "8"), ("hidden_size", None), ("vocab_size", [1])])
+def test_a_value_that_its_config_class_refuses_is_named(copied, key, value):
+    """And no processor is blamed, which reads the same file."""
+    text = json.loads((copied / "config.json").read_text())["text_config"]
+    edit(copied / "config.json", text_config=text | {key: value})
+    with pytest.raises(ValueError, match=rf"config.json cannot be read as the config of a \w+ model: .*{key}"):
+        loaded(copied)
+
+
 def test_a_corrupt_index_is_named(copied):
     (copied / "model.safetensors.index.json").write_text("nothing")
     with pytest.raises(ValueError, match=r"model.safetensors.index.json cannot be read"):

@@ -7,7 +7,7 @@ import tiny
 import torch
 from toys import Content, plan
 
-from btp.core.wrapped import unwrapped
+from btp.core.host import unwrapped
 from btp.engine.attach import attach
 from btp.models.lvlm import LVLM
 

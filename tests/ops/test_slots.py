@@ -6,10 +6,10 @@ import torch
 from btp.core.signals import Signal
 from btp.core.site import Site
 from btp.core.topk import keep_best
-from btp.engine.cache.slot_signals import BLOCK, rows_that_count, slot_signal
+from btp.engine.cache.slot_signals import BLOCK, slot_signal
 from btp.engine.hooks.attention_registry import Attending
 from btp.engine.hooks.slot_masks import as_mask, seen_slots
-from btp.ops.slots import gather_slots, of_groups, page_sums, pooled, spread
+from btp.ops.slots import gather_slots, of_groups, page_sums, pooled, rows_that_count, spread
 from btp.schedules.place import place_stages
 
 

@@ -97,6 +97,7 @@ def _value(signal, seen, random):
         "update": (2, B, rows, width),
         "scan": (B, N, 2 * width),
         "pixels": (B, 3, 64, 64),
+        "projected": (0, 4, width),  # the tokens are of pictures
     }[signal.kind]
     return torch.randn(shape, generator=random)
 
@@ -104,7 +105,8 @@ def _value(signal, seen, random):
 def row(b, seen, values):
     """Row `b` of tokens and signals, alone and without its padding."""
     n = int(seen.valid[b].sum())
-    aside = ("total", "text", "text_valid", "picture", "host_total", "host_alive", "host_keep", "carried")
+    aside = ("total", "text", "text_valid", "picture", "carried")
+    aside += ("host_total", "host_alive", "host_grid", "host_keep")
     cut = {f.name: getattr(seen, f.name)[b : b + 1, :n] for f in fields(Tokens) if f.name not in aside}
     alone = replace(
         seen,
@@ -117,6 +119,8 @@ def row(b, seen, values):
     real = _all_valid(seen)[b]
 
     def narrow(signal, value):
+        if signal.kind == "projected":
+            return value
         batch = 1 if signal.kind in ("update", "change", "rotary") else 0
         value = value.narrow(batch, b, 1)
         if signal.kind in ("attention", "preview"):

@@ -74,8 +74,8 @@ def test_weights_on_disk(tmp_path):
     again = BAViT(**RULE | {"weights": str(tmp_path / "bavit")}, **SHAPE)
     pixels = torch.randn(1, 3, 16, 24)
     assert torch.equal(method.classifier(pixels), again.classifier(pixels))
-    with pytest.raises(ValueError, match=r"layers is 2, but pruner\.method\.weights=.* says it\. Set it to null"):
-        BAViT(**RULE | {"weights": str(tmp_path / "bavit")}, **SHAPE | {"layers": 2})
+    with pytest.raises(ValueError, match=r"layers is 3, but the classifier in .* was trained with 2\. Set it to that"):
+        BAViT(**RULE | {"weights": str(tmp_path / "bavit")}, **SHAPE | {"layers": 3})
     with pytest.raises(ValueError, match="no token classifier can be read"):
         BAViT(**RULE | {"weights": str(tmp_path)}, **SHAPE)
 

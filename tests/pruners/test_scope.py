@@ -8,7 +8,7 @@ from hand import row, signals, stage, tokens
 
 from btp.core.schedule import Schedule
 from btp.core.signals import Signal, Signals
-from btp.ops.coverage import coverage_set
+from btp.ops.coverage import coverage_set, in_full, lazily
 from btp.pruners.scope import Scope
 
 CLS = Signal("attention", "vision.feature", "cls", "probs")
@@ -43,6 +43,22 @@ def test_every_pick_raises_the_sum_most():
         chosen = found[: n - 1]
         sums = {i: float(alike[[*chosen, i]].amax(0).clamp(min=0).sum()) for i in range(10) if i not in chosen}
         assert found[n - 1] == max(sums, key=sums.get)
+
+
+@pytest.mark.parametrize("combine", ["multiply", "add"])
+@pytest.mark.parametrize("copies", [1, 5])
+def test_asking_few_picks_as_asking_all(combine, copies):
+    """The way of the CPU and that of a device, on tokens that differ and on copies, until nothing adds anything."""
+    torch.manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(60, 7), dim=-1).repeat(copies, 1)
+    alike, weight = x @ x.T, torch.rand(len(x)).round(decimals=1)
+    taken = torch.zeros(1, len(x), dtype=torch.bool)
+    full = in_full(alike[None], weight[None], 50, combine, taken)[0]
+    assert torch.equal(lazily(alike, weight, 50, combine), full)
+    assert torch.equal(
+        coverage_set(x[None], -weight[None], [9], "multiply")[0],
+        in_full(alike[None], -weight[None], 9, "multiply", taken)[0],
+    )
 
 
 def test_attention_decides_among_copies():

@@ -8,7 +8,7 @@ from hand import row, signals, stage, tokens
 
 from btp.core.schedule import Schedule
 from btp.core.signals import Signal, Signals
-from btp.ops.duplicates import without_duplicates
+from btp.ops.duplicates import by_table, without_duplicates
 from btp.pruners.vispruner import VisPruner
 
 CLS = Signal("attention", "vision.feature", "cls", "probs")
@@ -31,6 +31,19 @@ def test_a_round_by_hand():
     """Line 0 100 10 140 90 200: 0, 10, 90 are compared with 100, 140, 200, nearest 100, 90, 10 degrees away."""
     assert left(ANGLES, 5, 1) == [0, 1, 2, 3, 5]  # 90 has 100
     assert left(ANGLES, 4, 2) == [0, 1, 3, 5]  # and 10, whose nearest is 90 degrees off, goes before 0
+
+
+@pytest.mark.parametrize(("copies", "noise"), [(1, 0.0), (9, 0.0), (9, 0.1)])
+def test_lists_leave_what_the_table_leaves(copies, noise):
+    """The way of the CPU and that of a device, with rows of unequal length and until few are left."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 90 // copies, 5).repeat(1, copies, 1) + noise * torch.randn(2, 90 // copies * copies, 5)
+    sizes, rest = [x.shape[1], 60], [9, 60]
+    order = torch.stack([torch.randperm(x.shape[1]) for _ in range(2)])
+    unit = torch.nn.functional.normalize(x, dim=-1)
+    table = by_table(unit @ unit.mT, order, sizes, rest, 8)
+    assert torch.equal(without_duplicates(x, order, sizes, rest, 8), table)
+    assert table.sum(1).tolist() == rest
 
 
 def test_the_next_round_halves_the_new_line():

@@ -69,6 +69,12 @@ def test_no_run_anywhere_is_an_error(tmp_path, capsys):
     assert "nowhere does not exist" in capsys.readouterr().err
 
 
+def test_out_that_is_a_file_is_named(tmp_path, capsys):
+    (tmp_path / "tables").write_text("mine")
+    assert main([str(tmp_path), "--out", str(tmp_path / "tables")]) == 2
+    assert "tables, which is no folder. Name one, or leave it out." in capsys.readouterr().err
+
+
 def test_out_has_no_effect_on_one_run(tmp_path, capsys):
     folder = write_run(tmp_path / "run", samples=4)
     assert main([str(folder), "--out", str(tmp_path)]) == 2

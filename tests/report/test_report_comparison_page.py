@@ -1,10 +1,10 @@
 """The page of a comparison in a real browser, on a laptop and on a phone, light and dark."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from pages import SCREENS, shown, visible
 from sample_run import BLIND, SHRUNK, of, write_run
@@ -62,7 +62,7 @@ def test_everything_is_there(tab):
     for part in ("summary", "table", "plots-0", "kept-0", "settings", "runs", "left"):
         assert visible(tab, f"#{part}") == 1
     sizes = tab.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
-    assert len(sizes) == 6 + 1
+    assert len(sizes) == 1  # the sample's picture; plots are drawn in place
     assert min(sizes) > 0
     assert "failed: <b>no</b>" in tab.inner_text("#left")
     assert tab.inner_text("#runs").count("python run.py model=pocket") == 3
@@ -129,52 +129,70 @@ def data(tab, name):
 
 
 def marks(tab, host):
-    """[x, y] on the screen of every mark of a plot, with its series."""
-    return tab.eval_on_selector_all(
-        f"{host} .chart g[data-series] .point",
-        """all => all.map(e => { const b = e.getBoundingClientRect();
-          return [b.x + b.width / 2, b.y + b.height / 2, e.parentElement.dataset.series]; })""",
+    """[x, y] on the screen of every mark of the plots shown, with its series and its row."""
+    names = [look["name"] for look in looks(tab)]
+    found = tab.eval_on_selector_all(
+        f"{host}:not([hidden]) .marks:not(.gone)",
+        """all => all.flatMap(group => [...group.querySelectorAll("use")].map((use, i) => {
+          const [b, rows] = [use.getBoundingClientRect(), group.dataset.rows.split(",")];
+          return [b.x + b.width / 2, b.y + b.height / 2, +group.dataset.series, +rows[i]]; }))""",
     )
+    return [(x, y, names[series], row) for x, y, series, row in found]
+
+
+def looks(tab):
+    """Series in the order of their colours: unpruned is no part of the legend."""
+    shown = tab.eval_on_selector_all(".legend button", "all => all.map(e => [+e.dataset.series, e.title])")
+    return [{"name": dict(shown).get(i, "unpruned")} for i in range(len(shown) + 1)]
 
 
 def test_pointing_at_a_mark_shows_its_values(tab):
-    tab.locator(".host.large").scroll_into_view_if_needed()
-    rows = {(row["series"], row["texts"]["macro"]) for row in data(tab, "plots")["rows"]}
+    tab.locator(".drawing.large:visible").scroll_into_view_if_needed()
+    rows, tip = data(tab, "plots")["rows"], tab.locator(".plotted .tip")
     found = set()
-    for x, y, name in marks(tab, ".host.large"):
-        tab.mouse.move(x, y)
-        tip = tab.locator(".host.large .tip")
-        assert tip.is_visible()
-        text = tip.inner_text()
-        title, score = text.split("\n")[0], tab.inner_text(".host.large .tip dd >> nth=0")
-        assert name in title
-        assert (name, score) in rows
-        assert "samples" in text
-        found.add((name, score))
-        box = tip.bounding_box()
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= tab.viewport_size["width"]
-        lit = "all => [...new Set(all.filter(e => !e.classList.contains('faint')).map(e => e.dataset.series))]"
-        assert tab.eval_on_selector_all(".live [data-series]", lit) == [name]  # in every plot and in the legend
-    assert found == {row for row in rows if row[0] != "unpruned"}
+    for left in (0, 9999):  # a phone has to be scrolled
+        tab.locator(".drawing.large:visible").evaluate("(e, left) => { e.scrollLeft = left; }", left)
+        for x, y, name, row in marks(tab, ".drawing.large"):
+            if not 12 <= x <= tab.viewport_size["width"] - 12:
+                continue
+            tab.mouse.move(x, y)
+            assert tip.is_visible()
+            title, score = tip.inner_text().split("\n")[0], tab.inner_text(".plotted .tip dd >> nth=0")
+            assert rows[row]["series"] == name
+            assert name in title
+            assert score == rows[row]["texts"]["macro"]
+            assert "samples" in tip.inner_text()
+            found.add(row)
+            box = tip.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= tab.viewport_size["width"]
+            lit = "all => new Set(all.filter(e => !e.classList.contains('faint')).map(e => e.dataset.series)).size"
+            assert tab.eval_on_selector_all(".plotted [data-series]", lit) == 1  # in every plot and in the legend
+    assert found >= {i for i, row in enumerate(rows) if row["series"] != "unpruned"}
     tab.mouse.move(0, 0)
-    assert not tab.locator(".host.large .tip").is_visible()
+    assert not tip.is_visible()
 
 
 def test_lines_go_from_mark_to_mark(tab):
-    """Every corner of a line is a mark of its series, at the place that its numbers say."""
+    """Every end of a line is a mark of its series; marks stand where their numbers say, whatever lies there already."""
+    drawn = marks(tab, ".drawing.large")
     lines = tab.eval_on_selector_all(
-        ".live polyline.line",
-        """all => all.map(e => { const at = [...e.parentElement.querySelectorAll(".point")].map(p =>
-          p.getAttribute("transform").match(/translate\\(([^)]*)\\)/)[1].replace(" ", ","));
-          return [e.parentElement.dataset.series,
-            e.getAttribute("points").split(" ").every(p => at.includes(p))]; })""",
+        ".drawing.large:not([hidden]) g[data-series]:not(.marks)",
+        """all => all.filter(e => e.children.length === 1 && e.firstElementChild.tagName === "path"
+            && /^M[^ML]*L[^ML]*$/.test(e.firstElementChild.getAttribute("d").replace(/\\n/g, "").trim())
+            && e.firstElementChild.getBoundingClientRect().width > 2)
+          .map(e => { const b = e.firstElementChild.getBoundingClientRect();
+            return [+e.dataset.series, b.left, b.right]; })""",
     )
-    assert {name for name, _ in lines} == {"btp", "random"}
-    assert all(on_marks for _, on_marks in lines)
-    x = {(m[2], round(m[0], 1)) for m in marks(tab, ".host.large")}
-    tokens = [row for row in data(tab, "plots")["rows"] if row["series"] != "unpruned"]
-    assert len({place for _, place in x}) == len({row["values"]["tokens_avg"][0] for row in tokens})  # none is moved
+    names = [look["name"] for look in looks(tab)]
+    assert {names[series] for series, _, _ in lines} >= {"btp", "random"}
+    for series, left, right in lines:
+        ends = [x for x, _, name, _ in drawn if name == names[series]]
+        assert min(abs(x - left) for x in ends) < 2
+        assert min(abs(x - right) for x in ends) < 2
+    rows = [row for row in data(tab, "plots")["rows"] if row["series"] != "unpruned"]
+    tokens = {row["texts"]["tokens_avg"] for row in rows}
+    assert len({round(x, 1) for x, _, name, _ in drawn if name != "unpruned"}) == len(tokens)  # none is moved
 
 
 def test_what_is_cut_fades(tab):
@@ -190,65 +208,69 @@ def test_what_is_cut_fades(tab):
 
 
 def test_arrow_keys_go_from_mark_to_mark(tab):
-    tab.focus(".host.large .chart")
-    said = []
+    tab.focus(".drawing.large:not([hidden])")
+    said, tip = [], tab.locator(".plotted .tip")
     for _ in range(8):
         tab.keyboard.press("ArrowRight")
-        said.append(tab.inner_text(".host.large .tip"))
+        said.append(tip.inner_text())
     assert len(set(said)) == 8
     assert "no image" in said[0]  # the cheapest
     tab.keyboard.press("Escape")
-    assert not tab.locator(".host.large .tip").is_visible()
-
-
-@pytest.mark.parametrize("price", ["tokens_avg", "prefill_ratio", "flops_visual_pdrop", "flops_prefill"])
-def test_the_front_on_the_page_is_the_one_in_the_table(tab, comparison, price):
-    """The browser finds it for any score over any price; for macro accuracy the table knows it too."""
-    found = tab.evaluate(
-        """price => { const rows = JSON.parse(document.getElementById("plots-data-0").textContent).rows;
-          return paretoFront(rows.map((row, i) => ({ i, cost: row.values[price][0], score: row.values.macro[0] })))
-            .map(point => point.i).sort((a, b) => a - b); }""",
-        price,
-    )
-    table = pd.read_csv(comparison.with_suffix(".csv"))
-    assert found == list(table.index[table[f"front_{price}"]])
+    assert not tip.is_visible()
 
 
 def test_another_price_or_score_is_drawn(tab):
-    before = marks(tab, ".host.large")
-    tab.select_option("select.price", "prefill_ratio")
-    tab.select_option("select.score", "accuracy_digit")
-    names = [m[2] for m in marks(tab, ".host.large") if m[2] != "unpruned"]  # its time is near enough to be drawn
-    assert names == [m[2] for m in before]
-    assert marks(tab, ".host.large") != before
-    assert "digit" in tab.text_content(".host.large .axes")
-    assert "prefill time" in tab.text_content(".host.large .axes")
+    before = marks(tab, ".drawing.large")
+    tab.select_option("select[name=price]", "prefill_ratio")
+    tab.select_option("select[name=score]", "reading")
+    assert visible(tab, ".drawing.large") == 1
+    assert visible(tab, ".drawing.abilities") == 1
+    after = marks(tab, ".drawing.large")
+    assert [m[2:] for m in after if m[2] != "unpruned"] == [m[2:] for m in before if m[2] != "unpruned"]
+    assert [m[:2] for m in after] != [m[:2] for m in before]
+    words = tab.locator(".drawing.large:visible").text_content()
+    assert "reading accuracy, %" in words
+    assert "prefill time" in words
     tab.reload()
 
 
-def test_every_ability_has_a_small_plot(tab):
-    assert tab.locator(".multiple h4").all_inner_texts() == ["presence", "counting", "digit", "describe"]
-    x, y, name = marks(tab, ".multiple:nth-child(3)")[0]
-    tab.locator(".multiple:nth-child(3)").scroll_into_view_if_needed()
-    x, y, name = marks(tab, ".multiple:nth-child(3)")[0]
+def test_every_ability_has_a_panel(tab):
+    words = tab.locator(".drawing.abilities:visible").text_content()
+    assert all(name in words for name in ("presence", "counting", "digit", "describe"))
+    tab.locator(".drawing.abilities:visible").scroll_into_view_if_needed()
+    x, y, name, row = next(m for m in marks(tab, ".drawing.abilities") if 0 <= m[0] <= tab.viewport_size["width"])
     tab.mouse.move(x, y)
-    text = tab.inner_text(".multiple:nth-child(3) .tip")
+    text = tab.inner_text(".plotted .tip")
+    assert data(tab, "plots")["rows"][row]["series"] == name
     assert name in text
-    assert "digit" in text
+    assert "presence" in text
     tab.mouse.move(0, 0)
 
 
 def test_the_legend_hides_and_shows(tab):
-    tab.click(".legend button[data-series=tome]")
-    assert "tome" not in {m[2] for m in marks(tab, ".live")}
-    tab.click(".live button[data-show=method]")
-    assert {m[2] for m in marks(tab, ".host.large")} == {"btp", "tome"}
-    tab.click(".live button[data-show=all]")
-    assert {m[2] for m in marks(tab, ".host.large")} == set(SERIES) - {"unpruned"}
-    assert visible(tab, ".still") == 0
-    tab.emulate_media(media="print")
-    assert (visible(tab, ".still"), visible(tab, ".live")) == (1, 0)
-    tab.emulate_media(media="screen")
+    tab.click(".legend button[title=tome]")
+    assert "tome" not in {m[2] for m in marks(tab, ".drawing")}
+    tab.click(".plotted button[data-show=method]")
+    assert {m[2] for m in marks(tab, ".drawing.large")} - {"unpruned"} == {"btp", "tome"}
+    tab.click(".plotted button[data-show='method control']")
+    assert {m[2] for m in marks(tab, ".drawing.large")} - {"unpruned"} == set(SERIES) - {"unpruned"}
+
+
+def test_colours_are_those_of_the_page(tab):
+    """No colour of its own is left in a drawing: in the dark, ink is light."""
+    drawn = tab.eval_on_selector_all(".drawing > svg", "all => all.map(e => e.outerHTML).join()")
+    assert not re.findall(r"#[0-9a-f]{6}\b", drawn)
+    ink, text = (
+        tab.eval_on_selector(f".drawing.large:not([hidden]) {what}", "e => getComputedStyle(e).fill")
+        for what in ("[id^=xtick] text", "[id^=ytick] text")
+    )
+    assert ink != text
+
+
+def test_every_id_is_there_once(tab):
+    ids = tab.eval_on_selector_all(".drawing [id^=m], .drawing [id^=p]", "all => all.map(e => e.id)")
+    hashed = [one for one in ids if re.fullmatch(r"[mp][0-9a-f]{10}", one)]
+    assert len(hashed) == len(set(hashed)) > 10
 
 
 def test_one_sample_and_one_budget_at_a_time(tab):

@@ -1,9 +1,9 @@
 """What the page of a comparison is made from: points, kept sets, settings, checks."""
 
 import json
+import re
 
 import matplotlib
-import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sample_run import BLIND, SHRUNK, of, write_run
 
@@ -11,7 +11,7 @@ from btp.report.comparison.config_diff import differences
 from btp.report.comparison.groups import fields
 from btp.report.comparison.table import ranking
 from btp.report.figures import pareto_figures as fronts
-from btp.report.figures.live import plot_data
+from btp.report.figures.page_plots import page_plots
 from btp.report.figures.style import LIGHT
 from btp.report.pages.kept_cards import kept_data
 from btp.report.text.checks import checks
@@ -25,28 +25,48 @@ def gathered(*folders):
     return runs, field, table, fronts.series_looks(table.frame)
 
 
-def test_points_hold_every_number_of_the_table(tmp_path):
+def test_marks_say_every_number_of_the_table(tmp_path):
     folder = write_run(tmp_path / "a", samples=8, overlays=0, arms=of("btp", SHRUNK, BLIND))
     _, _, table, looks = gathered(folder)
-    data = plot_data(table.frame, table.columns, looks, {str(folder): 7})
+    found = page_plots(table.frame, table.columns, looks, {str(folder): 7}, "0")
+    data = found["data"]
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     ours = [p.key for p in fronts.PRICES if p.key in table.frame and table.frame[p.key].notna().any()]
-    assert [one["key"] for one in data["prices"]] == ours
-    assert {"macro", "reading", "rest", "agreement", "accuracy_digit"} <= {one["key"] for one in data["scores"]}
-    assert [one["title"] for one in data["panels"]] == ["presence", "counting", "digit", "describe"]
-    assert [one["name"] for one in data["series"]] == list(looks)
-    for row, (_, found) in zip(data["rows"], table.frame.iterrows(), strict=True):
-        assert row["run"] == 7
-        assert row["values"]["macro"] == pytest.approx([found[f"macro{end}"] for end in ("", "_low", "_high")])
-        assert row["values"]["flops_prefill"][0] == pytest.approx(found["flops_prefill"])
-    assert data["rows"][0]["values"]["prefill_ratio"] == [1.0, None, None]  # the unpruned model's own
+    assert [one["key"] for one in found["prices"]] == ours == [one["price"] for one in found["abilities"]]
+    assert [one["key"] for one in found["scores"]] == ["macro", "reading", "rest"]
+    assert {(d["price"], d["score"]) for d in found["drawings"]} == {
+        (price, score) for price in ours for score in ("macro", "reading", "rest")
+    }
+    assert [one["name"] for one in found["series"]] == [name for name in looks if name != "unpruned"]
+    for row, (_, wanted) in zip(data["rows"], table.frame.iterrows(), strict=True):
+        assert dict(row["said"])["run"] == "7"
+        assert row["texts"]["macro"].startswith(f"{100 * wanted['macro']:.1f} (")
+        assert row["texts"]["accuracy_digit"].startswith(f"{100 * wanted['accuracy_digit']:.1f}")
+        assert row["texts"].keys() == data["titles"].keys()
+    assert data["rows"][0]["texts"]["prefill_ratio"] == "1.00"  # the unpruned model's own
+
+
+def test_every_mark_knows_its_row(tmp_path):
+    """The order of a group's marks is that of its rows: by height, as by the numbers."""
+    folder = write_run(tmp_path / "a", samples=8, overlays=0, arms=of("btp", SHRUNK, BLIND))
+    _, _, table, looks = gathered(folder)
+    drawing = page_plots(table.frame, table.columns, looks, {str(folder): 7}, "0")["drawings"][0]["svg"]
+    heights = {}
+    for rows, body in re.findall(r'class="marks"[^>]*data-rows="([\d,]*)">(.*?)</g>\s*</g>', drawing, re.DOTALL):
+        found = [float(y) for y in re.findall(r'<use [^>]*y="([\d.]+)"', body)]
+        heights |= dict(zip(map(int, rows.split(",")), found, strict=True))
+    order = sorted(heights, key=heights.get)
+    scores = [table.frame["macro"].iloc[row] for row in order]
+    assert scores == sorted(scores, reverse=True)
+    assert len(order) >= len(table.frame) - 1
 
 
 def test_costs_alone_are_no_points(tmp_path):
     folder = write_run(tmp_path / "a", samples=4, overlays=0)
     found = fields([read_costs(folder)])
     table = ranking(found)
-    assert plot_data(table.frame, table.columns, fronts.series_looks(table.frame), {str(folder): 1}) is None
+    looks = fronts.series_looks(table.frame)
+    assert page_plots(table.frame, table.columns, looks, {str(folder): 1}, "0") is None
 
 
 def test_samples_are_left_out_where_the_page_would_grow_too_large(tmp_path):
@@ -116,11 +136,9 @@ def test_runs_of_unequal_length_say_so_in_every_row(tmp_path):
     other = write_run(tmp_path / "b", samples=12, overlays=0, name="dart", arms=of("dart"))
     _, _, table, looks = gathered(one, other)
     assert "samples" in [column.key for column in table.columns]
-    rows = plot_data(table.frame, table.columns, looks, {str(one): 1, str(other): 2})["rows"]
-    assert {row["series"]: dict(row["said"])["samples"] for row in rows if row["role"] == "method"} == {
-        "btp": "8",
-        "dart": "12",
-    }
+    rows = page_plots(table.frame, table.columns, looks, {str(one): 1, str(other): 2}, "0")["data"]["rows"]
+    said = {row["series"]: dict(row["said"])["samples"] for row in rows}
+    assert (said["btp"], said["dart"]) == ("8", "12")
     assert "samples" not in [column.key for column in gathered(one)[2].columns]
 
 
@@ -134,7 +152,7 @@ def test_a_figure_of_many_variants_of_one_method_has_room(tmp_path, recwarn):
         for i in range(44)
     ]
     frame = type(table.frame)([*table.frame.to_dict("records"), *many])
-    for _, _, draw in fronts.PLOTS.values():
+    for draw in fronts.PLOTS.values():
         with matplotlib.rc_context(LIGHT.style()):
             figure = draw(frame, fronts.series_looks(frame), LIGHT)
             if figure is None:  # of what nobody here costs

@@ -43,7 +43,7 @@ def test_no_text_lies_on_another_or_outside(tmp_path, name):
 def test_no_text_of_a_comparison_lies_on_another_or_outside(crowd, name, methods):
     frame = crowd[crowd["series"].isin([*(f"method{i}" for i in range(methods)), *OTHERS])]
     with matplotlib.rc_context(LIGHT.style()):
-        figure = fronts.PLOTS[name][2](frame, fronts.series_looks(frame), LIGHT)
+        figure = fronts.PLOTS[name](frame, fronts.series_looks(frame), LIGHT)
         FigureCanvasAgg(figure).draw()
         assert_apart(figure)
 
@@ -72,7 +72,7 @@ def crowd(tmp_path_factory):
 def test_the_front_is_drawn_through_its_points(crowd):
     """Steps from point to point, and on to the edge; dominated points lie on or below them."""
     with matplotlib.rc_context(LIGHT.style()):
-        figure = fronts.PLOTS["accuracy_over_flops_prefill"][2](crowd, fronts.series_looks(crowd), LIGHT)
+        figure = fronts.PLOTS["accuracy_over_flops_prefill"](crowd, fronts.series_looks(crowd), LIGHT)
     axes = figure.axes[0]
     (front,) = [line for line in axes.get_lines() if line.get_label() == "Pareto front"]
     on = crowd[crowd["front_flops_prefill"]].sort_values("flops_prefill")
@@ -89,7 +89,7 @@ def test_marks_stand_at_their_tokens(tmp_path, crowd, kind):
             table = run_table(read_run(write_run(tmp_path / "run", samples=16, arms=(*ARMS, SHRUNK), overlays=0)))
             frame, figure = table.frame, tradeoff(table, LIGHT)
         else:
-            draw = fronts.PLOTS["accuracy_over_tokens_avg"][2]
+            draw = fronts.PLOTS["accuracy_over_tokens_avg"]
             frame, figure = crowd[crowd["role"] != "baseline"], draw(crowd, fronts.series_looks(crowd), LIGHT)
     marks = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "None"]
     drawn = {(round(x, 6), round(y, 6)) for line in marks for x, y in zip(*line.get_data(), strict=True)}
@@ -99,7 +99,7 @@ def test_marks_stand_at_their_tokens(tmp_path, crowd, kind):
 def test_every_method_is_named_where_there_is_room(crowd):
     frame = crowd[crowd["series"].isin(["method0", "method1", *OTHERS])]
     with matplotlib.rc_context(LIGHT.style()):
-        figure = fronts.PLOTS["accuracy_over_tokens_avg"][2](frame, fronts.series_looks(frame), LIGHT)
+        figure = fronts.PLOTS["accuracy_over_tokens_avg"](frame, fronts.series_looks(frame), LIGHT)
     named = {text.get_text() for text in figure.axes[0].texts}
     assert {"method0", "method1", "random", "downsampled", "no image"} <= named
     assert any("unpruned" in text for text in named)
@@ -118,7 +118,7 @@ def test_controls_are_hollow_and_methods_come_first(crowd):
 def test_a_comparison_of_costs_has_no_plots(tmp_path):
     runs = [read_costs(write_run(tmp_path / "run", samples=4, overlays=0))]
     frame = ranking(fields(runs)).frame
-    drawn = [name for name, (_, _, draw) in fronts.PLOTS.items() if to_png(draw, frame, {}, DARK)]
+    drawn = [name for name, draw in fronts.PLOTS.items() if to_png(draw, frame, {}, DARK)]
     assert drawn == []
 
 
@@ -126,8 +126,8 @@ def test_names_are_left_to_the_legend_where_there_is_no_room():
     figure = Figure(figsize=(3, 2))
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1])
-    assert name_points(axes, [(0.5, 0.5, "a name", "k")], [(0.5, 0.5)]) == 1
-    assert name_points(axes, [(0.5, 0.5, "a name far too long for these small axes", "k")], []) == 0
+    assert name_points(axes, [(0.5, 0.5, "a name", "k", "series:0")], [(0.5, 0.5)]) == 1
+    assert name_points(axes, [(0.5, 0.5, "a name far too long for these small axes", "k", "series:0")], []) == 0
 
 
 def assert_apart(figure):

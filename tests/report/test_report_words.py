@@ -14,6 +14,7 @@ from btp.report.pages.run_page import write_report
 from btp.report.tables.run_table import run_table
 from btp.report.tables.screen_table import screen_table
 from btp.report.text.fired import fired
+from btp.report.text.real_shapes import real_shape
 from btp.report.text.run_text import headline, remarks
 from btp.results.reader import read_run
 
@@ -40,6 +41,18 @@ def test_the_headline_carries_the_numbers(run_folder):
     assert f"Reading in the picture loses {lost:.1f} points, everything else loses" in text
     assert "Random selection gets" in text
     assert "0.67 times the prefill time" in text
+
+
+def test_the_speed_of_a_real_shape_stands_beside_the_embedded_models(run_folder, tmp_path):
+    """What was measured at real depth, with the hardware; a run of another model has figures of its own."""
+    text, _ = said(run_folder)
+    known = real_shape("btp")
+    assert known
+    assert text.endswith(known)
+    assert re.search(r"measured \d\.\d\d times as fast as the unpruned one, of \d\.\d\d that FLOPs promise", known)
+    other, _ = said(write_run(tmp_path / "run", samples=4, config={"model": {"name": "llava15"}}))
+    assert "random weights" not in other
+    assert real_shape("nobody") == ""
 
 
 def test_chance_is_called_chance(tmp_path):

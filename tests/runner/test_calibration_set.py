@@ -5,16 +5,16 @@ import yaml
 from jobs import composed
 
 from btp.models.embedded.pocket import build_processor
-from btp.runner.calibration.artifact import write_artefact
+from btp.runner.calibration.artifact import write_artifact
 from btp.runner.calibration.calibration_set import calibration_set
-from btp.runner.evaluation.shown_prompt import shown_prompt
+from btp.runner.evaluation.prompts.shown_prompt import shown_prompt
 from btp.tasks.pocketvqa.questions import words
 
 
 def found(folder, task, *words, file="calibration.yaml", **more):
-    """Of a run of a task whose artefact was made with the calibration group of these words."""
+    """Of a run of a task whose artifact was made with the calibration group of these words."""
     made = {"calibration": composed(*words)["calibration"], **more}
-    write_artefact(folder / file, made)
+    write_artifact(folder / file, made)
     return calibration_set(folder, composed(*task)["task"])
 
 
@@ -45,8 +45,8 @@ def test_a_set_that_was_named_is_said_without_advice(tmp_path):
     )
 
 
-def test_an_artefact_counts_by_what_it_was_made_with(tmp_path):
-    """A search's artefact, of another run whose calibration set had no class on record."""
+def test_an_artifact_counts_by_what_it_was_made_with(tmp_path):
+    """A search's artifact, of another run whose calibration set had no class on record."""
     (tmp_path / "search.yaml").write_text(yaml.safe_dump({"calibration": {"name": "gqa", "samples": 30}}))
     assert calibration_set(tmp_path, composed()["task"])["said"].startswith("Stages were searched on 30 samples of gqa")
     (tmp_path / "search.yaml").write_text(yaml.safe_dump({"calibration": {"name": "pocketvqa"}}))
@@ -54,9 +54,9 @@ def test_an_artefact_counts_by_what_it_was_made_with(tmp_path):
 
 
 @pytest.mark.parametrize("made", [None, {}, {"calibration": None}])
-def test_without_an_artefact_nothing_is_said(tmp_path, made):
+def test_without_an_artifact_nothing_is_said(tmp_path, made):
     if made is not None:
-        write_artefact(tmp_path / "calibration.yaml", made)
+        write_artifact(tmp_path / "calibration.yaml", made)
     assert calibration_set(tmp_path, composed()["task"]) is None
 
 

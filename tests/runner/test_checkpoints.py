@@ -74,7 +74,7 @@ def test_what_a_checkpoint_asks_of_generation_changes_no_answer_and_is_said_once
 def test_a_calibration_of_another_model_is_refused(checkpoint, tmp_path):
     run = job(tmp_path, "limit=9", "cost.enabled=false")
     with pytest.raises(ValueError, match="was made for model 'pocket_mini'"):
-        job(tmp_path, f"model.path={checkpoint}", f"calibration.artefact={run / 'calibration.yaml'}", "limit=9")
+        job(tmp_path, f"model.path={checkpoint}", f"calibration.artifact={run / 'calibration.yaml'}", "limit=9")
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_a_calibration_of_another_model_is_refused(checkpoint, tmp_path):
 def test_a_corrupt_calibration_is_refused(text, message, tmp_path):
     (tmp_path / "broken.yaml").write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
-        job(tmp_path, f"calibration.artefact={tmp_path / 'broken.yaml'}", "limit=9")
+        job(tmp_path, f"calibration.artifact={tmp_path / 'broken.yaml'}", "limit=9")
 
 
 def test_a_missing_calibration_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"none\.yaml, but there is no such file"):
-        job(tmp_path, f"calibration.artefact={tmp_path / 'none.yaml'}", "limit=9")
+        job(tmp_path, f"calibration.artifact={tmp_path / 'none.yaml'}", "limit=9")
 
 
 def test_random_weights_measure_cost_alone(tmp_path):

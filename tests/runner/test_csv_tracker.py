@@ -47,6 +47,13 @@ def test_a_tracker_that_is_not_there_is_named():
         tracker_of({"name": "mine", "tracker": "nowhere.Mine"})
 
 
+def test_a_name_that_is_another_trackers_is_refused():
+    """The name alone changes nothing about where runs are logged."""
+    message = r"logger\.name is 'csv', but logger\.tracker is .*NoTracker, which goes by none"
+    with pytest.raises(ValueError, match=message):
+        tracker_of(composed("logger=none", "logger.name=csv")["logger"])
+
+
 def test_none_logs_nothing(tmp_path):
     tracker = tracker_of(composed("logger=none")["logger"])
     assert isinstance(tracker, NoTracker)

@@ -34,15 +34,15 @@ def fault(*words):
     [
         (["schedule=paper", "stages=5"], "stages=5 has no effect: schedule=paper takes the published stages"),
         (["pruner=none", "stages=5"], "pruner=none prunes nothing"),
-        (["calibration.artefact=x.yaml", "stages=2"], "the stages come from calibration.artefact=x.yaml"),
+        (["calibration.artifact=x.yaml", "stages=2"], "the stages come from calibration.artifact=x.yaml"),
         (["pruner=fastv", "schedule.tau=0.9"], "schedule.tau=0.9 has no effect: pruner 'fastv' brings"),
         (["pruner=fastv", "schedule.balance.first=0.1"], "schedule.balance.first=0.1 has no effect"),
         (["pruner=diversity", "schedule.balance.first=0.1"], "pruner 'diversity' does not read a stage's balance"),
         (["pruner=fastv", "calibration.batch=3"], "calibration.batch=3 has no effect: nothing is calibrated with"),
         (["schedule=uniform", "calibration.samples=8"], "nothing is calibrated with pruner=btp and schedule=uniform"),
         (["pruner=fastv", "calibration=folder"], "calibration=folder has no effect"),
-        (["pruner=fastv", "calibration.artefact=x.yaml"], "nothing is calibrated"),
-        (["calibration.artefact=x.yaml", "calibration.samples=8"], "calibration.artefact=x.yaml is taken as it is"),
+        (["pruner=fastv", "calibration.artifact=x.yaml"], "nothing is calibrated"),
+        (["calibration.artifact=x.yaml", "calibration.samples=8"], "calibration.artifact=x.yaml is taken as it is"),
         (["pruner=none", "budget.share=0.3"], "budget.share=0.3 has no effect: pruner=none prunes nothing"),
         (["pruner=none", "schedule=uniform"], "schedule=uniform has no effect"),
         (["cost.enabled=false", "cost.repeats=9"], "cost.repeats=9 has no effect: cost.enabled is false"),
@@ -84,7 +84,7 @@ def test_a_word_without_effect(words, said):
         ["experiment=smoke", "cost.enabled=false"],
         [*RANDOM, "schedule=paper", "cost.repeats=2", "model.example.height=336"],
         ["cache_gib=3"],
-        ["calibration.artefact=x.yaml"],
+        ["calibration.artifact=x.yaml"],
     ],
 )
 def test_words_with_one(words):

@@ -46,7 +46,12 @@ def test_every_study_says_its_question_its_command_and_a_figure_that_there_is(na
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_has_its_result_on_a_page(name):
-    """What stands there is what the command wrote, to the letter."""
+    """What stands there is what the command wrote, to the letter; a model that does not ship yet has no results."""
+    if (model := model_of(name)) and not (ROOT / "btp" / "models" / "checkpoints" / model).exists():
+        (page,) = [p for p in PAGES if f"| `{name}` |" in p.read_text()]
+        assert f"`{model}`" in page.read_text().split("Not run yet: ")[1].splitlines()[0]
+        assert f"`{name}`" in (ROOT / "experiments" / "README.md").read_text()
+        return
     (page,) = [p for p in PAGES if BEGIN.format(name=name) in p.read_text()]
     text = page.read_text()
     assert text.splitlines().count(f"python run.py -m experiment={name}") == 1
@@ -55,6 +60,12 @@ def test_every_study_has_its_result_on_a_page(name):
     assert (page.parent / f"{name}.png").stat().st_size > 5000
     assert len(pd.read_csv(page.parent / f"{name}.csv"))
     assert f"`{name}`" in (ROOT / "experiments" / "README.md").read_text()
+
+
+def model_of(name):
+    """The model that a study's yaml names, where it names one."""
+    found = re.search(r"^  - override /model: (\w+)$", (CONF / "experiment" / f"{name}.yaml").read_text(), re.M)
+    return found and found.group(1)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "experiments" / "README.md"], ids=lambda p: p.parent.name)

@@ -224,7 +224,7 @@ def test_samples_that_have_no_life(run):
     text = Sample("text", (), "what ?", "that", "all")
     with pytest.raises(ValueError, match="sample 'text' shows no picture, so that no stage has a visual token"):
         find_sample(Few([text]), None, "text", run)
-    with pytest.raises(ValueError, match="was answered through lmms-eval, whose prompts are its own"):
+    with pytest.raises(ValueError, match="was answered through lmms-eval or lm-eval, whose prompts are their own"):
         find_sample(Foreign([text]), None, "text", run)
 
 

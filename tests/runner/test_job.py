@@ -134,10 +134,10 @@ def test_costs_are_measured_beside_the_formula(finished):
 
 def test_the_calibration_is_found_again_and_says_where_it_comes_from(finished, tmp_path):
     output, run = finished
-    artefact = yaml.safe_load((run / "calibration.yaml").read_text())
-    assert artefact["curves"]["samples"] == 64
-    assert len(artefact["curves"]["changed"]) == artefact["model"]["layers"]
-    assert [s["keep"] for s in artefact["stages"]] == sorted((s["keep"] for s in artefact["stages"]), reverse=True)
+    artifact = yaml.safe_load((run / "calibration.yaml").read_text())
+    assert artifact["curves"]["samples"] == 64
+    assert len(artifact["curves"]["changed"]) == artifact["model"]["layers"]
+    assert [s["keep"] for s in artifact["stages"]] == sorted((s["keep"] for s in artifact["stages"]), reverse=True)
     (store,) = (output / ".store" / "calibration").glob("*.yaml")
     before = store.stat().st_mtime_ns
     other = job(output, "stages=2", "cost.enabled=false", "~pruner@controls.random", "~pruner@controls.downsampled")
@@ -145,14 +145,14 @@ def test_the_calibration_is_found_again_and_says_where_it_comes_from(finished, t
     assert len(yaml.safe_load((other / "calibration.yaml").read_text())["stages"]) == 2
     named = job(
         tmp_path,
-        f"calibration.artefact={run / 'calibration.yaml'}",
+        f"calibration.artifact={run / 'calibration.yaml'}",
         "cost.enabled=false",
         "limit=9",
         "~pruner@controls.random",
         "~pruner@controls.downsampled",
     )
     sites = [s["site"] for s in yaml.safe_load((named / "calibration.yaml").read_text())["stages"]]
-    assert sites == [s["site"] for s in artefact["stages"]]
+    assert sites == [s["site"] for s in artifact["stages"]]
 
 
 def test_a_finished_run_is_recognised(finished, capsys):

@@ -1,12 +1,15 @@
 """A method whose scores are not finite ends its run, and the message says at which sample."""
 
 import re
+import shutil
 
 import pandas as pd
 import pytest
 import torch
-from jobs import job
+from jobs import composed, job
+from safetensors.torch import load_file, save_file
 
+from btp.models.loading.checkpoint import find_checkpoint
 from btp.pruners.attention import Attention
 
 
@@ -29,3 +32,16 @@ def test_the_sample_is_named(tmp_path, monkeypatch):
     monkeypatch.undo()
     run = job(tmp_path, *words)
     assert sample in pd.read_parquet(run / "samples.parquet").reset_index()["sample"].tolist()
+
+
+def test_a_model_that_puts_out_nan_is_refused(tmp_path):
+    """One number of its weights is enough; it would answer with the first word of its vocabulary."""
+    folder = tmp_path / "broken"
+    shutil.copytree(find_checkpoint(composed("model=pocket_mini")["model"]), folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "lm_head" in name)
+    weights[name].view(-1)[7] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    words = ["model=pocket_mini", f"model.path={folder}", "pruner=random", "limit=2", "cost.enabled=false"]
+    with pytest.raises(ValueError, match=r"the model puts out NaN for sample \S+, \S+, so that its answers"):
+        job(tmp_path, *words)

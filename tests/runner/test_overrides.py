@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from btp.cli.overrides import check_overrides, find_fault, planned_cells, sweep_folder
+from btp.cli.words import hydra_words, stray_word
 from btp.runner.pruner_lists import as_typed, name_lists
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -33,10 +34,36 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
         (["hydra.launcher.n_jobs=2"], "hydra.launcher.n_jobs. It is a key of hydra/launcher=joblib."),
         (["hydra.sweeper.n_trials=2"], "It is a key of hydra/sweeper=optuna."),
         (["hydra/sweeper=optuna", "hydra.sweeper.n_trails=2"], "Did you mean hydra.sweeper.n_trials?"),
+        (["task.path=x"], "unknown key task.path. It is a key of task=boxes_folder, task=chartqa"),
+        (["pruner.layer=3"], "unknown key pruner.layer. It is a key of pruner=vtw, pruner=withdraw."),
+        (["calibration.path=x"], "It is a key of calibration=folder, calibration=llava_instruct."),
+        (["controls=[random]"], "controls is ['random']. Set controls to keys with values"),
+        (
+            ["seed=${nope}"],
+            "seed is '${nope}', which cannot be resolved: Interpolation key 'nope' not found. Set seed to",
+        ),
+        (["~pruner.method"], "~pruner.method takes pruner.method away, which runs read. Set pruner.method=null"),
+        (["controls={}"], "has no effect: keys in braces join those that are there. controls=null does without"),
+        (["experiment=null"], "experiment=null is no option. Leave the word out. Options: btp_calibration"),
+        (["hydra.mode=MULTIRUN"], "hydra.mode=MULTIRUN has no effect: -m says that this is a sweep"),
+        (["hydra.run.dir=/x"], "hydra.run.dir=/x has no effect: output is where runs go"),
+        (["budget=[]"], "budget is [], but holds keys of its own"),
+        (["task.dataset=[1]"], "task.dataset is [1]. Set task.dataset to keys with values"),
+        (["model.processor=3"], "model.processor is 3. Set model.processor to keys with values"),
+        (["model.processor=[]"], "model.processor is []. Set model.processor to keys with values"),
     ],
 )
 def test_a_wrong_word_is_named_with_the_nearest_right_one(words, message):
-    assert message in find_fault(CONF, name_lists(words))
+    assert message in find_fault(CONF, hydra_words(CONF, name_lists(words)))
+
+
+@pytest.mark.parametrize("argv", [["fastv"], ["seed=1", "fastv", "-m"], ["=3"], ["--cfg", "job", "fastv"]])
+def test_a_word_without_a_key_is_named(argv, capsys):
+    with pytest.raises(SystemExit):
+        check_overrides(CONF, hydra_words(CONF, argv))
+    word = next(word for word in argv if word in ("fastv", "=3"))
+    assert f"error: {word} is neither a flag nor key=value, which a run takes" in capsys.readouterr().err
+    assert stray_word(["--config-dir", "/x", "-m", "seed=1", "~pruner", "--info", "all"]) is None
 
 
 @pytest.mark.parametrize("path", ["/data/a=b/q.json", "/data/a(1)/q.json", "/data/{x}/q.json", "/data/it's/q.json"])

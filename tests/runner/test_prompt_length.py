@@ -5,7 +5,7 @@ from families import kit
 from PIL import Image
 
 from btp.runner.evaluation.data import Collate
-from btp.runner.evaluation.prompt_length import check_lengths, context_of
+from btp.runner.evaluation.prompts.prompt_length import check_lengths, context_of
 from btp.tasks.sample import Sample
 
 

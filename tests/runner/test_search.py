@@ -68,19 +68,19 @@ def strategy(pocket, tmp_path_factory):
     return folder, vflowopt(pocket, folder)
 
 
-def test_the_artefact_says_what_was_found_and_where_it_comes_from(strategy):
-    folder, artefact = strategy
-    trials, found = artefact["trials"], artefact["found"]
+def test_the_artifact_says_what_was_found_and_where_it_comes_from(strategy):
+    folder, artifact = strategy
+    trials, found = artifact["trials"], artifact["found"]
     assert len(trials) == 7
     assert found == max(trials, key=lambda row: row["value"])
     assert 0 < found["value"] <= 1
-    assert artefact["method"] == {name: found[name] for name in ("t", "m", "alpha")}
-    assert artefact["model"]["name"] == "pocket_mini"
-    assert artefact["calibration"]["dataset"]["split"] == "calibration"
-    assert {"btp", "torch", "transformers", "optuna"} <= set(artefact["versions"])
+    assert artifact["method"] == {name: found[name] for name in ("t", "m", "alpha")}
+    assert artifact["model"]["name"] == "pocket_mini"
+    assert artifact["calibration"]["dataset"]["split"] == "calibration"
+    assert {"btp", "torch", "transformers", "optuna"} <= set(artifact["versions"])
     (file,) = (folder / "calibration").glob("*.yaml")
-    assert file.stem == artefact["identity"]
-    assert yaml.safe_load(file.read_text()) == artefact
+    assert file.stem == artifact["identity"]
+    assert yaml.safe_load(file.read_text()) == artifact
 
 
 def test_every_strategy_tried_meets_the_budget_and_lies_in_the_space(strategy):
@@ -104,10 +104,10 @@ def test_the_last_stage_is_left_to_the_budget_which_gives_the_count_that_was_sea
 
 def test_it_is_found_again(pocket, strategy):
     """The same settings read the file; others do not."""
-    folder, artefact = strategy
+    folder, artifact = strategy
     (file,) = (folder / "calibration").glob("*.yaml")
     before = file.stat().st_mtime_ns
-    assert vflowopt(pocket, folder, "calibration.batch=3", "trainer.batch=7") == artefact
+    assert vflowopt(pocket, folder, "calibration.batch=3", "trainer.batch=7") == artifact
     assert file.stat().st_mtime_ns == before
 
 
@@ -121,13 +121,13 @@ def test_two_searches_with_one_seed_are_equal_and_another_seed_is_not(pocket, st
 @pytest.mark.parametrize("finished", [2, 5])
 def test_a_killed_search_goes_on_as_if_nothing_had_happened(pocket, strategy, tmp_path, finished):
     """Two trials and half a line of the third are on disk; or the first of the optimiser's too."""
-    folder, artefact = strategy
-    rows = folder / "calibration" / artefact["identity"] / "rows-0.jsonl"
+    folder, artifact = strategy
+    rows = folder / "calibration" / artifact["identity"] / "rows-0.jsonl"
     lines = rows.read_text().splitlines(keepends=True)
-    torn = tmp_path / "calibration" / artefact["identity"] / "rows-0.jsonl"
+    torn = tmp_path / "calibration" / artifact["identity"] / "rows-0.jsonl"
     torn.parent.mkdir(parents=True)
     torn.write_text("".join(lines[:finished]) + lines[finished][:20])
-    assert vflowopt(pocket, tmp_path)["trials"] == artefact["trials"]
+    assert vflowopt(pocket, tmp_path)["trials"] == artifact["trials"]
     assert [json.loads(line) for line in torn.read_text().splitlines()] == [json.loads(line) for line in lines]
 
 
@@ -139,40 +139,40 @@ def test_resume_false_searches_anew(pocket, strategy, tmp_path):
     assert len(rows.read_text().splitlines()) == 2
 
 
-def test_a_named_artefact_is_used_and_one_of_another_budget_or_kind_refused(pocket, strategy, tmp_path):
-    folder, artefact = strategy
-    name = f"pruner.search.artefact={folder / 'calibration' / artefact['identity']}.yaml"
-    assert vflowopt(pocket, tmp_path, name) == artefact
+def test_a_named_artifact_is_used_and_one_of_another_budget_or_kind_refused(pocket, strategy, tmp_path):
+    folder, artifact = strategy
+    name = f"pruner.search.artifact={folder / 'calibration' / artifact['identity']}.yaml"
+    assert vflowopt(pocket, tmp_path, name) == artifact
     with pytest.raises(ValueError, match=r"was made for a budget of 36 of 144 .* but this run's budget is 40 of 144"):
         vflowopt(pocket, tmp_path, name, budget=40.0)
-    with pytest.raises(ValueError, match=r"the search artefact .* is of kind vflowopt, not vtw\."):
+    with pytest.raises(ValueError, match=r"the search artifact .* is of kind vflowopt, not vtw\."):
         vtw(pocket, tmp_path, f"+{name}")
     (tmp_path / "broken.yaml").write_text("identity: 1")
-    with pytest.raises(ValueError, match=r"the search artefact .* is broken: identity is 1, not a text"):
-        vflowopt(pocket, tmp_path, f"pruner.search.artefact={tmp_path / 'broken.yaml'}")
-    changed = yaml.safe_load((folder / "calibration" / f"{artefact['identity']}.yaml").read_text())
+    with pytest.raises(ValueError, match=r"the search artifact .* is broken: identity is 1, not a text"):
+        vflowopt(pocket, tmp_path, f"pruner.search.artifact={tmp_path / 'broken.yaml'}")
+    changed = yaml.safe_load((folder / "calibration" / f"{artifact['identity']}.yaml").read_text())
     changed["model"]["checkpoint"] = "another"
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(changed))
     with pytest.raises(ValueError, match="was made for model 'pocket_mini' \\(checkpoint another\\)"):
-        vflowopt(pocket, tmp_path, f"pruner.search.artefact={tmp_path / 'other.yaml'}")
+        vflowopt(pocket, tmp_path, f"pruner.search.artifact={tmp_path / 'other.yaml'}")
 
 
 QUICK = ["limit=9", "cost.enabled=false", "~pruner@controls.downsampled", "~pruner@controls.no_image"]
 
 
 def test_the_main_job_searches_and_runs_what_was_found(strategy, tmp_path):
-    """The trace holds the searched counts, and the run folder the artefact, which another run may name."""
+    """The trace holds the searched counts, and the run folder the artifact, which another run may name."""
     words = ["pruner=vflowopt", "pruner.strategy=search", "budget.share=0.25", *SMALL, *QUICK]
     folder = job(tmp_path, *words)
-    artefact = yaml.safe_load((folder / "search.yaml").read_text())
-    assert artefact["trials"] == strategy[1]["trials"]
+    artifact = yaml.safe_load((folder / "search.yaml").read_text())
+    assert artifact["trials"] == strategy[1]["trials"]
     trace = pd.read_parquet(folder / "trace.parquet")
     mine = trace[trace["arm"] == "vflowopt"]
     after = [int(n) for n in mine.groupby("order")["after"].first()]
-    assert after == sorted(set(artefact["found"]["counts"]), reverse=True)
+    assert after == sorted(set(artifact["found"]["counts"]), reverse=True)
     assert (mine.groupby("order")["after"].nunique() == 1).all()
     assert json.loads((folder / "run.json").read_text())["inert"]["identical"]
-    named = job(tmp_path / "other", *words, f"pruner.search.artefact={folder / 'search.yaml'}")
+    named = job(tmp_path / "other", *words, f"pruner.search.artifact={folder / 'search.yaml'}")
     columns = ["arm", "sample", "prediction"]
     tables = [pd.read_parquet(run / "samples.parquet")[columns] for run in (folder, named)]
     pd.testing.assert_frame_equal(*tables)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from btp.runner import sources
-from btp.runner.identity import code, code_of
+from btp.runner.identity import checkpoint, code, code_of
 from btp.runner.sources import files_behind, modules_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,3 +173,20 @@ def test_every_package_but_the_report_and_the_methods_is_covered():
     assert {"core", "engine", "models", "ops", "tasks", "measure", "runner"} <= ran
     assert all((ROOT / "btp" / name).is_dir() for name in sources.NAMED)
     assert code("btp.runner.evaluation.evaluate") != code("btp.runner.calibration.calibrate")
+
+
+@pytest.mark.parametrize("size", [3 << 10, 1 << 20, 3 << 19, 9 << 20])
+def test_another_matrix_in_the_middle_of_a_file_of_weights_is_another_checkpoint(tmp_path, size):
+    """As an adapter on some layers leaves it: size and both ends stay."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(size))
+    before = checkpoint(tmp_path)
+    matrix = min(size // 4, 1 << 21)
+    with file.open("r+b") as open_file:
+        open_file.seek(size // 2)
+        open_file.write(b"1" * matrix)
+    assert file.stat().st_size == size
+    assert checkpoint(tmp_path) != before
+    (tmp_path / "README.md").write_text("what it is")
+    file.write_bytes(bytes(size))
+    assert checkpoint(tmp_path) == before

@@ -76,7 +76,7 @@ HEAD = {"identity": "a", "model": {"name": "pocket", "checkpoint": "b"}}
 
 
 @pytest.mark.parametrize("content", ["", "{", "- a", "made: 1", yaml.safe_dump(HEAD | {"made": "one"}), None])
-def test_a_broken_artefact_in_the_store_is_made_again(tmp_path, content):
+def test_a_broken_artifact_in_the_store_is_made_again(tmp_path, content):
     """And a whole one is not."""
     path, machine = tmp_path / "found.yaml", SimpleNamespace(leads=True, sync=lambda: None)
     if content is not None:

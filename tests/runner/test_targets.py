@@ -185,8 +185,8 @@ METHOD = {"_target_": "btp.pruners.vflowopt.VFlowOpt", "t": 1.0, "m": 2.0, "alph
     ],
 )
 def test_a_search_holds_numbers_for_settings(found, message):
-    pruner = {"method": METHOD, "search": {"artefact": "there.yaml"}, "schedule": []}
-    with pytest.raises(ValueError, match=r"the search artefact there\.yaml cannot be used: ") as error:
+    pruner = {"method": METHOD, "search": {"artifact": "there.yaml"}, "schedule": []}
+    with pytest.raises(ValueError, match=r"the search artifact there\.yaml cannot be used: ") as error:
         with_strategy(pruner, {"method": found, "schedule": []})
     assert message in str(error.value)
     assert found_settings({"method": {"t": 3, "m": 0.5}}, METHOD, "x") == {"t": 3, "m": 0.5}
@@ -194,7 +194,7 @@ def test_a_search_holds_numbers_for_settings(found, message):
 
 @pytest.mark.parametrize("stages", ["all", ["llm.input"], [{"site": "llm.input", "keep": {"_target_": "os.system"}}]])
 def test_a_search_holds_plain_stages(stages):
-    with pytest.raises(ValueError, match=r"the search artefact x cannot be used: its schedule"):
+    with pytest.raises(ValueError, match=r"the search artifact x cannot be used: its schedule"):
         found_stages({"schedule": stages}, "x")
     plain = [{"site": "llm.input", "keep": 0.5, "positions": "original"}]
     assert found_stages({"schedule": plain}, "x") == plain

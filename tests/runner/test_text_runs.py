@@ -15,7 +15,7 @@ from btp.models.text_processor import TextProcessor
 from btp.results.reader import read_run
 from btp.runner.arms import build_arms
 from btp.runner.evaluation.data import Collate
-from btp.runner.evaluation.shorten import check_contexts, shortened, without_middle
+from btp.runner.evaluation.prompts.shorten import check_contexts, shortened, without_middle
 from btp.runner.evaluation.visual_totals import text_totals
 from btp.runner.identity import model_identity
 from btp.schedules.meet import Facts
@@ -208,7 +208,7 @@ def test_a_context_that_nobody_knows_cannot_be_left_out():
 def test_a_text_model_from_prompt_to_report(checkpoint, tmp_path):
     """A cache method beside its controls: answers, slots, costs, and a page in its own words."""
     torch.set_num_threads(1)
-    words = ["model=pocket_text", f"model.path={checkpoint}", "limit=2", "task.dataset.lengths=[256]", "overlays=0"]
+    words = ["model=pocket_text", f"model.path={checkpoint}", "limit=2", "task.dataset.lengths=[256]", "overlays=1"]
     words += ["task.dataset.abilities=[needle]", "cost.repeats=2", "cost.warmup=0", "cost.output_tokens=3"]
     run = read_run(job(tmp_path, *words, "pruner=snapkv", "budget.slots=64"))
     slots = {arm.arm: arm.slots for arm in run.arms}
@@ -221,8 +221,16 @@ def test_a_text_model_from_prompt_to_report(checkpoint, tmp_path):
     costs = run.cost["snapkv"]
     assert costs["kv_mib"] == pytest.approx(costs["kv_mib_measured"])
     assert costs["kv_mib"] < run.cost["unpruned"]["kv_mib"] / 2
+    assert costs["flops_decode"] < run.cost["unpruned"]["flops_decode"]
+    drifts = frame.groupby("arm")["kl_steps"].mean()
+    assert drifts["snapkv"] > 0
+    assert drifts["random"] > 0
+    assert frame.loc[frame["arm"].eq("unpruned"), "kl_steps"].isna().all()
     page = (run.path / "report.html").read_text()
     assert "64.0 of" in page
+    assert set(next(iter(run.words.values()))["arms"]) == {"snapkv", "random", "window"}
+    assert 'class="layer"' in page
+    assert "KL per token" in page
     assert "visual tokens" not in page
 
 
@@ -239,6 +247,8 @@ def test_tokens_that_come_back_from_prompt_to_report(checkpoint, tmp_path):
     assert means["random"] == means["lazyllm"]
     assert means["window"] == pytest.approx(means["lazyllm"], rel=0.02)
     assert run.run["inert"]["identical"]
+    assert (run.path / "figures" / "rows_per_step.png").exists()
+    assert "Rows per decode step" in (run.path / "report.html").read_text()
     steps = pd.read_parquet(run.path / "steps.parquet")
     assert {"lazyllm", "random"} == set(steps["arm"])
     assert (steps.loc[steps["step"].eq(0), "revived"] == 0).all()

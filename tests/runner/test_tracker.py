@@ -30,7 +30,7 @@ def logs(run):
 
 
 def table(run, key):
-    """A logged table: columns and rows, as its artefact holds them."""
+    """A logged table: columns and rows, as its artifact holds them."""
     (file,) = run.glob(f"wandb/offline-run-*/files/media/table/{key}_*.table.json")
     return json.loads(file.read_text())
 
@@ -56,17 +56,17 @@ def test_summary_holds_metrics_by_ability_and_cost(recorded):
     assert told == pytest.approx(outcomes(run), nan_ok=True)
 
 
-def test_samples_overlays_and_artefacts_are_there(recorded):
+def test_samples_overlays_and_artifacts_are_there(recorded):
     run, log = recorded
     keys = set().union(*(row.keys() for row in log["history"]))
     assert {"samples", "overlays", "report", "accuracy", "figures/tokens_per_layer"} <= keys
     assert any("media/images" in f for f in log["files"])
     assert log["exit"] == 0
-    artefacts = {kind: (name, files) for kind, name, files in log["artifacts"] if kind != "run_table"}
+    artifacts = {kind: (name, files) for kind, name, files in log["artifacts"] if kind != "run_table"}
     made = yaml.safe_load((run / "calibration.yaml").read_text())["identity"]
-    assert artefacts["calibration"] == (f"calibration-pocket_mini-{made}", ["calibration.yaml"])
-    assert log["config"]["artefacts"]["calibration"]["made_here"] is True
-    name, files = artefacts["result"]
+    assert artifacts["calibration"] == (f"calibration-pocket_mini-{made}", ["calibration.yaml"])
+    assert log["config"]["artifacts"]["calibration"]["made_here"] is True
+    name, files = artifacts["result"]
     assert name == f"result-{run.name}"
     assert {"samples.parquet", "cost.json", "report.html", "run.json", "config.yaml", "calibration.yaml"} <= set(files)
 
@@ -102,9 +102,9 @@ def test_what_was_not_logged_is_logged_at_its_next_start(recorded, output):
     assert job(output, "logger=offline", "logger.group=mine", *words) == run
     (log,) = map(load, logs(run))
     assert log["run"]["run_group"] == "mine"
-    found = log["config"]["artefacts"]["calibration"]
+    found = log["config"]["artifacts"]["calibration"]
     assert not found["made_here"]
-    assert found["name"] == recorded[1]["config"]["artefacts"]["calibration"]["name"]
+    assert found["name"] == recorded[1]["config"]["artifacts"]["calibration"]["name"]
     assert "calibration" not in {kind for kind, _, _ in log["artifacts"]}
     (result,) = (files for kind, _, files in log["artifacts"] if kind == "result")
     assert "calibration.yaml" in result

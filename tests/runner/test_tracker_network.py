@@ -48,7 +48,7 @@ def test_an_offline_run_is_sent_later_with_nothing_lost(tmp_path):
     (bucket,) = {v["name"] for v in server.variables("UpsertBucket")}
     assert bucket == wanted["run"]["run_id"]
     assert server.variables("UpsertBucket")[0]["groupName"] == "pocket_mini/pocketvqa"
-    assert {name for _, name, _ in wanted["artifacts"]} == set(server.artefacts)
+    assert {name for _, name, _ in wanted["artifacts"]} == set(server.artifacts)
     sent = {}
     for name, content in server.uploads:
         sent.setdefault(name, []).append(content)
@@ -68,7 +68,7 @@ def test_online_a_run_uses_the_calibration_that_another_made(tmp_path):
         code, printed = run(env, tmp_path, "logger=wandb")
         assert code == 0, printed
         assert f"W&B: {server.address}/me/btp/runs/" in printed
-        made = {name: kind for name, kind in server.artefacts.items() if kind != "run_table"}
+        made = {name: kind for name, kind in server.artifacts.items() if kind != "run_table"}
         assert sorted(made.values()) == ["calibration", "result"]
         assert not server.variables("UseArtifact")
         code, printed = run(env, tmp_path, "logger=wandb", "budget.share=0.4")

@@ -14,6 +14,7 @@ from btp.pruners.fewer_frames import FewerFrames
 from btp.runner.evaluation.data import Batch, Feed
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.detect import Detect
+from btp.runner.evaluation.ways.generate import HUES, event_band
 from btp.runner.evaluation.ways.names import categories_of, names_of
 from btp.tasks.pocketboxes.classify import PocketDigits
 from btp.tasks.pocketboxes.task import PocketBoxes
@@ -101,9 +102,31 @@ def test_answers_in_boxes_are_scored_compared_and_marked():
 
 def test_a_strip_has_its_boxes_in_its_first_frame():
     coord = torch.cartesian_prod(torch.arange(5), torch.arange(2), torch.arange(3))
-    layout = SimpleNamespace(coord=coord[None], visual=torch.ones(1, 30, dtype=torch.bool))
+    visual = torch.ones(1, 30, dtype=torch.bool)
+    layout = SimpleNamespace(coord=coord[None], visual=visual, image=torch.zeros(1, 30, dtype=torch.long))
     picture, places = strip_of([Image.new("RGB", (30, 20))] * 5, layout, [(0, 0, 1, 0.5)])
     assert picture.size == (120, 40)  # four frames, then one
     assert places["grid"] == [4, 12]
     assert places["boxes"] == [[0, 0, 0.25, 0.25]]
     assert sorted(n for n in places["views"][0]["tokens"] if n >= 0) == list(range(30))
+
+
+def test_a_strip_of_a_prompts_video_has_its_events_below():
+    """Tokens of a picture in front, and the newline behind, are not on it; each frame has its colour below."""
+    coord = torch.cat([torch.zeros(4, 3).long(), torch.cartesian_prod(*[torch.arange(2)] * 3), torch.full((1, 3), -1)])
+    image = torch.tensor([0] * 4 + [1] * 9)
+    layout = SimpleNamespace(coord=coord[None], visual=torch.ones(1, 13, dtype=torch.bool), image=image[None])
+    events = [
+        {"video": 0, "first": 0, "end": 1, "key": True, "key_frames": [0]},
+        {"video": 0, "first": 1, "end": 2, "key": False, "key_frames": []},
+        {"video": 1, "first": 0, "end": 2, "key": True, "key_frames": [0]},
+    ]
+    band = event_band(events, 2)
+    assert band[0] == HUES[0]
+    assert min(band[1]) > max(band[0][:2])  # pale: it matters little
+    assert event_band([], 2) == []
+    picture, places = strip_of([Image.new("RGB", (20, 20))] * 2, layout, image=1, band=band)
+    assert picture.size == (40, 30)  # a token's height below
+    assert picture.getpixel((5, 25)) == band[0]
+    assert picture.getpixel((25, 25)) == band[1]
+    assert places["views"][0]["tokens"] == [4, 5, 8, 9, 6, 7, 10, 11, -1, -1, -1, -1]

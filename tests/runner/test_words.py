@@ -8,9 +8,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from btp.cli.overrides import find_fault, sweep_folder
+from btp.cli.overrides import find_fault, planned_cells, sweep_folder
+from btp.cli.run import check_mode
 from btp.cli.words import hydra_words, overrides_of, quoted
 from btp.results.command_line import as_line, words_of
+from btp.runner.pruner_lists import name_lists
+from btp.runner.targets import chooses_code
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -91,3 +94,44 @@ def test_a_command_can_be_given_again():
     assert line.startswith("python run.py pruner=[fastervlm,btp] limit=4 task=größe a=größe 'a=a b' a=a[1] a=a,b a=a=b")
     assert shlex.split(line) == words_of(line) == words
     assert words_of("an older command that isn't whole") == ["an", "older", "command", "that", "isn't", "whole"]
+
+
+@pytest.mark.parametrize("words", [["-m", "--cfg", "job"], ["--info", "--cfg=job"], ["--run", "seed=1", "--multirun"]])
+def test_two_things_at_once_are_refused_and_both_flags_named(words):
+    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+    with pytest.raises(ValueError, match=f"{flags[0]}.* asks to .*, {flags[1]}.* to .*: only one") as caught:
+        check_mode(words)
+    assert "Drop one of them" in str(caught.value)
+
+
+def test_one_thing_is_taken():
+    check_mode(["-m", "--multirun", "seed=1,2"])
+    check_mode(["--cfg", "job", "pruner=fastv"])
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A config directory of one's own, with a pruner."""
+    folder = tmp_path / "größe [a], b=c"
+    (folder / "pruner").mkdir(parents=True)
+    text = (CONF / "pruner" / "random.yaml").read_text().replace("name: random", "name: mine")
+    (folder / "pruner" / "mine.yaml").write_text(text)
+    return folder
+
+
+def test_a_config_directory_of_ones_own_brings_options(mine):
+    """Alone, in a sweep and in a composition, with the flag in front or behind; a misspelt one is named like ours."""
+    assert composed("--config-dir", str(mine), "pruner=mine").pruner.name == "mine"
+    words = hydra_words(CONF, ["-m", "pruner=fastv,mine", f"--config-dir={mine}"])
+    assert find_fault(CONF, overrides_of(words)) is None
+    assert len(planned_cells(CONF, words)) == 2
+    words = hydra_words(CONF, name_lists(["pruner=[fastervlm,mine]", "-cd", str(mine)]))
+    assert find_fault(CONF, overrides_of(words)) is None
+    words = hydra_words(CONF, ["pruner=mien", "--config-dir", str(mine)])
+    assert "Did you mean pruner=mine?" in find_fault(CONF, overrides_of(words))
+    assert chooses_code(overrides_of(words)).startswith("hydra.searchpath=")
+
+
+def test_a_config_directory_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"--config-dir is .*none, but there is no such folder"):
+        hydra_words(CONF, ["--config-dir", str(tmp_path / "none"), "pruner=mine"])

@@ -16,14 +16,14 @@ class Server(ThreadingHTTPServer):
         asked: GraphQL requests: (operation, variables).
         uploads: (name, bytes).
         history: rows of all runs.
-        artefacts: name -> type of those that were logged.
+        artifacts: name -> type of those that were logged.
     """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.uploads, self.history, self.artefacts = [], [], [], {}
+        self.asked, self.uploads, self.history, self.artifacts = [], [], [], {}
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request, client_address):
@@ -54,7 +54,7 @@ class Server(ThreadingHTTPServer):
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
         if operation == "CreateArtifact":
             asked = variables["input"]
-            self.artefacts[asked["artifactCollectionName"]] = asked["artifactTypeName"]
+            self.artifacts[asked["artifactCollectionName"]] = asked["artifactTypeName"]
             own = {"id": asked["artifactCollectionName"], "state": "PENDING"}
             return {"createArtifact": {"artifact": own | {"artifactSequence": {"id": "S", "latestArtifact": None}}}}
         if operation == "CreateArtifactManifest":
@@ -75,14 +75,14 @@ class Server(ThreadingHTTPServer):
         return {}
 
     def _member(self, name):
-        """What is known of an artefact that was logged; nothing of others."""
-        if name not in self.artefacts:
+        """What is known of an artifact that was logged; nothing of others."""
+        if name not in self.artifacts:
             return None
         project = {"id": "P", "internalId": "P", "name": "btp", "entity": {"name": "me"}}
         home = {"__typename": "ArtifactSequence", "name": name, "project": project}
         made = {"createdAt": "2026-01-01T00:00:00", "versionIndex": 0, "aliases": []}
         own = {"__typename": "Artifact", "id": name, "artifactSequence": home, "digest": "d", "size": 1, "fileCount": 1}
-        own |= {"artifactType": {"name": self.artefacts[name]}, "description": None, "metadata": "{}", "tags": []}
+        own |= {"artifactType": {"name": self.artifacts[name]}, "description": None, "metadata": "{}", "tags": []}
         own |= {"ttlDurationSeconds": 0, "ttlIsInherited": False, "historyStep": None, "state": "COMMITTED"}
         own |= {"commitHash": None, "updatedAt": None} | made
         member = {"__typename": "ArtifactCollectionMembership", "id": "M"} | made

@@ -18,6 +18,7 @@ PETS = ("cat", "dog", "bird")
         *["\\boxed{B}", "$\\boxed{\\text{(B) dog}}$", "\\boxed{B", "<answer>B</answer>", "<think>A or C?</think>B"],
         *["option B", "Option b.", "Answer: **B**", "**Answer:** B", "Answer - B", "ANSWER:B", "Answer choice B"],
         *["The correct answer is **B**.", "The correct answer is **B", "The correct answer is:\n\n**B**"],
+        *["<b>B</b>", "<p>It is <strong>B</strong>.</p>", "B<br>The cat is asleep.", "<ANSWER> <b>B</b></ANSWER>"],
         *["The correct option is B.", "The answer to the question is B", "the answer is b.", "It's B."],
         *["The answer is most likely B since A would be grey.", "So the best choice is B (dog).", "My answer is B"],
         *["I would choose B over A", "Among these, B fits best", "B is correct.", "B because it barks"],
@@ -43,7 +44,13 @@ def test_a_is_a_letter_where_no_noun_follows(answer):
     "answer",
     [
         *["", "A or B", "(A) or (B)", "Both A and B", "A, B", "A/B", "The answer is A or B", "A\nB\nC"],
-        *["A. cat\nB. dog\nC. bird", "Option A shows one thing while option B shows another", "a bird and a cat"],
+        *[
+            "A. cat\nB. dog\nC. bird",
+            "A. cat B. dog C. bird",
+            "(A) cat, (B) dog, (C) bird",
+            "Option A shows one thing while option B shows another",
+            "a bird and a cat",
+        ],
         *["E", "no idea", "A man stands there", "A tree", "The answer is a person", "I am not sure"],
         *["The answer is not A", "It is not a dog", "Option B is wrong", "None of the above", "Plan-B", "B.com", "B's"],
     ],

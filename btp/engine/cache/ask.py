@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.pruner import Pruner
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
@@ -54,7 +55,7 @@ def ask(pruner: Pruner, stage: Stage, slots: Slots, signals: Signals, doubts: Do
     if selection.keep is None:
         return Answer(slots.valid[:, :1], counts, selection.carried)
     keep, device = selection.keep.to(slots.position.device, torch.int64), slots.position.device
-    doubts.expect(is_sound(keep, torch.tensor(counts, device=device), slots), unsound_message(pruner.name, stage.site))
+    doubts.expect(is_sound(keep, on_device(counts, device), slots), unsound_message(pruner.name, stage.site))
     n = slots.position.shape[2]
     stay = torch.zeros(*keep.shape[:2], n + 1, dtype=torch.bool, device=device)
     stay = stay.scatter(2, keep.masked_fill(keep < 0, n).clamp(max=n), True)[..., :n]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -11,17 +10,16 @@ from torch import Tensor
 from btp.core.signals import Signal
 from btp.engine.hooks.attention_registry import Attending
 from btp.engine.hooks.attention_rows import gather_rows
-from btp.ops.slots import decayed
+from btp.ops.slots import decayed, rows_that_count
 
 BLOCK = 256  # query rows whose attention is held at once
-EPSILON = 1e-6  # most that all rows together may add to a decayed sum that are left out
 
 
 def one_row(now: Attending, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The attention of a decode step, made here where its probabilities are asked for too, so that it is made once.
 
     Args:
-        mask: as the layer's function takes it.
+        mask: Mask as the layer's function takes it.
 
     Returns:
         [B, 1, Hq, d] what the layer's function returns, and [B, Hq, 1, n] probabilities in float32 or better.
@@ -39,11 +37,11 @@ def slot_signal(
     """A signal at a cache, from the attention that a layer makes.
 
     Args:
-        signal: as declared.
+        signal: Signal as declared.
         now: the layer's attention; without a mask each row sees the slots up to its own.
         attended: [B, R] rows of this forward that are tokens.
         even: all of them are.
-        probs: of a decode step, where `one_row` made them.
+        probs: Probabilities of a decode step, where `one_row` made them.
 
     Returns:
         The tensor as `Signal` says, and [B, window] which of its rows are real for rows window.
@@ -63,16 +61,6 @@ def slot_signal(
     if not even:
         return _sum(now, last_rows(attended, count), attended, decay), None
     return _sum_even(now, count, decay), None
-
-
-def rows_that_count(decay: float, rows: int) -> int:
-    """Last rows outside of which a decayed sum of probabilities gets EPSILON at most.
-
-    A row that lies w behind adds at most decay^w, all from there on decay^w / (1 - decay).
-    """
-    if decay in (0.0, 1.0):
-        return 1 if decay == 0.0 else rows
-    return min(rows, math.ceil(math.log(EPSILON * (1.0 - decay)) / math.log(decay)))
 
 
 def last_rows(attended: Tensor, count: int) -> Tensor:

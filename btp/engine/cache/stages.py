@@ -44,7 +44,7 @@ class CacheStages:
         host: the model.
         pruner: decides; None where no stage asks.
         plan: all stages, one for each layer.
-        kinds: of the decoder layers.
+        kinds: Kinds of the decoder layers.
         doubts: collects checks on tensor content.
         current: gives the run whose forward is under way, or None.
     """
@@ -108,11 +108,11 @@ class CacheStages:
     def _stand(self, now: Attending) -> Any:
         run = self._current()
         if run is None:
-            return now.attend(now.mask)
+            return now.attend(now.own)
         self._attended.add(now.at)
         planned = self._stages.get(now.at)
         if run.in_prefill:
-            out = now.attend(now.mask)
+            out = now.attend(now.own)
             if planned is not None:
                 run.held[now.at] = self._open(run, now)
                 self._decide(run, planned, now, run.held[now.at])

@@ -43,7 +43,7 @@ def check_cache_stages(host: Host, pruner: Pruner | None, schedule: Schedule) ->
                 f"turned. Set pruner.schedule.{i}.positions=original."
             )
         scope, kept = scope_of(stage), stage.withdraws_all or evicts_nothing(stage)
-        if scope != "all" and host.vision is None:
+        if scope != "all" and host.unit == "prompt tokens":
             raise ValueError(
                 f"schedule.{i}.scope is {scope}, but {type(host.model).__name__} has no pictures: all of its slots are "
                 f"one kind. Set pruner.schedule.{i}.scope=all."

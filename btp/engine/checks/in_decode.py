@@ -8,9 +8,11 @@ from btp.core.host import Host
 from btp.core.pruner import Pruner
 from btp.core.schedule import IN_DECODE, Schedule, Stage
 from btp.core.signals import Signal
+from btp.engine.checks.signals import attention_name
 from btp.engine.checks.sliding_window import layer_kinds
 from btp.engine.decoder.deepstack import FEATURES
 from btp.engine.hooks.arguments import Binding
+from btp.engine.hooks.flash import FLASH
 
 TEXT = "prompt tokens"  # the unit of hosts that take no pictures
 PROTECT = ("none", "generated")
@@ -39,6 +41,12 @@ def check_in_decode(host: Host, pruner: Pruner | None, schedule: Schedule) -> No
                 f"{mine[0][1].site} of phase {mine[0][1].phase}, whose tokens may still come back when it has decided. "
                 "Put it in front, or set phase: both there too."
             )
+    if attention_name(host) == FLASH:
+        raise ValueError(
+            f"schedule.{mine[0][0]}.phase is both, but the decoder runs {FLASH}, where a row sees the keys in front of "
+            "it: a token that comes back stands behind later ones. Set phase: prefill, or load the model with "
+            "attn_implementation=sdpa (model.attention=sdpa)."
+        )
     windows = [kind for kind in layer_kinds(host) if kind.window is not None]
     if windows:
         instead = "Leave that stage out" if mine[0][1].phase == "decode" else "Set phase: prefill"

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from btp.core.cache_pruner import CachePruner
-from btp.core.host import Host
+from btp.core.host import Host, unwrapped
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
-from btp.core.wrapped import unwrapped
 from btp.engine.checks.cache_plan import check_cache_signal, check_cache_stages, each_layer
 from btp.engine.checks.in_decode import check_in_decode, check_needs
 from btp.engine.checks.signals import attention_name, check_signal, vision_tower
 from btp.engine.checks.sliding_window import layer_kinds
 from btp.engine.hooks.arguments import Binding
+from btp.engine.hooks.flash import FLASH
 
 _ATTENTION = ("sdpa", "eager")
 
@@ -87,13 +87,11 @@ def check_host(host: Host) -> None:
     if host.decoder is None:
         _check_backbone(host)
         return
-    if attention_name(host) not in _ATTENTION:
+    if attention_name(host) not in (*_ATTENTION, FLASH):
         raise ValueError(
-            f"The decoder runs attention implementation {attention_name(host)!r}; masks of unequal layers "
-            "are built "
-            f"for {' and '.join(_ATTENTION)} only. Load the model with attn_implementation=sdpa, which uses "
-            "fused "
-            "kernels too."
+            f"The decoder runs attention implementation {attention_name(host)!r}; masks of unequal layers are built "
+            f"for {', '.join(_ATTENTION)} and {FLASH} only. Load the model with attn_implementation=sdpa, which uses "
+            "fused kernels too."
         )
     layer_kinds(host)
     layer = Binding(host.towers["llm"].layers[0])

@@ -105,6 +105,11 @@ def check_signal(host: Host, signal: Signal, who: str) -> None:
             f"{asks}, but the {tower.name} tower has {len(tower.layers)} layers. "
             f"Ask for a layer from 0 to {len(tower.layers) - 1}."
         )
+    if signal.kind == "projected" and not getattr(host, "pools_projected", False):
+        raise ValueError(
+            f"{asks}, but in {type(host.model).__name__} no frames can be seen between projector and pooling: it pools "
+            "them before, or not at all. LLaVA-OneVision does behind it."
+        )
     if signal.kind in (*IN_ATTENTION, "preview") and not tower.attends:
         raise ValueError(
             f"{asks}, but the {tower.name} tower has no attention. Use a method that asks for scan or hidden."

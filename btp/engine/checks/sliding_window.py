@@ -6,10 +6,12 @@ outside by the places that the ledger knows, so that a token is seen as long as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from btp.core.host import Host
+from btp.engine.hooks.flash import FLASH
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -19,7 +21,7 @@ class LayerKind:
     """What decoder layers have in common: they share a mask and a RoPE table.
 
     Attributes:
-        name: as the decoder's config has it.
+        name: Name as the decoder's config has it.
         window: places that a token sees, its own included; None where it sees all in front of it.
     """
 
@@ -45,3 +47,23 @@ def layer_kinds(host: Host) -> tuple[LayerKind, ...]:
             f", but masks behind a cut are known for {_FULL} and {_SLIDING} alone. Use a model with these."
         )
     return tuple(LayerKind(name, window if name == _SLIDING else None) for name in names)
+
+
+def check_flash_windows(kinds: Sequence[LayerKind], attention: str, length: int) -> None:
+    """Refuse prompts beyond a window where windows count rows: behind a cut these are fewer than places.
+
+    Args:
+        kinds: of the layers.
+        attention: the decoder's implementation.
+        length: places of the prompt.
+
+    Raises:
+        ValueError: says what does without.
+    """
+    narrow = next((kind for kind in kinds if kind.window is not None and kind.window < length), None)
+    if attention == FLASH and narrow is not None:
+        raise ValueError(
+            f"The prompt has {length} tokens and layers of type {narrow.name} see {narrow.window}, which {FLASH} "
+            "counts by what is left behind a cut and not by places. Load the model with attn_implementation=sdpa "
+            "(model.attention=sdpa), or shorten the prompt."
+        )

@@ -6,7 +6,7 @@ whole here too; a layer behind a cut gets a view through the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,20 +18,22 @@ from btp.engine.checks.sliding_window import LayerKind
 from btp.engine.decoder.prefill import Run
 from btp.engine.hooks.arguments import Binding
 from btp.engine.hooks.deferred_checks import Doubts
+from btp.engine.hooks.flash import FLASH, keys_of
 
 
 def prefill_companions(
-    host: Host, run: Run, view: View, hidden: Tensor, whole: Mapping[str, Any], kind: LayerKind
+    host: Host, run: Run, view: View, hidden: Tensor, whole: Mapping[str, Any], attention: str, kind: LayerKind
 ) -> dict[str, Any]:
     """Arguments of a layer's forward to exchange during prefill.
 
     Args:
-        host: for its RoPE, where positions are renumbered.
+        host: Host whose RoPE is used, where positions are renumbered.
         run: the prefill.
         view: tokens alive in front of the layer.
         hidden: [B, S', D] for dtype and device.
         whole: the layer's arguments as the host passed them, full length.
-        kind: of the layer.
+        attention: "sdpa", "eager" or "flash_attention_2".
+        kind: Kind of the layer.
 
     Raises:
         ValueError: positions are renumbered, but the prompt is longer than the layer's window.
@@ -40,7 +42,10 @@ def prefill_companions(
     place = view.place.clamp(min=0).to(hidden.device)
     changes: dict[str, Any] = {}
     if "attention_mask" in whole:
-        changes["attention_mask"] = _prefill_mask(whole["attention_mask"], view, hidden.device)
+        if attention == FLASH:
+            changes["attention_mask"] = None if view.even else view.attended.to(hidden.device)
+        else:
+            changes["attention_mask"] = _prefill_mask(whole["attention_mask"], view, hidden.device)
     positions = whole.get("position_ids")
     if positions is not None:
         positions = _expand(positions, len(place)).gather(1, place)
@@ -52,6 +57,8 @@ def prefill_companions(
             changes["position_embeddings"] = _turn(host, hidden, positions, kind)
         else:
             changes["position_embeddings"] = tuple(_take(table, place) for table in whole["position_embeddings"])
+        if attention == FLASH and positions is not None:
+            changes["position_ids"] = None  # which it reads in every layer for prompts packed into one, as gaps look
     return changes
 
 
@@ -62,8 +69,9 @@ def decode_companions(
     slots.
 
     Args:
-        attention: "sdpa" (bool masks, None where nothing is masked) or "eager" (additive masks).
-        kind: of the layer.
+        attention: "sdpa" (bool masks, None where nothing is masked), "eager" (additive masks) or "flash_attention_2"
+            (the keys that count, None where all do).
+        kind: Kind of the layer.
         at: which layer, for what its cache still holds.
 
     Raises:
@@ -75,7 +83,8 @@ def decode_companions(
     if "attention_mask" in whole:
         mask = decode_mask(run, view, hidden, attention, kind)
         held, _ = run.cache.layers[at].get_mask_sizes(1)  # a layer with a window forgets the oldest
-        changes["attention_mask"] = mask if mask is None else mask[..., -held:]
+        mask = mask if mask is None else mask[..., -held:]
+        changes["attention_mask"] = keys_of(mask) if attention == FLASH else mask
     if view.lowered is not None:
         lowered = view.lowered[:, -1:].to(hidden.device)
         changes["position_ids"] = _expand(whole["position_ids"], len(lowered)) - lowered
@@ -110,13 +119,13 @@ def decode_mask(run: Run, view: View, like: Tensor, attention: str, kind: LayerK
     """[B, 1, 1, S' + t] what the token of a decode step sees of a layer's rows and of the answer so far.
 
     Args:
-        like: for dtype and device.
-        attention: "sdpa" (bool masks, None where nothing is masked) or "eager" (additive masks).
-        kind: of the layer.
+        like: Tensor whose dtype and device are taken.
+        attention: "eager" (additive masks), or another one (bool masks, None where nothing is masked).
+        kind: Kind of the layer.
     """
     end = run.prompt_length + run.call.decode_steps
     window = kind.window if kind.window is not None and end > kind.window else None
-    if attention == "sdpa" and view.even and run.step_mask is None and window is None:
+    if attention != "eager" and view.even and run.step_mask is None and window is None:
         return None
     new = run.call.decode_steps
     if run.step_mask is None:
@@ -128,9 +137,26 @@ def decode_mask(run: Run, view: View, like: Tensor, attention: str, kind: LayerK
         seen[:, : view.rows] &= view.place >= run.prompt_length + new - window
         seen[:, :-window] = False
     seen = seen[:, None, None, :].to(like.device)
-    if attention == "sdpa":
+    if attention != "eager":
         return seen
     return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, torch.finfo(like.dtype).min)
+
+
+def needs_nothing(run: Run, mask: Tensor | None, attention: str, kinds: Sequence[LayerKind]) -> bool:
+    """Whether `decode_companions` would change nothing in any layer, so that no other layer has to be looked at.
+
+    Without a mask the new token sees all there is in a layer's cache, which is all that is alive there.
+
+    Args:
+        mask: what the host gave the first layer that was looked at; layers without a window share it.
+        attention: as `decode_mask`.
+        kinds: of all layers.
+    """
+    if mask is not None or attention != "sdpa" or run.step_mask is not None:
+        return False
+    return all(kind.window is None for kind in kinds) and all(
+        view.even and view.lowered is None for _, view in run.ledger.views
+    )
 
 
 def _check_own_token(run: Run, doubts: Doubts) -> None:

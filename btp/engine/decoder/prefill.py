@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from btp.core.host import Host, Layout
-from btp.core.ledger import TokenLedger, View
+from btp.core.keep import on_device
+from btp.core.ledger import TokenLedger, View, facts, first_places
 from btp.core.trace import Call
 
 
@@ -22,15 +23,17 @@ class Run:
         ledger: who is alive where; exchanged at each cut.
         layout: where the visual tokens lay in the prompt.
         call: the record that goes into the trace.
-        cache: the host's cache object while a forward is under way, None without one.
+        cache: the host's cache object in a step, and in prefill once a stage of the cache met it; else None.
         in_prefill: False from the first decode step on.
         step_mask: [B, S + t] 2D mask of the current decode step, as the caller passed it.
+        undisturbed: the decode step under way needs no mask and no position but the host's in any layer.
         entered: decoder layers that the engine saw in the current forward, from the first stage on.
         memo: what was computed for a view in the current forward, by view and device.
         lazy: what stages that act in decode know of it; None without any.
         per_picture: tokens of a picture in the vision tower, where its signals or stages are followed.
         held: what the caches of layers with a stage hold, by layer.
         windows: most tokens that each layer's cache holds, behind prefill; None without a limit.
+        host_grid: coord [B, N, 3] and image [B, N] of the prompt's visual tokens on the CPU, where they were asked for.
     """
 
     ledger: TokenLedger
@@ -39,12 +42,14 @@ class Run:
     cache: Any = None
     in_prefill: bool = True
     step_mask: Tensor | None = None
+    undisturbed: bool = False
     entered: list[int] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
     lazy: Any = None
     per_picture: int | None = None
     held: dict[int, Any] = field(default_factory=dict)
     windows: tuple[int | None, ...] = ()
+    host_grid: tuple[Tensor, Tensor] | None = None
 
     @property
     def host_prompt(self) -> tuple[int, ...]:
@@ -64,7 +69,7 @@ class Run:
         """`host_length` as [B] on a device; made once in a forward."""
         found = self.memo.get(("lengths", device))
         if found is None:
-            found = self.memo["lengths", device] = torch.tensor(self.host_length, device=device)
+            found = self.memo["lengths", device] = on_device(self.host_length, device)
         return found
 
     def newest_position(self, device: torch.device) -> Tensor:
@@ -75,6 +80,21 @@ class Run:
     def prompt_length(self) -> int:
         """S, as the host sees it, padding included."""
         return self.ledger.visual.shape[1]
+
+    def places(self, view: View, device: torch.device) -> Tensor:
+        """[B, N, 7] of a view's visual tokens: position, coord (3) and image, as `coord` has them, and picture and
+        slot, as `pictures` has them; -1 where padded. Put together once in a forward.
+        """
+        whole = self.ledger.views[0][1]
+        if ("places", device) not in self.memo:
+            position, coord, image = self.coord(whole)
+            columns = [x[..., None] for x in (position, image, *self.pictures(whole))]
+            self.memo["places", device] = torch.cat([columns[0], coord, *columns[1:]], dim=-1).to(device)
+        found = self.memo["places", device]
+        if view is whole:
+            return found
+        index = view.visual_index.to(device)[..., None]
+        return found.gather(1, index.clamp(min=0).expand(-1, -1, found.shape[2])).masked_fill(index < 0, -1)
 
     def coord(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         """position [B, N] without padding of the prompt, coord [B, N, 3] and image [B, N] of a view's visual
@@ -122,11 +142,17 @@ class Run:
         return (source // each).masked_fill(gone, -1), (source % each).masked_fill(gone, -1)
 
 
-def open_run(host: Host, inputs: Mapping[str, Any], cache: Any = None) -> Run:
-    """Start a prefill from the root module's inputs. One host sync.
+def open_run(host: Host, inputs: Mapping[str, Any], grid: bool = False) -> Run:
+    """Start a prefill from the root module's inputs. One host sync beside those of the host's layout.
+
+    Args:
+        host: the model.
+        inputs: of its forward, by name.
+        grid: read with it where the visual tokens lie (`Run.host_grid`).
 
     Raises:
-        ValueError: the attention mask is not [B, S].
+        ValueError: the attention mask is not [B, S], or the prompt has other placeholders than its pictures have
+            tokens.
     """
     layout = host.layout(inputs)
     mask = inputs.get("attention_mask")
@@ -140,8 +166,27 @@ def open_run(host: Host, inputs: Mapping[str, Any], cache: Any = None) -> Run:
             f"attention_mask is {found}, but the prompt is {tuple(layout.visual.shape)}. "
             "Pass a mask with one entry per token of input_ids; ready-made 4D masks cannot be followed."
         )
-    ledger = TokenLedger.open(layout.visual, valid)
-    return Run(ledger, layout, Call(ledger.total, ledger.text_counts), cache)
+    known, places = _read(layout, valid, grid)
+    ledger = TokenLedger.open(layout.visual, valid, known)
+    if layout.check is not None:
+        layout.check(ledger.total)
+    return Run(ledger, layout, Call(ledger.total, ledger.text_counts), host_grid=places)
+
+
+def _read(layout: Layout, valid: Tensor, grid: bool) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """A prompt's facts, and `Run.host_grid` where asked, in one copy from the device."""
+    found = facts(layout.visual, valid)
+    if not grid:
+        return found.cpu(), None
+    B, S = valid.shape
+    image = layout.image.masked_fill(~valid, -1)
+    both = torch.cat([found.flatten(), image.flatten(), layout.coord.flatten()]).cpu()
+    found, image, coord = both.split([found.numel(), image.numel(), layout.coord.numel()])
+    found, image, coord = found.view(B, 4), image.view(B, S), coord.view(B, S, 3)
+    place = first_places(image >= 0, int(found[:, 0].max()))
+    gone = place < 0
+    coord = coord.gather(1, place.clamp(min=0)[..., None].expand(-1, -1, 3)).masked_fill(gone[..., None], -1)
+    return found, (coord, image.gather(1, place.clamp(min=0)).masked_fill(gone, -1))
 
 
 def count_held(run: Run) -> None:

@@ -27,8 +27,8 @@ class Sight:
     """A signal that was seen.
 
     Attributes:
-        signal: which.
-        value: as `Signal` says, over the visual tokens of `view`; padding is 0.
+        signal: Signal asked for.
+        value: Values as `Signal` declares them, over the visual tokens of `view`; padding is 0.
         view: tokens that were alive there.
         rows_valid: [B, R] for rows text, all and start, else None.
     """

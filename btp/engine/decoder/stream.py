@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from btp.core.host import Host
+from btp.core.keep import on_device
 from btp.core.ledger import View
 from btp.core.pruner import Pruner, Tokens
 from btp.core.signals import Signal
@@ -19,12 +20,12 @@ from btp.engine.cache.stages import CacheStages
 from btp.engine.checks.followed import check_followed
 from btp.engine.checks.plan import PlannedStage
 from btp.engine.checks.signals import attention_name, unseen_message
-from btp.engine.checks.sliding_window import layer_kinds
+from btp.engine.checks.sliding_window import check_flash_windows, layer_kinds
 from btp.engine.decide import Decider, Decision
 from btp.engine.decoder import kv_cache as kv
 from btp.engine.decoder.deepstack import Deepstack
 from btp.engine.decoder.lazy.stages import LazyStages
-from btp.engine.decoder.masks_positions import check_step, decode_companions, prefill_companions
+from btp.engine.decoder.masks_positions import check_step, decode_companions, needs_nothing, prefill_companions
 from btp.engine.decoder.prefill import Run, count_held, open_run
 from btp.engine.decoder.probe import Probe, Sight
 from btp.engine.hooks.arguments import Binding
@@ -34,10 +35,11 @@ from btp.engine.hooks.encoder_calls import Encoders
 from btp.engine.hooks.root_forward import stand_around
 from btp.engine.hooks.turn import Turn
 from btp.engine.vision.follow import vision_of
+from btp.engine.vision.projected import ProjectedFrames
 from btp.engine.vision.tower_pass import rows_valid as tower_rows_valid
 
-_AXIS = {"hidden": 1, "update": 2, "change": 2, "rotary": 2, "queries": 2, "keys": 2, "values": 2}
-_SIDES = ("update", "change", "rotary")
+_AXIS = {"hidden": 1, "queries": 2, "keys": 2, "values": 2, "attention": 3, "preview": 3}  # of the tokens
+_SIDES = ("update", "change", "rotary")  # [2, B, N, ...]
 
 
 class Stream:
@@ -64,12 +66,15 @@ class Stream:
         self._cuts = tuple(planned for planned in self._between if not planned.stage.in_decode)
         signals = [signal for planned in self._cuts for signal in planned.needs]
         self._vision = vision_of(host, self._decider, self._cuts, signals)
-        self._encoders = Encoders(host, self._turn, self._vision.encoding if self._vision.needed else None)
-        self._probe = Probe(host, signals, self._prefilling, self._note)
+        self._frames = ProjectedFrames(host, signals)
+        self._encoders = Encoders(host, self._turn, self._encoding)
+        self._probe = Probe(host, [s for s in signals if s.kind != "projected"], self._prefilling, self._note)
         self._lazy = LazyStages(host, self._decider, [p for p in plan if p.stage.in_decode], self._current)
         firsts = (planned.stage.site.first_layer for planned in self._cuts)
         self._first = min(*firsts, self._lazy.first, host.num_layers)
         self._cache_stages = CacheStages(host, pruner, plan, self._kinds, self._doubts, self._current)
+        first = self._cuts[0].stage if self._cuts else None
+        self._reads_grid = first is not None and not first.withdraws_all and bool(pruner and pruner.needs_grid(first))
         self._deepstack = Deepstack(host, self._doubts, self._first, self._prefilling)
 
     def open(self) -> ExitStack:
@@ -82,6 +87,7 @@ class Stream:
                 self._vision.open(undo)
                 enter = layers[0].register_forward_pre_hook(self._enter(Binding(layers[0])), with_kwargs=True)
                 undo.callback(enter.remove)  # in front of the probe, which sees what entered
+            self._frames.open(undo)
             self._lazy.open(undo)  # inside of the probe, whose previews end before they get here
             undo.enter_context(self._probe)
             self._deepstack.open(undo)
@@ -103,6 +109,12 @@ class Stream:
     def _prefilling(self) -> Run | None:
         run = self._current()
         return run if run is not None and run.in_prefill else None
+
+    def _encoding(self, kind: str, arguments: Mapping[str, Any]) -> None:
+        """Pictures or videos are about to be encoded."""
+        self._frames.encoding(kind)
+        if self._vision.needed:
+            self._vision.encoding(kind, arguments)
 
     def _note(self, run: Run, sight: Sight) -> None:
         self._sights[sight.signal] = sight
@@ -127,6 +139,7 @@ class Stream:
         finally:
             if isinstance(cache, kv.CutCache):
                 cache.followed = False
+            self._frames.end()
             if self._run is not None:
                 self._run.cache = None  # which keeps the run, and not the other way round
                 self._run.memo.clear()
@@ -136,9 +149,12 @@ class Stream:
     def _prefill(self, inputs: Mapping[str, Any]) -> Run:
         self.settle()
         inputs = self._encoders.told(inputs)
-        self._run = run = open_run(self._host, inputs)
+        self._run = run = open_run(self._host, inputs, self._reads_grid)
         self._trace.calls.append(run.call)
         self._vision.begin(inputs)
+        self._frames.begin(inputs)
+        if self._plan:
+            check_flash_windows(self._kinds, self._attention, run.prompt_length)
         if self._cuts:
             self._expect_text_last(run)
         return run
@@ -153,7 +169,7 @@ class Stream:
         self._run = run
         if run.in_prefill:
             self._doubts.settle()  # the first token was read from this prefill: the device has caught up
-        run.in_prefill, run.cache = False, cache
+        run.in_prefill, run.cache, run.undisturbed = False, cache, False
         run.entered.clear()
         run.call.decode_steps += 1
         if self._plan:
@@ -215,8 +231,14 @@ class Stream:
                     "that was called, give the one inside: LVLM(wrapper.model)."
                 )
             run.entered.append(at)
+            if run.undisturbed:
+                return None
             arguments = binding.read(args, kwargs)
             hidden = moved = arguments[binding.first]
+            if at == self._first and not run.in_prefill:
+                run.undisturbed = self._lazy.first >= self._host.num_layers and needs_nothing(
+                    run, arguments.get("attention_mask"), self._attention, self._kinds
+                )
             if run.in_prefill:
                 for planned in stages:
                     if any(signal.kind == "preview" for signal in planned.needs):
@@ -243,7 +265,7 @@ class Stream:
         changes = run.memo.get((view, kind, hidden.device))
         if changes is None:
             if run.in_prefill:
-                changes = prefill_companions(self._host, run, view, hidden, whole, kind)
+                changes = prefill_companions(self._host, run, view, hidden, whole, self._attention, kind)
             else:
                 changes = decode_companions(self._host, run, view, hidden, whole, self._attention, kind, at)
             run.memo[view, kind, hidden.device] = changes
@@ -274,6 +296,9 @@ class Stream:
     def _ask(self, run: Run, planned: PlannedStage, hidden: Tensor, counts: tuple[int, ...]) -> Decision:
         seen, rows_valid = {}, {}
         for signal in planned.needs:
+            if signal.kind == "projected":
+                seen[signal] = self._frames.seen()
+                continue
             if signal.site.tower == "vision":
                 seen[signal] = self._vision.seen(signal)
                 rows_valid |= tower_rows_valid({signal: seen[signal]})
@@ -292,7 +317,8 @@ def _cut(run: Run, at: int, decision: Decision, renumber: bool, hidden: Tensor) 
     """[B, S', D] the rows that stay, with what flowed into them."""
     old, keep = run.ledger.now, decision.keep.to(run.ledger.visual.device)
     sizes = None if decision.sizes is None else decision.sizes.to(keep.device)
-    run.ledger = run.ledger.cut(at, keep, decision.counts, renumber, sizes)
+    carried = {name: x.to(keep.device).gather(1, keep.clamp(min=0)) for name, x in decision.carried.items()}
+    run.ledger = run.ledger.cut(at, keep, decision.counts, renumber, sizes, carried)
     new = run.ledger.now
     rows = run.ledger.rows_from(old, new, keep).to(hidden.device)
     moved = hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -313,27 +339,28 @@ def make_tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, row
         rows_valid: of signals with padded rows.
     """
     view, device = run.ledger.now, hidden.device
-    position, coord, image = (x.to(device) for x in run.coord(view))
-    picture, slot = (x.to(device) for x in run.pictures(view))
+    where = run.places(view, device)
     text = next((s for s in planned.needs if s.kind == "hidden" and s.rows == "text"), None)
     if text is not None and (text.site.layer != max(planned.stage.site.layer, 0) or text.form is not None):
         text = None
     return Tokens(
         hidden=gather_rows(hidden, view.visual_row),
-        position=position,
-        coord=coord,
-        image=image,
+        position=where[..., 0],
+        coord=where[..., 1:4],
+        image=where[..., 4],
         size=view.size.to(device),
         valid=view.visual_valid.to(device),
-        total=torch.tensor(run.ledger.total, device=device),
+        total=on_device(run.ledger.total, device),
         index=view.visual_index.to(device),
         text=None if text is None else seen[text],
         text_valid=None if text is None else rows_valid[text],
-        picture=picture,
-        slot=slot,
+        picture=where[..., 5],
+        slot=where[..., 6],
         row=view.visual_row.to(device),
+        carried={name: x.to(device) for name, x in view.carried.items()},
         host_total=run.ledger.total,
         host_alive=view.visual_counts,
+        host_grid=run.host_grid if view is run.ledger.views[0][1] else None,
     )
 
 
@@ -346,7 +373,7 @@ def _restrict(sight: Sight, run: Run) -> Tensor:
     entry = run.ledger.entries(sight.view, now)
     if signal.kind in _SIDES:
         return torch.stack([gather_rows(side, entry) for side in sight.value])
-    return gather_rows(sight.value, entry, _AXIS.get(signal.kind, 3))
+    return gather_rows(sight.value, entry, _AXIS[signal.kind])
 
 
 def _check_inputs(host: Host, inputs: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 The implementation is renamed for the time being to one of ours, which looks at queries and keys and hands on to the
 original, so that fused attention stays on. The same name is registered for masks, since an unknown name would
-silently lose the mask, and it never contains "flash", which the host treats specially.
+silently lose the mask. It contains "flash" where the original does, and only there: the host goes by that.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+
+from btp.engine.hooks.flash import FLASH, attend_flash
 
 _NUMBERS = itertools.count()
 _UNFOLLOWED = ("softcap", "position_bias", "s_aux")
@@ -31,10 +33,12 @@ class Attending:
         at: number of the layer.
         query: [B, Hq, R, d] behind RoPE.
         key, value: [B, Hkv, n, d], with what the cache holds already; grouped heads are not repeated.
-        mask: as the layer got it: None (causal), bool or additive [B, 1, R, n].
+        mask: Mask that the logits get: None (causal), bool or additive [B, 1, R, n]; None too where the layer's
+            function takes the keys that count alone (FlashAttention), as those are known.
         scaling: the layer's own factor.
         attend: `attend(mask)` is the original function with a mask; returns what the module expects.
         odd: what the module adds to its logits beyond a mask; empty where nothing.
+        own: the mask as the layer got it, to be handed on.
     """
 
     at: int
@@ -45,6 +49,7 @@ class Attending:
     scaling: float
     attend: Callable[[Tensor | None], Any]
     odd: tuple[str, ...] = ()
+    own: Tensor | None = None
 
 
 def watch_attention(
@@ -67,7 +72,10 @@ def watch_attention(
                 "yet. Use a method without attention signals on this model."
             )
         added = None if bias is None else bias(now.query)
-        mask = now.mask if added is None else added if now.mask is None else now.mask + added
+        if added is None:
+            look(now.at, now.query, now.key, now.value, now.mask, now.scaling)
+            return now.attend(now.own)
+        mask = added if now.mask is None else now.mask + added
         look(now.at, now.query, now.key, now.value, mask, now.scaling)
         return now.attend(mask)
 
@@ -95,8 +103,8 @@ def standing_for(root: nn.Module, function: Callable, undo: ExitStack) -> None:
     """Let `function` compute all attention inside of `root`, with the masks that it gets now.
 
     Args:
-        root: as `watch_attention`.
-        function: as transformers' attention functions.
+        root: As in `watch_attention`.
+        function: Function like transformers' attention functions.
         undo: receives what takes all of it back.
     """
     configs = _configs(root)
@@ -125,16 +133,19 @@ def _function(base: str, inside: Mapping[int, int], stand: Callable[[Attending],
 
     def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
         original = known if known is not None else own_eager(module)
-
-        def attend(mask):
-            return original(module, query, key, value, mask, scaling=scaling, **kwargs)
-
         at = inside.get(id(module))
         if at is None:
-            return attend(attention_mask)
+            return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+        def attend(mask):
+            if base == FLASH:
+                return attend_flash(original, module, query, key, value, mask, scaling=scaling, **kwargs)
+            return original(module, query, key, value, mask, scaling=scaling, **kwargs)
+
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         odd = tuple(k for k in _UNFOLLOWED if kwargs.get(k) is not None)
-        return stand(Attending(at, query, key, value, attention_mask, factor, attend, odd))
+        seen = None if attention_mask is not None and attention_mask.dim() == 2 else attention_mask
+        return stand(Attending(at, query, key, value, seen, factor, attend, odd, attention_mask))
 
     return attention
 

@@ -18,7 +18,7 @@ def attention_rows(
     Args:
         query: [B, Hq, S', d] behind RoPE.
         key: [B, Hkv, S', d] behind RoPE; grouped heads are not repeated.
-        mask: as the layer got it: None (causal), bool or additive [B, 1, S', S'].
+        mask: Mask as the layer got it: None (causal), bool or additive [B, 1, S', S'].
         scaling: the layer's own factor.
         row: [B, R] query rows, -1 padded.
         view: tokens alive in the layer.

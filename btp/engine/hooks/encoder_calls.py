@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from btp.core.host import Encoding, Host
+from btp.core.keep import on_device
 from btp.engine.hooks.turn import Turn
 
 KINDS = ("image", "video")
@@ -67,7 +68,11 @@ class Encoders(threading.local):
         found = {kind: encoding for kind, encoding in found.items() if encoding is not None}
         if not found:
             return dict(inputs)
-        rows = {k: v for kind, e in found.items() for k, v in _per_entry(e, len(self._latest[kind].entries)).items()}
+        rows: dict[str, Tensor] = {}
+        for kind, encoding in found.items():
+            noted = hasattr(given[kind], "encoding") or kind not in self._latest
+            entries = len(encoding.which) if noted else len(self._latest[kind].entries)
+            rows |= _per_entry(encoding, entries)
         return rows | dict(inputs) | {"encoded": found}
 
     def _over(self, kind: str, method: Callable) -> Callable:
@@ -95,6 +100,8 @@ class Encoders(threading.local):
         return encode
 
     def _found(self, kind: str, given: Any) -> Encoding | None:
+        if hasattr(given, "encoding"):  # made in several calls, by who noted with what
+            return given.encoding
         latest, entries = self._latest.get(kind), getattr(given, "pooler_output", None)
         if latest is None or entries is None:
             return None
@@ -121,7 +128,7 @@ def _per_entry(encoding: Encoding, entries: int) -> dict[str, Tensor]:
     """Arguments that say something of each encoded entry, for the entries that the prompt was given."""
     tables = {k: v for k, v in encoding.arguments.items() if isinstance(v, Tensor) and v.dim() == 2}
     tables = {k: v for k, v in tables.items() if not v.is_floating_point() and len(v) == entries}
-    return {k: v[torch.tensor(encoding.which, device=v.device)] for k, v in tables.items()}
+    return {k: v[on_device(encoding.which, v.device)] for k, v in tables.items()}
 
 
 def _shape_alone(value: Any) -> Any:

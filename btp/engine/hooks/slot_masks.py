@@ -30,7 +30,7 @@ def as_mask(seen: Tensor, attention: str, query: Tensor, kv_heads: int) -> Tenso
 
     Args:
         seen: [B, H, R, n] bool, H 1 or `kv_heads`.
-        attention: "sdpa" (bool) or "eager" (added to the logits).
+        attention: "eager" (added to the logits), or another one (bool).
         query: [B, Hq, R, d], for the number of heads, the dtype and the device.
         kv_heads: key heads.
 
@@ -40,6 +40,6 @@ def as_mask(seen: Tensor, attention: str, query: Tensor, kv_heads: int) -> Tenso
     seen = seen.to(query.device)
     if seen.shape[1] > 1:
         seen = seen.repeat_interleave(query.shape[1] // kv_heads, dim=1)
-    if attention == "sdpa":
+    if attention != "eager":
         return seen
     return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, torch.finfo(query.dtype).min)

@@ -24,7 +24,7 @@ def masked_attention(
     Args:
         query: [B, Hq, S, d].
         key, value: [B, Hkv, S, d]; grouped heads are not repeated.
-        mask: as a layer gets it: None (causal), bool or additive [B or 1, 1 or Hq, S, S].
+        mask: Mask as a layer gets it: None (causal), bool or additive [B or 1, 1 or Hq, S, S].
         columns: [B, S] weights, 1 for tokens that cannot be dropped.
         scaling: the layer's own factor.
 

@@ -22,12 +22,13 @@ from btp.core.topk import marked
 from btp.core.trained import Masked, Trained
 from btp.engine.attach import occupy
 from btp.engine.checks.plan import PlannedStage, make_plan
-from btp.engine.checks.signals import unseen_message
+from btp.engine.checks.signals import attention_name, unseen_message
 from btp.engine.decoder.prefill import Run, open_run
 from btp.engine.decoder.probe import Probe, Sight
 from btp.engine.decoder.stream import make_tokens
 from btp.engine.hooks.arguments import Binding
 from btp.engine.hooks.attention_registry import implementation, own_eager, standing_for
+from btp.engine.hooks.flash import FLASH
 from btp.engine.training.masked_attention import masked_attention
 
 SOFT, HARD, AIM = "soft", "hard", "aim"
@@ -50,6 +51,11 @@ def masking(model: Host, pruner: Trained, schedule: Schedule, how: str = SOFT) -
     """
     with occupy(model):
         _check(pruner, schedule)
+        if model.decoder is not None and attention_name(model) == FLASH:
+            raise ValueError(
+                f"The decoder runs {FLASH}, which takes no weights for single keys. Load the model with "
+                "attn_implementation=sdpa (model.attention=sdpa) to train."
+            )
         training = model.model.training
         if training:
             model.model.eval()  # what the plan is held against is inference
@@ -79,7 +85,7 @@ class Masking:
         """One forward without a cache.
 
         Args:
-            inputs: of the model, with input_ids [B, S].
+            inputs: Inputs of the model, with input_ids [B, S].
             prompt: [B, S] bool, what was there when inference decides: answers, which follow in training, are not.
                 Decisions see nothing else. None is all that attention_mask says.
             more: further arguments of the model's forward.

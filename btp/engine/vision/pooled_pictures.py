@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from btp.core.host import Host
+from btp.core.keep import on_device
 from btp.core.signals import Signal
 from btp.engine.decide import Decision
 from btp.engine.decoder.prefill import Run
@@ -78,7 +79,7 @@ class PooledPictures(threading.local):
         """A signal as a stage of the language model gets it: per picture of the prompt, over all its tokens."""
         assert self._seen is not None  # held by withdrawn
         found, mine = self._seen[signal], self._pictures()
-        return found if mine is None else found[torch.tensor(mine, device=found.device)]
+        return found if mine is None else found[on_device(mine, found.device)]
 
     def withdrawn(self, run: Run) -> tuple[Decision, bool] | None:
         """Nothing; tell the prompt which picture each of its tokens is of.
@@ -154,8 +155,8 @@ def pooled(x: Tensor, tokens: int, axis: int, together: Callable[..., Tensor]) -
     Args:
         x: patches row by row along `axis`.
         tokens: blocks; patches are a square times as many.
-        axis: of the patches.
-        together: of a tensor over an axis, as Tensor.sum or Tensor.mean.
+        axis: Axis of the patches.
+        together: Reduction of a tensor over an axis, as Tensor.sum or Tensor.mean.
 
     Returns:
         As x, with the blocks row by row along `axis`.

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from btp.core.host import Host
+from btp.core.keep import on_device
 from btp.core.signals import Signal
 from btp.engine.decide import Decision
 from btp.engine.decoder.prefill import Run
@@ -84,7 +85,7 @@ class MergedTower(threading.local):
         """A signal as a stage of the language model gets it: per picture of the prompt, over all its tokens."""
         kind, seen = next(iter(self._seen.items()))  # the only one, held by withdrawn
         which, found = self._which.get(kind), seen[signal]
-        return found[torch.tensor(which, device=found.device)] if which else found
+        return found[on_device(which, found.device)] if which else found
 
     def withdrawn(self, run: Run) -> tuple[Decision, bool] | None:
         """Nothing.

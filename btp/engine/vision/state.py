@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from btp.core.host import FixedRows, Packed
+from btp.core.keep import on_device
 from btp.core.signals import Signal
 from btp.core.site import Site
 from btp.engine.hooks.attention_rows import gather_rows
@@ -20,7 +21,7 @@ class Passed:
     """What there was of the pictures behind a stage; a prompt's record is made of it later.
 
     Attributes:
-        site: of the stage; None for what left the tower.
+        site: Site of the stage; None for what left the tower.
         after: tokens alive per picture.
         slots: [P, K] those alive.
         size: [P, K] original tokens each stands for; None where nothing was merged here.
@@ -97,7 +98,7 @@ class Pictures:
         counts = (len(coord),) * pictures
         others = fixed_rows(fixed, len(coord))
         seats = sorted({*range(len(coord) + len(others))} - {*others})
-        seats = torch.tensor(seats, device=device).expand_as(slots)
+        seats = on_device(seats, device).expand_as(slots)
         return cls(len(coord), slots, seats, others, torch.ones_like(slots), counts, coord, totals=counts)
 
     @property
@@ -126,7 +127,7 @@ class Pictures:
     def _arrange(self) -> tuple[Tensor, Tensor]:
         P, n = self.slots.shape
         device = self.slots.device
-        fixed = torch.tensor(self.fixed, dtype=torch.long, device=device).expand(P, len(self.fixed))
+        fixed = on_device(self.fixed, device, torch.long).expand(P, len(self.fixed))
         if self.in_front:
             return torch.arange(len(self.fixed), self.rows, device=device).expand(P, n), fixed
         behind = 2 * max({*range(self.length)} - {*self.fixed}) + 1
@@ -143,7 +144,7 @@ class Pictures:
         """[P, rows] row of the uncut tower at which each of the layers' rows stands; -1 where padded."""
         if "places" not in self._memo:
             fixed = self.arranged()[1]
-            own = torch.tensor(self.fixed, dtype=torch.long, device=fixed.device).expand_as(fixed)
+            own = on_device(self.fixed, fixed.device, torch.long).expand_as(fixed)
             self._memo["places"] = self.laid_out(self.seats, own)
         return self._memo["places"]
 
@@ -152,8 +153,8 @@ class Pictures:
         padded.
         """
         tokens, fixed = self.arranged()
-        patches = torch.tensor(sorted({*range(self.length)} - {*self.fixed}), device=tokens.device)
-        own = torch.tensor(self.fixed, dtype=torch.long, device=tokens.device).expand_as(fixed)
+        patches = on_device(sorted({*range(self.length)} - {*self.fixed}), tokens.device)
+        own = on_device(self.fixed, tokens.device, torch.long).expand_as(fixed)
         return self.laid_out(patches[self.slots.clamp(min=0)].masked_fill(self.slots < 0, -1), own)
 
     def laid_out(self, tokens: Tensor, fixed: Tensor) -> Tensor:
@@ -202,7 +203,7 @@ class Pictures:
         """What there is of the pictures now.
 
         Args:
-            site: of the stage that was passed just now.
+            site: Site of the stage that was passed just now.
             merging: tokens flowed into each other there; sizes count then.
         """
         size = self.size if merging and (site is not None or self.merged) else None

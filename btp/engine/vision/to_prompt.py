@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btp.core.keep import on_device
 from btp.core.trace import StageRecord
 from btp.engine.decide import Decision
 from btp.engine.decoder.prefill import Run
@@ -23,8 +24,8 @@ def hand_over(run: Run, pictures: Pictures, which: Sequence[int]) -> tuple[Decis
 
     Args:
         run: the prompts, of which nothing was cut yet.
-        pictures: that passed the tower.
-        which: of them belongs to each picture of the prompts, in the prompts' order.
+        pictures: Pictures that passed the tower.
+        which: Index of the one that belongs to each picture of the prompts, in the prompts' order.
 
     Returns:
         The decision and whether positions close up; None for nothing. Waits for the device where pictures are packed.
@@ -52,7 +53,7 @@ def hand_over(run: Run, pictures: Pictures, which: Sequence[int]) -> tuple[Decis
 
 def of_prompt(x: Tensor, which: Sequence[int]) -> Tensor:
     """Pictures as the prompt has them: repeated where it is a beam."""
-    return x if list(which) == list(range(len(x))) else x[torch.tensor(which, device=x.device)]
+    return x if list(which) == list(range(len(x))) else x[on_device(which, x.device)]
 
 
 def _rows(state: Passed, picture: Tensor, slot: Tensor, which: Sequence[int], total: int) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from btp.core.host import Host
+from btp.core.keep import on_device
 from btp.core.pruner import Tokens
 from btp.core.signals import Signal
 from btp.engine.checks.plan import PlannedStage
@@ -262,7 +263,7 @@ class TowerPass(threading.local):
             image=none.masked_fill(~valid, -1),
             size=pictures.size,
             valid=valid,
-            total=torch.tensor(totals, device=device),
+            total=on_device(totals, device),
             index=pictures.slots,
             picture=torch.arange(P, device=device)[:, None].expand(P, n).masked_fill(~valid, -1),
             slot=pictures.slots,
@@ -291,7 +292,7 @@ def _moved(states: Tensor, decision: Decision, before: tuple[Tensor, Tensor] | N
     Args:
         states: [P, rows before, D].
         before: rows of tokens and of fixed rows in `states`; None where it holds tokens alone.
-        pictures: behind the cut.
+        pictures: Pictures behind the cut.
     """
     keep = decision.keep.clamp(min=0)
     if before is None:

@@ -26,9 +26,9 @@ class Forward:
     """A model with one batch of inputs, ready to be measured.
 
     Attributes:
-        model: that runs.
+        model: Model that runs.
         run: one forward of the batch, without gradients.
-        cost: of its tower, for operations by formula.
+        cost: Cost of its tower, for operations by formula.
         device: where it runs.
     """
 

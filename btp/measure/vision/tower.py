@@ -38,7 +38,7 @@ class TowerCost:
     """What a model costs.
 
     Attributes:
-        layers: of its tower, in order.
+        layers: Layers of its tower, in order.
         fixed: rows that are no patches.
         patch: operations of making a row of a patch.
         head: of the head, for a picture.
@@ -64,8 +64,8 @@ def tower_cost(model: nn.Module, layers: Sequence[nn.Module], fixed: int, attent
     """Read the sizes off a model.
 
     Args:
-        model: with its head.
-        layers: of its tower.
+        model: Model with its head.
+        layers: Layers of its tower.
         fixed: rows that are no patches.
         attention: name of the attention block inside a layer; None of a state space layer, which is a mixer.
     """

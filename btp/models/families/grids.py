@@ -46,8 +46,8 @@ def packed(visual: Tensor, grids: Sequence[Sequence[int]], merge: int) -> tuple[
         coords.append(coord)
         firsts.append(torch.arange(len(coord)) == 0)
     coord = torch.full((*visual.shape, 3), -1, device=visual.device)
-    coord = coord.masked_scatter(visual[..., None], torch.cat(coords).to(visual.device))
-    first = torch.zeros_like(visual).masked_scatter(visual, torch.cat(firsts).to(visual.device))
+    coord = coord.masked_scatter(visual[..., None], torch.cat(coords).to(visual.device, non_blocking=True))
+    first = torch.zeros_like(visual).masked_scatter(visual, torch.cat(firsts).to(visual.device, non_blocking=True))
     return coord, first
 
 

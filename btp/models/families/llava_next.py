@@ -55,7 +55,7 @@ class AnyRes(PackedLVLM):
         Args:
             numbers: [tiles, N, 1] of each picture.
             sizes: (height, width) of each picture in pixels.
-            arguments: of the encoder.
+            arguments: Arguments of the encoder.
         """
         newline = torch.full((1,), float(NEWLINE), dtype=torch.float64)
         strategy = self.config.vision_feature_select_strategy

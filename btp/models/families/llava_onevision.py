@@ -27,6 +27,7 @@ class LlavaOneVision(PooledVideos):
     """
 
     families = ("llava_onevision",)
+    pools_projected = True
 
     blends = (
         "mosaics of more tiles than the config's vision_aspect_ratio has room for are resized, and the frames of a "

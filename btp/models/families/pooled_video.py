@@ -22,7 +22,7 @@ class PooledVideos(AnyRes):
         """[T, 3] (frame, row, column) of the tokens of one video; -1 off the grid.
 
         Args:
-            frames: of the video.
+            frames: Frames of the video.
             pixels: [videos, frames, 3, height, width].
         """
 
@@ -33,9 +33,10 @@ class PooledVideos(AnyRes):
         pixels = arguments.get("pixel_values_videos")
         if pixels is None:
             return None
-        videos, count = pixels.shape[:2]
-        coord = self.video_coord(count, pixels)
-        return [Packed(coord, torch.full_like(coord[:, 0], OFF))] * videos
+        videos, each = pixels.shape[:2]
+        counts = arguments.get("frames") or [each] * videos
+        coords = {count: self.video_coord(count, pixels) for count in set(counts)}
+        return [Packed(coords[count], torch.full_like(coords[count][:, 0], OFF)) for count in counts]
 
     def example(self, batch: int, words: int, height: int, width: int, frames: int | None = None) -> dict[str, Tensor]:
         """As AnyRes, or a video whose frames are resized to a tile, whatever their size."""

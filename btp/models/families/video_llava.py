@@ -33,8 +33,9 @@ class VideoLlava(PackedLVLM):
         if kind == "image":
             whole = self.config.vision_feature_select_strategy == "full"
             return [_frame(0, rows, columns, int(whole))] * len(pixels)
-        videos, count = pixels.shape[:2]
-        return [_frame(i, rows, columns, 1) for _ in range(videos) for i in range(count)]
+        videos, each = pixels.shape[:2]
+        counts = arguments.get("frames") or [each] * videos
+        return [_frame(i, rows, columns, 1) for count in counts for i in range(count)]
 
     def example(self, batch: int, words: int, height: int, width: int, frames: int | None = None) -> dict[str, Tensor]:
         """As LVLM, or a video whose frames are resized to the tower's input, whatever their size."""

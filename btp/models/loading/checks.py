@@ -12,8 +12,9 @@ from packaging.version import InvalidVersion, Version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from btp.models.loading.checkpoint import read_config
+from btp.models.loading.checkpoint import model_folder, read_config
 from btp.models.loading.kinds import Kind
+from btp.tasks.shown import short
 
 OLDEST, NEWEST = "5.20", "6"
 TESTED = ("5.20", "5.23", "5.24")  # 5.23: all tests; the others: make test-transformers
@@ -43,8 +44,8 @@ def check_kind(folder: Path, trusted: bool, kind: Kind) -> None:
     """Refuse what no class of transformers for this kind of models can read.
 
     Args:
-        folder: of the checkpoint.
-        kind: that the host is for.
+        folder: Folder of the checkpoint.
+        kind: Kind that the host is for.
         trusted: run the Python files that the checkpoint brings along.
 
     Raises:
@@ -72,6 +73,18 @@ def check_kind(folder: Path, trusted: bool, kind: Kind) -> None:
             f"does not have: it is in the format of its authors' own code.{saved_with(about)} Set model.path to the "
             "version for transformers, whose name often ends in -hf."
         )
+    _check_settings(model_folder(folder), family)
+
+
+def _check_settings(folder: Path, family: str) -> None:
+    """Refuse a config.json that its own class cannot read, before a processor that reads it is blamed."""
+    try:
+        transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{folder / 'config.json'} cannot be read as the config of a {family} model: {short(error)}. Correct or "
+            "restore it from the original model."
+        ) from error
 
 
 def check_attention(asked: str) -> None:

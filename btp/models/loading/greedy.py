@@ -64,7 +64,7 @@ def make_greedy(model: Any, special: Mapping[str, Any] | None = None, padding: i
     """Have a model generate as this project does, called by whomever.
 
     Args:
-        model: of transformers; its generation config and what its configs say of forwards are replaced.
+        model: Model of transformers; its generation config and what its configs say of forwards are replaced.
         special: ids of special tokens; None takes those of its config.
         padding: id that stands behind answers that ended earlier than others, which must not be decoded; None takes
             that of its config.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from inspect import signature
@@ -23,8 +24,8 @@ def load_processor(folder: Path, arguments: Mapping[str, Any], trusted: bool = F
     """The processor of a checkpoint, padding on the left.
 
     Args:
-        folder: of the checkpoint.
-        arguments: that replace what the checkpoint says, as max_pixels.
+        folder: Folder of the checkpoint.
+        arguments: Arguments that replace what the checkpoint says, as max_pixels.
         trusted: run the Python files that the checkpoint brings along.
 
     Raises:
@@ -43,7 +44,7 @@ def load_processor(folder: Path, arguments: Mapping[str, Any], trusted: bool = F
         if "trust_remote_code" in str(error):
             refuse_code(folder)
         raise ValueError(
-            f"the checkpoint in {folder} has no processor that can be read: {first_line(error)} {_RESTORE}"
+            f"the checkpoint in {folder} has no processor that can be read: {_reason(folder, error)} {_RESTORE}"
         ) from error
     lost = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
     if lost:
@@ -70,7 +71,7 @@ def load_text_processor(folder: Path, chat: bool, trusted: bool = False) -> Text
     """The tokenizer of a checkpoint, padding on the left.
 
     Args:
-        folder: of the checkpoint.
+        folder: Folder of the checkpoint.
         chat: `model.chat`.
         trusted: run the Python files that the checkpoint brings along.
 
@@ -84,8 +85,8 @@ def load_text_processor(folder: Path, chat: bool, trusted: bool = False) -> Text
         if "trust_remote_code" in str(error):
             refuse_code(folder)
         raise ValueError(
-            f"the checkpoint in {folder} has no tokenizer that can be read: {first_line(error)} Copy the tokenizer's "
-            "files of the original model into it."
+            f"the checkpoint in {folder} has no tokenizer that can be read: {_reason(folder, error)} Copy the "
+            "tokenizer's files of the original model into it."
         ) from error
     if chat and tokenizer.chat_template is None:
         raise ValueError(
@@ -122,6 +123,16 @@ _RESTORE = (
     "Copy the small files of the original model (processor_config.json or preprocessor_config.json, the tokenizer's, "
     "chat_template.jinja) into it."
 )
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    """Which of the folder's files is no JSON, and where; else what the library says, which names no file."""
+    for file in sorted(folder.glob("*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as fault:
+            return f"{file.name} is no JSON ({fault})."
+    return first_line(error)
 
 
 def _folder(folder: Path) -> Path:

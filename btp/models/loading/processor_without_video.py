@@ -22,7 +22,7 @@ def processor_class(folder: Path, trusted: bool = False) -> Any:
     processor with them. Such a family gets one for pictures and text here.
 
     Args:
-        folder: of the checkpoint.
+        folder: Folder of the checkpoint.
         trusted: run the Python files that the checkpoint brings along.
     """
     if is_torchvision_available():

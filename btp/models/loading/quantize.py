@@ -24,9 +24,9 @@ def quantization(kind: str | None, folder: Path, device: torch.device, dtype: to
 
     Args:
         kind: null | 8bit (LLM.int8) | 4bit (NF4) | torchao_int8 (weights alone).
-        folder: of the checkpoint.
+        folder: Folder of the checkpoint.
         device: it goes to.
-        dtype: that 4-bit matrices of bitsandbytes are multiplied in.
+        dtype: Data type that 4-bit matrices of bitsandbytes are multiplied in.
 
     Raises:
         ValueError: another kind, a checkpoint that is quantised already, a package that is missing, or a device it

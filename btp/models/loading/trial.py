@@ -32,7 +32,7 @@ def try_prompt(folder: Path, processor: Any) -> Any:
     """Inputs of a question about one picture, made as a run makes them.
 
     Args:
-        folder: of the checkpoint.
+        folder: Folder of the checkpoint.
 
     Raises:
         ValueError: the chat template knows no pictures, or the processor cannot prepare one; names file and keys.
@@ -78,7 +78,7 @@ def try_picture(folder: Path, processor: Any, host: LVLM, inputs: Any) -> None:
     """Encode the picture of `try_prompt` and put it into its prompt; the decoder does not run.
 
     Args:
-        folder: of the checkpoint.
+        folder: Folder of the checkpoint.
 
     Raises:
         ValueError: the model does not take what the processor made; names files and keys.
@@ -118,7 +118,7 @@ def try_text(folder: Path, processor: Any, host: TextLM) -> None:
     """Write a question as a run does, and hold its tokens against the model's embeddings.
 
     Args:
-        folder: of the checkpoint.
+        folder: Folder of the checkpoint.
 
     Raises:
         ValueError: the chat template cannot write it or leaves it out, or a token has no embedding; names the file.

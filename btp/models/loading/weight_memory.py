@@ -20,9 +20,9 @@ def stored_bytes(folder: Path, dtype: torch.dtype, quantize: str | None = None) 
     """Bytes that a checkpoint's weights take once they are loaded, from the heads of its files alone.
 
     Args:
-        folder: of the checkpoint.
-        dtype: that floating-point weights are loaded in; those quantised already stay as they are.
-        quantize: as model.quantize; matrices are counted as quantised, apart from embeddings.
+        folder: Folder of the checkpoint.
+        dtype: Data type that floating-point weights are loaded in; those quantised already stay as they are.
+        quantize: As in model.quantize; matrices are counted as quantised, apart from embeddings.
 
     Raises:
         ValueError: a file is corrupt or cut off.

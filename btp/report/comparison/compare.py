@@ -5,23 +5,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from btp.report.comparison.groups import Field, fields
 from btp.report.comparison.table import ranking
+from btp.report.figures.page_plots import page_plots
 from btp.report.figures.pareto_figures import PLOTS, series_looks
 from btp.report.figures.run_figures import to_png
 from btp.report.figures.style import LIGHT, Look
-from btp.report.pages.comparison_page import render
-from btp.report.pages.sample_cards import data_uri
+from btp.report.pages.comparison_page import numbered, render
 from btp.report.spared import Spared
 from btp.report.tables.export import to_csv, to_latex, to_markdown
 from btp.report.tables.run_table import Table
 from btp.report.tables.screen_table import ScreenTable, minded
 from btp.report.text.comparison_text import notes
 from btp.report.text.run_text import Remark
-from btp.report.text.units import common, in_unit
 from btp.results.atomic import write_bytes, write_text
 from btp.results.disk import make_folder
 from btp.results.find import LeftOut, find_runs, nothing_found
@@ -45,7 +45,7 @@ def compare(
     Args:
         folders: run folders, or folders above them.
         failed: what never got a folder, or failed in it, and why: (command or overrides, reason).
-        out: made where it is missing.
+        out: Folder to write into; made where it is missing.
         study: what the page opens with, where the runs answer one.
 
     Returns:
@@ -66,45 +66,37 @@ def compare(
     make_folder(out)
     looks = series_looks(table.frame)
     spared = Spared()
-    figures = [_figures(number, field, table, looks, out, spared) for number, field in enumerate(found)]
+    paths, plots = [], []
+    for number, field in enumerate(found):
+        rows = table.frame[table.frame["field"].eq(number)]
+        paths += _figures(rows, field, looks, out, spared)
+        plots.append(None)
+        with spared.part(f"the plots of {field.name}"):
+            plots[-1] = page_plots(rows, table.columns, looks, numbered(found), str(number))
     left += [LeftOut(*said.split(" is missing: ", 1)) for said in spared.said]
     page = out / f"{_STEM}.html"
-    write_text(page, render(found, table, left, looks, figures, out, study))
+    write_text(page, render(found, table, left, looks, plots, out, study))
     texts = {"csv": to_csv(table), "md": _markdown(table, left), "tex": _latex(table)}
     written = [page]
     for ending, text in texts.items():
         written.append(out / f"{_STEM}.{ending}")
         write_text(written[-1], text)
-    return _screen(table, left, notes(found, table.frame, left)), [
-        *written,
-        *(path for paths in figures for path in paths["paths"]),
-    ]
+    return _screen(table, left, notes(found, table.frame, left)), [*written, *paths]
 
 
-def _figures(
-    number: int, field: Field, table: Table, looks: Mapping[str, Look], out: Path, spared: Spared
-) -> dict[str, list]:
-    """Draw a field's plots.
-
-    Returns:
-        shown: title, caption and data URI, in order; paths: of the files.
-    """
+def _figures(rows: pd.DataFrame, field: Field, looks: Mapping[str, Look], out: Path, spared: Spared) -> list[Path]:
+    """Draw a field's figures into files; returns their paths."""
     folder = out / "figures"
     make_folder(folder)
-    rows = table.frame[table.frame["field"].eq(number)]
     slug = re.sub(r"[^\w.]+", "-", field.name).strip("-")
-    shown, paths = [], []
-    for name, (title, caption, draw) in PLOTS.items():
-        title, caption = (in_unit(text, common(rows["unit"])) for text in (title, caption))
+    paths = []
+    for name, draw in PLOTS.items():
         with spared.part(f"the figure {slug}-{name}"):
-            light = to_png(draw, rows, looks, LIGHT)
-            if light is None:
-                continue
-            path = folder / f"{slug}-{name}.png"
-            write_bytes(path, light)
-            paths.append(path)
-            shown.append({"name": name, "title": title, "caption": caption, "uri": data_uri(light)})
-    return {"shown": shown, "paths": paths}
+            drawn = to_png(draw, rows, looks, LIGHT)
+            if drawn is not None:
+                paths.append(folder / f"{slug}-{name}.png")
+                write_bytes(paths[-1], drawn)
+    return paths
 
 
 def _markdown(table: Table, left: Sequence[LeftOut]) -> str:

@@ -21,7 +21,7 @@ class Entry:
 
     Attributes:
         run, arm: where it comes from.
-        role: as the arm's, but random selection is a control wherever it was run.
+        role: Role as the arm's, but random selection is a control wherever it was run.
         series: what its points at several budgets have in common: the method and, where runs differ in settings, those.
         note: what tells it from other rows of its series, "" where nothing needs to.
         owners: methods whose runs it stood in.

@@ -17,7 +17,7 @@ _DOT = 4.5  # half of what a mark covers, points
 
 def name_points(
     axes: Axes,
-    points: Sequence[tuple[float, float, str, str]],
+    points: Sequence[tuple[float, float, str, str, str]],
     marks: Sequence[tuple[float, float]],
     effects: Sequence[AbstractPathEffect] = (),
 ) -> int:
@@ -26,7 +26,7 @@ def name_points(
     Call it last: names are placed in the layout that the figure has then.
 
     Args:
-        points: x, y, name and colour.
+        points: x, y, name, colour and the id of what is drawn (gid).
         marks: x and y of everything drawn that a name must not cover.
         effects: how names are drawn, such as a rim.
 
@@ -41,7 +41,7 @@ def name_points(
     taken = [_around(*axes.transData.transform(mark), _DOT * scale) for mark in marks]
     taken += [text.get_window_extent(renderer) for text in axes.texts if text.get_text()]
     written = 0
-    for x, y, name, color in points:
+    for x, y, name, color, gid in points:
         at = axes.transData.transform((x, y))
         size = _size(axes, name, renderer)
         spot = _free(at, size, scale, room, taken)
@@ -49,7 +49,7 @@ def name_points(
             continue
         away, box = spot
         middle = ((box.x0 + box.x1) / 2 - at[0], (box.y0 + box.y1) / 2 - at[1])
-        _write(axes, (x, y), name, color, (middle[0] / scale, middle[1] / scale), away, effects)
+        _write(axes, (x, y), name, color, gid, (middle[0] / scale, middle[1] / scale), away, effects)
         taken.append(box)
         written += 1
     return written
@@ -83,6 +83,7 @@ def _write(
     at: tuple[float, float],
     name: str,
     color: str,
+    gid: str,
     offset: tuple[float, float],
     away: float,
     effects: Sequence[AbstractPathEffect],
@@ -99,6 +100,7 @@ def _write(
         color=color,
         zorder=6,
         path_effects=list(effects),
+        gid=gid,
         **(line if away >= _LINE else {}),
     )
     text.set_in_layout(False)

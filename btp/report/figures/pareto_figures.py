@@ -12,11 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from btp.report.comparison.pareto import pareto_front
 from btp.report.comparison.table import SLOTS, comparable, price
 from btp.report.figures.axes import WIDTH, legend
 from btp.report.figures.labels import name_points
 from btp.report.figures.style import Look, Theme, looks_apart
-from btp.report.tables.columns import RATIOS, number
+from btp.report.tables.columns import MACRO, RATIOS, Column, number
 from btp.report.text.units import common, in_unit
 
 _FAR = 1.6  # an unpruned model this much dearer than all others is named at the edge, not drawn to scale
@@ -25,37 +26,26 @@ _HEIGHT = 3.5  # inches of a large plot without its legend
 _LONGEST = 34  # characters of a name
 _GROUPS = re.compile(r"\b(?:[\w]+\.)+(?=\w+=)")  # of a setting: schedule.balance. of schedule.balance.first=0.6
 _PANEL = 1.75  # inches of a small panel's height
+_PAGE = (11.0, 4.8)  # inches of a large plot inside a page, which names the series itself
+_ACROSS = (2, 3)  # panels side by side, on file and inside a page
 
 
 @dataclass(frozen=True)
 class Price:
-    """One way to count what a row costs: its key, the axis's label, and what the figure is called."""
+    """One way to count what a row costs: its key and the axis's label."""
 
     key: str
     axis: str
-    title: str
-    caption: str
 
 
-_CAPTION = "Macro accuracy with its 95% interval; the grey steps are the Pareto front: nothing scores as well for less."
 PRICES = (
-    Price("tokens_avg", "visual tokens, averaged over the layers", "Accuracy over visual tokens", _CAPTION),
-    Price("prefill_ratio", "prefill time, × the unpruned model's", "Accuracy over measured time", _CAPTION),
-    Price(
-        "flops_visual_pdrop",
-        "visual FLOPs (flops_visual_pdrop)",
-        "Accuracy over FLOPs, visual tokens only",
-        _CAPTION,
-    ),
-    Price(
-        SLOTS,
-        "K/V slots per key head, averaged over the decoder layers",
-        "Accuracy over slots of the K/V cache",
-        f"Methods that evict from the cache, which compute the whole prompt. {_CAPTION}",
-    ),
-    Price("flops_prefill", "prefill FLOPs, everything counted (flops_prefill)", "Accuracy over all FLOPs", _CAPTION),
-    Price("forward_ratio", "time of a forward, × the unpruned model's", "Accuracy over measured time", _CAPTION),
-    Price("flops_model", "FLOPs, everything counted (flops_model)", "Accuracy over all FLOPs", _CAPTION),
+    Price("tokens_avg", "visual tokens, averaged over the layers"),
+    Price("prefill_ratio", "prefill time, × the unpruned model's"),
+    Price("flops_visual_pdrop", "visual FLOPs (flops_visual_pdrop)"),
+    Price(SLOTS, "K/V slots per key head, averaged over the decoder layers"),
+    Price("flops_prefill", "prefill FLOPs, everything counted (flops_prefill)"),
+    Price("forward_ratio", "time of a forward, × the unpruned model's"),
+    Price("flops_model", "FLOPs, everything counted (flops_model)"),
 )
 Draw = Callable[[pd.DataFrame, Mapping[str, Look], Theme], Figure | None]
 
@@ -67,27 +57,43 @@ def series_looks(frame: pd.DataFrame) -> dict[str, Look]:
     return looks_apart(list(named[["series", "role"]].itertuples(index=False, name=None)))
 
 
-def score_over_price(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme, of: Price) -> Figure | None:
-    """Macro accuracy over one price, a line per method through its budgets, with the front; None without two rows."""
-    rows = frame.assign(x=price(frame, of.key), y=100 * frame["macro"])[comparable(frame, of.key)]
-    rows = rows[rows["x"].notna() & rows["y"].notna()]
+def score_over_price(
+    frame: pd.DataFrame,
+    mine: Mapping[str, Look],
+    theme: Theme,
+    of: Price,
+    score: Column = MACRO,
+    page: bool = False,
+) -> Figure | None:
+    """A score over one price, a line per method through its budgets, with the front; None without two rows.
+
+    Args:
+        frame: Rows of one field.
+        mine: Looks of the series.
+        theme: Colours of paper and ink.
+        of: Price on the x axis.
+        score: Column on the y axis.
+        page: Draw it as wide as a page, without a legend.
+    """
+    rows = _points(frame, of.key, score)
     if rows["role"].ne("baseline").sum() < 1:
         return None
-    figure = Figure(figsize=(WIDTH, _HEIGHT), layout="constrained")
+    figure = Figure(figsize=_PAGE if page else (WIDTH, _HEIGHT), layout="constrained")
     axes = figure.subplots()
     drawn = _within(axes, rows)
-    _draw_series(axes, drawn, mine, theme)
-    _draw_front(axes, rows, of.key, theme)
-    _draw_baseline(axes, rows, drawn, of.key, theme)
+    _draw_series(axes, drawn, mine, theme, score.key)
+    _draw_front(axes, rows, theme)
+    _draw_baseline(axes, rows, drawn, of.key, theme, "%" if score.kind == "percent" else "")
     axes.set_xlabel(in_unit(of.axis, common(frame["unit"])))
-    axes.set_ylabel("macro accuracy, %")
+    axes.set_ylabel(score_title(score))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if of.key.startswith("flops"):
         axes.xaxis.set_major_formatter(EngFormatter(places=0 if rows["x"].max() > 1e7 else None))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
     if of.key in RATIOS:
         axes.axvline(1, color=theme.soft, linewidth=0.8, linestyle=":", zorder=1)
-    figure.set_figheight(_HEIGHT + _legend(figure, axes, drawn, mine, theme))
+    if not page:
+        figure.set_figheight(_HEIGHT + _legend(figure, axes, drawn, mine, theme))
     _name(axes, drawn, mine, theme)
     return figure
 
@@ -100,8 +106,10 @@ def by_reading(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme) -> F
     return _panels(frame, named, mine, theme, height=2.6)
 
 
-def by_ability(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme) -> Figure | None:
-    """Every ability in a panel of its own, over visual tokens."""
+def by_ability(
+    frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme, of: Price | None = None, page: bool = False
+) -> Figure | None:
+    """Every ability in a panel of its own, over a price; over visual tokens, or slots of the cache, without one."""
     keys = [
         key
         for key in frame
@@ -109,54 +117,72 @@ def by_ability(frame: pd.DataFrame, mine: Mapping[str, Look], theme: Theme) -> F
     ]
     names = shortened([key.removeprefix("accuracy_") for key in keys])
     named = {key: names[key.removeprefix("accuracy_")] for key in keys}
-    return _panels(frame, named, mine, theme, height=_PANEL) if named else None
+    return _panels(frame, named, mine, theme, _PANEL, of, page) if named else None
 
 
-PLOTS: dict[str, tuple[str, str, Draw]] = {
-    **{f"accuracy_over_{p.key}": (p.title, p.caption, partial(score_over_price, of=p)) for p in PRICES},
-    "reading_and_rest": (
-        "Reading apart from the rest",
-        "Macro accuracy of the abilities that read text in the picture, and of all others, over visual tokens; lines "
-        "are 95% intervals. Dashed: unpruned.",
-        by_reading,
-    ),
-    "by_ability": (
-        "By ability",
-        "Accuracy in each ability over visual tokens; lines are 95% intervals. Dashed: unpruned.",
-        by_ability,
-    ),
+def score_title(score: Column) -> str:
+    """A score's name on an axis."""
+    if score.group == MACRO.group:
+        return f"{score.title} accuracy, %"
+    return f"{score.title}, %" if score.kind == "percent" and "%" not in score.title else score.title
+
+
+PLOTS: dict[str, Draw] = {
+    **{f"accuracy_over_{p.key}": partial(score_over_price, of=p) for p in PRICES},
+    "reading_and_rest": by_reading,
+    "by_ability": by_ability,
 }
 
 
 def _panels(
-    frame: pd.DataFrame, named: Mapping[str, str], mine: Mapping[str, Look], theme: Theme, height: float
+    frame: pd.DataFrame,
+    named: Mapping[str, str],
+    mine: Mapping[str, Look],
+    theme: Theme,
+    height: float,
+    of: Price | None = None,
+    page: bool = False,
 ) -> Figure | None:
-    key = SLOTS if frame.loc[frame["role"].eq("method"), "evicts"].all() else "tokens_avg"
-    rows = frame.assign(x=frame[key])[frame[key].notna() & frame["macro"].notna() & comparable(frame, key)]
+    tokens = SLOTS if frame.loc[frame["role"].eq("method"), "evicts"].all() else "tokens_avg"
+    key = of.key if of else tokens
+    rows = _points(frame, key, MACRO)
     if rows["role"].ne("baseline").sum() < 1:
         return None
-    lines = -(-len(named) // 2)
-    figure = Figure(figsize=(WIDTH, 0.5 + height * lines), layout="constrained")
-    grid = figure.subplots(lines, 2, sharey=True, squeeze=False)
+    across = _ACROSS[page]
+    lines = -(-len(named) // across)
+    figure = Figure(figsize=(_PAGE[0] if page else WIDTH, 0.5 + height * lines), layout="constrained")
+    grid = figure.subplots(lines, across, sharey=True, squeeze=False)
     for axes in grid.flat[len(named) :]:
         axes.set_visible(False)
-    for axes, (key, title) in zip(grid.flat, named.items(), strict=False):
-        mean, low, high = (100 * rows[key + end] for end in ("", "_low", "_high"))
-        panel = rows.assign(y=mean, macro_low=low / 100, macro_high=high / 100)
+    for axes, (name, title) in zip(grid.flat, named.items(), strict=False):
+        mean, low, high = (100 * rows[name + end] for end in ("", "_low", "_high"))
+        panel = rows.assign(y=mean, low=low, high=high)
         seen = _within(axes, panel)
-        _draw_series(axes, seen, mine, theme, small=True)
+        _draw_series(axes, seen, mine, theme, name, small=True)
         for value in panel.loc[panel["role"].eq("baseline"), "y"].dropna():
             axes.axhline(value, color=theme.soft, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.set_title(title, fontsize=9.5)
         axes.set_ylim(-3, 103)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        if key.startswith("flops"):
+            axes.xaxis.set_major_formatter(EngFormatter())
         axes.tick_params(labelsize=8)
     grid[lines // 2, 0].set_ylabel("accuracy, %")
-    what = "K/V slots" if key == SLOTS else common(frame["unit"])
-    figure.supxlabel(f"{what}, averaged over the layers", fontsize=9.5, color=theme.ink)
-    above = _legend(figure, grid.flat[0], rows, mine, theme)
-    figure.set_figheight(0.5 + height * lines + above)
+    what = {"tokens_avg": common(frame["unit"]), SLOTS: "K/V slots"}.get(key)
+    axis = f"{what}, averaged over the layers" if what else in_unit(of.axis if of else key, common(frame["unit"]))
+    figure.supxlabel(axis, fontsize=9.5, color=theme.ink)
+    if not page:
+        figure.set_figheight(0.5 + height * lines + _legend(figure, grid.flat[0], rows, mine, theme))
     return figure
+
+
+def _points(frame: pd.DataFrame, key: str, score: Column) -> pd.DataFrame:
+    """Rows that have a price and a score: `at`, their place in the frame; x; y with its interval, low and high."""
+    times = 100 if score.kind == "percent" else 1
+    none = pd.Series(float("nan"), frame.index)
+    y, low, high = (times * frame.get(score.key + end, none).astype(float) for end in ("", "_low", "_high"))
+    rows = frame.assign(at=range(len(frame)), x=price(frame, key), y=y, low=low, high=high)
+    return rows[comparable(frame, key) & rows["x"].notna() & rows["y"].notna()]
 
 
 def _within(axes: Axes, rows: pd.DataFrame) -> pd.DataFrame:
@@ -171,9 +197,9 @@ def _within(axes: Axes, rows: pd.DataFrame) -> pd.DataFrame:
     return seen
 
 
-def _draw_front(axes: Axes, rows: pd.DataFrame, key: str, theme: Theme) -> None:
+def _draw_front(axes: Axes, rows: pd.DataFrame, theme: Theme) -> None:
     """Steps through the points on the front; the last goes on to the edge or to what lies beyond it."""
-    front = rows[rows[f"front_{key}"]].sort_values(["x", "y"])
+    front = rows[pareto_front(rows["x"], rows["y"])].sort_values(["x", "y"])
     edge = max(axes.get_xlim()[1], front["x"].max())
     axes.step(
         [*front["x"], edge],
@@ -201,23 +227,25 @@ def joined(rows: pd.DataFrame) -> list[list[int]]:
     return [list(line) for line in dict.fromkeys(tuple(line.values()) for line in lines.values() if len(line) > 1)]
 
 
-def _draw_series(axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme: Theme, small: bool = False) -> None:
-    """Points with their intervals, joined through the budgets."""
+def _draw_series(
+    axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme: Theme, score: str, small: bool = False
+) -> None:
+    """Points with their intervals, joined through the budgets; what is drawn says whose it is, for pages (gid)."""
+    places = {name: place for place, name in enumerate(mine)}
     for line in joined(rows):
         through = rows.iloc[line].sort_values("x")
-        look, role = mine[through["series"].iloc[0]], through["role"].iloc[0]
-        color = look.color(theme.name)
-        axes.plot(through["x"], through["y"], linestyle=_LINES[role], color=color, linewidth=1.1, alpha=0.9)
+        series, role = through["series"].iloc[0], through["role"].iloc[0]
+        color, gid = mine[series].color(theme.name), f"series:{places[series]}"
+        axes.plot(through["x"], through["y"], linestyle=_LINES[role], color=color, linewidth=1.1, alpha=0.9, gid=gid)
     for series, group in rows.groupby("series", sort=False):
-        look, role = mine[series], group["role"].iloc[0]
+        look, role, gid = mine[series], group["role"].iloc[0], f"series:{places[series]}"
         color, control = look.color(theme.name), role == "control"
-        axes.vlines(
-            group["x"], 100 * group["macro_low"], 100 * group["macro_high"], color=color, linewidth=1, alpha=0.45
-        )
+        axes.vlines(group["x"], group["low"], group["high"], color=color, linewidth=1, alpha=0.45, gid=gid)
         for key in RATIOS:
             if f"{key}_low" in group and (group["x"] == group[key]).any():
                 ends = (group[f"{key}_low"], group[f"{key}_high"])
-                axes.hlines(group["y"], *ends, color=color, linewidth=1, alpha=0.3)
+                axes.hlines(group["y"], *ends, color=color, linewidth=1, alpha=0.3, gid=gid)
+        group = group[group["y"].notna()]
         axes.plot(
             group["x"],
             group["y"],
@@ -228,16 +256,17 @@ def _draw_series(axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme
             markersize=4 if small else 6.2,
             linestyle="none",
             zorder=3 if control else 4,
+            gid=f"marks:{places[series]}:{score}:{','.join(map(str, group['at']))}",
         )
 
 
-def _draw_baseline(axes: Axes, rows: pd.DataFrame, drawn: pd.DataFrame, key: str, theme: Theme) -> None:
+def _draw_baseline(axes: Axes, rows: pd.DataFrame, drawn: pd.DataFrame, key: str, theme: Theme, percent: str) -> None:
     kind = "flops" if key.startswith("flops") else "tokens" if key in ("tokens_avg", SLOTS) else "times"
     for i, base in rows[rows["role"].eq("baseline")].iterrows():
         axes.axhline(base["y"], color=theme.soft, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         where = "" if i in drawn.index else f", at {number(base['x'], kind)} →"
         axes.annotate(
-            f"{base['series']} {base['y']:.1f}%{where}",
+            f"{base['series']} {base['y']:.1f}{percent}{where}",
             (0.01, base["y"]),
             xycoords=("axes fraction", "data"),
             xytext=(0, 4),
@@ -251,9 +280,9 @@ def _draw_baseline(axes: Axes, rows: pd.DataFrame, drawn: pd.DataFrame, key: str
 def _name(axes: Axes, rows: pd.DataFrame, mine: Mapping[str, Look], theme: Theme) -> None:
     """Names at the dearest point of each series: methods first, the better first, since room may run out."""
     last = rows.loc[rows.groupby("series")["x"].idxmax()].sort_values("y", ascending=False)
-    names = shortened(list(mine))
+    names, places = shortened(list(mine)), {name: f"series:{place}" for place, name in enumerate(mine)}
     points = [
-        (at["x"], at["y"], names[at["series"]], mine[at["series"]].color(theme.name))
+        (at["x"], at["y"], names[at["series"]], mine[at["series"]].color(theme.name), places[at["series"]])
         for role in ("method", "control")
         for _, at in last[last["role"] == role].iterrows()
     ]

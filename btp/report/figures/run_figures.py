@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from btp.report.figures.axes import WIDTH, legend, new_figure, tradeoff
+from btp.report.figures.lazy_rows import rows_per_step
 from btp.report.figures.needles import needles
 from btp.report.figures.pareto_figures import shortened
 from btp.report.figures.style import Look, Theme, looks
@@ -197,4 +198,5 @@ PLOTS: dict[str, Plot] = {
     "tokens_per_layer": tokens_per_layer,
     "calibration": calibration_curves,
     "needles": needles,
+    "rows_per_step": rows_per_step,
 }

@@ -109,7 +109,7 @@ def overlay_png(
 
     Args:
         picture: the sample's picture.
-        views: of its visual tokens.
+        views: Views of its visual tokens.
         rows: title of an arm and its stages.
         marks: of each row, drawn behind its last stage: matched boxes in green, wrong ones in amber, missed objects in
             red.

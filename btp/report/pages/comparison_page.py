@@ -13,7 +13,6 @@ import yaml
 
 from btp.report.comparison.config_diff import differences
 from btp.report.comparison.groups import Field
-from btp.report.figures.live import plot_data
 from btp.report.figures.style import Look
 from btp.report.pages.html import cell, duration, environment, grouped
 from btp.report.pages.kept_cards import kept_data
@@ -43,28 +42,27 @@ def render(
     table: Table,
     left: Sequence[LeftOut],
     looks: Mapping[str, Look],
-    figures: Sequence[Mapping[str, list]],
+    plots: Sequence[Mapping[str, Any] | None],
     out: Path,
     study: Mapping[str, Any] | None = None,
 ) -> str:
     """The page's HTML.
 
     Args:
-        table: of all fields, with the columns of btp.report.comparison.table.
+        table: Table of all fields, with the columns of btp.report.comparison.table.
         left: what is not in it.
         looks: colour per series.
-        figures: per field, shown: title, caption and data URI.
+        plots: Plots of each field, as `page_plots` makes them.
         out: where the page will lie, so that it can point at the runs' reports.
         study: the answer that the page opens with, as templates/study.html has it.
     """
     runs = [run for field in fields for run in field.runs]
     frame = table.frame
-    numbers = {str(run.path): i for i, run in enumerate(runs, start=1)}
+    numbers = numbered(fields)
     shown = []
     for i, field in enumerate(fields):
         rows = frame[frame["field"].eq(i)]
-        data = {"plots": plot_data(rows, table.columns, looks, numbers), "kept": kept_data(field, rows, looks)}
-        shown.append(_field(i, field, rows, figures[i]["shown"]) | data)
+        shown.append(_field(i, field, rows) | {"plots": plots[i], "kept": kept_data(field, rows, looks)})
     return (
         environment()
         .get_template("comparison.html")
@@ -84,6 +82,12 @@ def render(
     )
 
 
+def numbered(fields: Sequence[Field]) -> dict[str, int]:
+    """The number of each run on the page, by its folder."""
+    runs = [run for field in fields for run in field.runs]
+    return {str(run.path): i for i, run in enumerate(runs, start=1)}
+
+
 def _facts(runs: Sequence[RunFolder], frame: pd.DataFrame) -> list[str]:
     hardware = list(dict.fromkeys(h for h in frame["hardware"] if h))
     samples = sorted({int(n) for n in frame["samples"]})
@@ -91,12 +95,11 @@ def _facts(runs: Sequence[RunFolder], frame: pd.DataFrame) -> list[str]:
     return [f"{len(runs)} run{'s' if len(runs) != 1 else ''}", f"{len(frame)} rows", f"{spread} samples", *hardware]
 
 
-def _field(at: int, field: Field, rows: pd.DataFrame, shown: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def _field(at: int, field: Field, rows: pd.DataFrame) -> dict[str, Any]:
     return {
         "at": at,
         "name": field.name,
         "verdict": verdict(field, rows),
-        "figures": shown,
         "reading": sorted({ability for run in field.runs for ability in run.reading}),
     }
 
@@ -193,7 +196,7 @@ def _calibration(run: RunFolder) -> str:
     name = (known.get("calibration") or {}).get("name", "?")
     count = (known.get("curves") or {}).get("samples") or (known.get("calibration") or {}).get("samples", "?")
     stages = [f"{s.get('site') or s.get('layer')} keeps {s.get('keep')}" for s in known.get("stages") or ()]
-    identity = f", artefact {known['identity']}" if known.get("identity") else ""
+    identity = f", artifact {known['identity']}" if known.get("identity") else ""
     return f"{count} samples of {name}{identity}: {', '.join(stages) or 'no stages'}"
 
 

@@ -27,14 +27,14 @@ class StageLife:
     """What one stage did to a sample. Tokens are named by their original visual index.
 
     Attributes:
-        site: where.
+        site: Site of the stage.
         plan: what the schedule says of it, as "keep 21, balance 0.6".
         alive: tokens in front of it.
         kept: those that stayed, in their order behind the stage.
         rules: name of a rule -> the kept tokens that it chose; each kept token is in exactly one.
         scores: name of a part of the score -> value by token; -inf where the part does not apply.
         merged: kept tokens that others flowed into, here or before.
-        flowed: of a token that went -> the kept one it flowed into.
+        flowed: Token that went -> the kept one it flowed into.
         recorded: what the run kept here; None where its trace has no such stage.
     """
 
@@ -84,7 +84,7 @@ class Said:
         text: what the model says now.
         first: likeliest first tokens of the answer, with their probability.
         recorded: what it said in the run.
-        score: in [0, 1], of what it said in the run.
+        score: Score in [0, 1], of what it said in the run.
     """
 
     text: str
@@ -109,19 +109,19 @@ class Life:
 
     Attributes:
         run: name of the run folder.
-        command: that made it.
+        command: Command that made it.
         model, task: their names.
         arm, pruner: title of the arm, and its method.
         sample, ability, question, reference: as the task has them.
         picture: the first one, as the model saw it under this arm.
-        pictures: how many there are.
+        pictures: Number of pictures.
         boxes, labels: of objects of the first picture.
         targets: boxes that hold what the answer needs; empty where the task does not know.
         views: grids of visual tokens that cover the first picture; tokens of none of them are counted, not drawn.
         total: visual tokens before any stage.
         unpruned, pruned: the answers without and with the stages.
         others: (title, prediction, score) of the run's further arms.
-        stages: in the order in which tokens meet them.
+        stages: Stages in the order in which tokens meet them.
         layers: visual tokens that entered each decoder layer.
         kl: nats, of the first answer token, from the unpruned model.
         notes: what a reader should know.

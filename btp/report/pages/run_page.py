@@ -13,6 +13,7 @@ from btp.report.figures.style import DARK, LIGHT, looks
 from btp.report.figures.token_overlays import marks_of, on_grid, overlay_png, stage_views
 from btp.report.pages import sample_cards as browser
 from btp.report.pages.html import cell, duration, environment, grouped, keep_text
+from btp.report.pages.word_cards import word_cards
 from btp.report.spared import Spared
 from btp.report.tables.columns import ABILITY, COST, DASH, METRICS, RATIOS, number, spread, told_from_one
 from btp.report.tables.export import write_table
@@ -44,6 +45,10 @@ _PLOT_TEXTS = {
         "Needles by length and depth",
         "Accuracy in percent: a cell per length of the text and place of the needle in it.",
     ),
+    "rows_per_step": (
+        "Rows per decode step",
+        "Mean rows computed behind each stage: the newest token, and those that came back.",
+    ),
     "calibration": ("Calibration", "What each layer does to the picture, and the layers the stages came to."),
 }
 
@@ -55,7 +60,7 @@ def write_report(folder: Path, facts: Mapping[str, Any] | None = None) -> Path:
     each file is written whole or not at all.
 
     Args:
-        facts: that run.json will have behind it, such as how the run ended.
+        facts: Facts that run.json will have behind it, such as how the run ended.
 
     Returns:
         Path of report.html.
@@ -133,6 +138,7 @@ def _render(run: RunFolder, table: Table, figures: Mapping[str, Any], spared: Sp
             calibration=_calibration(run),
             inert=run.run.get("inert"),
             samples=samples,
+            texts=word_cards(run, spared),
             strips=strips,
             shown_strip=method if any(arm == method for arm, _ in strips) else (strips[0][0] if strips else ""),
             abilities=[a for a in run.abilities if any(card["ability"] == a for card in samples)],

@@ -36,7 +36,7 @@ class Knee:
     Attributes:
         half: depth in layers at which half of what withdrawal can cost is back, between two layers by a straight line.
         before, after: the neighbouring layers between which the score rises most; nan with fewer than two.
-        step: by how much it rises there, per layer.
+        step: Step by how much it rises there, per layer.
     """
 
     half: float
@@ -49,8 +49,8 @@ def knee(layers: Sequence[float], scores: Sequence[float], floor: float, top: fl
     """Locate the knee of a depth sweep.
 
     Args:
-        layers: in front of which everything left, ascending.
-        scores: of each.
+        layers: Layers in front of which everything left, ascending.
+        scores: Score of each.
         floor: score without the picture; half is counted from there.
         top: score of the unpruned model.
 

@@ -17,6 +17,7 @@ from btp.report.studies.study import SHARE, Answer, Study, column_of, methods, m
 from btp.report.tables import columns as c
 
 OPTIONS = ("x", "y", "metrics", "against")
+CACHE = ("kv_mib_measured", "prefill_ratio")  # shown where methods evict from the cache
 
 
 def grid(fields: Sequence[Field], study: Study) -> Answer:
@@ -30,7 +31,8 @@ def grid(fields: Sequence[Field], study: Study) -> Answer:
     frame.loc[frame["role"].eq("baseline"), by] = "–"
     frame = frame.sort_values(by, kind="stable")
     frame = frame.assign(method=frame["series"].where(frame["role"].eq("baseline"), frame["pruner.name"]))
-    shown = [c.METHOD, *map(column_of, by), SHARE, *map(metric, scores), *gap_columns()]
+    held_by_cache = [c.SLOTS, *(x for x in c.COST if x.key in CACHE)] if frame["evicts"].any() else []
+    shown = [c.METHOD, *map(column_of, by), SHARE, *held_by_cache, *map(metric, scores), *gap_columns()]
     return Answer(frame, shown, said(frame, by), lambda theme: _draw(methods(frame), by, scores, theme))
 
 

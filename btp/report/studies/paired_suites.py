@@ -61,7 +61,7 @@ def retained(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, Any]:
     """What a method retains of the unpruned score in either suite, over tasks.
 
     Args:
-        pairs: of each task, the method's entry and the unpruned one.
+        pairs: Pairs of each task, the method's entry and the unpruned one.
 
     Returns:
         usual, reading and gap (reading minus usual), each with _low and _high (95%), and verdict: one of MORE, LESS,

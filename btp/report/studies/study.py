@@ -32,10 +32,10 @@ class Study:
     """A study as its experiment's yaml has it.
 
     Attributes:
-        name: of the experiment.
+        name: Name of the experiment.
         question: one sentence.
         figure: which of the kinds of btp/report/studies answers it.
-        options: of that kind.
+        options: Options of that kind.
     """
 
     name: str

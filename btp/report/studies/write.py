@@ -60,9 +60,9 @@ class Written:
     """A study that was answered.
 
     Attributes:
-        question: of the study.
+        question: Question of the study.
         said: the answer in sentences.
-        paths: of what was written, the figure first.
+        paths: Paths of what was written, the figure first.
         shown: what templates/study.html shows of it.
     """
 
@@ -84,11 +84,11 @@ def write_study(
     Where `out` holds a README.md with the marks BEGIN and END of this study, what stands between them becomes NAME.md.
 
     Args:
-        config: of the study, as its experiment's yaml has it, with its name.
-        folders: of runs, or folders above them.
-        out: made where it is missing.
+        config: Config of the study, as its experiment's yaml has it, with its name.
+        folders: Folders of runs, or folders above them.
+        out: Folder to write into; made where it is missing.
         failed: cells that are not among the runs: (words, reason).
-        command: that made the runs; empty lists those of the runs.
+        command: Command that made the runs; empty lists those of the runs.
 
     Raises:
         ValueError: no finished run, no such figure, or runs that cannot answer the study.

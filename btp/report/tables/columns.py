@@ -95,6 +95,15 @@ READING = Column(
     less=False,
 )
 REST = Column("rest", "rest", "Accuracy, %", "percent", "Macro average of all other abilities.", less=False)
+KL_STEPS = Column(
+    "kl_steps",
+    "KL per token, nats",
+    "Against unpruned",
+    "kl",
+    "The same for every token of the answer, averaged, as long as the answer is the unpruned one word for word: the "
+    "unpruned model's 64 likeliest tokens and all others as one. What acts in decode steps is seen here alone.",
+    less=True,
+)
 ANSWERS = (
     Column(
         "agreement",
@@ -113,6 +122,7 @@ ANSWERS = (
         "that of the first answer token, of the classes, or, mean of all, of the detection tokens.",
         less=True,
     ),
+    KL_STEPS,
     Column(
         "p_unpruned",
         "p, unpruned",
@@ -157,6 +167,23 @@ COST = (
     Column(
         "flops_prefill_measured",
         "prefill FLOPs, counted",
+        "Cost",
+        "flops",
+        "The same as counted by the framework's operation counter while the model ran.",
+        less=True,
+    ),
+    Column(
+        "flops_decode",
+        "decode FLOPs",
+        "Cost",
+        "flops",
+        "flops_decode: of one decode step, mean over those measured: rows computed against the slots that they see, "
+        "output head and selection included, one multiply-add counted as two, by formula.",
+        less=True,
+    ),
+    Column(
+        "flops_decode_measured",
+        "decode FLOPs, counted",
         "Cost",
         "flops",
         "The same as counted by the framework's operation counter while the model ran.",

@@ -36,7 +36,8 @@ def run_table(run: RunFolder) -> Table:
     frame = pd.DataFrame([arm_row(run, arm) for arm in run.arms])
     counts = {a: int(run.rows(run.arms[0].arm)["ability"].eq(a).sum()) for a in run.abilities}
     abilities = [c.ability_column(ability, n) for ability, n in counts.items()]
-    columns = [x for x in (*_ANSWERS, *metric_columns([run]), *_COST, *abilities) if x is not c.SLOTS or evicts(frame)]
+    hidden = set() if evicts(frame) else {c.SLOTS} if run.unit == "prompt tokens" else {c.SLOTS, c.KL_STEPS}
+    columns = [x for x in (*_ANSWERS, *metric_columns([run]), *_COST, *abilities) if x not in hidden]
     return Table(frame, with_numbers(frame, [x.of(run.unit) for x in columns]), run_title(run))
 
 
@@ -97,6 +98,7 @@ def arm_row(run: RunFolder, arm: Arm) -> dict[str, Any]:
         row |= _spread(f"accuracy_{ability}", part) | {f"accuracy_{ability}_p": drops.get(ability, nan)}
     row |= _spread("agreement", mean_interval(rows["agreement"].astype(float)))
     row["kl"] = float(rows["kl"].mean())
+    row["kl_steps"] = float(rows["kl_steps"].mean()) if "kl_steps" in rows else nan
     row["p_unpruned"] = paired(run, arm, run.baseline)
     row["p_random"] = nan if arm.role == "baseline" else paired(run, arm, run.random)
     row["p_downsampled"] = nan if arm.role == "baseline" else paired(run, arm, run.downsampled)

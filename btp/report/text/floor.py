@@ -12,7 +12,7 @@ def nothing_right(scores: Sequence[float]) -> str:
     """What to say of the unpruned model's scores where hardly any answer is right; "" where enough are.
 
     Args:
-        scores: in [0, 1], of all samples.
+        scores: Scores in [0, 1], of all samples.
     """
     if not len(scores) or sum(scores) / len(scores) >= NEXT_TO_NOTHING:
         return ""

@@ -9,9 +9,11 @@ from btp.report.tables.columns import number, spread_of, told_from_one
 from btp.report.tables.run_table import Table, ability_drops, paired
 from btp.report.text.fired import fired
 from btp.report.text.floor import floor
-from btp.results.reader import Arm, RunFolder
+from btp.report.text.real_shapes import real_shape
+from btp.results.reader import UNIT, Arm, RunFolder
 
 NOTABLE = 0.05  # p below which a difference is called one
+EMBEDDED = "pocket"  # how the names of embedded models begin, whose layers are too small to save much time in
 SAME_BUDGET = 0.05  # share by which layer-averaged tokens may differ and still count as equal
 
 
@@ -55,6 +57,8 @@ def _method(
             said.append(_reading(row, base) or _worst(run, arm, row, base))
         said.append(_against_controls(run, arm, row, rows))
     said.append(_cost(row, base))
+    if run.unit == UNIT and str(run.config.get("model", {}).get("name", "")).startswith(EMBEDDED):
+        said.append(real_shape(arm.arm))
     return " ".join(s for s in said if s)
 
 

@@ -23,12 +23,12 @@ HEAD = keys(identity=TEXT, model=keys(name=TEXT, checkpoint=TEXT))
 
 
 def origin(config: Mapping[str, Any], loaded: Loaded, checkpoint: str, identity: str) -> dict[str, Any]:
-    """The head of an artefact: its name, and the model and pictures it was made with.
+    """The head of an artifact: its name, and the model and pictures it was made with.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         checkpoint: identity of the model.
-        identity: of the artefact.
+        identity: Identity of the artifact.
     """
     return {
         "identity": identity,
@@ -38,26 +38,26 @@ def origin(config: Mapping[str, Any], loaded: Loaded, checkpoint: str, identity:
 
 
 def made(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """The foot of an artefact: versions and time."""
+    """The foot of an artifact: versions and time."""
     return {
         "versions": versions(packages),
         "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
 
-def write_artefact(path: Path, artefact: Mapping[str, Any]) -> None:
+def write_artifact(path: Path, artifact: Mapping[str, Any]) -> None:
     """Write it whole or not at all."""
     make_folder(path.parent)
-    write_text(path, yaml.safe_dump(dict(artefact), sort_keys=False))
+    write_text(path, yaml.safe_dump(dict(artifact), sort_keys=False))
 
 
-def read_artefact(path: Path, what: str, key: str, shape: Shape, checkpoint: str, advice: str) -> dict[str, Any]:
-    """Read an artefact, and refuse one that is broken or of another model.
+def read_artifact(path: Path, what: str, key: str, shape: Shape, checkpoint: str, advice: str) -> dict[str, Any]:
+    """Read an artifact, and refuse one that is broken or of another model.
 
     Args:
         what: calibration or search.
         key: config key that may name the file.
-        shape: that it must have beside `HEAD`.
+        shape: Shape that it must have beside `HEAD`.
         checkpoint: identity of the run's model.
         advice: what to do.
 
@@ -67,21 +67,21 @@ def read_artefact(path: Path, what: str, key: str, shape: Shape, checkpoint: str
     if not path.is_file():
         raise ValueError(f"{key} is {path}, but there is no such file. {advice}")
     try:
-        artefact = read_yaml(path, HEAD, advice)
-        model = artefact["model"]
+        artifact = read_yaml(path, HEAD, advice)
+        model = artifact["model"]
         if model["checkpoint"] == checkpoint:
             return read_yaml(path, shape, advice)
     except ValueError as error:
-        raise ValueError(f"the {what} artefact {error}") from None
+        raise ValueError(f"the {what} artifact {error}") from None
     raise ValueError(
-        f"the {what} artefact {path} was made for model {model['name']!r} (checkpoint "
+        f"the {what} artifact {path} was made for model {model['name']!r} (checkpoint "
         f"{model['checkpoint']}), but this run's checkpoint is {checkpoint}. {advice}"
     )
 
 
 @contextmanager
-def artefact_named(path: Path, what: str, advice: str) -> Iterator[None]:
-    """Name the artefact in whatever is refused inside, which was read from it.
+def artifact_named(path: Path, what: str, advice: str) -> Iterator[None]:
+    """Name the artifact in whatever is refused inside, which was read from it.
 
     Raises:
         ValueError: as it was raised, with the file in front and the advice behind.
@@ -89,30 +89,30 @@ def artefact_named(path: Path, what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"the {what} artefact {path} is broken: {str(error).rstrip('.')}. {advice}") from None
+        raise ValueError(f"the {what} artifact {path} is broken: {str(error).rstrip('.')}. {advice}") from None
 
 
 def find_or_make(
     path: Path, make: Callable[[], Mapping[str, Any]], shape: Shape, what: str, machine: Machine, resume: bool
 ) -> None:
-    """Make an artefact where it is not there yet, or broken; one process does, the others wait.
+    """Make an artifact where it is not there yet, or broken; one process does, the others wait.
 
     Args:
         path: where it lies, or will.
         make: makes it.
-        shape: that it has beside `HEAD`; what has another is broken.
+        shape: Shape that it has beside `HEAD`; what has another is broken.
         what: is computed, for who has to wait.
         resume: false makes it anew.
     """
     if machine.leads:
         with held(path.with_suffix(".lock"), what):
             if not (resume and _is_whole(path, shape)):
-                write_artefact(path, make())
+                write_artifact(path, make())
     machine.sync()
 
 
 def _is_whole(path: Path, shape: Shape) -> bool:
-    """Whether there is an artefact to read; what a full disk or a power cut left is made again."""
+    """Whether there is an artifact to read; what a full disk or a power cut left is made again."""
     try:
         read_yaml(path, HEAD, "")
         read_yaml(path, shape, "")

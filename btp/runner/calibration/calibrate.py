@@ -1,4 +1,4 @@
-"""Calibrates a stage schedule on a small set of pictures, and keeps it as an artefact with its origin.
+"""Calibrates a stage schedule on a small set of pictures, and keeps it as an artifact with its origin.
 
 Source: Li et al. 2025, arXiv:2505.22038, section 4.3 and appendix 7.6.
 """
@@ -20,11 +20,12 @@ from btp.core.site import Site
 from btp.engine.observe import Look, observe
 from btp.models.loading.load import Loaded
 from btp.results.shapes import TEXT, Shape, either, keys, listed, number, optional, whole
-from btp.runner.calibration import artifact as artefacts
+from btp.runner.calibration import artifact as artifacts
 from btp.runner.datasets import make_dataset
 from btp.runner.devices import Machine
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches, by_length
+from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.identity import code, digest, model_identity
 from btp.runner.sources import modules_of
 from btp.schedules.calibrated import calibrated_stages, deepest_first
@@ -32,7 +33,7 @@ from btp.schedules.solve import solve_fit
 
 WHAT, ADVICE = (
     "calibration",
-    "Set calibration.artefact=null to calibrate anew, or name the calibration.yaml of another run.",
+    "Set calibration.artifact=null to calibrate anew, or name the calibration.yaml of another run.",
 )
 _KEEP = either("tokens, a share or fit", number(0), TEXT)
 _STAGE = keys(site=TEXT, keep=_KEEP, layer=optional(whole(-1)), balance=optional(number(0, 1)), over=optional(number()))
@@ -48,13 +49,13 @@ class Calibrate(Pass):
     Args:
         loaded: model and processor.
         tau: a token has changed where the cosine of a layer's input and output is below it.
-        batches: of the calibration set.
-        size: of the batches.
+        batches: Batches of the calibration set.
+        size: Size of the batches.
     """
 
     def __init__(self, loaded: Loaded, tau: float, batches: Batches, size: BatchSize):
         super().__init__(batches, size)
-        self.host, self.tau = loaded.host, tau
+        self.loaded, self.host, self.tau = loaded, loaded.host, tau
         layers = range(self.host.num_layers)
         self.signals = [Signal("update", Site.parse(f"llm.layer.{i}")) for i in layers]
         self.signals += [Signal("attention", Site.parse(f"llm.layer.{i}"), "last", "probs") for i in layers]
@@ -67,7 +68,7 @@ class Calibrate(Pass):
         before = self.changed.clone(), self.attention.clone(), self.total
         try:
             with observe(self.host, self.signals, self._take):
-                self.host(**batch.to(self.host.device, self.host.dtype).inputs)
+                self.host(**model_inputs(self.loaded, batch))
         except BaseException:
             self.changed, self.attention, self.total = before
             raise
@@ -97,7 +98,7 @@ class Calibrate(Pass):
 
 def curves_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     """Names the curves: whatever changes them, and nothing that only changes the choice made from them."""
-    calibration = {k: v for k, v in config["calibration"].items() if k not in ("artefact", "batch")}
+    calibration = {k: v for k, v in config["calibration"].items() if k not in ("artifact", "batch")}
     model = model_identity(config["model"])
     sources = code(__name__, *modules_of(calibration, {"_target_": config["model"]["adapter"]}))
     return digest(model, checkpoint, calibration, config["schedule"]["tau"], sources)
@@ -113,11 +114,11 @@ def calibrate(
     total: int,
     tokens: float,
 ) -> list[dict[str, Any]]:
-    """Find or make the curves, choose the stages, and leave the artefact in the run folder.
+    """Find or make the curves, choose the stages, and leave the artifact in the run folder.
 
     Args:
         checkpoint: identity of the model.
-        store: where curves that runs share lie.
+        store: Folder of the curves that runs share.
         run: the run folder; `calibration.yaml` is written there.
         total: visual tokens per sample.
         tokens: the budget: as many of them, averaged over the decoder layers.
@@ -126,12 +127,12 @@ def calibrate(
         Stages as a schedule's config, every keep still `fit`.
 
     Raises:
-        ValueError: the named artefact is corrupt or was made for another model; no stages meet the budget.
+        ValueError: the named artifact is corrupt or was made for another model; no stages meet the budget.
     """
-    asked, schedule = config["calibration"]["artefact"], config["schedule"]
+    asked, schedule = config["calibration"]["artifact"], config["schedule"]
     if asked is not None:
-        artefact = read_artefact(Path(asked), checkpoint, loaded.host.num_layers)
-        stages = named_stages(Path(asked), artefact, loaded.host.num_layers)
+        artifact = read_artifact(Path(asked), checkpoint, loaded.host.num_layers)
+        stages = named_stages(Path(asked), artifact, loaded.host.num_layers)
     else:
         identity = curves_identity(config, checkpoint)
         path = store / "calibration" / f"{identity}.yaml"
@@ -139,11 +140,11 @@ def calibrate(
         def make() -> dict[str, Any]:
             return _measure(config, loaded, checkpoint, identity, machine)
 
-        artefacts.find_or_make(path, make, SHAPE, "the calibration", machine, config["resume"])
-        artefact = read_artefact(path, checkpoint, loaded.host.num_layers)
+        artifacts.find_or_make(path, make, SHAPE, "the calibration", machine, config["resume"])
+        artifact = read_artifact(path, checkpoint, loaded.host.num_layers)
         stages = calibrated_stages(
-            artefact["curves"]["changed"],
-            artefact["curves"]["attention"],
+            artifact["curves"]["changed"],
+            artifact["curves"]["attention"],
             stages=config["stages"],
             min_gap=schedule["min_gap"],
             balance=schedule["balance"],
@@ -153,8 +154,8 @@ def calibrate(
     solved = solve_fit(Schedule.from_config(stages), total, loaded.host.num_layers, tokens)
     listed = [{"layer": stage.site.layer, **stage.to_config()} for stage in solved]
     if machine.leads:
-        found = artefact | {"stages": listed, "budget_tokens": tokens, "total": total}
-        artefacts.write_artefact(run / "calibration.yaml", found)
+        found = artifact | {"stages": listed, "budget_tokens": tokens, "total": total}
+        artifacts.write_artifact(run / "calibration.yaml", found)
     return stages
 
 
@@ -171,36 +172,36 @@ def _measure(
         module = Calibrate(loaded, config["schedule"]["tau"], batches, size)
         machine.trainer("calibrate", batches.total).predict(module, batches, return_predictions=False)
     return {
-        **artefacts.origin(config, loaded, checkpoint, identity),
+        **artifacts.origin(config, loaded, checkpoint, identity),
         "curves": module.curves(),
         "stages": None,
-        **artefacts.made(),
+        **artifacts.made(),
     }
 
 
-def read_artefact(path: Path, checkpoint: str, layers: int) -> dict[str, Any]:
-    """Read an artefact, and refuse one that is broken or of another model.
+def read_artifact(path: Path, checkpoint: str, layers: int) -> dict[str, Any]:
+    """Read an artifact, and refuse one that is broken or of another model.
 
     Raises:
         ValueError: says which file, what is wrong and what to do.
     """
-    artefact = artefacts.read_artefact(path, WHAT, "calibration.artefact", SHAPE, checkpoint, ADVICE)
-    with artefacts.artefact_named(path, WHAT, ADVICE):
+    artifact = artifacts.read_artifact(path, WHAT, "calibration.artifact", SHAPE, checkpoint, ADVICE)
+    with artifacts.artifact_named(path, WHAT, ADVICE):
         for name in ("changed", "attention"):
-            if len(artefact["curves"][name]) != layers:
-                raise ValueError(f"curves.{name} has {len(artefact['curves'][name])} layers, the model {layers}")
-    return artefact
+            if len(artifact["curves"][name]) != layers:
+                raise ValueError(f"curves.{name} has {len(artifact['curves'][name])} layers, the model {layers}")
+    return artifact
 
 
-def named_stages(path: Path, artefact: Mapping[str, Any], layers: int) -> list[dict[str, Any]]:
-    """The stages that a named artefact holds, to be solved for the run's own budget.
+def named_stages(path: Path, artifact: Mapping[str, Any], layers: int) -> list[dict[str, Any]]:
+    """The stages that a named artifact holds, to be solved for the run's own budget.
 
     Raises:
         ValueError: it holds none, or such as this model has no layers for; says which file.
     """
-    with artefacts.artefact_named(path, WHAT, ADVICE):
-        if artefact["stages"] is None:
+    with artifacts.artifact_named(path, WHAT, ADVICE):
+        if artifact["stages"] is None:
             raise ValueError("stages is null, as in the store: the calibration.yaml of a run has them")
-        stages = [{k: v for k, v in stage.items() if k != "layer"} for stage in artefact["stages"]]
+        stages = [{k: v for k, v in stage.items() if k != "layer"} for stage in artifact["stages"]]
         Schedule.from_config(stages).check_sites(layers)
         return [stage | {"keep": stage["keep"] if stage["keep"] == 0 else FIT} for stage in stages]

@@ -8,25 +8,25 @@ from typing import Any
 
 from btp.results.shapes import NAMED, TEXT, keys, optional, read_yaml
 
-ARTEFACTS = {"calibration.yaml": "calibrated", "search.yaml": "searched"}  # that a run leaves beside its run.json
+ARTIFACTS = {"calibration.yaml": "calibrated", "search.yaml": "searched"}  # that a run leaves beside its run.json
 
 _SET = keys(name=optional(TEXT), path=optional(TEXT), dataset=optional(NAMED))
 SHAPE = keys(calibration=optional(_SET), curves=optional(NAMED), search=optional(NAMED))
 
 
 def calibration_set(folder: Path, task: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the artefacts in a run folder were made with, as run.json has it; None where there is none.
+    """What the artifacts in a run folder were made with, as run.json has it; None where there is none.
 
-    A set is the task's own where one class reads both. An artefact of another run counts by what it says itself.
+    A set is the task's own where one class reads both. An artifact of another run counts by what it says itself.
 
     Args:
-        folder: of the run.
+        folder: Folder of the run.
         task: its config.
 
     Returns:
         name and samples of the set, own, and said: all that in a sentence.
     """
-    for file, done in ARTEFACTS.items():
+    for file, done in ARTIFACTS.items():
         path = folder / file
         made = read_yaml(path, SHAPE, "Run the command again with resume=false.") if path.exists() else {}
         known = made.get("calibration")

@@ -26,6 +26,7 @@ from btp.runner.datasets import make_dataset
 from btp.runner.devices import Machine
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches, by_length
+from btp.runner.evaluation.model_inputs import model_inputs
 
 Module = TypeVar("Module", bound=Pass)
 FEATURES = "mm_encoder_outputs"  # argument of a model's forward that takes what the projector made of the pictures
@@ -36,7 +37,7 @@ class Kept:
     """One batch of prompts, and what the unpruned model made of it.
 
     Attributes:
-        inputs: of a forward that gives the same again, without the vision tower where the family allows it.
+        inputs: Inputs of a forward that gives the same again, without the vision tower where the family allows it.
         hidden: [B, D] state of the last prompt token behind the final norm.
         logprobs: [B, V] log-probabilities of the first answer token, float32.
         signals: what the watched pruner declared.
@@ -107,27 +108,27 @@ class Reference(Pass):
 
     Args:
         loaded: model and processor.
-        batches: of the calibration set.
-        size: of the batches.
+        batches: Batches of the calibration set.
+        size: Size of the batches.
         watched: a pruner whose signals at `llm.input` are kept; None keeps none.
     """
 
     def __init__(self, loaded: Loaded, batches: Batches, size: BatchSize, watched: Pruner | None = None) -> None:
         super().__init__(batches, size)
-        self.host = loaded.host
+        self.loaded, self.host = loaded, loaded.host
         self.watch = None if watched is None else Watch(watched)
         self.kept: list[Kept] = []
 
     def step(self, batch: Batch) -> None:
         """One prefill."""
-        self.kept.append(reference(self.host, batch.to(self.host.device, self.host.dtype).inputs, self.watch))
+        self.kept.append(reference(self.host, model_inputs(self.loaded, batch), self.watch))
 
 
 def reference(host: Host, inputs: Mapping[str, Any], watch: Watch | None = None) -> Kept:
     """Run the unpruned model on one batch.
 
     Args:
-        inputs: of a forward, on the model's device, padded on the left.
+        inputs: Inputs of a forward, on the model's device, padded on the left.
         watch: sees signals on the way; None looks at nothing.
     """
     schedule = Schedule() if watch is None else Schedule((Stage("llm.input", 1.0),))
@@ -194,8 +195,8 @@ def run_reference(
     """Show a module the first samples of the calibration set, and return it.
 
     Args:
-        config: of the run, resolved.
-        samples: how many.
+        config: Config of the run, resolved.
+        samples: Number of samples.
         make: makes the module, of the batches that it will see and their size.
         phase: what the progress bar says.
 
@@ -205,7 +206,7 @@ def run_reference(
     if config["model"]["weights"] == "random":
         raise ValueError(
             "A search needs a model with weights, but model.weights is random. Name a search.yaml of another run in "
-            "pruner.search.artefact, or do without a search."
+            "pruner.search.artifact, or do without a search."
         )
     task = make_dataset(config["calibration"]["dataset"], "calibration.dataset")
     if not 1 <= samples <= len(task):
@@ -227,7 +228,7 @@ def similarity(host: Host, kept: Sequence[Kept], pruner: Pruner, schedule: Sched
 
     Args:
         kept: of the unpruned model, with the signals that `pruner` asks for.
-        schedule: with every `fit` solved.
+        schedule: Schedule with every `fit` solved.
     """
     replay, total, rows = Replay(pruner), 0.0, 0
     with attach(host, replay, schedule):

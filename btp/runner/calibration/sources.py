@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from btp.models.loading.load import Loaded
-from btp.runner.calibration.artifact import write_artefact
+from btp.runner.calibration.artifact import write_artifact
 from btp.runner.calibration.calibrate import calibrate
 from btp.runner.calibration.vflowopt import search_vflowopt, with_strategy
 from btp.runner.calibration.vtw import layer_found, search_vtw
@@ -26,13 +26,13 @@ class Finder:
     """Finds for one run.
 
     Attributes:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         loaded: the model.
         checkpoint: its identity.
-        store: where artefacts that runs share lie.
+        store: Folder of the artifacts that runs share.
         run: the run folder, which gets a copy.
         machine: what it runs on.
-        facts: of model and task.
+        facts: Facts of model and task.
     """
 
     config: Mapping[str, Any]
@@ -75,16 +75,16 @@ class Finder:
                 raise ValueError(
                     f"pruner.layer is search, but pruner {pruner['name']!r} has no search. Set pruner.layer to a layer."
                 )
-            artefact = search_vtw(self.config, self.loaded, self.checkpoint, self.store, self.machine, pruner)
-            self._keep(artefact)
-            return {**pruner, "layer": layer_found(artefact)}
+            artifact = search_vtw(self.config, self.loaded, self.checkpoint, self.store, self.machine, pruner)
+            self._keep(artifact)
+            return {**pruner, "layer": layer_found(artifact)}
         if pruner.get("strategy") == SEARCH:
             self._expect_weights("pruner.strategy=search", "Set pruner.strategy=given.")
-            artefact = search_vflowopt(
+            artifact = search_vflowopt(
                 self.config, self.loaded, self.checkpoint, self.store, self.machine, self.facts, self._budget(), pruner
             )
-            self._keep(artefact)
-            return with_strategy(pruner, artefact)
+            self._keep(artifact)
+            return with_strategy(pruner, artifact)
         if "weights" in pruner:
             return with_modules(self.config, self.loaded, self.checkpoint, self.store, self.machine, pruner)
         return pruner
@@ -109,9 +109,9 @@ class Finder:
             return budget.asked(self.facts.total)
         return self.facts.mean(budget.wanted) / self.facts.mean() * self.facts.total
 
-    def _keep(self, artefact: Mapping[str, Any]) -> None:
+    def _keep(self, artifact: Mapping[str, Any]) -> None:
         if self.machine.leads:
-            write_artefact(self.run / "search.yaml", artefact)
+            write_artifact(self.run / "search.yaml", artifact)
 
     def _expect_weights(self, what: str, advice: str) -> None:
         if self.config["model"]["weights"] == "random":

@@ -26,7 +26,7 @@ class Trials:
         space: name -> (lowest, highest).
         optimiser: gp, a Gaussian process and the log of the expected improvement | tpe, a tree of Parzen estimators.
         startup: random proposals to begin with.
-        seed: of the proposals.
+        seed: Seed of the proposals.
         rows: where finished trials lie; None keeps them in memory alone.
         writes: this process writes them down.
 

@@ -21,7 +21,7 @@ from btp.core.schedule import Schedule, Stage
 from btp.models.loading.load import Loaded
 from btp.results.shapes import TEXT, Shape, either, keys, listed, number, one_of, whole
 from btp.results.shipped import lacking
-from btp.runner.calibration.artifact import PACKAGES, artefact_named, made, origin
+from btp.runner.calibration.artifact import PACKAGES, artifact_named, made, origin
 from btp.runner.calibration.reference import Kept, Reference, run_reference, similarity
 from btp.runner.calibration.search_artifact import (
     ADVICE,
@@ -72,19 +72,19 @@ def search_vflowopt(
     budget leaves; where that were more than stage 2 keeps, both keep the same. A search goes on where it was killed.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie.
+        store: Folder of the artifacts that runs share.
         facts: decoder layers, and the visual tokens that the budget refers to.
         budget_tokens: visual tokens averaged over the decoder layers.
         pruner: config of the pruner, where it is not the run's own.
 
     Returns:
-        The artefact: `method` and `schedule` go into the pruner's config, see `with_strategy`; its last stage is left
+        The artifact: `method` and `schedule` go into the pruner's config, see `with_strategy`; its last stage is left
         to the budget. `found` is the best strategy, `trials` are all.
 
     Raises:
-        ValueError: settings out of range, a budget that leaves nothing to search, an artefact of something else.
+        ValueError: settings out of range, a budget that leaves nothing to search, an artifact of something else.
     """
     if fault := lacking("pruner.strategy=search", "optuna", "optuna"):
         raise ValueError(fault)
@@ -145,40 +145,40 @@ def search_vflowopt(
         facts.total,
         facts.layers,
     )
-    artefact = find_search("vflowopt", settings, identity, SHAPE, config, checkpoint, store, machine, search)
-    path = Path(settings["artefact"]) if settings["artefact"] is not None else home(store, identity)
-    checked(artefact, path, facts.layers)
-    if (artefact["budget_tokens"], artefact["total"]) != (budget_tokens, facts.total):
+    artifact = find_search("vflowopt", settings, identity, SHAPE, config, checkpoint, store, machine, search)
+    path = Path(settings["artifact"]) if settings["artifact"] is not None else home(store, identity)
+    checked(artifact, path, facts.layers)
+    if (artifact["budget_tokens"], artifact["total"]) != (budget_tokens, facts.total):
         raise ValueError(
-            f"the search artefact {path} was made for a budget of {artefact['budget_tokens']:g} of "
-            f"{artefact['total']} visual tokens, but this run's budget is {budget_tokens:g} of {facts.total}. {ADVICE}"
+            f"the search artifact {path} was made for a budget of {artifact['budget_tokens']:g} of "
+            f"{artifact['total']} visual tokens, but this run's budget is {budget_tokens:g} of {facts.total}. {ADVICE}"
         )
-    return artefact
+    return artifact
 
 
-def checked(artefact: Mapping[str, Any], path: Path, layers: int) -> Mapping[str, Any]:
-    """An artefact whose stages are such as this model has layers for.
+def checked(artifact: Mapping[str, Any], path: Path, layers: int) -> Mapping[str, Any]:
+    """An artifact whose stages are such as this model has layers for.
 
     Raises:
         ValueError: they are not; says which file.
     """
-    with artefact_named(path, WHAT, ADVICE):
-        Schedule.from_config(artefact["schedule"]).check_sites(layers)
-    return artefact
+    with artifact_named(path, WHAT, ADVICE):
+        Schedule.from_config(artifact["schedule"]).check_sites(layers)
+    return artifact
 
 
-def with_strategy(pruner: Mapping[str, Any], artefact: Mapping[str, Any], file: str = "") -> dict[str, Any]:
+def with_strategy(pruner: Mapping[str, Any], artifact: Mapping[str, Any], file: str = "") -> dict[str, Any]:
     """A pruner's config with what a search found for it; the last stage is `fit`, as the budget gave it.
 
     Args:
-        file: that the artefact was read from; "" takes the one that the config names, or its identity.
+        file: File that the artifact was read from; "" takes the one that the config names, or its identity.
 
     Raises:
-        ValueError: the artefact holds more than numbers for settings of the method, or stages that are none.
+        ValueError: the artifact holds more than numbers for settings of the method, or stages that are none.
     """
-    file = file or str(pruner["search"].get("artefact") or artefact.get("identity"))
-    method = {**pruner["method"], **found_settings(artefact, pruner["method"], file)}
-    return {**pruner, "method": method, "schedule": found_stages(artefact, file)}
+    file = file or str(pruner["search"].get("artifact") or artifact.get("identity"))
+    method = {**pruner["method"], **found_settings(artifact, pruner["method"], file)}
+    return {**pruner, "method": method, "schedule": found_stages(artifact, file)}
 
 
 def strategy_counts(

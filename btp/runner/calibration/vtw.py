@@ -35,18 +35,18 @@ def search_vtw(
     """Search the first layer whose withdrawal leaves the next token's distribution nearly as it was.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie.
+        store: Folder of the artifacts that runs share.
         pruner: config of the pruner, where it is not the run's own.
 
     Returns:
-        The artefact: `layer`, which is the number of layers where no candidate passes (`passes` is false then, and
+        The artifact: `layer`, which is the number of layers where no candidate passes (`passes` is false then, and
         `note` says so), and `curve`, the mean divergence of each candidate. What lies in the store is the curve alone;
         the layer is chosen from it anew, so that another eta needs no other search.
 
     Raises:
-        ValueError: settings out of range, no candidate, or an artefact that is of something else.
+        ValueError: settings out of range, no candidate, or an artifact that is of something else.
     """
     pruner = config["pruner"] if pruner is None else pruner
     settings, layers = pruner["search"], loaded.host.num_layers
@@ -76,8 +76,8 @@ def search_vtw(
 
     identity = digest("vtw", search_identity(__name__, config, checkpoint, pruner, curve_settings), positions, layers)
     curve = listed(keys(layer=whole(0, layers - 1), divergence=number()), 1)
-    artefact = find_search("vtw", settings, identity, keys(curve=curve), config, checkpoint, store, machine, make)
-    return artefact | {"search": dict(settings)} | _chosen(artefact["curve"], settings["eta"], layers)
+    artifact = find_search("vtw", settings, identity, keys(curve=curve), config, checkpoint, store, machine, make)
+    return artifact | {"search": dict(settings)} | _chosen(artifact["curve"], settings["eta"], layers)
 
 
 def _chosen(curve: Sequence[Mapping[str, Any]], eta: float, layers: int) -> dict[str, Any]:
@@ -94,17 +94,17 @@ def _chosen(curve: Sequence[Mapping[str, Any]], eta: float, layers: int) -> dict
     return {"layer": layer, "passes": layer < layers, "note": note}
 
 
-def layer_found(artefact: Mapping[str, Any]) -> int:
+def layer_found(artifact: Mapping[str, Any]) -> int:
     """The layer to withdraw at.
 
     Raises:
         ValueError: no candidate passed, so that there is nothing to run.
     """
-    if not artefact["passes"]:
+    if not artifact["passes"]:
         raise ValueError(
-            f"pruner.layer is search, but {artefact['note']}. Raise pruner.search.eta, or set pruner.layer to a layer."
+            f"pruner.layer is search, but {artifact['note']}. Raise pruner.search.eta, or set pruner.layer to a layer."
         )
-    return artefact["layer"]
+    return artifact["layer"]
 
 
 class Withdrawals(Pass):
@@ -113,10 +113,10 @@ class Withdrawals(Pass):
     Args:
         loaded: model and processor.
         candidates: layers.
-        positions: of the stage that withdraws.
-        direction: as `divergence`.
-        batches: of the calibration set.
-        size: of the batches.
+        positions: Positions of the stage that withdraws.
+        direction: Direction as `divergence`.
+        batches: Batches of the calibration set.
+        size: Size of the batches.
     """
 
     def __init__(

@@ -33,6 +33,7 @@ ANSWER = keys(
     slots=optional(number(0)),
     slots_avg=optional(number(0)),
     answer_tokens=optional(number(0)),
+    kl_steps=optional(Shape("a number", lambda value: isinstance(value, int | float))),
     evicted=optional(whole(0)),
     steps=optional(listed(_STEP)),
 )
@@ -42,9 +43,9 @@ class Answers:
     """The rows of one arm. A row is written once, behind what it refers to; a torn last line does not count.
 
     Args:
-        folder: of this arm's identity.
+        folder: Folder of this arm's identity.
         rank: this process's; each writes its own file, all are read.
-        shape: of a row.
+        shape: Shape of a row.
     """
 
     def __init__(self, folder: Path, rank: int = 0, shape: Shape = ROW):
@@ -99,6 +100,22 @@ class Answers:
                 f"{file} with the unpruned model's answer is gone or broken ({error}). Set resume=false once to "
                 "answer anew."
             ) from None
+
+    def add_steps(self, samples: Sequence[str], steps: Sequence[np.ndarray]) -> None:
+        """Keep what was likeliest in each step of an answer, [T, 2, K] of a sample; call it before `add`."""
+        folder = self.folder / "steps"
+        make_folder(folder)
+        for sample, row in zip(samples, steps, strict=True):
+            write_array(folder / f"{sample}.npy", row.astype(np.float32))
+
+    def steps(self, samples: Sequence[str]) -> list[np.ndarray] | None:
+        """What `add_steps` kept of samples; None where some have nothing (answers of earlier versions)."""
+        files = [self.folder / "steps" / f"{sample}.npy" for sample in samples]
+        if not all(file.exists() for file in files):
+            return None
+        with suppress(OSError, EOFError, ValueError, BadZipFile):  # broken
+            return [np.load(file) for file in files]
+        return None
 
     def clear(self) -> None:
         """Forget every answer.

@@ -33,7 +33,7 @@ class BatchSize:
         """Do a step for a batch, in parts where it cannot be made or does not fit, and remember what does.
 
         Args:
-            batch: of any size; larger than what is known to fit it is not tried.
+            batch: Batch of any size; larger than what is known to fit it is not tried.
             make: makes a batch of some of its indices.
             step: leaves nothing behind where it runs out of memory.
 
@@ -86,8 +86,8 @@ class Pass(L.LightningModule):
     """One pass over batches, in parts where memory ends. A subclass holds no model, so that none is moved.
 
     Args:
-        batches: that come, and make parts of themselves.
-        size: of the batches.
+        batches: Batches that come, and make parts of themselves.
+        size: Size of the batches.
     """
 
     def __init__(self, batches: Batches, size: BatchSize) -> None:

@@ -24,6 +24,7 @@ from btp.measure.timed_pruner import TimedPruner
 from btp.measure.vision.forward import Forward, measure_forward
 from btp.measure.vision.tower import tower_cost
 from btp.models.loading.load import Loaded
+from btp.models.video.clip_features import clip_pixels
 from btp.report.terminal import literal
 from btp.results.atomic import write_json
 from btp.results.disk import make_folder
@@ -49,7 +50,7 @@ class Costs:
     """Costs of controls that runs share. A method's are measured in every run anew.
 
     Args:
-        folder: in the store.
+        folder: Folder in the store.
         shared: identity of model and task.
         reuse: take what earlier runs measured.
     """
@@ -78,13 +79,15 @@ def profile(
     warmup: int,
     output_tokens: int,
     now: Clock = time.perf_counter,
+    samples: Sequence[Sample] = (),
 ) -> dict[str, Any]:
     """Measure every arm that prunes inside the model; a control only where no run did so on this machine.
 
     Args:
         inputs: one batch on the model's device.
-        costs: of controls, shared.
+        costs: Costs of controls, shared.
         now: reads the clock, in seconds.
+        samples: that the inputs are made of; () for noise.
 
     Returns:
         cost.json's content: arm -> costs per sample, and the hardware.
@@ -104,7 +107,7 @@ def profile(
             out.setdefault(UNPRUNED, known[UNPRUNED])
             continue
         method = arm.build()
-        aim_nowhere(method, rows)
+        aim_nowhere(method, rows, samples)
         timed = TimedPruner(method) if method is not None else None
 
         def attached(arm: Arm = arm, timed: TimedPruner | None = timed) -> AbstractContextManager[Trace]:
@@ -125,18 +128,7 @@ Meter = Callable[[Callable[[], AbstractContextManager[Trace]], TimedPruner | Non
 
 def _generating(loaded: Loaded, inputs: Inputs, output_tokens: int) -> Meter:
     """Measures a model that generates: prefill, cache, and each token behind it."""
-    host = loaded.host
-    sizes = architecture(host.config, strict=False)
-    subject = Subject(
-        generate=_generator(loaded, inputs),
-        architecture=sizes,
-        segments=segments_of(sizes, inputs),
-        vision=host.vision,
-        decoder=host.decoder,
-        device=host.device,
-        dtype=host.dtype,
-        feature=_feature(loaded),
-    )
+    host, subject = loaded.host, subject_of(loaded, inputs)
 
     def meter(attached: Any, timed: TimedPruner | None, rounds: dict[str, Any]) -> Both:
         found = measure(subject, attached, pruner=timed, new_tokens=output_tokens, **rounds)
@@ -146,6 +138,22 @@ def _generating(loaded: Loaded, inputs: Inputs, output_tokens: int) -> Meter:
         return _flat(found, "candidate"), _flat(found | found["unpruned"], "baseline")
 
     return meter
+
+
+def subject_of(loaded: Loaded, inputs: Inputs) -> Subject:
+    """A model that generates, with a batch of inputs, ready to be measured."""
+    host = loaded.host
+    sizes = architecture(host.config, strict=False)
+    return Subject(
+        generate=_generator(loaded, inputs),
+        architecture=sizes,
+        segments=segments_of(sizes, inputs),
+        vision=host.vision,
+        decoder=host.decoder,
+        device=host.device,
+        dtype=host.dtype,
+        feature=_feature(loaded),
+    )
 
 
 def _looking(loaded: Loaded, inputs: Inputs) -> Meter:
@@ -169,7 +177,10 @@ def _feature(loaded: Loaded) -> int:
 
 def task_inputs(loaded: Loaded, samples: Sequence[Sample], collate: type[Collate] = Collate) -> dict[str, Tensor]:
     """One batch of the task's samples, on the model's device."""
-    return collate(loaded.processor)(samples).to(loaded.host.device, loaded.host.dtype).inputs
+    batch = collate(loaded.processor)(samples)
+    clips = [clip for mine in batch.clips for clip in mine]
+    batch.inputs |= clip_pixels(loaded.processor, clips) if clips else {}
+    return batch.to(loaded.host.device, loaded.host.dtype).inputs
 
 
 def synthetic_inputs(loaded: Loaded, batch: int, example: Mapping[str, int], words: int = 64) -> dict[str, Tensor]:
@@ -194,11 +205,12 @@ def segments_of(sizes: Architecture, inputs: Inputs) -> Segments:
     """What the vision tower runs over; nothing where its operations are not computed."""
     if sizes.vision is None:
         return ()
-    grid = inputs.get("image_grid_thw")
-    if grid is not None:
-        return packed(sizes.vision, grid.tolist())
-    pixels = inputs.get("pixel_values")
-    return square(sizes.vision, 0 if pixels is None else passing(pixels))
+    grids = [inputs[name].tolist() for name in ("image_grid_thw", "video_grid_thw") if inputs.get(name) is not None]
+    if grids:
+        return packed(sizes.vision, [grid for kind in grids for grid in kind])
+    pixels, frames = inputs.get("pixel_values"), inputs.get("pixel_values_videos")
+    pictures = 0 if pixels is None else passing(pixels)
+    return square(sizes.vision, pictures + (0 if frames is None else frames.shape[:-3].numel()))
 
 
 def _flat(found: Mapping[str, Any], side: str) -> dict[str, Any]:
@@ -211,6 +223,8 @@ def _flat(found: Mapping[str, Any], side: str) -> dict[str, Any]:
         "flops_visual_pdrop": found["flops_visual_pdrop"] / rows,
         "flops_prefill": found["flops_prefill"] / rows,
         "flops_prefill_measured": found["flops_prefill_measured"] / rows,
+        "flops_decode": found["flops_decode"] / rows,
+        "flops_decode_measured": found["flops_decode_measured"] / rows,
         "kv_mib": sum(found["kv_bytes_per_layer"]["computed"]) / rows / 2**20,
         "kv_mib_measured": sum(measured) / rows / 2**20 if measured else None,
         "peak_memory_mib": memory[side] if memory else None,

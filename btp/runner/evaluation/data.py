@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from btp.models.chat import chat_inputs
 from btp.models.text_processor import PLAIN
+from btp.models.video.clips import Frames, clip_tokens
 from btp.runner.evaluation.processing import processed
 from btp.runner.out_of_memory import out_of_memory
 from btp.tasks.bounds import MOST_PIXELS
@@ -33,9 +34,10 @@ class Batch:
 
     Attributes:
         inputs: tensors for generate, padded on the left.
-        samples: one per row, without their pictures.
+        samples: one per row, without their pictures and videos.
         pictures: names of the pictures in the inputs, in order.
-        indices: of the samples, for who makes the batch again; empty where nobody does.
+        indices: Indices of the samples, to make the batch again; empty where nobody does.
+        clips: Videos of each row, of which the inputs hold placeholders alone; frames are opened when they are encoded.
         made: False where there was no memory to make it: it has no inputs, and its samples go in smaller batches.
     """
 
@@ -47,23 +49,24 @@ class Batch:
         samples: Sequence[Sample],
         pictures: Sequence[str] = (),
         indices: Sequence[int] = (),
+        clips: Sequence[Sequence[Frames]] = (),
     ):
         self.inputs, self.samples = dict(inputs), list(samples)
-        self.pictures, self.indices = list(pictures), list(indices)
+        self.pictures, self.indices, self.clips = list(pictures), list(indices), list(clips)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None, **kwargs: Any) -> Batch:
         """The batch on another device, floating-point inputs (pictures) in another dtype."""
         moved = {k: v.to(device, dtype if v.is_floating_point() else None, **kwargs) for k, v in self.inputs.items()}
-        return Batch(moved, self.samples, self.pictures, self.indices)
+        return Batch(moved, self.samples, self.pictures, self.indices, self.clips)
 
     def pin_memory(self) -> Batch:
         """The batch in memory from which a GPU copies while it computes."""
         pinned = {k: v.pin_memory() for k, v in self.inputs.items()}
-        return Batch(pinned, self.samples, self.pictures, self.indices)
+        return Batch(pinned, self.samples, self.pictures, self.indices, self.clips)
 
 
 def turns_of(processor: Any, sample: Sample, share: float = 1.0) -> list[dict[str, Any]]:
-    """A chat of one turn: the pictures, then the question.
+    """A chat of one turn: the pictures, then the videos, then the question.
 
     Args:
         share: 0 leaves out the context that a question about a text has.
@@ -71,13 +74,15 @@ def turns_of(processor: Any, sample: Sample, share: float = 1.0) -> list[dict[st
     Raises:
         ValueError: the question holds what the model takes for a picture.
     """
-    mark = getattr(processor, "image_token", None)
     question = sample.question if share else sample.bare_question
-    if mark and mark in question:
-        raise ValueError(
-            f"sample {sample.id}: its question holds {mark}, by which this model marks a picture. Take it out."
-        )
-    content = [{"type": "image"}] * len(sample.images) + [{"type": "text", "text": question}]
+    for kind, name in (("image", "a picture"), ("video", "a video")):
+        mark = getattr(processor, f"{kind}_token", None)
+        if mark and mark in question:
+            raise ValueError(
+                f"sample {sample.id}: its question holds {mark}, by which this model marks {name}. Take it out."
+            )
+    shown = [{"type": "image"}] * len(sample.images) + [{"type": "video"}] * len(sample.clips)
+    content = [*shown, {"type": "text", "text": question}]
     plain = not sample.chat and hasattr(processor, "chat")
     return [{"role": PLAIN if plain else "user", "content": content}]
 
@@ -109,29 +114,32 @@ class Collate:
 
         Args:
             samples: one per row.
-            indices: of the samples, for who makes the batch again.
+            indices: Indices of the samples, to make the batch again.
             shares: of the pixels that the pictures of each sample keep, or of its text's context (0 or 1); none leaves
                 them alone.
         """
         pictures = shrunk([s.images for s in samples], shares)
         every = shares or [1.0] * len(samples)
         chats = [turns_of(self.processor, s, share) for s, share in zip(samples, every, strict=True)]
-        inputs, _ = processed(partial(chat_inputs, self.processor), samples, chats, pictures)
+        clips = [s.clips for s in samples] if any(s.clips for s in samples) else []
+        inputs, _ = processed(
+            partial(chat_inputs, self.processor), samples, chats, pictures, *([clips] if clips else [])
+        )
         names = [f"{s.id}-{i}" for s in samples for i in range(len(s.images))]
-        return Batch(inputs, [replace(s, images=()) for s in samples], names, indices)
+        return Batch(inputs, [replace(s, images=(), clips=()) for s in samples], names, indices, clips)
 
 
 class Feed:
     """Makes the batches of a run, ahead of their use and in worker processes that live until it is closed.
 
     Args:
-        samples: of the task.
+        samples: Samples of the task.
         processor: pads on the left.
         workers: processes; 0 makes batches here, when they are asked for.
         pin: batches are for a GPU.
         collate: what makes them.
         pixels: of each sample's pictures; a batch takes fewer samples where its pictures would have too many together.
-        groups: of each sample; a batch has samples of one group alone. Empty where any may share one.
+        groups: Groups of each sample; a batch has samples of one group alone. Empty where any may share one.
     """
 
     def __init__(
@@ -160,7 +168,7 @@ class Feed:
 
         Args:
             size: samples a batch.
-            shares: of the pixels that the pictures of a sample keep, by its index; all where it is not in them.
+            shares: Shares of the pixels that the pictures of a sample keep, by its index; all where it is not in them.
         """
         return Batches(self, list(indices), size, shares or {})
 
@@ -204,7 +212,8 @@ class Batches:
             yield self._unmade(batch.indices) if isinstance(batch, _NoRoom) else batch
 
     def _unmade(self, indices: Sequence[int]) -> Batch:
-        batch = Batch({}, [replace(self.feed.samples[i], images=()) for i in indices], indices=indices)
+        bare = [replace(self.feed.samples[i], images=(), clips=()) for i in indices]
+        batch = Batch({}, bare, indices=indices)
         batch.made = False
         return batch
 
@@ -342,7 +351,8 @@ def visual_tokens(
     sizes = [picture_sizes(s.images) for s in samples] if sizes is None else sizes
     unique = list(dict.fromkeys(size for mine in sizes for size in mine))
     known = dict(zip(unique, picture_tokens(processor, unique), strict=True))
-    return [sum(known[size] for size in mine) for mine in sizes]
+    clips = [clip_tokens(processor, s.clips) for s in samples]
+    return [sum(known[size] for size in mine) + n for mine, n in zip(sizes, clips, strict=True)]
 
 
 def picture_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:

@@ -31,8 +31,8 @@ class Forecast:
     """What a measurement will take.
 
     Attributes:
-        seconds: of all arms together, weights not made yet.
-        bytes: of weights, cache and activations.
+        seconds: Seconds of all arms together, weights not made yet.
+        bytes: Bytes of weights, cache and activations.
         free: bytes that the device has; None where it does not say.
     """
 
@@ -68,7 +68,7 @@ def say_forecast(
     """Write and show what follows from sizes alone, and say what measuring would take.
 
     Args:
-        folder: of the run; cost.json is written there.
+        folder: Folder of the run; cost.json is written there.
         sketch, arms, inputs, device: as for `forecast`.
         settings: the config's `cost`.
 
@@ -121,7 +121,7 @@ def forecast(
 
     Args:
         sketch, arms, inputs: as for `by_formula`.
-        device: that would measure.
+        device: Device that would measure.
         repeats, warmup, output_tokens: of `cost`.
     """
     sizes, total, text, _ = _facts(sketch, inputs)

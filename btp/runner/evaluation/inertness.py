@@ -12,6 +12,7 @@ from btp.engine.attach import attach
 from btp.models.loading.load import Loaded
 from btp.runner.arms import Arm, inert
 from btp.runner.evaluation.data import Collate
+from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.evaluation.oracle_targets import aim
 from btp.tasks.sample import Sample
 
@@ -26,11 +27,11 @@ def check_inert(loaded: Loaded, arm: Arm, samples: Sequence[Sample], new_tokens:
     Returns:
         checked samples, whether tokens and logits are bit-identical, and the largest difference of a logit.
     """
-    inputs = Collate(loaded.processor)(samples).to(loaded.host.device, loaded.host.dtype).inputs
+    batch = Collate(loaded.processor)(samples)
 
     def run() -> Any:
         return loaded.host.generate(
-            **inputs,
+            **model_inputs(loaded, batch),
             max_new_tokens=new_tokens,
             output_logits=True,
             return_dict_in_generate=True,
@@ -41,7 +42,7 @@ def check_inert(loaded: Loaded, arm: Arm, samples: Sequence[Sample], new_tokens:
         schedule: Schedule = inert(arm.schedule)
         chooses = any(not stage.withdraws_all for stage in arm.schedule)
         pruner = arm.build() if chooses else None
-        aim(pruner, samples)
+        aim(pruner, samples, batch.clips)
         with attach(loaded.host, pruner, schedule):
             attached = run()
     same = torch.equal(plain.sequences, attached.sequences)

@@ -17,29 +17,31 @@ TRIED = 16  # of the thinnest and of the longest pictures
 
 
 def processed(
-    make: Callable[[Sequence[Any], Sequence[Sequence[Image.Image]]], T],
+    make: Callable[..., T],
     samples: Sequence[Sample],
     prompts: Sequence[Any],
     pictures: Sequence[Sequence[Image.Image]],
+    *more: Sequence[Any],
 ) -> T:
     """What a processor makes of samples together.
 
     Args:
-        make: (prompts, pictures of each) -> inputs.
-        samples: for messages.
+        make: (prompts, pictures of each, ...) -> inputs.
+        samples: Samples for messages.
+        more: What else each sample shows, handed on to `make`.
 
     Raises:
         ValueError: it makes nothing of one of them; says which, and why.
     """
 
     try:
-        return make(prompts, pictures)
+        return make(prompts, pictures, *more)
     except Exception as error:
         if out_of_memory(error):
             raise
-        for sample, prompt, mine in zip(samples, prompts, pictures, strict=True):
+        for sample, prompt, mine, *others in zip(samples, prompts, pictures, *more, strict=True):
             try:
-                make([prompt], [mine])
+                make([prompt], [mine], *([other] for other in others))
             except Exception as refused:
                 if out_of_memory(refused):
                     raise

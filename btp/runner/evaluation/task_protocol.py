@@ -14,8 +14,8 @@ class Judgement:
     """What a task says of one arm.
 
     Attributes:
-        scores: in [0, 1], by sample id.
-        metrics: of all answers together, by name.
+        scores: Scores in [0, 1], by sample id.
+        metrics: Metrics of all answers together, by name.
     """
 
     scores: Mapping[str, float]

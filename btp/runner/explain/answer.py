@@ -28,6 +28,7 @@ from btp.runner.calibration.sources import SEARCH
 from btp.runner.datasets import make_dataset, with_contents
 from btp.runner.devices import Machine
 from btp.runner.evaluation.data import shrink
+from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.task_protocol import OwnWay, draw
 from btp.runner.evaluation.ways.choose import way_of
@@ -43,7 +44,7 @@ from btp.schedules.serialize import restored
 from btp.tasks.files.local import file_name, id_hash
 from btp.tasks.sample import Sample, Task
 
-HARNESS = "btp.runner.lmms_eval.task.HarnessTask"
+HARNESSES = ("btp.runner.lmms_eval.task.HarnessTask", "btp.runner.lm_eval.task.LMEvalTask")
 LIKELY = 3  # first answer tokens shown
 CONFIG = keys(  # what is read of a config here; what lies deeper is for the part that it is of
     model=keys(name=ANYTHING),
@@ -63,7 +64,7 @@ class Answer:
         text: what was said.
         first: [V], or [..., V] log-probabilities that answers are compared by, such as those of the first token.
         call: what the engine did.
-        inputs: of the model.
+        inputs: Inputs of the model.
     """
 
     text: str
@@ -76,7 +77,7 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     """One sample's life under one arm of a run.
 
     Args:
-        folder: of the run.
+        folder: Folder of the run.
         sample: its id, or the number that it ends in.
         arm: name of the arm; None takes the run's method.
         trust: run code that the run's config.yaml names outside of this project.
@@ -87,7 +88,7 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     """
     run = read_run(folder)
     read_yaml(run.path / "config.yaml", CONFIG, ANEW)
-    _refuse_harness(run.config["task"]["dataset"].get(TARGET) == HARNESS, folder)
+    _refuse_harness(run.config["task"]["dataset"].get(TARGET) in HARNESSES, folder)
     if not trust:
         _refuse_foreign(run.config, folder)
     chosen, sample = _chosen(run, arm), _sample_of(run, sample)
@@ -111,7 +112,8 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     row = rows.loc[chosen.name]
     both = ((plain, UNPRUNED), (pruned, chosen.name))
     unpruned, with_stages = (_said(way, loaded, answer, rows, name) for answer, name in both)
-    picture, places = way.picture(loaded, asked) or (asked.images[0], {})
+    events = getattr(pruner, "events", None)
+    picture, places = way.picture(loaded, asked, {"events": events[0]} if events else None) or (asked.images[0], {})
     picture = picture.convert("RGB")
     return Life(
         run=run.path.name,
@@ -125,7 +127,7 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
         question=asked.question,
         reference=asked.reference,
         picture=picture if share == 1 else shrink(picture, share),
-        pictures=len(asked.images),
+        pictures=len(asked.images) + len(asked.clips),
         boxes=tuple(map(tuple, places.get("boxes", asked.boxes))),  # type: ignore[arg-type]
         labels=asked.labels,
         targets=asked.targets,
@@ -154,7 +156,7 @@ def find_sample(task: Task, limit: int | None, sample: str, folder: Path) -> Sam
             f"sample {sample!r} is in {folder}, but its task does not have it any more: the files it was read from "
             "were changed. Restore them, or run the command of the run again."
         )
-    if not len(found.images):
+    if not len(found.images) and not found.clips:
         raise ValueError(
             f"sample {sample!r} shows no picture, so that no stage has a visual token to decide about. Choose another."
         )
@@ -164,8 +166,8 @@ def find_sample(task: Task, limit: int | None, sample: str, folder: Path) -> Sam
 def _refuse_harness(other: bool, folder: Path) -> None:
     if other:
         raise ValueError(
-            f"{folder} was answered through lmms-eval, whose prompts are its own. Explain a sample of a run with one "
-            "of btp's own tasks, such as task=vqa_folder."
+            f"{folder} was answered through lmms-eval or lm-eval, whose prompts are their own. Explain a sample "
+            "of a run with one of btp's own tasks, such as task=vqa_folder."
         )
 
 
@@ -183,7 +185,7 @@ def method_config(run: RunFolder, arm: str, role: str) -> Mapping[str, Any] | No
     """The `method` node that an arm ran with: the yaml's, with published settings or what a search found.
 
     Raises:
-        ValueError: a search's artefact is gone from the run folder.
+        ValueError: a search's artifact is gone from the run folder.
     """
     if role == "baseline":
         return None
@@ -191,12 +193,12 @@ def method_config(run: RunFolder, arm: str, role: str) -> Mapping[str, Any] | No
         return run.config["controls"][arm]["method"]
     pruner = with_published(run.config)["pruner"]
     if pruner.get("strategy") == SEARCH:
-        artefact = run.path / "search.yaml"
-        if not artefact.is_file():
-            raise ValueError(f"{artefact} is missing, with what the search of this run found. Run its command again.")
+        artifact = run.path / "search.yaml"
+        if not artifact.is_file():
+            raise ValueError(f"{artifact} is missing, with what the search of this run found. Run its command again.")
         settings = {name: optional(number()) for name in pruner["method"] if not name.startswith("_")}
-        found = read_yaml(artefact, keys(method=keys(True, **settings)), "Run the command of the run again.")
-        pruner = {**pruner, "method": {**pruner["method"], **found_settings(found, pruner["method"], str(artefact))}}
+        found = read_yaml(artifact, keys(method=keys(True, **settings)), "Run the command of the run again.")
+        pruner = {**pruner, "method": {**pruner["method"], **found_settings(found, pruner["method"], str(artifact))}}
     return method_of(pruner)
 
 
@@ -233,9 +235,9 @@ def _answer(
     """Answer the sample alone, as a run does in a batch."""
     host = loaded.host
     batch = way.collate(loaded.processor)([sample], shares=() if share == 1 else [share])
-    inputs = batch.to(host.device, host.dtype).inputs
-    aim(pruner, [sample])
+    aim(pruner, [sample], batch.clips)
     with torch.inference_mode(), attach(host, pruner, schedule) as trace:
+        inputs = model_inputs(loaded, batch)
         text, first = way.once(loaded, inputs)
     return Answer(text, first.cpu(), trace[0], inputs)
 

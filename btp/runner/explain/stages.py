@@ -29,9 +29,9 @@ def stage_lives(
     """What happened at each stage, with the pruner's reasons where it was asked.
 
     Args:
-        inputs: of the prompt, one row.
+        inputs: Inputs of the prompt, one row.
         call: what the engine did with it.
-        witness: that was attached; None where no pruner was.
+        witness: Witness that was attached; None where no pruner was.
         recorded: what the run kept, by site.
     """
     told = [] if witness is None else witness.accounts

@@ -21,7 +21,7 @@ class Account:
     """What a pruner decided at one stage, and why. B rows, N tokens, on the CPU.
 
     Attributes:
-        site: where, as text.
+        site: Site, as text.
         valid: [B, N] bool.
         index: [B, N] as in `Tokens`; so are picture and slot.
         kept: [B, N] bool.
@@ -46,7 +46,7 @@ class Witness(Around):
 
     Attributes:
         pruner: the method.
-        accounts: of every stage at which it was asked, in order.
+        accounts: Accounts of every stage at which it was asked, in order.
     """
 
     def __init__(self, pruner: Pruner) -> None:

@@ -23,8 +23,8 @@ class Shown:
     """A prompt.
 
     Attributes:
-        turns: for a chat template: role, and content of {type: image} and {type: text, text}.
-        images: in the order in which the turns show them.
+        turns: Turns for a chat template: role, and content of {type: image} and {type: text, text}.
+        images: Images in the order in which the turns show them.
     """
 
     turns: tuple[Turn, ...]
@@ -57,9 +57,9 @@ class Document(Sample):
     Attributes:
         show: decodes and builds the prompt; None in a batch, which has been made of it.
         task: its name in lmms-eval.
-        number: of the document in its task.
+        number: Number of the document in its task.
         continuations: of the prompt, whose likelihood is asked for; none where an answer is to be generated.
-        max_new_tokens: of a generated answer.
+        max_new_tokens: Tokens of a generated answer.
         until: texts behind which a generated answer is cut off.
     """
 

@@ -61,9 +61,9 @@ def judged(
     """Score an arm.
 
     Args:
-        tree: of tasks, as they were loaded; `leaves` are those in it.
-        documents: that were answered.
-        rows: of the answers' store, by their ids.
+        tree: Tree of tasks, as they were loaded; `leaves` are those in it.
+        documents: Documents that were answered.
+        rows: Rows of the answers' store, by their ids.
         limit: documents of a task.
 
     Raises:

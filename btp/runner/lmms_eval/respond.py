@@ -114,7 +114,7 @@ def respond(
 
     Args:
         host: the model, with the engine attached or not.
-        inputs: of the prompts, padded on the left.
+        inputs: Inputs of the prompts, padded on the left.
         targets: tokens of each document's choices.
     """
     first: Tensor | None = None

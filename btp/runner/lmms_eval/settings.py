@@ -12,6 +12,7 @@ from typing import Any
 from btp.runner.identity import digest
 
 NAME, LIBRARY = "lmms_eval", "lmms-eval"
+LIBRARIES = {NAME: LIBRARY, "lm_eval": "lm-eval"}  # harnesses, by the task that asks through them
 LARGEST = 64 << 20  # bytes of a file up to which all of it is read to see whether it changed
 SOURCES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 
@@ -27,20 +28,25 @@ def check_tasks(config: Mapping[str, Any]) -> None:
             not installed.
     """
     asked, chosen = config.get("tasks"), config["task"]["name"]
-    if chosen != NAME:
+    if chosen not in LIBRARIES:
         if asked is not None:
             raise ValueError(
                 f"tasks={asked} has no effect with task={chosen}: it names tasks of lmms-eval. "
-                f"Set task={NAME}, or drop it."
+                f"Set task={NAME} (or task=lm_eval for those of lm-eval), or drop it."
             )
+        return
+    if chosen != NAME:
         return
     check_names(asked)
     check_folder(config["task"]["dataset"]["include_path"])
     check_installed()
 
 
-def check_names(asked: object) -> None:
+def check_names(asked: object, task: str = NAME, example: str = "[gqa,mme,pope]") -> None:
     """Refuse anything but a list of names.
+
+    Args:
+        task: that asks for them, and what one writes, for the message.
 
     Raises:
         ValueError: says how to write it.
@@ -48,7 +54,7 @@ def check_names(asked: object) -> None:
     names = [asked] if isinstance(asked, str) else asked
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(
-            f"tasks is {asked!r}, but task={NAME} needs names of lmms-eval's tasks. Set tasks=[gqa,mme,pope]."
+            f"tasks is {asked!r}, but task={task} needs names of {LIBRARIES[task]}'s tasks. Set tasks={example}."
         )
 
 
@@ -83,11 +89,11 @@ def shared_part(task: Mapping[str, Any]) -> Any:
     are part of each sample's.
     """
     node = {key: value for key, value in task.items() if key != "reading"}
-    if task["name"] != NAME:
+    if task["name"] not in LIBRARIES:
         return node
     node["dataset"] = {key: value for key, value in task["dataset"].items() if key not in ("tasks", "include_path")}
     try:
-        found = version(LIBRARY)
+        found = version(LIBRARIES[task["name"]])
     except PackageNotFoundError:
         found = None
     return [node, found, _files(task["dataset"]["include_path"])]

@@ -52,11 +52,11 @@ class Cell:
 
     Attributes:
         number: its place in the sweep.
-        words: of its command line.
+        words: Words of its command line.
         state: running | finished | failed | beyond budget (no schedule meets it) | died (ended without a word) | open
             (not begun).
         reason: why it is not finished.
-        folder: of the run, as far as known.
+        folder: Folder of the run, as far as known.
         host, pid, job: where it runs; job is that of a batch system.
         starts: how often it was begun.
         began, ended: times.
@@ -89,8 +89,8 @@ class Cells:
         """Note the command of the sweep, what it comes to, and the study that it makes, unless an earlier start did.
 
         Args:
-            words: of the command.
-            study: of its experiment.
+            words: Words of the command.
+            study: Study of its experiment.
             planned: the words of every cell, as far as they are known; empty where not even their number is.
 
         Raises:

@@ -51,10 +51,10 @@ def run_study(settings: Settings, arguments: Sequence[str], launcher: Launcher, 
     """Propose, launch and tell, until there are `n_trials` trials.
 
     Args:
-        settings: of the sweeper.
+        settings: Settings of the sweeper.
         arguments: the sweep's overrides; those with several values or an interval are the knobs.
         launcher: runs cells.
-        folder: of the sweep.
+        folder: Folder of the sweep.
         compose: makes the resolved config of a cell from its words.
 
     Raises:
@@ -146,7 +146,7 @@ def check_objectives(objectives: Mapping[str, str], prospect: Prospect) -> None:
 
     Args:
         objectives: direction by name.
-        prospect: of the cells.
+        prospect: Prospect of the cells.
 
     Raises:
         ValueError: names the first, and what there is.

@@ -100,7 +100,7 @@ class Prospect:
     """What can be said of a run's outcomes before it is computed.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         open_groups: parts of the config that other runs, which are meant as well, have other values of.
     """
 

@@ -24,6 +24,8 @@ class CsvTracker:
         logger: The logger group: `file`, the table; `group`, a word for its column.
     """
 
+    names = ("csv",)
+
     def __init__(self, logger: Mapping[str, Any]) -> None:
         self.logger, self.file = logger, Path(logger["file"])
 

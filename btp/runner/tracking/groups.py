@@ -17,7 +17,7 @@ def grouped(logger: Mapping[str, Any], sweep: Path) -> dict[str, Any]:
     """A cell's logger: its group is the sweep's folder name unless one is set. The sweep's folder notes it.
 
     Args:
-        logger: of the cell's config.
+        logger: Logger of the cell's config.
         sweep: the folder.
     """
     if "group" not in logger:

@@ -13,7 +13,13 @@ DEFAULT = "btp.runner.tracking.wandb_tracker.WandbTracker"  # of sweeps begun be
 
 
 class Tracker(Protocol):
-    """Logs what run folders hold. Made with the resolved logger group; imports its library in the methods alone."""
+    """Logs what run folders hold. Made with the resolved logger group; imports its library in the methods alone.
+
+    Attributes:
+        names: What `logger.name` may be in its yamls.
+    """
+
+    names: tuple[str, ...]
 
     def check(self) -> None:
         """Look at the settings before anything is computed.
@@ -43,6 +49,8 @@ class Tracker(Protocol):
 class NoTracker:
     """Logs nothing."""
 
+    names = ("none",)
+
     def __init__(self, logger: Mapping[str, Any]) -> None:
         pass
 
@@ -67,7 +75,7 @@ def tracker_of(logger: Mapping[str, Any]) -> Tracker:
     """The tracker that a logger group names.
 
     Raises:
-        ValueError: there is no such class.
+        ValueError: There is no such class, or the logger's name is another's.
     """
     path = logger.get("tracker", DEFAULT)
     module, _, name = path.rpartition(".")
@@ -78,4 +86,10 @@ def tracker_of(logger: Mapping[str, Any]) -> Tracker:
             f"logger.tracker is {path!r}, which is no class that can be imported. Name one as module.Class; the yamls "
             "in conf/logger name theirs."
         ) from None
+    if logger["name"] not in kind.names:
+        names = " or ".join(kind.names)
+        raise ValueError(
+            f"logger.name is {logger['name']!r}, but logger.tracker is {path}, which goes by {names}. "
+            "Choose a tracker as a whole with logger=NAME, which is a yaml in conf/logger."
+        )
     return kind(logger)

@@ -1,4 +1,4 @@
-"""W&B artefacts of a run: the calibration and the search that it used or made, and its result."""
+"""W&B artifacts of a run: the calibration and the search that it used or made, and its result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Source:
 
     Attributes:
         kind: calibration | search.
-        name: in W&B, one per model and identity; runs that share it share the artefact.
+        name: Name in W&B, one per model and identity; runs that share it share the artifact.
         path: the file that runs share, else the run's own copy.
         made_here: this run made it; false where an earlier one did.
         metadata: all but long lists.
@@ -48,7 +48,7 @@ class Source:
         """What a W&B run's config says of it."""
         return {"name": self.name, "identity": self.metadata["identity"], "made_here": self.made_here}
 
-    def artefact(self) -> wandb.Artifact:
+    def artifact(self) -> wandb.Artifact:
         """As W&B takes it."""
         made = wandb.Artifact(self.name, self.kind, metadata=dict(self.metadata))
         made.add_file(str(self.path), name=f"{self.kind}.yaml")
@@ -81,12 +81,12 @@ def sources(config: Mapping[str, Any], run: Path, state: Mapping[str, Any]) -> l
 def settle(tracked: wandb.Run, source: Source) -> None:
     """Log what this run made; use what it found. Offline a use cannot be recorded: the run's config names it."""
     if source.made_here:
-        tracked.log_artifact(source.artefact())
+        tracked.log_artifact(source.artifact())
     elif not tracked.offline:
         try:
             tracked.use_artifact(f"{source.name}:latest")
         except (wandb.Error, ValueError):  # its maker did not log it, or has not yet
-            tracked.log_artifact(source.artefact())
+            tracked.log_artifact(source.artifact())
 
 
 def log_result(tracked: wandb.Run, run: Path, state: Mapping[str, Any]) -> None:
@@ -99,7 +99,7 @@ def log_result(tracked: wandb.Run, run: Path, state: Mapping[str, Any]) -> None:
 
 
 def label(*words: str) -> str:
-    """A name that W&B takes for an artefact: no signs but dots, dashes and underscores, 128 characters at most."""
+    """A name that W&B takes for an artifact: no signs but dots, dashes and underscores, 128 characters at most."""
     return re.sub(r"[^\w.-]+", "_", "-".join(words))[:128]
 
 

@@ -79,7 +79,7 @@ def _log(config: Mapping[str, Any], run: Path) -> None:
             "budget_tag": budget,
             "hardware": state["hardware"],
             "versions": state["versions"],
-            "artefacts": {source.kind: source.describe() for source in found},
+            "artifacts": {source.kind: source.describe() for source in found},
         },
     }
     with opened(logger, run, state["identity"], **facts) as tracked:
@@ -119,7 +119,7 @@ def _log_samples(tracked: wandb.Run, run: Path, state: Mapping[str, Any]) -> Non
 def sample_table(frame: pd.DataFrame, run: Path) -> wandb.Table:
     """One row per sample and arm, those that the report shows first, with their picture and the kept tokens.
 
-    Beyond ROWS rows the others are left to samples.parquet, which the result artefact holds.
+    Beyond ROWS rows the others are left to samples.parquet, which the result artifact holds.
     """
     shown = {path.stem for path in (run / "pictures").glob("*.png")}
     order = (~frame["sample"].isin(shown)).sort_values(kind="stable").index

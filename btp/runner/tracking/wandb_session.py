@@ -55,13 +55,13 @@ def opened(logger: Mapping[str, Any], folder: Path, own: str, **facts: Any) -> I
     """A W&B run from its start to its end.
 
     An id that comes again is the same W&B run: online it is continued, offline an earlier record that was not sent
-    gives way. What is logged waits below `folder`, artefacts' bytes included, until a server has it.
+    gives way. What is logged waits below `folder`, artifacts' bytes included, until a server has it.
 
     Args:
-        logger: of the config; its mode is offline or online.
+        logger: Logger of the config; its mode is offline or online.
         folder: gets `wandb/` and `wandb-data/`.
         own: the run's id.
-        facts: of the run, as wandb.init takes them.
+        facts: Facts of the run, as wandb.init takes them.
     """
     with _data_below(folder):
         run = _start(logger, folder, id=run_id(own), **facts)
@@ -134,7 +134,7 @@ def _drop_unsent(folder: Path, ident: str) -> None:
 
 @contextmanager
 def _data_below(folder: Path) -> Iterator[None]:
-    """Let artefacts wait beside the run, unless the user has another place for them."""
+    """Let artifacts wait beside the run, unless the user has another place for them."""
     if "WANDB_DATA_DIR" in os.environ:
         yield
         return

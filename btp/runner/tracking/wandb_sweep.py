@@ -31,8 +31,8 @@ def track_sweep(folder: Path, cells: Sequence[Cell]) -> None:
     A sweep that goes on is the same W&B run. What goes wrong is said, and does not touch the sweep.
 
     Args:
-        folder: of the sweep, with its comparison.
-        cells: of the sweep.
+        folder: Folder of the sweep, with its comparison.
+        cells: Cells of the sweep.
     """
     logger = logger_of(folder)
     if logger is None or mode(logger) == NONE:

@@ -17,6 +17,8 @@ class WandbTracker:
         logger: The logger group: mode, project, entity, group, tags, wait_s, upload_s.
     """
 
+    names = ("wandb", "none")  # none: of sweeps begun before NoTracker was there
+
     def __init__(self, logger: Mapping[str, Any]) -> None:
         self.logger = logger
 

@@ -20,8 +20,8 @@ def track_training(config: Mapping[str, Any], folder: Path) -> None:
     """Log finished modules, unless an earlier start did; what goes wrong is said and does not touch them.
 
     Args:
-        config: of the run, resolved.
-        folder: of the modules.
+        config: Config of the run, resolved.
+        folder: Folder of the modules.
     """
     if mode(config["logger"]) == NONE or (folder / RECORD).exists():
         return

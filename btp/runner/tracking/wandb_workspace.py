@@ -37,7 +37,7 @@ def workspace(project: str, entity: str, asked: Sequence[str]) -> Any:
     A point is a run, a bar the mean of a pruner's runs; what a sweep's own run holds has a section at the end.
 
     Args:
-        project: in W&B.
+        project: Project in W&B.
         entity: user or team.
         asked: abilities to draw bars for, as runs log them.
 

@@ -1,4 +1,4 @@
-"""`action=train`: the modules of the run's pruner, and nothing else."""
+"""`action=train`: the modules of the run's pruner, or the model with it on, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import Any
 from btp.models.loading.load import Loaded
 from btp.runner.devices import Machine
 from btp.runner.tracking.tracker import tracker_of
-from btp.runner.training.train import Training, describe_card
+from btp.runner.training.host import HostTraining
+from btp.runner.training.kinds import module_training
+from btp.runner.training.train import describe_card
 
 
 def train(config: Mapping[str, Any], loaded: Loaded, checkpoint: str, store: Path, machine: Machine) -> None:
     """Train, or find what is finished; say where it lies, and log its curves.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie.
+        store: Folder of the artifacts that runs share.
     """
-    folder = Training(config, loaded, checkpoint, store, machine, config["pruner"]).go()
+    make = HostTraining if config["training"]["train"] == "host" else module_training
+    folder = make(config, loaded, checkpoint, store, machine, config["pruner"]).go()
     if machine.leads:
         print(describe_card(folder), flush=True)
         tracker_of(config["logger"]).log_training(config, folder)

@@ -23,7 +23,7 @@ class Taught:
     """One batch. B rows, P tokens of the prompts with their padding, A of the answers.
 
     Attributes:
-        inputs: of the model, [B, P + A] where they go by token; padded in front of prompts and behind answers.
+        inputs: Inputs of the model, [B, P + A] where they go by token; padded in front of prompts and behind answers.
         prompt: [B, P + A] bool, real tokens of the prompts.
         target: [B, A] tokens of the answers with the one that ends them, IGNORED where padded.
     """
@@ -42,10 +42,10 @@ class Teach:
     """Makes batches of training samples.
 
     Args:
-        processor: of the model; pads on the left.
-        samples: with references.
+        processor: Processor of the model; pads on the left.
+        samples: Samples with references.
         batch: samples of a step, over all processes.
-        seed: of the order, which is another one in every pass over the samples.
+        seed: Seed of the order, which is another one in every pass over the samples.
         longest: tokens of an answer; more are cut off.
         rank, world: of this process, which makes every `world`-th row.
         tested: keys of samples that must not be trained on.
@@ -116,7 +116,7 @@ def with_answers(inputs: dict[str, Tensor], answers: Sequence[Sequence[int]], pa
     """Prompts with their answers behind them.
 
     Args:
-        inputs: of the prompts [B, P], padded in front.
+        inputs: Inputs of the prompts [B, P], padded in front.
         answers: token ids.
         pad: fills behind the shorter ones.
     """

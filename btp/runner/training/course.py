@@ -54,7 +54,7 @@ class Course(ABC):
     """One training. Batch i depends on the course and i alone, so that a resumed one sees what an unbroken one would.
 
     Attributes:
-        name: for messages and the log.
+        name: Name for messages and the log.
         pace: how long and how fast.
         learner: what is trained and saved; a frozen model that it is trained with lies elsewhere.
         workers: processes that draw batches ahead.

@@ -10,7 +10,8 @@ from btp.models.loading.checkpoint import EMBEDDED
 from btp.models.loading.load import Loaded
 from btp.pruners.trained_folder import CARD, read_card
 from btp.runner.devices import Machine
-from btp.runner.training.train import Training, describe_card
+from btp.runner.training.kinds import module_training
+from btp.runner.training.train import describe_card
 
 AUTO, NONE = "auto", "none"
 SHIPPED = EMBEDDED / "checkpoints" / "modules"  # a folder for each pruner and model
@@ -29,10 +30,10 @@ def with_modules(
     """A pruner's config with the folder of its modules and their digest in `method`.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie.
-        pruner: with `weights`: auto, none, or a folder.
+        store: Folder of the artifacts that runs share.
+        pruner: Pruner with `weights`: auto, none, or a folder.
 
     Raises:
         ValueError: the modules named are of another model or method, or a training fails.
@@ -78,7 +79,7 @@ def _found(
     machine: Machine,
     pruner: Mapping[str, Any],
 ) -> Path:
-    training = Training(config, loaded, checkpoint, store, machine, pruner)
+    training = module_training(config, loaded, checkpoint, store, machine, pruner)
     there = machine.agree(training.finished and config["resume"])
     if machine.leads and not there:
         print(

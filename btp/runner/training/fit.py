@@ -163,7 +163,7 @@ def fit(
         out: folder of state and log, which is there.
         minutes: time after which it stops, to be gone on with.
         device: Lightning's accelerator.
-        index: of the device, where one is named.
+        index: Index of the device, where one is named.
         keep: steps between two states.
         every: steps between two lines of the log.
         leads: this process writes, and shows the bar.

@@ -26,13 +26,13 @@ class ModuleCourse(Course):
     """Trains the modules of a pruner.
 
     Args:
-        name: of the pruner.
+        name: Name of the pruner.
         host: the model.
         pruner: owns the modules, which are there.
-        pace: of the training.
+        pace: Length and rates of the training.
         teach: makes batches.
         masked: one masked forward, as `btp.engine.training.masking.Masking`.
-        decay: of the weights, as AdamW.
+        decay: Weight decay, as AdamW's.
         workers: processes that draw batches ahead.
         host_rate: peak rate of the language model, where it trains too; None leaves it frozen.
     """

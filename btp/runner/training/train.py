@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from btp.runner.identity import checkpoint as checkpoint_identity
 from btp.runner.identity import code, code_of, digest, model_identity
 from btp.runner.sources import modules_of
 from btp.runner.training.answers import Teach, key_of
-from btp.runner.training.course import Pace
+from btp.runner.training.course import Course, Pace
 from btp.runner.training.fit import LOG, fit
 from btp.runner.training.modules import ANSWER, ModuleCourse, masked_losses, trainable
 from btp.schedules.place import place_stages
@@ -40,17 +40,17 @@ PACKAGES = ("torch", "transformers", "lightning")
 ASIDE = ("name", "workers", "save", "log")  # settings that change nothing of what is learned
 CURVE = "curve.jsonl"
 BOTH, HOST = "both", "model"  # a setting, and the folder of the trained model
-SAMPLE = ("size", "samples", "abilities", "seed")  # settings of a dataset by which two draws of one split may differ
+SAMPLE = ("size", "samples", "abilities", "seed", "name", "threshold", "shuffle_seed")  # may differ in two of one split
 
 
 class Training:
     """One training, by all that makes it.
 
     Args:
-        config: of the run, resolved.
+        config: Config of the run, resolved.
         loaded: the model.
         checkpoint: identity of the model.
-        store: where artefacts that runs share lie.
+        store: Folder of the artifacts that runs share.
         machine: what it runs on.
         pruner: config of the pruner.
 
@@ -69,21 +69,30 @@ class Training:
     ) -> None:
         self.config, self.loaded, self.checkpoint, self.machine = config, loaded, checkpoint, machine
         self.settings, self.pruner = config["training"], pruner
-        if "weights" not in pruner or pruner["schedule"] is None:
-            raise ValueError(
-                f"pruner {pruner['name']!r} has nothing to train. action=train is for pruners with modules of their "
-                "own, whose yaml has `weights`, as lvpruning and atp_llava."
-            )
-        self.stages = place_stages(pruner["schedule"], loaded.host.num_layers)
+        self._refuse()
+        self.stages = self._placed()
         self.data: Any = make_dataset(self.settings["dataset"], "training.dataset")
         if self.settings["batch"] % machine.world:
             raise ValueError(
                 f"training.batch is {self.settings['batch']}, which {machine.world} processes cannot share equally. "
                 f"Set training.batch to a multiple of trainer.devices."
             )
-        self.identity = self._identity()
+        self.store, self.identity = store, self._identity()
         self.folder = store / "trained" / self.identity
         self.work = store / "trained" / f"{self.identity}.work"
+
+    def _refuse(self) -> None:
+        """Refuse a pruner or samples of which nothing can be learnt."""
+        pruner = self.pruner
+        if "weights" not in pruner or pruner["schedule"] is None:
+            raise ValueError(
+                f"pruner {pruner['name']!r} has nothing to train. action=train is for pruners with modules of their "
+                "own, whose yaml has `weights`, as lvpruning and atp_llava."
+            )
+
+    def _placed(self) -> list[dict[str, Any]]:
+        """The stages of the pruner on this model's layers."""
+        return place_stages(self.pruner["schedule"], self.loaded.host.num_layers)
 
     def _identity(self) -> str:
         asked = {k: v for k, v in self.settings.items() if k not in ASIDE}
@@ -93,7 +102,7 @@ class Training:
             content = _texts(data)
         named = modules_of(self.settings, {"_target_": self.config["model"]["adapter"]})
         sources = code(__name__, "btp.engine.training.masking", *named)
-        what = [self.pruner["method"], self.pruner["losses"], self.stages, code_of(self.pruner["method"])]
+        what = [self.pruner["method"], self.pruner.get("losses"), self.stages, code_of(self.pruner["method"])]
         return digest("trained", model_identity(self.config["model"]), self.checkpoint, asked, content, what, sources)
 
     @property
@@ -155,8 +164,8 @@ class Training:
         schedule = Schedule.from_config(self.stages)
         pruner.check(schedule)
         pruner.begin((stage.site for stage in schedule), loaded.host.hidden_size)
-        pace = self._pace(pruner)
-        workers = self.machine.workers if settings["workers"] is None else settings["workers"]
+        pace = self._pace(dict(self.pruner["losses"]), (ANSWER, *pruner.loss_names))
+        workers = self._workers
         share = (self.machine.rank, self.machine.world)
         order = (settings["batch"], settings["seed"], settings["answer_tokens"])
         teach = Teach(loaded.processor, self.data, *order, *share, tested)
@@ -168,9 +177,6 @@ class Training:
                 f"{', '.join(str(stage.site) for stage in schedule)}; killed, the same command goes on",
                 flush=True,
             )
-        device = self.machine.device
-        where: dict[str, Any] = {"device": device.type, "index": device.index if device.type == "cuda" else None}
-        rhythm = {"keep": settings["save"], "every": settings["log"], "leads": self.machine.leads}
         both = settings["train"] == BOTH
         try:
             with frozen(loaded.host.model), masking(loaded.host, pruner, schedule, SOFT) as masked:
@@ -185,20 +191,34 @@ class Training:
                     workers,
                     settings["host_rate"] if both else None,
                 )
-                fit(course, self.work, **where, **rhythm)
-        except ValueError:
-            if self.machine.leads:
-                shutil.rmtree(self.work, ignore_errors=True)
-            raise
-        loaded.host.model.eval()
-        pruner.modules.to(device).requires_grad_(False).eval()
+                self._fit(course)
+        finally:
+            loaded.host.model.eval()
+        pruner.modules.to(self.machine.device).requires_grad_(False).eval()
         if self.machine.leads:
             gap = self._gap(pruner, schedule, teach)
             self._write(pruner, schedule, gap)
 
-    def _pace(self, pruner: Trained) -> Pace:
-        losses, settings = dict(self.pruner["losses"]), self.settings
-        known = (ANSWER, *pruner.loss_names)
+    @property
+    def _workers(self) -> int:
+        asked = self.settings["workers"]
+        return self.machine.workers if asked is None else asked
+
+    def _fit(self, course: Course) -> None:
+        """Train a course in the work folder, which goes where the training cannot go on."""
+        machine, settings = self.machine, self.settings
+        make_folder(self.work)
+        device = machine.device
+        where: dict[str, Any] = {"device": device.type, "index": device.index if device.type == "cuda" else None}
+        try:
+            fit(course, self.work, **where, keep=settings["save"], every=settings["log"], leads=machine.leads)
+        except ValueError:
+            if machine.leads:
+                shutil.rmtree(self.work, ignore_errors=True)
+            raise
+
+    def _pace(self, losses: dict[str, float], known: Sequence[str]) -> Pace:
+        settings = self.settings
         for name in losses:
             if name not in known:
                 raise ValueError(
@@ -262,23 +282,31 @@ class Training:
         return self.loaded.host.model(**inputs, use_cache=False, **more), []
 
     def _write(self, pruner: Trained, schedule: Schedule, gap: Mapping[str, float]) -> None:
-        config, lines = self.config, (self.work / LOG).read_text(encoding="utf-8")
+        self._keep_curve()
+        size = trainable(pruner.modules)
+        write_weights(pruner, self.folder, self._origin(self._save_host(), schedule.to_config(), size, gap))
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _keep_curve(self) -> None:
         make_folder(self.folder)
-        write_text(self.folder / CURVE, lines)
-        origin = {
+        write_text(self.folder / CURVE, (self.work / LOG).read_text(encoding="utf-8"))
+
+    def _origin(
+        self, checkpoint: str, stages: list[dict[str, Any]], parameters: int, gap: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """What the card says of where the weights come from."""
+        return {
             "identity": self.identity,
-            "host": {"name": config["model"]["name"], "checkpoint": self._save_host()},
-            "method": dict(self.pruner["method"]),
-            "stages": schedule.to_config(),
-            "losses": dict(self.pruner["losses"]),
+            "host": {"name": self.config["model"]["name"], "checkpoint": checkpoint},
+            "method": dict(self.pruner["method"] or {}),
+            "stages": stages,
+            "losses": dict(self.pruner.get("losses") or {}),
             "training": json.loads(json.dumps(dict(self.settings))),
-            "parameters": trainable(pruner.modules),
+            "parameters": parameters,
             "gap": dict(gap),
             "versions": versions(PACKAGES),
             "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         }
-        write_weights(pruner, self.folder, origin)
-        shutil.rmtree(self.work, ignore_errors=True)
 
 
 def _texts(data: Any) -> str:
@@ -300,9 +328,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def describe_card(folder: Path) -> str:
     """What a training came to, for the screen."""
     card = read_card(folder)
-    said = [f"modules: {folder} (pruner.weights={folder} names them)"]
+    modules = [f"modules: {folder} (pruner.weights={folder} names them)"]
+    said = modules if any(folder.glob("*.safetensors")) else []
     if (folder / HOST).is_dir():
-        said.append(f"model: {folder / HOST} (model.path={folder / HOST}), which they go with")
+        goes = ", which they go with" if said else ""
+        said.append(f"model: {folder / HOST} (model.path={folder / HOST}){goes}")
     if card.get("gap"):
         said.append("on samples behind the last step: " + ", ".join(f"{k} {v:g}" for k, v in card["gap"].items()))
     return "\n".join(said)

@@ -36,7 +36,7 @@ class Outcome:
     Attributes:
         code: exit code, 0 where it finished.
         reason: why not, in one line.
-        folder: of the run, where it came so far.
+        folder: Folder of the run, where it came so far.
         unreachable: it failed because no schedule meets its budget.
         leaves: the worker process ends with this run, whatever else is waiting.
     """

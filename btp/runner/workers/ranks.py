@@ -89,8 +89,8 @@ class Ranks:
     """Processes of one run, rank 0 first.
 
     Args:
-        command: of each.
-        world: how many.
+        command: Command of each.
+        world: Number of processes.
     """
 
     def __init__(self, command: Sequence[str], world: int) -> None:

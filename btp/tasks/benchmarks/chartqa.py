@@ -16,7 +16,7 @@ class ChartQA:
     Attributes:
         path: folder of the splits, "ChartQA Dataset".
         split: train, val or test.
-        parts: of human, augmented.
+        parts: Parts to read: human, augmented.
     """
 
     path: str

@@ -15,7 +15,7 @@ class POPE:
 
     Attributes:
         path: folder with all of it.
-        subsets: of random, popular, adversarial.
+        subsets: Subsets to read: random, popular, adversarial.
         questions: name of a subset's file, with {subset}; one question a line, as .json or .jsonl.
         images: folder of the pictures, val2014 of COCO.
     """

@@ -17,7 +17,7 @@ class ScienceQA:
 
     Attributes:
         path: folder with all of it.
-        split: of pid_splits.json, such as test or minival.
+        split: Split of pid_splits.json, such as test or minival.
         images: folder of <split>/<id>/<picture>.
         only_pictures: ask those with a picture, which papers call ScienceQA-IMG.
     """

@@ -24,7 +24,7 @@ class Clips:
         path: folder with the list.
         listed: the list's file in it.
         videos: folder of the clips below it; None where paths begin there.
-        frames: that are looked at of each clip.
+        frames: Frames that are looked at of each clip.
         stride: see `btp.tasks.files.clip.chosen`.
     """
 
@@ -58,7 +58,7 @@ class ClassFolders:
 
     Args:
         path: folder with one of the split in it.
-        split: that folder.
+        split: Split that folder.
         frames, stride: as for `Clips`.
     """
 

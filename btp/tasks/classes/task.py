@@ -53,8 +53,8 @@ class Classes:
     """Pictures or clips with a class each.
 
     Args:
-        name: of the task.
-        reader: of the files.
+        name: Name of the task.
+        reader: Reader of the files.
         classes: names of all classes in the order of the model's outputs: a list, a text file with one a line, or a
             JSON file with a list or {name: number}. None takes those that the files speak of.
         shuffle_seed: order in which samples are asked, so that limit draws from all classes; None keeps the files'.

@@ -18,9 +18,9 @@ class Object:
     """A labelled object.
 
     Attributes:
-        name: of its category.
+        name: Name of its category.
         box: (x0, y0, x1, y1) in pixels.
-        area: in pixels, of its mask where there is one.
+        area: Area in pixels, of its mask where there is one.
         crowd: a region that stands for several, or is hard to tell: whatever is found there counts neither way.
     """
 
@@ -36,7 +36,7 @@ class Labelled:
 
     Attributes:
         name: what messages and ids call it.
-        source: of the picture.
+        source: Source of the picture.
         width, height: in pixels.
         objects: labelled in it.
     """
@@ -67,8 +67,8 @@ class Boxes:
     """Pictures with labelled boxes from local files.
 
     Args:
-        name: of the task.
-        reader: of the files.
+        name: Name of the task.
+        reader: Reader of the files.
         threshold: score from which on a box counts as found: in the score of a picture, and against the unpruned
             answer. Average precision takes all of them.
         shuffle_seed: order in which pictures are asked, so that limit draws from all of them; None keeps the files'.

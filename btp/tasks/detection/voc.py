@@ -32,7 +32,7 @@ class VOC:
 
     Args:
         path: the folder with Annotations, JPEGImages and ImageSets.
-        split: of ImageSets/Main: val | train | trainval | test, or a file of one's own there.
+        split: Split of ImageSets/Main: val | train | trainval | test, or a file of one's own there.
     """
 
     names: Sequence[str] = NAMES

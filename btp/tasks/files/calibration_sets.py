@@ -21,9 +21,9 @@ class Draw:
     """Some of a reader's samples with a picture, the same for a seed; their pictures are opened when looked at.
 
     Args:
-        reader: of the files.
-        samples: how many.
-        seed: of the draw.
+        reader: Reader of the files.
+        samples: Number of samples.
+        seed: Seed of the draw.
         key: group of the config that it belongs to, for messages.
 
     Raises:

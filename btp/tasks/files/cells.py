@@ -33,7 +33,7 @@ def text_of(value: Any, name: str, where: str) -> str:
     """A text, a number or a date as text; true and false are yes and no.
 
     Args:
-        name: of its column.
+        name: Name of its column.
         where: table and sample, for messages.
 
     Raises:

@@ -21,7 +21,7 @@ def clip_of(name: str, path: Path, frames: int, stride: int | None, key: str = "
     """Frames of a video file, or of a folder that holds them as pictures in the order of their names.
 
     Args:
-        name: of the sample, for messages.
+        name: Name of the sample, for messages.
         frames, stride: see `chosen`.
         key: config key that says where clips lie.
 
@@ -29,12 +29,7 @@ def clip_of(name: str, path: Path, frames: int, stride: int | None, key: str = "
         ValueError: there is neither, the folder is empty, or it is a video and nothing here can read it.
     """
     if path.is_dir():
-        files = sorted((f for f in path.iterdir() if _is_frame(f)), key=lambda f: _natural(f.name))
-        if not files:
-            raise ValueError(
-                f"sample {name}: {path} holds no frame ({', '.join(sorted(ENDINGS))}). Put the clip's frames there, or "
-                f"correct {key}."
-            )
+        files = frame_files(name, path, key)
         return FrameFolder(name, [PictureFile(files[i]) for i in chosen(len(files), frames, stride)], key)
     if path.is_file() and importlib.util.find_spec("av") is None:
         raise ValueError(
@@ -44,12 +39,31 @@ def clip_of(name: str, path: Path, frames: int, stride: int | None, key: str = "
     return Video(name, PictureFile(path), frames, stride, key)
 
 
+def frame_files(name: str, path: Path, key: str) -> list[Path]:
+    """The pictures in a folder, in the order of their names.
+
+    Args:
+        name: Of the sample, for messages.
+        key: Config key that says where clips lie.
+
+    Raises:
+        ValueError: The folder holds none.
+    """
+    files = sorted((f for f in path.iterdir() if _is_frame(f)), key=lambda f: _natural(f.name))
+    if not files:
+        raise ValueError(
+            f"sample {name}: {path} holds no frame ({', '.join(sorted(ENDINGS))}). Put the clip's frames there, or "
+            f"correct {key}."
+        )
+    return files
+
+
 def chosen(total: int, frames: int, stride: int | None) -> list[int]:
     """Which frames of `total` are looked at.
 
     Args:
         total: frames that there are, at least one.
-        frames: that are wanted; where there are fewer, some come twice.
+        frames: Frames that are wanted; where there are fewer, some come twice.
         stride: None takes the middle of each of `frames` equal parts (uniform); a number takes every stride-th frame
             around the middle of the clip (dense), closer together where the clip is too short.
 

@@ -88,7 +88,7 @@ class PictureCell:
     Attributes:
         path: of the parquet file.
         column, row: of the cell; `group` is the row group that holds it, `row` counts in it.
-        place: which one, where the cell lists several.
+        place: Number of the picture, where the cell lists several.
     """
 
     path: Path

@@ -34,7 +34,7 @@ class Place:
 
     Attributes:
         root: the folder.
-        title: of the benchmark.
+        title: Title of the benchmark.
         layout: what must lie in the folder.
         source: how it is usually obtained.
         key: config key of the folder.

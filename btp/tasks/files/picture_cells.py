@@ -27,8 +27,8 @@ class Base64Picture:
     """A picture in base64 in a cell of a text table.
 
     Attributes:
-        path: of the table.
-        text: of the cell.
+        path: Path of the table.
+        text: Text of the cell.
     """
 
     path: Path
@@ -49,8 +49,8 @@ def source_of(cell: Any, table: Path, folder: Path, where: str) -> Source:
 
     Args:
         cell: a path, base64 with or without `data:` in front of it, {bytes, path} with either, or a PictureCell.
-        table: that holds the cell.
-        folder: that paths are relative to.
+        table: Table that holds the cell.
+        folder: Folder that paths are relative to.
         where: table and sample, for messages.
 
     Raises:

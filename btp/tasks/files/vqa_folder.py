@@ -36,11 +36,13 @@ class VQAFolder:
         path: a table, or a folder with one.
         images: folder that paths of pictures are relative to; None is the table's own.
         columns: the schema's name of a column -> the table's.
+        own: Further columns, which who asks for `rows` reads.
     """
 
     path: str
     images: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
 
     def read(self) -> list[Sample]:
         """One sample per row, in the order of the table.
@@ -51,9 +53,22 @@ class VQAFolder:
         Raises:
             ValueError: there is no such table, a row lacks a question or answer, or a cell holds what it cannot mean.
         """
-        unknown = [name for name in self.columns if name not in KNOWN]
+        samples = [sample for sample, _, _ in self.rows()]
+        blind = [sample.id for sample in samples if not len(sample.images)]
+        if 0 < len(blind) < len(samples):
+            warnings.warn(
+                f"{self._table()}: {len(blind)} of {len(samples)} samples show no picture, the first of them "
+                f"{short(blind[0], 60)}. They are asked without one.",
+                stacklevel=2,
+            )
+        return samples
+
+    def rows(self) -> list[tuple[Sample, Row, Path]]:
+        """The sample of each row, the row under the schema's names, and the table."""
+        known = (*KNOWN, *self.own)
+        unknown = [name for name in self.columns if name not in known]
         if unknown:
-            raise ValueError(f"task.dataset.reader.columns holds {unknown}. Choose from: {', '.join(KNOWN)}.")
+            raise ValueError(f"task.dataset.reader.columns holds {unknown}. Choose from: {', '.join(known)}.")
         table = self._table()
         folder = table.parent if self.images is None else Path(self.images)
         rows = read_rows(table, KEY)
@@ -64,18 +79,11 @@ class VQAFolder:
                 f"{', '.join(short(name, 40) for name in dict.fromkeys(name for row in rows[:100] for name in row))}."
             )
         self._warn_of_names(table, rows)
-        samples = [self._sample(table, folder, number, row) for number, row in enumerate(rows)]
-        blind = [sample.id for sample in samples if not len(sample.images)]
-        if 0 < len(blind) < len(samples):
-            warnings.warn(
-                f"{table}: {len(blind)} of {len(samples)} samples show no picture, the first of them "
-                f"{short(blind[0], 60)}. They are asked without one.",
-                stacklevel=2,
-            )
-        return samples
+        renamed = [row | {ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row} for row in rows]
+        return [(self._sample(table, folder, number, row), row, table) for number, row in enumerate(renamed)]
 
     def _warn_of_names(self, table: Path, rows: Sequence[Row]) -> None:
-        read = {*KNOWN, *self.columns.values()}
+        read = {*KNOWN, *self.own, *self.columns.values()}
         for name in dict.fromkeys(name for row in rows for name in row if name not in read):
             meant = _meant(name)
             either = next((pair for pair in SAME if meant in pair), (str(meant),))
@@ -104,7 +112,6 @@ class VQAFolder:
         return tables[0]
 
     def _sample(self, table: Path, folder: Path, number: int, row: Row) -> Sample:
-        row = row | {ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}
         name = _text(row, f"{table}, row {number + 1}", "id") or f"{number:06d}"
         where = f"{table}, sample {short(name, 60)}"
         images = _sources(row, table, folder, where)

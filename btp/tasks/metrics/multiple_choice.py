@@ -38,7 +38,7 @@ class Metric(metric.Metric):
         """Accuracy, and the share of answers in which no option was found.
 
         Where a group has several samples (MMBench asks a question once per order of its options), also `circular`: the
-        share of groups that are right in all.
+        share of groups that are right in all. Where videos are of several groups of lengths, the accuracy of each.
         """
         scores = self.scores(samples, predictions)
         groups: dict[str, list[float]] = defaultdict(list)
@@ -48,4 +48,8 @@ class Metric(metric.Metric):
         if len(groups) < len(samples):
             found["circular"] = mean([min(group) for group in groups.values()])
         unclear = [chosen(p, s.choices) is None for s, p in zip(samples, predictions, strict=True)]
+        lengths = dict.fromkeys(s.duration for s in samples if s.duration)
+        for length in lengths if len(lengths) > 1 else ():
+            mine = [score for sample, score in zip(samples, scores, strict=True) if sample.duration == length]
+            found[f"accuracy, {length}"] = mean(mine)
         return found | {"unclear": mean(unclear)}

@@ -24,7 +24,7 @@ def paint(
         targets: what to paint; squares inside the picture that do not touch.
         split: train | calibration | validation | test.
         rng: source of everything drawn.
-        side: of the picture in pixels, at most 96.
+        side: Side of the picture in pixels, at most 96.
         clutter: how much of it, 1 = as the task has it; less is for training.
 
     Returns:

@@ -22,7 +22,7 @@ class Target:
         color: a colour of pocketvqa.
         contrast: how far its colour covers the ground, in (0, 1].
         x, y: first column and row in pixels.
-        side: of the square that it is drawn into, in pixels; the box of its mask may be narrower.
+        side: Side of the square that it is drawn into, in pixels; the box of its mask may be narrower.
     """
 
     name: str

@@ -36,7 +36,7 @@ class PocketDocs(Drawn):
         """
         Args:
             split: train | calibration | validation | test.
-            seed: of the texts and questions.
+            seed: Seed of the texts and questions.
             size: number of samples.
             abilities: a subset of the task's abilities; None = all.
             lengths: tokens that a prompt has at most, question and roles included; it has hardly fewer.

@@ -30,7 +30,7 @@ class PocketVQA(Drawn):
         """
         Args:
             split: train | calibration | validation | test.
-            seed: of the scenes and questions.
+            seed: Seed of the scenes and questions.
             size: number of samples.
             abilities: a subset of the task's abilities; None = all.
             earlier: each sample also has a question of another ability about its picture, asked before its own.

@@ -22,9 +22,9 @@ class FewShot(Texts):
         path: table with question, answer and, perhaps, ability and id (.jsonl, .json, .csv, .tsv, .parquet).
         examples: table that examples are drawn from; None draws from `path`, never the question itself.
         shots: examples in front of each question, from all answers alike as far as they go.
-        seed: of the draw.
+        seed: Seed of the draw.
         question, answer: what stands in front of both.
-        max_new_tokens: of an answer, of which the first line counts.
+        max_new_tokens: Tokens of an answer, of which the first line counts.
 
     Raises:
         ValueError: a table is broken or lacks a column, or there are too few examples.

@@ -19,8 +19,8 @@ class Dataset:
     """How one dataset is asked and scored.
 
     Attributes:
-        group: of the paper's six.
-        measure: of btp.tasks.texts.measures; None where answers are Chinese words, which need a segmenter.
+        group: Group, one of the paper's six.
+        measure: Measure of btp.tasks.texts.measures; None where answers are Chinese words, which need a segmenter.
         chat: it is asked as a turn of a chat.
         first_line: only the first line of an answer counts.
     """
@@ -58,7 +58,7 @@ class LongBench(Texts):
         datasets: names of some; None takes all whose files are there and whose answers can be scored.
         longest: tokens of a prompt, from which on its middle is left out, as the benchmark does; None is what the model
             reads less what it may answer.
-        shuffle_seed: as `Texts`.
+        shuffle_seed: Seed of the order, as in `Texts`.
 
     Raises:
         ValueError: a file is missing or broken, or a dataset is unknown or needs a segmenter.

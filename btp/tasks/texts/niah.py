@@ -27,9 +27,9 @@ class Niah(Texts):
         lengths: words of the text; a word is about 1.3 tokens.
         depths: percent of the text in front of the needle.
         repeats: samples of each length and depth, each with a needle and a part of the text of its own.
-        seed: of what is drawn.
+        seed: Seed of what is drawn.
         needle, question: with {key} and {value}, of which the question has {key} alone.
-        max_new_tokens: of an answer.
+        max_new_tokens: Tokens of an answer.
 
     Raises:
         ValueError: there is no text, or too little of it; a needle without its marks; a depth that is none.

@@ -27,7 +27,7 @@ class Ruler(Texts):
         path: the folder of one length.
         tasks: names of folders in it; None takes all.
         chat: the model's chat template is used; False where the files hold it already.
-        shuffle_seed: as `Texts`.
+        shuffle_seed: Seed of the order, as in `Texts`.
 
     Raises:
         ValueError: a file is missing or broken, or a task is unknown.

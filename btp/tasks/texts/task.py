@@ -15,13 +15,13 @@ class Texts:
     """Samples that are all in memory, in an order drawn by seed.
 
     Args:
-        name: of the task.
-        samples: in the order of their files.
+        name: Name of the task.
+        samples: Samples in the order of their files.
         shuffle_seed: order in which samples are asked, so that limit draws from all of them; None keeps that of the
             files.
 
     Attributes:
-        max_new_tokens: of the longest answer; a sample may have its own.
+        max_new_tokens: Tokens of the longest answer; a sample may have its own.
 
     Raises:
         ValueError: there is no sample, or ids repeat.

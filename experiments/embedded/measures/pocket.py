@@ -2,29 +2,39 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 import yaml
-from PIL import Image
 from tqdm import tqdm
 
-from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
 from btp.core.site import Site
-from btp.engine.attach import attach
 from btp.engine.observe import observe
-from btp.models.loading.load import Loaded, load
+from btp.models.loading.load import Loaded
 from btp.pruners.lattice import Lattice
 from btp.pruners.oracle import Oracle
-from btp.pruners.random import Random
-from btp.runner.evaluation.data import Collate, by_length
+from btp.runner.evaluation.data import Collate
 from btp.tasks.pocketvqa.questions import ABILITIES
 from btp.tasks.pocketvqa.task import PocketVQA
 from btp.tasks.sample import Sample
+from experiments.embedded.measures.asking import answers
+from experiments.embedded.measures.controls import (
+    CHANCE,
+    Arm,
+    chance,
+    check,
+    cut,
+    falls,
+    knee,
+    load_embedded,
+    percent,
+    randoms,
+    scores_table,
+    with_mean,
+    withdrawals,
+)
 
 READING = ("digit", "number")
 BATCH = 32
@@ -32,41 +42,17 @@ SHARES = (0.5, 0.35, 0.22, 0.11, 0.0556, 0.025)
 ORACLE_SHARES = (0.22, 0.11, 0.0556)
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A setting to answer all questions with.
-
-    Attributes:
-        name: Row of the table.
-        schedule: Stages; none for the unpruned model.
-        pruner: Control that chooses what stays.
-        picture: whole | blank | shrunk to the share of pixels that stands in `share`.
-    """
-
-    name: str
-    schedule: Schedule = field(default_factory=Schedule)
-    pruner: Pruner | None = None
-    picture: str = "whole"
-    share: float = 1.0
-
-
 def arms(layers: int) -> Iterator[Arm]:
     """All controls for a decoder of `layers` layers."""
-
-    def chance() -> Random:
-        return Random(seed=0, salt="content")
-
     yield Arm("unpruned")
     yield Arm("blank picture", picture="blank")
-    for share in SHARES:
-        yield Arm(f"random {share:.1%}", Schedule((Stage("llm.input", share),)), chance())
+    yield from randoms("llm.input", SHARES)
     for share in ORACLE_SHARES:
-        yield Arm(f"oracle {share:.1%}", Schedule((Stage("llm.input", share),)), Oracle(inner=chance()))
-    yield Arm("down-sampled 22.0%", Schedule((Stage("llm.input", 0.22),)), Lattice(), "shrunk", 0.22)
+        yield Arm(f"oracle {share:.1%}", cut("llm.input", share), Oracle(inner=chance()))
+    yield Arm("down-sampled 22.0%", cut("llm.input", 0.22), Lattice(), "shrunk", 0.22)
     yield Arm("random, BTP's depths", published(layers), chance())
     yield Arm("oracle, BTP's depths", published(layers), Oracle(inner=chance()))
-    for layer in range(1, layers):
-        yield Arm(f"withdrawn at {layer}", Schedule((Stage(f"llm.layer.{layer}", 0),)))
+    yield from withdrawals("llm", layers)
 
 
 def published(layers: int) -> Schedule:
@@ -91,15 +77,13 @@ def measure(checkpoint: Path, split: str, samples: int) -> dict:
     Returns:
         scores (arm -> ability -> percent), looks (layer -> factor), acceptance, tables.
     """
-    config = {"weights": "pretrained", "dtype": "float32", "attention": "sdpa", "device_map": None}
-    loaded = load(config, checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = load_embedded("pocket", checkpoint)
     task = PocketVQA(split, seed=0, size=samples)
     drawn = [task[i] for i in range(len(task))]
     layers = loaded.host.num_layers
-    scores = {"chance": percent(task.chance(drawn))}
+    scores = {CHANCE: summed(task.chance(drawn))}
     for arm in tqdm(list(arms(layers)), desc="arms"):
-        scores[arm.name] = summed(answers(loaded, task, drawn, arm))
-    scores["chance"] = summed(scores["chance"])
+        scores[arm.name] = summed(answers(loaded, task, drawn, arm, BATCH))
     looks = attention_on_evidence(loaded, drawn[: min(len(drawn), 90)])
     return {
         "split": split,
@@ -111,50 +95,12 @@ def measure(checkpoint: Path, split: str, samples: int) -> dict:
     }
 
 
-def percent(scores: dict[str, float]) -> dict[str, float]:
-    """Shares as percent."""
-    return {ability: 100 * score for ability, score in scores.items()}
-
-
 def summed(by_ability: dict[str, float]) -> dict[str, float]:
-    """The abilities with their mean and the mean of those that read."""
-    known = [a for a in ABILITIES if a in by_ability]
-    macro = sum(by_ability[a] for a in known) / len(known)
-    reading = sum(by_ability[a] for a in READING) / len(READING)
-    rounded = {a: round(by_ability[a], 1) for a in known}
-    return {"macro": round(macro, 1), "reading": round(reading, 1)} | rounded
-
-
-@torch.inference_mode()
-def answers(loaded: Loaded, task: PocketVQA, samples: list[Sample], arm: Arm) -> dict[str, float]:
-    """Mean score per ability, in percent."""
-    scores = defaultdict(list)
-    order = by_length(samples)
-    collate = Collate(loaded.processor)
-    with attach(loaded.host, arm.pruner, arm.schedule):
-        for start in range(0, len(order), BATCH):
-            part = [samples[i] for i in order[start : start + BATCH]]
-            inputs = collate([_seen(s, arm) for s in part]).to(loaded.host.device).inputs
-            if isinstance(arm.pruner, Oracle):
-                arm.pruner.set_targets([s.targets for s in part])
-            out = loaded.host.generate(**inputs, max_new_tokens=task.max_new_tokens)
-            texts = loaded.processor.tokenizer.batch_decode(
-                out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-            )
-            for sample, text in zip(part, texts, strict=True):
-                scores[sample.ability].append(task.score(sample, text))
-    return percent({k: sum(v) / len(v) for k, v in scores.items()})
-
-
-def _seen(sample: Sample, arm: Arm) -> Sample:
-    """The sample with the picture that the arm shows."""
-    picture = sample.images[0]
-    if arm.picture == "blank":
-        picture = Image.new("RGB", picture.size, (110, 110, 110))
-    if arm.picture == "shrunk":
-        side = max(1, round(picture.width * arm.share**0.5))
-        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
-    return Sample(**{**sample.__dict__, "images": (picture,)})
+    """Percent: the abilities with their mean and the mean of those that read."""
+    known = {a: by_ability[a] for a in ABILITIES if a in by_ability}
+    reading = sum(known[a] for a in READING) / len(READING)
+    whole = with_mean(known, "macro")
+    return percent({"macro": whole.pop("macro"), "reading": reading} | whole)
 
 
 @torch.inference_mode()
@@ -191,9 +137,7 @@ def acceptance(scores: dict[str, dict[str, float]], looks: dict[int, float], lay
     checks: list[dict] = []
 
     def ask(what: str, found: float, at_least: float | None = None, at_most: float | None = None) -> None:
-        asked = f"{at_least:.4g} or more" if at_least is not None else f"{at_most:.4g} or less"
-        met = found >= at_least if at_least is not None else found <= at_most
-        checks.append({"what": what, "asked": asked, "found": round(found, 1), "met": bool(met)})
+        checks.append(check(what, found, at_least, at_most))
 
     whole, blank = scores["unpruned"], scores["blank picture"]
     ask("unpruned macro", whole["macro"], 95)
@@ -204,10 +148,7 @@ def acceptance(scores: dict[str, dict[str, float]], looks: dict[int, float], lay
     ask("oracle at BTP's depths, macro retained, %", _kept(scores, "oracle, BTP's depths"), 95)
     ask("random at 50%, macro retained, %", _kept(scores, "random 50.0%"), 93)
     ask("random at 22%, macro retained, %", _kept(scores, "random 22.0%"), 75)
-    ladder = ["unpruned", *(f"random {s:.1%}" for s in SHARES)]
-    ask(
-        "random, least step down in macro", min(scores[a]["macro"] - scores[b]["macro"] for a, b in pairwise(ladder)), 0
-    )
+    checks.append(falls(scores, "macro", SHARES))
     for share, gap in zip(ORACLE_SHARES, (5, 15, 25), strict=True):
         lead = {k: scores[f"oracle {share:.1%}"][k] - scores[f"random {share:.1%}"][k] for k in ("macro", "reading")}
         ask(f"oracle over random at {share:.1%}, macro", lead["macro"], gap)
@@ -219,7 +160,7 @@ def acceptance(scores: dict[str, dict[str, float]], looks: dict[int, float], lay
         50,
     )
     ask("withdrawn at 90% of the depth, macro lost", whole["macro"] - _at(scores, layers * 0.9)["macro"], at_most=3)
-    where = knee(scores, layers)
+    where = knee(scores, layers, "macro")
     ask("knee of macro, % of the depth", where, 40)
     ask("knee of macro, % of the depth", where, at_most=85)
     ask(
@@ -236,25 +177,6 @@ def _kept(scores: dict, arm: str) -> float:
 
 def _at(scores: dict, layer: float) -> dict[str, float]:
     return scores[f"withdrawn at {int(layer)}"]
-
-
-def knee(scores: dict, layers: int) -> float:
-    """Depth in percent where half of the score above chance is reached, between two layers by a straight line."""
-    floor, top = scores["blank picture"]["macro"], scores["unpruned"]["macro"]
-    half = (floor + top) / 2
-    curve = [(i, scores[f"withdrawn at {i}"]["macro"]) for i in range(1, layers)] + [(layers, top)]
-    for (before, low), (after, high) in pairwise(curve):
-        if low < half <= high:
-            return 100 * (before + (half - low) / (high - low) * (after - before)) / layers
-    return 0.0
-
-
-def scores_table(scores: dict[str, dict[str, float]]) -> str:
-    """One row per arm."""
-    columns = list(scores["unpruned"])
-    lines = ["| arm | " + " | ".join(columns) + " |", "|:--|" + "--:|" * len(columns)]
-    lines += ["| " + " | ".join([arm, *(f"{row[c]:.1f}" for c in columns)]) + " |" for arm, row in scores.items()]
-    return "\n".join(lines)
 
 
 def looks_table(looks: dict[int, float]) -> str:

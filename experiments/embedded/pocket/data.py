@@ -74,25 +74,33 @@ def patch_labels(things: list[Thing], grid: int) -> dict[str, np.ndarray]:
 
 
 def collate(samples: list[dict]) -> dict[str, Tensor]:
-    """Pack the text behind the picture: ids, targets (-100 where nothing is asked), segment and position.
+    """`pack_text` with the pictures, and what their patches show."""
+    pixels = torch.from_numpy(np.stack([s["pixels"] for s in samples])).permute(0, 3, 1, 2)
+    out = pack_text([s["parts"] for s in samples]) | {"pixels": pixels}
+    for key in (*PATCH_LABELS, "anchor", "marks"):
+        out[key] = torch.from_numpy(np.stack([s[key] for s in samples]))
+    return out
+
+
+def pack_text(rows: list[list[tuple[list[int], list[int]]]]) -> dict[str, Tensor]:
+    """Pack the text behind what it is about: ids, targets (-100 where nothing is asked), segment and position.
 
     All rows are padded to a multiple of 16. Segment 0 is padding; position restarts with each segment.
+
+    Args:
+        rows: Token ids of each question and its answer.
     """
-    longest = max(sum(len(q) + len(a) for q, a in s["parts"]) for s in samples)
+    longest = max(sum(len(q) + len(a) for q, a in parts) for parts in rows)
     width = -(-longest // 16) * 16
-    ids, segment, position = (torch.zeros(len(samples), width, dtype=torch.long) for _ in range(3))
-    target = torch.full((len(samples), width), -100)
-    for row, sample in enumerate(samples):
+    ids, segment, position = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
+    target = torch.full((len(rows), width), -100)
+    for row, parts in enumerate(rows):
         start = 0
-        for number, (q, a) in enumerate(sample["parts"], 1):
+        for number, (q, a) in enumerate(parts, 1):
             tokens = torch.tensor(q + a)
             end = start + len(tokens)
             ids[row, start:end], segment[row, start:end] = tokens, number
             position[row, start:end] = torch.arange(len(tokens))
             target[row, start + len(q) - 1 : end - 1] = tokens[len(q) :]
             start = end
-    pixels = torch.from_numpy(np.stack([s["pixels"] for s in samples])).permute(0, 3, 1, 2)
-    out = {"ids": ids, "segment": segment, "position": position, "target": target, "pixels": pixels}
-    for key in (*PATCH_LABELS, "anchor", "marks"):
-        out[key] = torch.from_numpy(np.stack([s[key] for s in samples]))
-    return out
+    return {"ids": ids, "segment": segment, "position": position, "target": target}

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import YolosForObjectDetection
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss, box_iou
 
 from btp.models.embedded.pocket_vision import MEAN, STD, build_detector, build_processor
@@ -18,6 +19,8 @@ LAYER = 4  # the throw-away heads read what this many blocks have made; the rest
 REACH = 32  # pixels that the head's distances are measured in
 EMPTY = 0.3  # weight of patches that show nothing, which are the most
 NOTHING = 0.1  # weight of detections that match nothing, as in YOLOS
+PATCHES = {"patch": 1.0, "sides": 1.0}
+ALL = PATCHES | {"class": 1.0, "box": 5.0, "giou": 2.0, "early": 0.5}
 
 
 class PatchHeads(nn.Module):
@@ -34,28 +37,15 @@ class PocketDet(Recipe):
     """Set loss of DETR (Carion et al. 2020, arXiv:2005.12872) behind the last two blocks, patches' losses before them.
 
     Without the patches' losses a detector of this size does not start to learn, and beside the others they do not
-    either: they go first, on little clutter.
+    either: they go first, on little clutter, with the blocks in front of their heads alone. The set loss then trains at
+    the full rate until most things are found, and settles while the rate falls.
     """
 
     name = "pocket_det"
     phases = (
-        Phase(
-            "patches",
-            steps=3000,
-            batch=16,
-            rate=2e-3,
-            losses={"patch": 1.0, "sides": 1.0},
-            warmup=50,
-            decay=0.1,
-            data={"clutter": 0.3},
-        ),
-        Phase(
-            "detect",
-            steps=9000,
-            batch=16,
-            rate=2e-3,
-            losses={"class": 1.0, "box": 5.0, "giou": 2.0, "early": 0.5, "patch": 1.0, "sides": 1.0},
-        ),
+        Phase("patches", steps=2500, batch=16, rate=2e-3, losses=PATCHES, warmup=50, decay=0.1, data={"clutter": 0.3}),
+        Phase("detect", steps=9000, batch=16, rate=2e-3, losses=ALL, decay=0.0, until={"found": 0.75}),
+        Phase("settle", steps=2500, batch=16, rate=2e-3, losses=ALL, warmup=50, decay=1.0),
     )
 
     def __init__(self):
@@ -93,21 +83,23 @@ class PocketDet(Recipe):
         """
         model, heads = learner["model"], learner["heads"]
         pixels = (batch["pixels"].float() / 255 - MEAN) / STD
-        out = model(pixel_values=pixels, output_hidden_states=True)
-        found = self._patch_losses(heads, out.hidden_states[LAYER][:, 1 : 1 + batch["name"].shape[1]], batch)
+        rows = model.vit.embeddings(pixels)
+        for block in model.vit.encoder.layer[:LAYER]:
+            rows = block(rows)
+        found = self._patch_losses(heads, rows[:, 1 : 1 + batch["name"].shape[1]], batch)
         if phase.name == "patches":
             return found
+        answers = []
+        for block in model.vit.encoder.layer[LAYER:]:
+            rows = block(rows)
+            answers.append(_detections(model, rows))
         sizes = batch["count"].tolist()
         targets = [
             {"class_labels": labels, "boxes": boxes}
             for labels, boxes in zip(batch["labels"].split(sizes), batch["boxes"].split(sizes), strict=True)
         ]
-        found |= self._set_losses({"logits": out.logits, "pred_boxes": out.pred_boxes}, targets)
-        rows = model.vit.layernorm(out.hidden_states[LAYER + 1][:, -model.config.num_detection_tokens :])
-        early = {
-            "logits": model.class_labels_classifier(rows),
-            "pred_boxes": model.bbox_predictor(rows).sigmoid(),
-        }
+        *_, early, last = answers
+        found |= self._set_losses(last, targets)
         early = self._set_losses(early, targets)
         found["early"] = early["class"] + 5 * early["box"] + 2 * early["giou"]
         return found
@@ -145,6 +137,13 @@ class PocketDet(Recipe):
         """The model and its processor."""
         learner["model"].save_pretrained(folder)
         build_processor(learner["model"].config).save_pretrained(folder)
+
+
+def _detections(model: YolosForObjectDetection, rows: Tensor) -> dict[str, Tensor]:
+    """What the model's heads read off the detection tokens behind a block."""
+    tokens = model.vit.layernorm(rows)[:, -model.config.num_detection_tokens :]
+    boxes = model.bbox_predictor(tokens).sigmoid()
+    return {"logits": model.class_labels_classifier(tokens), "pred_boxes": boxes}
 
 
 def _overlap(one: Tensor, other: Tensor) -> Tensor:

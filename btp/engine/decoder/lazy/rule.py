@@ -20,7 +20,7 @@ class Rule:
     """A stage's settings.
 
     Attributes:
-        stage: whose.
+        stage: Stage whose rule it is.
         revive: tokens that stayed behind may come back, and every decode step asks anew who is seen.
         protect: "generated" tokens never leave, or "none" are spared.
         first: tokens at the beginning of the prompt that never leave.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from btp.core.host import Host
+from btp.core.keep import on_device
 from btp.core.ledger import first_places, last_places
 from btp.core.pruner import Tokens
 from btp.core.signals import Signal
@@ -75,7 +76,7 @@ class LazyStages:
             at: the layer.
             first: name of the argument that holds the hidden states.
             hidden: these, [B, R, D].
-            arguments: of the layer, as they would be without these stages.
+            arguments: Arguments of the layer, as they would be without these stages.
         """
         state, changes = self._state(run), {}
         if at == self.first:
@@ -107,12 +108,12 @@ class LazyStages:
         """One layer's attention: look at what the stage behind it asks for, and say who sees whom."""
         run = self._current()
         if run is None:
-            return now.attend(now.mask)
+            return now.attend(now.own)
         state, number = self._state(run), self._at.get(now.at + 1)
         if number is not None and self._asks(run, number):
             self._look(now, state, self._plan[number].needs)
         if state.plain:
-            return now.attend(now.mask)
+            return now.attend(now.own)
         device = now.query.device
         if device not in state.masks:
             state.masks[device] = self._mask(state, now)
@@ -308,7 +309,7 @@ def _tokens(
         image=run.layout.image.gather(1, place).masked_fill(beyond, -1),
         size=torch.ones_like(column),
         valid=~gone,
-        total=torch.tensor(totals, device=column.device),
+        total=on_device(totals, column.device),
         index=(domain.cumsum(1) - 1).gather(1, at).masked_fill(gone, -1),
         row=state.row_of().gather(1, at).masked_fill(gone, -1),
         host_total=totals,

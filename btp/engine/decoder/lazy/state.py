@@ -80,7 +80,7 @@ class State:
         """Begin the forward of a decode step; does nothing where it has begun.
 
         Args:
-            step: of the answer, 1 for the first behind the prompt.
+            step: Step of the answer, 1 for the first behind the prompt.
         """
         if step == self._step:
             return
@@ -132,7 +132,7 @@ class State:
         """Keep what the host passes by position for the tokens of this forward, once a forward.
 
         Args:
-            arguments: of the layer behind the first stage.
+            arguments: Arguments of the layer behind the first stage.
         """
         for name in TABLES:
             given = arguments.get(name)

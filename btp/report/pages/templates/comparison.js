@@ -12,8 +12,6 @@ filter.addEventListener("input", () => {
   }
 });
 
-
-
 // Settings: all cells, or two side by side with nothing but what differs between these.
 const settings = document.getElementById("differing");
 if (settings) {

@@ -1,65 +1,65 @@
-// The plots of a field: one large one of any score over any price, a small one per ability, one legend for both.
+// Plots that matplotlib drew: which one is shown, what a mark stands for, whose marks are faint or hidden.
 
 function plots(section) {
-  const data = embedded(`plots-data-${section.dataset.field}`);
-  const live = section.querySelector(".live");
-  const board = {
-    series: new Map(data.series.map((series) => [series.name, series])),
-    lines: data.lines,
-    hidden: new Set(),
-    light(name) {
-      for (const element of live.querySelectorAll("[data-series]")) {
-        element.classList.toggle("faint", name !== null && element.dataset.series !== name);
-      }
-    },
-  };
-  const [price, score] = ["price", "score"].map((name) => live.querySelector(`select.${name}`));
-  const fillSelect = (select, options) => select.append(...options.map((one) => html("option", { value: one.key }, one.title)));
-  fillSelect(price, data.prices);
-  fillSelect(score, data.scores);
-  const pick = (options, select) => options.find((one) => one.key === select.value);
-
-  section.classList.add("drawn");
-  const large = new Chart(live.querySelector(".large"), board, { title: "Score over price; arrow keys go from point to point" });
-  const panels = data.panels.map((panel) => {
-    const host = html("div", { class: "host" });
-    live.querySelector(".multiples").append(html("div", { class: "multiple card" }, html("h4", {}, panel.title), host));
-    return [new Chart(host, board, { small: true, title: `${panel.title}: accuracy over price` }), panel];
+  const { titles, rows } = embedded(`plots-data-${section.dataset.field}`);
+  const [all, tip] = [(selector) => [...section.querySelectorAll(selector)], section.querySelector(".tip")];
+  const picks = all("select.pick");
+  const choose = () => all(".drawing").forEach((drawing) => {
+    drawing.hidden = picks.some((pick) => (drawing.dataset[pick.name] ?? pick.value) !== pick.value);
   });
-  live.querySelector(".abilities").hidden = !panels.length;
-
-  const draw = () => {
-    large.draw(data.rows, pick(data.prices, price), pick(data.scores, score));
-    for (const [chart, panel] of panels) {
-      chart.draw(data.rows, pick(data.prices, price), { ...panel, kind: "percent", title: `${panel.title}, %` }, [-3, 103]);
-    }
+  const light = (series) => all("[data-series]").forEach((part) => part.classList.toggle("faint", series !== null && part.dataset.series !== series));
+  const press = (button, on) => {
+    button.setAttribute("aria-pressed", String(on));
+    all(`.drawing [data-series="${button.dataset.series}"]`).forEach((part) => part.classList.toggle("gone", !on));
   };
-
-  const items = data.series.filter((series) => series.role !== "baseline").map((series) => {
-    const key = svg("svg", { viewBox: "-2 -2 4 4", "aria-hidden": "true" }, mark(series, 0, 0, 1.2));
-    const button = html("button", { type: "button", "aria-pressed": "true", "data-series": series.name, title: series.name }, key, html("span", {}, series.short));
-    button.addEventListener("click", () => {
-      board.hidden[board.hidden.has(series.name) ? "delete" : "add"](series.name);
-      update();
-    });
-    button.addEventListener("pointerenter", () => board.light(series.name));
-    button.addEventListener("pointerleave", () => board.light(null));
-    return [series, button];
-  });
-  const update = () => {
-    for (const [series, button] of items) button.setAttribute("aria-pressed", String(!board.hidden.has(series.name)));
-    draw();
+  const leave = () => { tip.hidden = true; light(null); };
+  const middle = ({ mark }) => { const box = mark.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; };
+  const tell = ({ mark, key, row, series }, price) => {
+    const lines = [[titles[key], row.texts[key]], [titles[price], row.texts[price]], ...row.said];
+    tip.replaceChildren(
+      html("b", {}, html("span", { class: "dot", style: `background: var(--arm-${series})` }), row.method),
+      html("dl", {}, ...lines.flatMap(([title, text]) => [html("dt", {}, title), html("dd", {}, text)])),
+      row.note ? html("p", {}, row.note) : "");
+    tip.hidden = false;
+    const [[x, y], room] = [middle({ mark }), document.documentElement.clientWidth - tip.offsetWidth];
+    tip.style.left = `${Math.max(0, Math.min(x + 16 <= room ? x + 16 : x - 16 - tip.offsetWidth, room))}px`;
+    tip.style.top = `${Math.max(0, y - tip.offsetHeight / 2)}px`;
+    light(series);
   };
-  live.querySelector(".legend").append(...items.map(([, button]) => button));
-  for (const button of live.querySelectorAll("button[data-show]")) {
-    button.addEventListener("click", () => {
-      const wanted = button.dataset.show;
-      board.hidden = new Set(data.series.filter((series) => wanted !== "all" && series.role !== wanted && series.role !== "baseline").map((series) => series.name));
-      update();
+  for (const drawing of all(".drawing")) {
+    const { price } = drawing.dataset;
+    const marks = [...drawing.querySelectorAll(".marks")].flatMap((group) => [...group.querySelectorAll("use")].map((mark, i) => (
+      { mark, key: group.dataset.key, row: rows[group.dataset.rows.split(",")[i]], series: group.dataset.series })));
+    const shown = () => marks.filter(({ mark }) => !mark.closest(".gone"));
+    const near = (event) => {
+      const away = (mark) => Math.hypot(middle(mark)[0] - event.clientX, middle(mark)[1] - event.clientY);
+      const best = shown().reduce((one, other) => (one && away(one) <= away(other) ? one : other), null);
+      if (best && away(best) < (event.pointerType === "touch" ? 44 : 26)) tell(best, price); else leave();
+    };
+    let at = -1;
+    drawing.addEventListener("pointermove", near);
+    drawing.addEventListener("pointerdown", near);
+    drawing.addEventListener("keydown", (event) => {
+      const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (event.key === "Escape") leave();
+      const order = shown().sort((one, other) => middle(one)[0] - middle(other)[0]);
+      if (!way || !order.length) return;
+      event.preventDefault();
+      at = (at + way + (at < 0 && way < 0 ? 1 : 0) + order.length) % order.length;
+      tell(order[at], price);
     });
+    ["pointerleave", "blur"].forEach((end) => drawing.addEventListener(end, leave));
   }
-  [price, score].forEach((select) => select.addEventListener("change", draw));
-  draw();
+  for (const button of all(".legend button")) {
+    button.addEventListener("click", () => press(button, button.getAttribute("aria-pressed") === "false"));
+    button.addEventListener("pointerenter", () => light(button.dataset.series));
+    button.addEventListener("pointerleave", () => light(null));
+  }
+  for (const choice of all("button[data-show]")) {
+    choice.addEventListener("click", () => all(".legend button").forEach((button) => press(button, choice.dataset.show.split(" ").includes(button.dataset.role))));
+  }
+  picks.forEach((pick) => pick.addEventListener("change", choose));
+  choose();
 }
 
 document.querySelectorAll("section.plotted").forEach(plots);

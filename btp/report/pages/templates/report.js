@@ -11,15 +11,7 @@ function show() {
   document.getElementById("count").textContent = `${left} of ${samples.length}`;
 }
 
-function choose(attribute, then) {
-  const buttons = [...document.querySelectorAll(`.choice button[data-${attribute}]`)];
-  for (const button of buttons) {
-    button.addEventListener("click", () => {
-      buttons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
-      then(button.dataset[attribute]);
-    });
-  }
-}
+const choose = (attribute, then) => pressed([...document.querySelectorAll(`.choice button[data-${attribute}]`)], (button) => then(button.dataset[attribute]));
 
 for (const button of navigator.clipboard ? document.querySelectorAll("button.copy") : []) {
   button.hidden = false;

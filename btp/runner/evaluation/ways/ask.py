@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from btp.pruners.late import Late
 from btp.runner.evaluation.answer_store import Answers
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches
+from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.evaluation.oracle_targets import aim
 from btp.tasks.sample import Task
 
@@ -27,13 +28,13 @@ class Evaluate(Pass):
     Args:
         loaded: model and processor.
         pruner: the attached method, to pass targets to.
-        trace: of the attached engine.
+        trace: Trace of the attached engine.
         task: whose samples they are.
         answers: where rows go.
         reference: the unpruned answers, for the divergence; None for the unpruned arm itself, which keeps its
             distributions for the others.
         batches: makes batches again where they do not fit.
-        size: of the batches, shrunk where memory ends.
+        size: Size of the batches, shrunk where memory ends.
         features: what to give the model in place of pictures; None gives it pictures.
     """
 
@@ -50,18 +51,18 @@ class Evaluate(Pass):
         features: PictureFeatures | None = None,
     ):
         super().__init__(batches, size)
-        self.host = loaded.host
+        self.loaded, self.host = loaded, loaded.host
         self.pruner, self.trace, self.answers, self.reference = pruner, trace, answers, reference
         self.features = features
 
     def step(self, batch: Batch) -> None:
         """Answer a batch and write it down before the next one starts."""
         samples = batch.samples
-        aim(self.pruner, samples)
+        aim(self.pruner, samples, batch.clips)
         if isinstance(self.pruner, Late):
             self._ask_earlier(self.pruner, batch)
         self.trace.calls.clear()
-        inputs = batch.to(self.host.device, self.host.dtype, non_blocking=True).inputs
+        inputs = model_inputs(self.loaded, batch)
         if self.features is not None:
             inputs = self.features.instead(inputs, batch.pictures)
         try:
@@ -71,6 +72,7 @@ class Evaluate(Pass):
             raise ValueError(f"{error} It is sample {names}." if names else str(error)) from error
         first = first.cpu()
         names = [s.id for s in samples]
+        _check_numbers(first, names)
         if self.reference is None:
             self.answers.add_logits(names, first.numpy())
             drift = torch.zeros(len(names))
@@ -79,31 +81,43 @@ class Evaluate(Pass):
             drift = torch.nn.functional.kl_div(first, unpruned, reduction="none", log_target=True).sum(-1)
             while drift.dim() > 1:
                 drift = drift.mean(-1)
+        events = getattr(self.pruner, "events", None) or [None] * len(samples)
         call = self.trace[0]  # any later one started from the same prompts
         self.answers.add(
             [
-                {"sample": s.id, **answer, "kl": round(float(kl), 6)} | happened(call, row, answer.get("answer_tokens"))
+                {"sample": s.id, **answer, "kl": round(float(kl), 6)}
+                | happened(call, row, answer.get("answer_tokens"))
+                | ({"events": events[row]} if events[row] else {})
                 for row, (s, answer, kl) in enumerate(zip(samples, said, drift, strict=True))
             ]
         )
 
     def _ask_earlier(self, pruner: Late, batch: Batch) -> None:
         """Let the pruner choose by the questions that were asked before; it keeps to that from here on."""
-        before = self.batches.earlier(batch.indices).to(self.host.device, self.host.dtype)
         with pruner.listening():
-            self.host.generate(**before.inputs, max_new_tokens=1)
+            self.host.generate(**model_inputs(self.loaded, self.batches.earlier(batch.indices)), max_new_tokens=1)
 
     def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
         """Answer a batch.
 
         Args:
-            inputs: of the batch, where the model is.
+            inputs: Inputs of the batch, where the model is.
 
         Returns:
             What each sample's row holds of its answer, and the log-probabilities by which answers are compared: [B, V],
             or [B, ..., V] where an answer has several, whose divergences are averaged.
         """
         raise NotImplementedError
+
+
+def _check_numbers(first: Tensor, names: Sequence[str]) -> None:
+    """Refuse answers that were read from NaN, of which any word is the likeliest."""
+    lost = [name for name, row in zip(names, first.flatten(1).isnan().any(1).tolist(), strict=True) if row]
+    if lost:
+        raise ValueError(
+            f"the model puts out NaN for sample {', '.join(lost)}, so that its answers mean nothing: it overflows, or "
+            "its weights hold NaN. Try another model.dtype, or get the checkpoint anew."
+        )
 
 
 def happened(call: Call, row: int, forwards: int | None = None) -> dict[str, Any]:

@@ -48,10 +48,9 @@ class Classify(Looking):
         super().check(loaded, samples)
         names_of(loaded.host.labels, self.task)
 
-    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
-        """The class, and [C] log-probabilities."""
-        (row,), found = _named(loaded.host, names_of(loaded.host.labels, self.task), inputs)
-        return row["prediction"], found[0]
+    def answer(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], Tensor]:
+        """As `Classifying.say`."""
+        return _named(loaded.host, names_of(loaded.host.labels, self.task), inputs)
 
     def likely(self, loaded: Loaded, first: Tensor, most: int) -> list[tuple[str, float]]:
         """Classes."""

@@ -64,11 +64,10 @@ class Detect(Looking):
         super().check(loaded, samples)
         categories_of(loaded.host.labels, self.task)
 
-    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
-        """What is found, and [Q, C + 1] log-probabilities of detection tokens."""
+    def answer(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], Tensor]:
+        """As `Detecting.say`."""
         names, threshold = categories_of(loaded.host.labels, self.task), self.task.threshold  # type: ignore[attr-defined]
-        (row,), logits = _found(loaded.host, names, threshold, inputs)
-        return row["prediction"], logits[0]
+        return _found(loaded.host, names, threshold, inputs)
 
     def likely(self, loaded: Loaded, first: Tensor, most: int) -> list[tuple[str, float]]:
         """Objects, of whichever detection token."""

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from btp.models.loading.load import Loaded
 from btp.models.lvlm import LVLM
-from btp.models.token_layout import describe_views
+from btp.models.token_layout import describe_views, strip_of
+from btp.models.video.clip_features import clip_layout
 from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Batch, Collate, by_length, visual_tokens
 from btp.runner.evaluation.inertness import check_inert
 from btp.runner.evaluation.processing import try_unusual
-from btp.runner.evaluation.prompt_length import check_lengths
-from btp.runner.evaluation.shown_prompt import shown_prompt
+from btp.runner.evaluation.prompts.prompt_length import check_lengths
+from btp.runner.evaluation.prompts.shown_prompt import shown_prompt
 from btp.runner.evaluation.task_protocol import Judgement, OwnWay
 from btp.runner.evaluation.visual_totals import text_totals, visual_totals
 from btp.runner.evaluation.ways.ask import Evaluate
+from btp.runner.evaluation.ways.drift import Drift, likeliest
 from btp.runner.evaluation.ways.way import DOES, GENERATE, Row, Seen, Sizes, Way
 from btp.tasks.sample import Corpus, Sample
+
+HUES = (31, 90, 160), (196, 96, 20)  # of events by turns
 
 
 class Generating(Evaluate):
@@ -35,7 +40,17 @@ class Generating(Evaluate):
 
     def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
         """Texts, and [B, V] log-probabilities of the token behind the prompt."""
-        with first_logits(self.host) as seen:
+        names, drift, kept = [sample.id for sample in batch.samples], None, []
+        if self.reference is not None and (unpruned := self.reference.steps(names)) is not None:
+            drift = Drift(unpruned, self.host.device)
+
+        def look(logits: Tensor) -> None:
+            if drift is not None:
+                drift.see(logits)
+            elif self.reference is None:
+                kept.append(likeliest(logits))
+
+        with first_logits(self.host, look) as seen:
             lengths = [sample.max_new_tokens or self.max_new_tokens for sample in batch.samples]
             ids = self.host.generate(**inputs, max_new_tokens=max(lengths))
         answers = ids[:, batch.inputs["input_ids"].shape[1] :]
@@ -43,6 +58,11 @@ class Generating(Evaluate):
         texts = self.tokenizer.batch_decode(each, skip_special_tokens=True)
         ends = ended(each, self.host.model.generation_config.eos_token_id)
         said = [{"prediction": text.strip(), "answer_tokens": n} for text, n in zip(texts, ends, strict=True)]
+        if kept:
+            steps = torch.stack(kept, dim=1).cpu().numpy()
+            self.answers.add_steps(names, [row[:n] for row, n in zip(steps, ends, strict=True)])
+        if drift is not None:
+            said = [s | {"kl_steps": round(kl, 6)} for s, kl in zip(said, drift.means(ends), strict=True)]
         return said, seen[0].float().log_softmax(-1)
 
 
@@ -54,15 +74,22 @@ def ended(answers: Sequence[Tensor], end: int | Sequence[int] | None) -> list[in
 
 
 @contextmanager
-def first_logits(host: LVLM) -> Iterator[list[Tensor]]:
-    """Collect [B, V] logits of the first answer token alone: those of all steps would fill a device."""
+def first_logits(host: LVLM, look: Callable[[Tensor], None] | None = None) -> Iterator[list[Tensor]]:
+    """Collect [B, V] logits of the first answer token alone: those of all steps would fill a device.
+
+    Args:
+        look: is shown those of every step.
+    """
     seen: list[Tensor] = []
 
-    def look(module: Any, args: Any, out: Any) -> None:
+    def show(module: Any, args: Any, out: Any) -> None:
+        logits = out.logits[:, -1]
         if not seen:
-            seen.append(out.logits[:, -1].clone())
+            seen.append(logits.clone())
+        if look is not None:
+            look(logits)
 
-    hook = host.model.register_forward_hook(look)
+    hook = host.model.register_forward_hook(show)
     try:
         yield seen
     finally:
@@ -125,13 +152,39 @@ class Generate(Way):
         """Tokens and logits of whole answers."""
         return check_inert(loaded, arm, samples, self.task.max_new_tokens)
 
-    def picture(self, loaded: Loaded, sample: Sample) -> tuple[Image.Image, dict[str, Any]] | None:
-        """The first picture of the prompt."""
+    def picture(
+        self, loaded: Loaded, sample: Sample, row: Row | None = None
+    ) -> tuple[Image.Image, dict[str, Any]] | None:
+        """The first picture of the prompt, or else the frames of its first video side by side, and below them as a band
+        the events that the method found.
+        """
+        if not len(sample.images) and sample.clips:
+            clip, inputs = sample.clips[0], self.collate(loaded.processor)([sample]).inputs
+            layout = loaded.host.layout(inputs | clip_layout(loaded.host, loaded.processor, sample.clips))
+            deep = int(layout.coord[0][layout.image[0] == 0, 0].max()) + 1
+            band = event_band((row or {}).get("events") or (), deep)
+            return strip_of(list(clip[:: -(-len(clip) // deep)]), layout, band=band)
         if not len(sample.images):
             return None
         first = sample.images[0]
         places = describe_views(loaded.host, loaded.host.layout(self.collate(loaded.processor)([sample]).inputs), first)
         return (first, places) if places else None
+
+
+def event_band(events: Sequence[Mapping[str, Any]], frames: int) -> list[tuple[int, int, int]]:
+    """A colour for each row of frames of the first video: turns of two hues, full where an event or a frame matters.
+
+    Args:
+        events: Events as METok describes them; of other methods none.
+        frames: Rows of tokens in time.
+    """
+    band = [(255, 255, 255)] * frames
+    for number, event in enumerate(e for e in events if e["video"] == 0):
+        hue = HUES[number % len(HUES)]
+        for frame in range(event["first"], event["end"]):
+            strength = 0.15 + 0.4 * event["key"] + 0.45 * (frame in event["key_frames"])
+            band[frame] = tuple(round(255 - strength * (255 - part)) for part in hue)  # type: ignore[assignment]
+    return band if events else []
 
 
 def _look_at_texts(loaded: Loaded, samples: Sequence[Sample], collate: Collate) -> Seen:

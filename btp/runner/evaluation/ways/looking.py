@@ -19,7 +19,7 @@ from btp.runner.evaluation.data import Batch, Collate, shrunk
 from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.processing import processed, try_unusual
 from btp.runner.evaluation.visual_totals import visual_count
-from btp.runner.evaluation.ways.way import Seen, Sizes, Way
+from btp.runner.evaluation.ways.way import Row, Seen, Sizes, Way
 from btp.tasks.sample import Sample
 
 
@@ -27,7 +27,7 @@ class Look(Collate):
     """Makes one batch of pictures or clips, which all come to the same size.
 
     Args:
-        processor: of pictures, or of clips.
+        processor: Processor of pictures, or of clips.
     """
 
     def __call__(self, samples: Sequence[Sample], indices: Sequence[int] = (), shares: Sequence[float] = ()) -> Batch:
@@ -76,6 +76,15 @@ class Looking(Way):
         try_unusual(samples, collate)
         return Seen(totals, totals, 1, order, groups if len(counted) > 1 else ())
 
+    def answer(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], Tensor]:
+        """What the row of each sample holds of its answer, and [B, ..., V] log-probabilities."""
+        raise NotImplementedError
+
+    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+        """The prediction of the only row."""
+        (row,), found = self.answer(loaded, inputs)
+        return row["prediction"], found[0]
+
     def inert(self, loaded: Loaded, arm: Arm, samples: Sequence[Sample]) -> dict[str, Any]:
         """All that the head puts out. Samples of another size than the first are left out."""
         host, collate = loaded.host, self.collate(loaded.processor)
@@ -96,7 +105,9 @@ class Looking(Way):
             "max_logit_difference": max(float((attached[key] - value).abs().max()) for key, value in plain.items()),
         }
 
-    def picture(self, loaded: Loaded, sample: Sample) -> tuple[Image.Image, dict[str, Any]] | None:
+    def picture(
+        self, loaded: Loaded, sample: Sample, row: Row | None = None
+    ) -> tuple[Image.Image, dict[str, Any]] | None:
         """The picture; of a clip the first frame of each row of tubes, side by side."""
         inputs = self.collate(loaded.processor)([sample]).inputs
         layout = loaded.host.layout(inputs)

@@ -19,7 +19,7 @@ def names_of(labels: Mapping[int, str], task: Any) -> dict[int, str]:
 
     Args:
         labels: the model's names by number (id2label of its config.json).
-        task: with `classes`, in order.
+        task: Task with `classes`, in order.
 
     Raises:
         ValueError: the two know other classes.

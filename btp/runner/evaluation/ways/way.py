@@ -28,8 +28,8 @@ class Seen:
     Attributes:
         estimates: visual tokens of each sample as its processor says; 0 where it shows no picture.
         totals: visual tokens of each sample as the model counts them.
-        pictures: that a sample shows, the most, tiles counted one by one.
-        order: of the samples in the batches.
+        pictures: Pictures that a sample shows, the most, tiles counted one by one.
+        order: Order of the samples in the batches.
         groups: what samples of one batch have in common; empty where any may share one.
     """
 
@@ -47,7 +47,7 @@ class Way:
         task: which declares it by its name (`way`).
 
     Attributes:
-        name: as tasks write it.
+        name: Name as tasks write it.
         does: what a model does that answers so, for messages.
         collate: makes batches.
         evaluate: answers them.
@@ -133,8 +133,14 @@ class Way:
         """
         raise NotImplementedError
 
-    def picture(self, loaded: Loaded, sample: Sample) -> tuple[Image.Image, dict[str, Any]] | None:
-        """What the report draws of a sample, and what index.json says of it; None without a picture."""
+    def picture(
+        self, loaded: Loaded, sample: Sample, row: Row | None = None
+    ) -> tuple[Image.Image, dict[str, Any]] | None:
+        """What the report draws of a sample, and what index.json says of it; None without a picture.
+
+        Args:
+            row: Answer of the run's method, which may say what it found in a video.
+        """
         raise NotImplementedError
 
 

@@ -1,0 +1,102 @@
+"""What each layer holds of a text prompt's words under an arm: of some samples, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from btp.core.trace import Call
+from btp.engine.attach import attach
+from btp.models.loading.load import Loaded
+from btp.runner.arms import Arm
+from btp.runner.evaluation.data import Collate
+from btp.runner.evaluation.oracle_targets import aim
+from btp.tasks.sample import Sample
+
+MOST_LAYERS = 4  # shown of an arm, spread over those in which something left
+MOST_WORDS = 800  # of a prompt: as many from its beginning as from its end
+_SPACES = ("▁", "Ġ")  # how tokenizers write a space in front of a word
+
+
+def kept_words(
+    loaded: Loaded, arms: Sequence[Arm], samples: Sequence[Sample], collate: type[Collate] = Collate
+) -> dict[str, dict[str, Any]]:
+    """Per sample: the prompt's pieces, and per arm with stages the share of key heads that hold each, in some layers.
+
+    The prompt runs once more for each of them, up to the first token.
+
+    Returns:
+        sample -> {words, left_out (pieces in the middle), arms: {arm: {layer: shares of the words, in percent}}}.
+    """
+    found = {}
+    for sample in samples:
+        inputs = collate(loaded.processor)([sample]).to(loaded.host.device, loaded.host.dtype).inputs
+        words, mine = pieces(loaded.processor.tokenizer, inputs["input_ids"][0].tolist()), {}
+        for arm in arms:
+            if not arm.schedule or arm.picture != "full":
+                continue
+            shares = _held(loaded, arm, sample, inputs)
+            mine[arm.name] = {str(at): _ends(_percent(shares[at])) for at in _layers(shares)}
+        out = max(0, len(words) - MOST_WORDS)
+        found[sample.id] = {"words": _ends(words), "left_out": out, "arms": mine}
+    return found
+
+
+def held(call: Call, visual: Tensor) -> Tensor:
+    """[L, S] share of key heads of each layer that hold a token behind the prompt, of a call's first row.
+
+    Args:
+        visual: [S] bool, tokens that could leave between layers, of the row without padding.
+    """
+    L, S = len(call.tokens), len(visual)
+    shares, places = torch.ones(L, S), visual.nonzero().flatten().tolist()
+    for stage in call.stages:
+        at = stage.site.layer if stage.site.kind == "layer" and stage.site.tower == "llm" else 0
+        shares[at:, places] = 0.0
+        shares[at:, [places[i] for i in stage.kept[0]]] = 1.0
+    for site in dict.fromkeys(record.site for record in call.evicted if record.step == 0):
+        heads = call.gone(site, step=0)[0]
+        for gone in heads:
+            shares[site.layer, sorted(gone)] -= 1.0 / len(heads)
+    return shares.clamp(min=0.0)
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """A prompt token by token, with the spaces between words where they stand."""
+    names = tokenizer.convert_ids_to_tokens(list(ids))
+    marked = any(str(name).startswith(_SPACES) for name in names)
+    texts = [tokenizer.decode([i]) for i in ids]
+    if not marked:  # a token is a word
+        return [f" {text.strip()}" for text in texts]
+    return [
+        text if text.startswith(" ") or not str(name).startswith(_SPACES) else f" {text}"
+        for text, name in zip(texts, names, strict=True)
+    ]
+
+
+def _held(loaded: Loaded, arm: Arm, sample: Sample, inputs: Mapping[str, Tensor]) -> Tensor:
+    pruner = arm.build()
+    aim(pruner, [sample])
+    with torch.inference_mode(), attach(loaded.host, pruner, arm.schedule) as trace:
+        loaded.host.generate(**inputs, max_new_tokens=1)
+    return held(trace[0], loaded.host.layout(inputs).visual[0])
+
+
+def _layers(shares: Tensor) -> list[int]:
+    """Some layers in which something left, the first and the last of them with it."""
+    cut = (shares < 1.0).any(1).nonzero().flatten().tolist()
+    if len(cut) <= MOST_LAYERS:
+        return cut
+    return sorted({cut[round(i * (len(cut) - 1) / (MOST_LAYERS - 1))] for i in range(MOST_LAYERS)})
+
+
+def _percent(shares: Tensor) -> list[int]:
+    return (100 * shares).round().int().tolist()
+
+
+def _ends(listed: list) -> list:
+    half = MOST_WORDS // 2
+    return listed if len(listed) <= MOST_WORDS else [*listed[:half], *listed[-half:]]

@@ -1,0 +1,65 @@
+"""Puts modules that were trained for an embedded model into the package: weights in float16, card and curve beside.
+
+python -m experiments.embedded.ship_modules outputs/.store/trained/ID   # -> btp/models/checkpoints/modules/PRUNER_MODEL
+"""
+
+import argparse
+import hashlib
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file, save
+
+from btp.pruners.trained_folder import CARD, WEIGHTS, read_card
+from btp.runner.identity import checkpoint
+from experiments.embedded.ship import CHECKPOINTS
+
+CURVE = "curve.jsonl"
+
+
+def ship_modules(trained: Path, checkpoints: Path = CHECKPOINTS) -> Path:
+    """Write a folder of modules again with weights in float16.
+
+    Args:
+        trained: What `action=train` leaves.
+        checkpoints: Folder of the embedded models; modules go below `modules`.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        ValueError: They were trained for another model than the one that ships under its name.
+    """
+    card = read_card(trained)
+    host = card["host"]
+    model = checkpoints / host["name"]
+    if not model.is_dir() or checkpoint(model) != host["checkpoint"]:
+        raise ValueError(
+            f"the modules in {trained} were trained with {host['name']} (checkpoint {host['checkpoint']}), which is "
+            f"not what {model} holds. Train them with the model that ships."
+        )
+    shipped = checkpoints / "modules" / f"{card['pruner']}_{host['name']}"
+    shipped.mkdir(parents=True, exist_ok=True)
+    content = save({key: value.to(torch.float16) for key, value in load_file(trained / WEIGHTS).items()})
+    (shipped / WEIGHTS).write_bytes(content)
+    shutil.copy(trained / CURVE, shipped / CURVE)
+    card["digest"] = hashlib.sha256(content).hexdigest()
+    (shipped / CARD).write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return shipped
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="outputs/.store/trained/IDENTITY")
+    try:
+        shipped = ship_modules(parser.parse_args().folder)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{shipped} holds {sum(f.stat().st_size for f in shipped.iterdir()) / 2**20:.1f} MiB.")
+
+
+if __name__ == "__main__":
+    main()

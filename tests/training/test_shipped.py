@@ -1,0 +1,34 @@
+"""Modules that come with the project: whole, and found for the model that they were trained with."""
+
+import pytest
+from safetensors.torch import load_file
+
+from btp.models.loading.checkpoint import EMBEDDED
+from btp.pruners.trained_folder import WEIGHTS, read_card
+from btp.runner.identity import checkpoint
+from btp.runner.training.find import SHIPPED, shipped_for
+from experiments.embedded.ship_modules import ship_modules
+
+FOLDERS = sorted(SHIPPED.iterdir())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_shipped_modules_are_found_for_their_model(folder):
+    card = read_card(folder)
+    host = checkpoint(EMBEDDED / "checkpoints" / card["host"]["name"])
+    assert card["host"]["checkpoint"] == host
+    assert shipped_for({"method": card["method"]}, host) == folder
+    assert shipped_for({"method": card["method"]}, "another") is None
+    assert sum(x.numel() for x in load_file(folder / WEIGHTS).values()) == card["parameters"]
+
+
+def test_all_shipped_modules_are_small():
+    assert sum((folder / WEIGHTS).stat().st_size for folder in FOLDERS) < 8 * 2**20
+
+
+def test_modules_of_another_model_are_not_shipped(tmp_path):
+    (tmp_path / "pocket").mkdir()
+    (tmp_path / "pocket" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"which is not what .*pocket holds\. Train them with the model that ships"):
+        ship_modules(FOLDERS[0], tmp_path)
+    assert not (tmp_path / "modules").exists()
