@@ -31,6 +31,7 @@ class Sample:
             text that it is about, where the task knows it.
         chat: False where the prompt is the text alone, whatever chat template the model has.
         max_new_tokens: Tokens of the longest answer; None is the task's.
+        earlier: a question about the same pictures that was asked before this one; "" where there was none.
         group: what samples that are scored together have in common; "" where a sample stands alone.
         clips: videos behind the pictures, each its frames in order; may open each frame only when it is looked at.
         evidence: numbers of the frames of the first clip that hold what the answer needs, where the task knows them.
@@ -55,6 +56,7 @@ class Sample:
     clips: tuple[Sequence[Image], ...] = ()
     evidence: tuple[int, ...] = ()
     duration: str = ""
+    earlier: str = ""
 
     @property
     def answers(self) -> tuple[str, ...]:

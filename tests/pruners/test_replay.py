@@ -6,7 +6,10 @@ import torch
 from oracle import steps
 from toys import Content, plan
 
+from btp.core.selection import MergePlan, Selection
 from btp.engine.attach import attach
+from btp.pruners.attention import Attention
+from btp.pruners.late import Late
 from btp.pruners.replay import Replay
 
 STAGES = plan(("llm.input", 6), ("llm.layer.2", 3))
@@ -48,3 +51,43 @@ def test_messages():
     lost = {site: [[40 + i for i, _ in enumerate(rows[0])]] for site, rows in kept.items()}
     with pytest.raises(ValueError, match="replay was recorded on other pictures"):
         recorded(lvlm, tiny.prompts(lvlm, [[3, "i", 4]]), Replay(lost))
+
+
+def test_the_arm_of_late_questions():
+    """The method by itself; then what it chose while it listened, whatever is asked; then anew, for other rows."""
+    lvlm = tiny.shared("llava")
+    one, two = tiny.prompts(lvlm, [[3, "i", 4], ["i", 2]]), tiny.prompts(lvlm, [[5, "i", 1, 7], ["i", 6]])
+    stages = plan(("llm.layer.2", 3), ("llm.layer.3", 2))
+    method = Attention(score="probs", source="last")
+
+    def kept(pruner, inputs):
+        with attach(lvlm, pruner, stages) as trace:
+            steps(lvlm, inputs)
+        return [stage.kept for stage in trace[0].stages]
+
+    first, second = kept(method, one), kept(method, two)
+    assert first != second, "the two questions choose alike, so nothing would be proved"
+    arm = Late(inner=method)
+    assert kept(arm, two) == second
+    with arm.listening():
+        assert kept(arm, one) == first
+    assert kept(arm, two) == first
+    with arm.listening():
+        kept(arm, tiny.prompts(lvlm, [["i", 2]]))
+    with pytest.raises(ValueError, match="replay has no record of 2 rows"):
+        kept(arm, two)
+
+
+class Merges(Content):
+    """Lets everything flow into the first token that stays."""
+
+    def select(self, tokens, signals, stage):
+        keep = super().select(tokens, signals, stage).keep
+        return Selection(keep, MergePlan(keep[:, :1].expand_as(tokens.index), torch.ones_like(tokens.index).float()))
+
+
+def test_what_is_no_choice():
+    """Tokens that were merged are not those of any question."""
+    lvlm, arm = tiny.shared("llava"), Late(inner=Merges())
+    with arm.listening(), pytest.raises(ValueError, match=r"'merges' does more than choose tokens .* at llm\.input"):
+        recorded(lvlm, tiny.prompts(lvlm, [[3, "i", 4]]), arm)

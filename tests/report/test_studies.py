@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from sample_run import ABILITIES, ARMS, of, set_scores, write_run
+from sample_run import ABILITIES, ARMS, method, of, set_scores, write_run
 from studying import ALL, NONE, SAMPLES, answer, config, write_depths, write_settings
 
 from btp.report.comparison.groups import fields
@@ -17,6 +17,7 @@ from btp.report.studies.coverage import cells_of, coverage, shares_kept
 from btp.report.studies.curves import curves
 from btp.report.studies.depth_sweep import depth_sweep, knee
 from btp.report.studies.grid import grid
+from btp.report.studies.late import late
 from btp.report.studies.paired_suites import suites
 from btp.report.studies.reproduce import published
 from btp.report.studies.write import BEGIN, END, KINDS, write_study
@@ -249,3 +250,32 @@ def test_settings_of_a_stage_are_found_in_its_list(tmp_path):
     found = frame[frame["role"].eq("method")].set_index(key)
     assert found.loc["0.3", "gap_reference"] == pytest.approx(1)
     assert found["macro"].to_dict() == {"0": 0, "0.3": 1}
+
+
+def test_late_questions_are_held_against_the_same_ones_asked_themselves(tmp_path):
+    """FastV is right on all and on half of them, by other tokens; DivPrune on half both ways, by the same ones."""
+    half = [1.0, 0.0] * (SAMPLES // 2)
+    for name, own, other in (("fastv", ALL, half), ("divprune", half, half)):
+        arms = (*of(name)[:2], method("late", "control"))
+        write_run(tmp_path / name, SAMPLES, arms=arms, name=name, overlays=0, config=config(pruner__name=name))
+        set_scores(tmp_path / name, {"unpruned": ALL, name: own, "late": other})
+        file = tmp_path / name / "trace.parquet"
+        trace = pd.read_parquet(file)
+        other = trace[trace["arm"].eq(name)].assign(arm="late")
+        if name == "fastv":
+            other["kept"] = other["kept"].map(lambda kept: kept[: len(kept) // 2])
+        pd.concat([trace, other]).to_parquet(file)
+    found = answer(late, tmp_path)
+    rows = found.frame.set_index("method")
+    assert list(rows.index) == ["fastv", "divprune"]
+    assert rows.loc["fastv", ["own", "late", "lost"]].tolist() == pytest.approx([1.0, 0.5, 0.5])
+    assert rows.loc["fastv", "p_holm"] < 0.001
+    assert 0 < rows.loc["fastv", "same"] < 1
+    assert rows.loc["divprune", ["lost", "same"]].tolist() == [0.0, 1.0]
+    assert found.said[0] == "divprune: the same tokens for every question, so that none is late."
+    assert found.said[1].startswith("fastv loses 50.0 points when asked late; ")
+
+
+def test_late_questions_need_their_arm(settings):
+    with pytest.raises(ValueError, match=r"none of the runs has an arm late\. Make them with experiment=multi_turn"):
+        answer(late, settings)

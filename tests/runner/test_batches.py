@@ -300,3 +300,13 @@ def test_pictures_of_too_many_pixels_are_not_decoded_together(pocket, monkeypatc
     monkeypatch.setattr(batches_module, "MOST_PIXELS", 100)
     feed = Feed(samples[:6], loaded.processor, pixels=[40, 50, 20, 300, 10, 10])
     assert [batch.indices for batch in feed.batches(range(6), 4)] == [[0, 1], [2], [3], [4, 5]]
+
+
+def test_an_arm_of_late_questions_needs_earlier_ones(pocket):
+    """Which pocketvqa draws where it is asked to."""
+    loaded, _, samples = pocket
+    with (
+        Feed(samples, loaded.processor) as feed,
+        pytest.raises(ValueError, match=r"sample test-0-000000 has no question "),
+    ):
+        feed.batches([0, 1], 2).earlier([0, 1])

@@ -182,6 +182,15 @@ def test_coverage_in_miniature_knows_that_the_oracle_keeps_what_is_needed(tmp_pa
     assert table.loc["oracle", "needed"] >= 5
 
 
+@pytest.mark.slow
+def test_late_questions_in_miniature(tmp_path):
+    """A method that is blind to the text keeps the same tokens and says the same."""
+    run(tmp_path, "experiment=multi_turn", "pruner=fastv,divprune")
+    table = pd.read_csv(tmp_path / "sweep" / "multi_turn.csv").set_index("method")
+    assert table.loc["divprune", ["lost", "same"]].tolist() == [0.0, 1.0]
+    assert 0 < table.loc["fastv", "same"] < 1
+
+
 def test_a_word_for_the_sweeper_takes_the_place_of_an_experiments():
     """As a key of the config does."""
     words = ["experiment=fired", "hydra.sweeper.params.pruner='random,dart'"]

@@ -146,3 +146,14 @@ def test_scoring():
 def test_bad_settings_say_which_key(change, message):
     with pytest.raises(ValueError, match=message):
         PocketVQA(**({"split": "test", "seed": 0, "size": 9} | change))
+
+
+def test_an_earlier_question():
+    """Of another ability about the same scene, the same for an index; the sample itself is as without it."""
+    plain, two = (PocketVQA("test", 0, 200, earlier=asked) for asked in (False, True))
+    for i in range(40, 200, 2):
+        a, b = plain[i], two[i]
+        assert (a.question, a.reference, a.boxes, a.earlier) == (b.question, b.reference, b.boxes, "")
+        assert a.images[0].tobytes() == b.images[0].tobytes()
+        assert b.earlier not in ("", b.question)
+        assert two[i].earlier == b.earlier

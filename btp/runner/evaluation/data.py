@@ -221,6 +221,21 @@ class Batches:
         """A batch of some of the samples."""
         return self.feed.make(indices, self.shares)
 
+    def earlier(self, indices: Sequence[int]) -> Batch:
+        """A batch of the questions that were asked about the same pictures before.
+
+        Raises:
+            ValueError: a sample has none.
+        """
+        samples = [self.feed.samples[i] for i in indices]
+        without = next((s.id for s in samples if not s.earlier), None)
+        if without is not None:
+            raise ValueError(
+                f"sample {without} has no question that was asked before, which pruner late chooses by. Set "
+                "task=pocketvqa task.dataset.earlier=true, or leave the arm late out."
+            )
+        return self.feed.collate(self.feed.processor)([replace(s, question=s.earlier) for s in samples], indices)
+
 
 class _Plan(Sampler):
     """Which samples come next; read by the processes that make batches, written by who wants them."""

@@ -3,14 +3,17 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
 
 from btp.tasks.drawn import Drawn, known_abilities
 from btp.tasks.pocketvqa.draw import paint
-from btp.tasks.pocketvqa.layout import draw_layout
+from btp.tasks.pocketvqa.layout import Thing, draw_layout
 from btp.tasks.pocketvqa.questions import ABILITIES, ask
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import exact_match, list_f1, normalise
+
+EARLIER = 9  # apart from the streams of the splits
 
 
 class PocketVQA(Drawn):
@@ -23,19 +26,21 @@ class PocketVQA(Drawn):
     name = "pocketvqa"
     max_new_tokens = 48
 
-    def __init__(self, split: str, seed: int, size: int, abilities: Sequence[str] | None = None):
+    def __init__(self, split: str, seed: int, size: int, abilities: Sequence[str] | None = None, earlier: bool = False):
         """
         Args:
             split: train | calibration | validation | test.
             seed: Seed of the scenes and questions.
             size: number of samples.
             abilities: a subset of the task's abilities; None = all.
+            earlier: each sample also has a question of another ability about its picture, asked before its own.
 
         Raises:
             ValueError: an unknown split or ability, or no samples.
         """
         super().__init__(split, seed, size)
         self.abilities = known_abilities(abilities, ABILITIES)
+        self.earlier = earlier
 
     def __getitem__(self, index: int) -> Sample:
         ability = self.abilities[index % len(self.abilities)]
@@ -55,7 +60,17 @@ class PocketVQA(Drawn):
             boxes=tuple(t.box for t in things),
             labels=tuple(t.phrase for t in things),
             targets=tuple(t.box for t in concerned),
+            earlier=self._other(index, ability, things) if self.earlier else "",
         )
+
+    def _other(self, index: int, ability: str, things: Sequence[Thing]) -> str:
+        """A question of another ability about the scene, from a stream of its own: the sample stays as it is."""
+        rng = np.random.default_rng([self.seed, EARLIER, index])
+        others = [name for name in ABILITIES if name not in (ability, "describe")]
+        asked = None
+        while asked is None:  # a count that is drawn may not be there
+            asked = ask(str(rng.choice(others)), things, rng)
+        return asked[0]
 
     def score(self, sample: Sample, prediction: str) -> float:
         """Exact match; for a description, F1 over its objects."""

@@ -13,6 +13,7 @@ from btp.core.trace import Call, Trace
 from btp.engine.checks.finite import NotFinite
 from btp.models.loading.load import Loaded
 from btp.models.vision_cache import PictureFeatures
+from btp.pruners.late import Late
 from btp.runner.evaluation.answer_store import Answers
 from btp.runner.evaluation.batch_size import BatchSize, Pass
 from btp.runner.evaluation.data import Batch, Batches
@@ -58,6 +59,8 @@ class Evaluate(Pass):
         """Answer a batch and write it down before the next one starts."""
         samples = batch.samples
         aim(self.pruner, samples, batch.clips)
+        if isinstance(self.pruner, Late):
+            self._ask_earlier(self.pruner, batch)
         self.trace.calls.clear()
         inputs = model_inputs(self.loaded, batch)
         if self.features is not None:
@@ -88,6 +91,11 @@ class Evaluate(Pass):
                 for row, (s, answer, kl) in enumerate(zip(samples, said, drift, strict=True))
             ]
         )
+
+    def _ask_earlier(self, pruner: Late, batch: Batch) -> None:
+        """Let the pruner choose by the questions that were asked before; it keeps to that from here on."""
+        with pruner.listening():
+            self.host.generate(**model_inputs(self.loaded, self.batches.earlier(batch.indices)), max_new_tokens=1)
 
     def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
         """Answer a batch.
