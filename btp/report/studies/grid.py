@@ -66,7 +66,7 @@ def _draw(own: pd.DataFrame, by: Sequence[str], scores: Sequence[str], theme: Th
 
 def _evicts(entry: Entry) -> bool:
     """Whether an arm has a stage in the K/V cache, alone or beside others."""
-    return any(str(stage["site"]).startswith("llm.cache") for stage in entry.arm.schedule)
+    return any(str(stage["site"]).startswith("llm.cache") for stage in entry.arm.schedule or ())
 
 
 def _place(value: str) -> tuple[bool, float, str]:
