@@ -40,12 +40,12 @@ from btp.runner.evaluation.data import Feed
 from btp.runner.evaluation.effect import check_effect
 from btp.runner.evaluation.evaluate import answer
 from btp.runner.evaluation.forecast import say_forecast
-from btp.runner.evaluation.kept_words import kept_words
 from btp.runner.evaluation.prompts.shorten import check_contexts, shortened
 from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.generate import Foreign
 from btp.runner.evaluation.ways.way import Way
+from btp.runner.explain.kept_words import kept_words
 from btp.runner.identity import digest
 from btp.runner.messages import one_line, say
 from btp.runner.plan_arms import plan_arms

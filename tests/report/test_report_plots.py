@@ -5,6 +5,7 @@ import json
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -29,13 +30,39 @@ ELSEWHERE = ("_model", "forward_ratio", "_slots")  # plots of what other models 
 OTHERS = ("unpruned", "random", "downsampled", "no image")
 
 
-@pytest.mark.parametrize("name", [name for name in PLOTS if name != "needles"])
+@pytest.mark.parametrize("name", [name for name in PLOTS if name not in ("needles", "rows_per_step")])
 def test_no_text_lies_on_another_or_outside(tmp_path, name):
     run = read_run(write_run(tmp_path / "run", samples=16, arms=(*ARMS, SHRUNK, BLIND), overlays=0))
     with matplotlib.rc_context(LIGHT.style()):
         figure = PLOTS[name](run, run_table(run), LIGHT)
         FigureCanvasAgg(figure).draw()
         assert_apart(figure)
+
+
+def test_rows_of_decode_steps(tmp_path):
+    """A panel per arm that acts in them, a line per stage, means over the samples; the prefill is not drawn."""
+    run = read_run(write_run(tmp_path / "run", samples=4, arms=(*ARMS, SHRUNK, BLIND), overlays=0))
+    assert PLOTS["rows_per_step"](run, run_table(run), LIGHT) is None
+    arm = run.methods[0].arm
+    rows = [
+        {
+            "arm": arm,
+            "sample": str(s),
+            "step": t,
+            "site": f"llm.layer.{at}",
+            "computed": 9 if t == 0 else t + s,
+            "revived": 0,
+        }
+        for s in range(2)
+        for t in range(4)
+        for at in (2, 5)
+    ]
+    pd.DataFrame(rows).to_parquet(run.path / "steps.parquet")
+    figure = PLOTS["rows_per_step"](run, run_table(run), LIGHT)
+    (axes,) = [a for a in figure.axes if a.get_visible()]
+    stages = axes.get_lines()[:2]
+    assert [line.get_label() for line in stages] == ["behind llm.layer.2", "behind llm.layer.5"]
+    assert [list(line.get_ydata()) for line in stages] == [[1.5, 2.5, 3.5]] * 2
 
 
 @pytest.mark.parametrize("name", [name for name in fronts.PLOTS if not name.endswith(ELSEWHERE)])
