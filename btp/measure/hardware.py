@@ -62,6 +62,6 @@ def peak_above_mib(fn: Callable[[], object], device: torch.device) -> float:
     blocks = [event for event in seen if event.name() == "[memory]"]
     held, most = 0, 0
     for block in sorted(blocks, key=lambda event: event.start_ns()):
-        held += block.nbytes()
+        held += block.nbytes()  # type: ignore[attr-defined]
         most = max(most, held)
     return most / 2**20

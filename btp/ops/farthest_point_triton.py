@@ -28,7 +28,7 @@ def walk(table: Tensor, first: Tensor, nearest: Tensor, steps: int) -> Tensor:
     picks = torch.empty(B, steps, dtype=torch.long, device=table.device)
     block = triton.next_power_of_2(N)
     with torch.cuda.device_of(table):  # Triton launches on the current device, wherever its arguments lie
-        _walk[(B,)](
+        _walk[(B,)](  # type: ignore[index]
             *(x.contiguous() for x in (table, first, nearest)),
             picks,
             N,

@@ -237,10 +237,14 @@ class METok(Pruner):
             for t in range(first, end):
                 made = pool_frame(frames[t].unflatten(0, (side, side)), strides[t], self.pool).flatten(0, 1)
                 at = torch.linspace(0, each - 1, len(made)).round().long() + t * each
-                states.append(made), events.extend([number] * len(made)), wished.extend(at.tolist())
+                states.append(made)
+                events += [number] * len(made)
+                wished += at.tolist()
             if newline is not None:
                 spare.append(len(wished))
-                states.append(newline[None]), events.append(number), wished.append(end * each - 1)
+                states.append(newline[None])
+                events.append(number)
+                wished.append(end * each - 1)
         sequence, keep = torch.cat(states), list(range(len(wished)))
         surplus = max(len(wished) - room, 0)
         keep = [j for j in keep if j not in set(spare[:surplus])]

@@ -4,6 +4,7 @@ Only the recipes in experiments/embedded build them; everybody else loads the sh
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from transformers import (
     LlavaOnevisionConfig,
@@ -29,7 +30,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 SPECIAL = {"image_token": "<image>", "video_token": "<video>"}
-NORM = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
+NORM: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
 LONGEST = 64  # tokens of a text that the matcher reads
 
 
@@ -69,8 +70,8 @@ def build_video_model(
     config = LlavaOnevisionConfig(
         vision_config=tower,
         text_config=Qwen2Config(vocab_size=len(tokenizer), max_position_embeddings=4096, **text, **ids),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_token_index=tokenizer.get_vocab()["<image>"],
+        video_token_index=tokenizer.get_vocab()["<video>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_1",

@@ -113,6 +113,7 @@ def _all(entries: Sequence[Any]) -> tuple[int, ...]:
 def _outputs(
     host: Any, writer: ClipWriter, clips: Sequence[Frames], features: list[Tensor], shape: Sequence[int]
 ) -> ClipFeatures:
-    out = ClipFeatures(pooler_output=features if isinstance(writer, QwenClips) else torch.cat(features)[None])
+    found: Any = features if isinstance(writer, QwenClips) else torch.cat(features)[None]
+    out = ClipFeatures(pooler_output=found)
     out.encoding = _encoding(host, writer, clips, shape)
     return out

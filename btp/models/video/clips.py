@@ -85,8 +85,8 @@ class CroppedClips(ClipWriter):
         """[F, 3, h, w]."""
         own = self.processor.image_processor
         names = ("size", "crop_size", "image_mean", "image_std", "rescale_factor", "resample")
-        settings = {name: getattr(own, name) for name in names if getattr(own, name, None) is not None}
-        settings = {k: dict(v) if hasattr(v, "items") else v for k, v in settings.items()}
+        found = {name: getattr(own, name) for name in names if getattr(own, name, None) is not None}
+        settings: dict[str, Any] = {k: dict(v) if hasattr(v, "items") else v for k, v in found.items()}
         return CLIPImageProcessorPil(**settings)(list(frames), return_tensors="pt")["pixel_values"]
 
     def side(self) -> int:

@@ -55,7 +55,7 @@ class PocketClips(Drawn):
             ValueError: an unknown split or ability, or no samples.
         """
         super().__init__(split, seed, size)
-        self.abilities = known_abilities(abilities, ABILITIES)
+        self.abilities = known_abilities(abilities, tuple(ABILITIES))
 
     def scene(self, index: int) -> Scene:
         """Clip `index` with its question and its ground truth.
