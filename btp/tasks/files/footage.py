@@ -108,7 +108,7 @@ class FolderFootage(Pictures):
     def chunks(self, size: int) -> Iterator[list[Image.Image]]:
         """The frames in order, `size` at a time."""
         for first in range(0, len(self), size):
-            yield list(self[first : first + size])
+            yield self[first : first + size]
 
 
 class FileFootage(Pictures):

@@ -130,7 +130,7 @@ class Pictures(Sequence[Image.Image]):
     def __len__(self) -> int:
         return len(self.sources)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._open(self.sources[index], as_seen)
