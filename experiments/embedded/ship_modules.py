@@ -13,10 +13,17 @@ import yaml
 from safetensors.torch import load_file, save
 
 from btp.pruners.trained_folder import CARD, WEIGHTS, read_card
+from btp.results.shipped import CONF
 from btp.runner.identity import checkpoint
 from experiments.embedded.ship import CHECKPOINTS
 
 CURVE = "curve.jsonl"
+
+
+def held(model: Path) -> str:
+    """The identity of an embedded model's checkpoint, as its runs have it: with the family that its yaml names."""
+    named = yaml.safe_load((CONF / "model" / f"{model.name}.yaml").read_text(encoding="utf-8"))
+    return checkpoint(model, [named["config"]])
 
 
 def ship_modules(trained: Path, checkpoints: Path = CHECKPOINTS) -> Path:
@@ -35,7 +42,7 @@ def ship_modules(trained: Path, checkpoints: Path = CHECKPOINTS) -> Path:
     card = read_card(trained)
     host = card["host"]
     model = checkpoints / host["name"]
-    if not model.is_dir() or checkpoint(model) != host["checkpoint"]:
+    if not model.is_dir() or held(model) != host["checkpoint"]:
         raise ValueError(
             f"the modules in {trained} were trained with {host['name']} (checkpoint {host['checkpoint']}), which is "
             f"not what {model} holds. Train them with the model that ships."

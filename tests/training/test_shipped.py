@@ -1,13 +1,14 @@
 """Modules that come with the project: whole, and found for the model that they were trained with."""
 
 import pytest
+from jobs import composed
 from safetensors.torch import load_file
 
 from btp.models.loading.checkpoint import EMBEDDED
 from btp.pruners.trained_folder import WEIGHTS, read_card
-from btp.runner.identity import checkpoint
+from btp.runner.run_identity import Named
 from btp.runner.training.find import SHIPPED, shipped_for
-from experiments.embedded.ship_modules import ship_modules
+from experiments.embedded.ship_modules import held, ship_modules
 
 FOLDERS = sorted(SHIPPED.iterdir())
 
@@ -15,7 +16,7 @@ FOLDERS = sorted(SHIPPED.iterdir())
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_shipped_modules_are_found_for_their_model(folder):
     card = read_card(folder)
-    host = checkpoint(EMBEDDED / "checkpoints" / card["host"]["name"])
+    host = held(EMBEDDED / "checkpoints" / card["host"]["name"])
     assert card["host"]["checkpoint"] == host
     assert shipped_for({"method": card["method"]}, host) == folder
     assert shipped_for({"method": card["method"]}, "another") is None
@@ -32,3 +33,10 @@ def test_modules_of_another_model_are_not_shipped(tmp_path):
     with pytest.raises(ValueError, match=r"which is not what .*pocket holds\. Train them with the model that ships"):
         ship_modules(FOLDERS[0], tmp_path)
     assert not (tmp_path / "modules").exists()
+
+
+@pytest.mark.parametrize("name", ["lvpruning", "atp_llava"])
+def test_a_run_takes_the_modules_that_ship(name, tmp_path):
+    """What the command line composes is what they were trained with."""
+    named = Named.of(composed("model=pocket", f"pruner={name}", f"output={tmp_path}"))
+    assert shipped_for(named.config["pruner"], named.checkpoint) in FOLDERS
