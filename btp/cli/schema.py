@@ -128,7 +128,7 @@ _GROUPS = {
     "training.clip": number(0, above=True),
     "training.average": maybe(number(0, 1)),
     "training.seed": SEED,
-    "training.samples": COUNT,
+    "training.samples": maybe(COUNT),
     "training.answer_tokens": whole(2),
     "training.gap": whole(0),
     "training.save": COUNT,

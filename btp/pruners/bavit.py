@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ class BAViT(Pruner):
             patch = self.shape["patch"] or side
             own = {"width": width, "patch": side, "grid": max(size) // max(patch, 1)}
             shape = {key: own[key] if value is None else value for key, value in self.shape.items()}
+            shape["heads"] = gcd(shape["heads"], shape["width"])  # of a model whose width they do not divide
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 self.classifier = TokenClassifier(**shape)

@@ -44,7 +44,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
         ),
         (["~pruner.method"], "~pruner.method takes pruner.method away, which runs read. Set pruner.method=null"),
         (["controls={}"], "has no effect: keys in braces join those that are there. controls=null does without"),
-        (["experiment=null"], "experiment=null is no option. Leave the word out. Options: btp_calibration"),
+        (["experiment=null"], "experiment=null is no option. Leave the word out. Options: action_sweep"),
         (["hydra.mode=MULTIRUN"], "hydra.mode=MULTIRUN has no effect: -m says that this is a sweep"),
         (["hydra.run.dir=/x"], "hydra.run.dir=/x has no effect: output is where runs go"),
         (["budget=[]"], "budget is [], but holds keys of its own"),

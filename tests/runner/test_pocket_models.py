@@ -8,7 +8,8 @@ from btp.core.schedule import Schedule, Stage
 from btp.models.loading.load import find_checkpoint, load
 from btp.pruners.random import Random
 from btp.tasks.pocketvqa.task import PocketVQA
-from experiments.embedded.measures.pocket import Arm, answers
+from experiments.embedded.measures.controls import percent
+from experiments.embedded.measures.pocket import BATCH, Arm, answers
 
 READING = ["digit", "number"]
 HOPS = ["relation", "same_as"]
@@ -36,7 +37,7 @@ def scores(request):
     samples = [task[i] for i in range(len(task))]
     chance = {ability: 100 * share for ability, share in task.chance(samples).items()}
     arms = controls(loaded.host.num_layers, share)
-    return {"chance": chance} | {arm.name: answers(loaded, task, samples, arm) for arm in arms}
+    return {"chance": chance} | {arm.name: percent(answers(loaded, task, samples, arm, BATCH)) for arm in arms}
 
 
 def test_it_reads(scores):

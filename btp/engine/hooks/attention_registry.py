@@ -134,7 +134,7 @@ def _function(base: str, inside: Mapping[int, int], stand: Callable[[Attending],
     def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
         original = known if known is not None else own_eager(module)
         at = inside.get(id(module))
-        if at is None:
+        if at is None and base != FLASH:
             return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
         def attend(mask):
@@ -142,6 +142,8 @@ def _function(base: str, inside: Mapping[int, int], stand: Callable[[Attending],
                 return attend_flash(original, module, query, key, value, mask, scaling=scaling, **kwargs)
             return original(module, query, key, value, mask, scaling=scaling, **kwargs)
 
+        if at is None:
+            return attend(attention_mask)
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         odd = tuple(k for k in _UNFOLLOWED if kwargs.get(k) is not None)
         seen = None if attention_mask is not None and attention_mask.dim() == 2 else attention_mask
