@@ -279,7 +279,7 @@ def test_selection_does_not_read_global_randomness():
         pruner, found = build(name), []
         if pruner is None or not kept_stages(name):
             continue
-        at, seen = kept_stages(name)[0], tokens(12)
+        at, seen = kept_stages(name)[0], tokens(16)
         values = signals(pruner, seen, at)
         if hasattr(pruner, "set_targets"):
             pruner.set_targets([[]])

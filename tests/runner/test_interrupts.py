@@ -55,9 +55,14 @@ def listen():
 
 def test_an_interrupt_while_a_worker_starts_is_quiet():
     """It waits until the worker can end without a word."""
-    worker = [sys.executable, "-m", "btp.runner.workers.start", "none.json"]
+    worker, bound = [sys.executable, "-m", "btp.runner.workers.start", "none.json"], bound_to(os.getpid())
+
+    def begin():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which shells have ignored in what they put behind
+        bound()
+
     process = subprocess.Popen(
-        worker, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=bound_to(os.getpid())
+        worker, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=begin
     )
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)

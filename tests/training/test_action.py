@@ -197,7 +197,7 @@ def test_answers_are_named_by_the_modules_and_not_by_their_folder():
 def refused(output, message, *words):
     """The training is refused with the message, and nothing of it stays."""
     with pytest.raises(ValueError, match=message):
-        prepared(output, "pruner=lvpruning", "training.steps=4", *words).go()
+        prepared(output, "pruner=lvpruning", "training.steps=4", "action=train", *words).go()
     assert folders(output) == []
 
 

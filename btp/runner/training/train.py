@@ -40,7 +40,16 @@ PACKAGES = ("torch", "transformers", "lightning")
 ASIDE = ("name", "workers", "save", "log")  # settings that change nothing of what is learned
 CURVE = "curve.jsonl"
 BOTH, HOST = "both", "model"  # a setting, and the folder of the trained model
-SAMPLE = ("size", "samples", "abilities", "seed", "name", "threshold", "shuffle_seed")  # may differ in two of one split
+SAMPLE = (
+    "size",
+    "samples",
+    "abilities",
+    "seed",
+    "name",
+    "threshold",
+    "shuffle_seed",
+    "earlier",
+)  # may differ in one split
 
 
 class Training:
