@@ -75,6 +75,11 @@ def checkpoint(folder: Path | None, extra: Iterable[Any] = ()) -> str:
     return digest(*parts)
 
 
+def model_checkpoint(model: Mapping[str, Any], folder: Path | None) -> str:
+    """The identity of a model's checkpoint: its folder, and the family that its config names."""
+    return checkpoint(folder, [model["config"]])
+
+
 def _sample(file: Path) -> str:
     """A hash of both ends of a file and of a strip in every STRIDE between: a matrix of a large model has many.
 

@@ -11,7 +11,7 @@ from typing import Any
 from btp.models.loading.checkpoint import find_checkpoint
 from btp.results.status import is_finished
 from btp.runner.datasets import with_contents
-from btp.runner.identity import checkpoint, code, code_of, digest, model_identity
+from btp.runner.identity import code, code_of, digest, model_checkpoint, model_identity
 from btp.runner.lmms_eval.settings import shared_part
 from btp.runner.model_yamls import check_family
 from btp.runner.pruner_lists import method_of
@@ -60,7 +60,7 @@ class Named:
         config = with_contents(config)
         source = find_checkpoint(config["model"])
         check_family(config["model"], source)
-        held = checkpoint(source, [config["model"]["config"]])
+        held = model_checkpoint(config["model"], source)
         return cls(config, source, held, run_identity(config, held))
 
     @property

@@ -14,16 +14,16 @@ from safetensors.torch import load_file, save
 
 from btp.pruners.trained_folder import CARD, WEIGHTS, read_card
 from btp.results.shipped import CONF
-from btp.runner.identity import checkpoint
+from btp.runner.identity import model_checkpoint
 from experiments.embedded.ship import CHECKPOINTS
 
 CURVE = "curve.jsonl"
 
 
 def held(model: Path) -> str:
-    """The identity of an embedded model's checkpoint, as its runs have it: with the family that its yaml names."""
+    """The identity of an embedded model's checkpoint, as its runs have it."""
     named = yaml.safe_load((CONF / "model" / f"{model.name}.yaml").read_text(encoding="utf-8"))
-    return checkpoint(model, [named["config"]])
+    return model_checkpoint(named, model)
 
 
 def ship_modules(trained: Path, checkpoints: Path = CHECKPOINTS) -> Path:

@@ -35,7 +35,7 @@ from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.way import Way
 from btp.runner.explain.stages import stage_lives
 from btp.runner.explain.witness import Witness
-from btp.runner.identity import checkpoint
+from btp.runner.identity import model_checkpoint
 from btp.runner.pruner_lists import method_of
 from btp.runner.run_identity import run_identity
 from btp.runner.targets import TARGET, foreign
@@ -287,6 +287,6 @@ def _changed(run: RunFolder, where: Path | None) -> bool:
     """Whether the run would get another identity today."""
     try:
         config = with_contents(run.config)
-        return run_identity(config, checkpoint(where, [config["model"]["config"]])) != run.run.get("identity")
+        return run_identity(config, model_checkpoint(config["model"], where)) != run.run.get("identity")
     except KeyError:  # a config of an older release
         return True
