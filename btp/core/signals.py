@@ -15,7 +15,7 @@ KINDS = (
 )
 ROWS = {
     "hidden": (None, "text", "start", "cls"),
-    "attention": ("last", "text", "mean", "cls", "window", "decayed"),
+    "attention": ("last", "text", "mean", "cls", "fixed", "window", "decayed"),
     "preview": ("last", "text"),
     "queries": (None, "text", "all"),
     "keys": (None, "text", "all"),
@@ -56,7 +56,7 @@ class Signal:
     | kind | what | rows | form | tensor |
     |---|---|---|---|---|
     | hidden | states in front of the site | None, text, start; cls | None; normed (final norm) | [B, N, T or 1, D] |
-    | attention | inside that layer | last, text, mean; cls, mean | probs, logits | [B, H, R, N] |
+    | attention | inside that layer | last, text, mean; cls, fixed, mean | probs, logits | [B, H, R, N] |
     | preview | what the coming layer would attend to | last, text | probs, logits | [B, H, R, N] |
     | queries | inside that layer, behind RoPE, scaled | None, text, all | | [B, H, N, T or S, d] |
     | keys, values | inside that layer, behind RoPE | None, text, all | | [B, Hkv, N, T or S, d] |
@@ -70,9 +70,10 @@ class Signal:
     Rows: None are the visual tokens alive; `text` the text tokens behind the first image, padded at the end; `last`
     the last token of the prompt; `start` (at llm.input) every visual token that entered the language model, whatever
     went since; `mean` the mean over all real query rows of the layer (probs alone); `cls` the class
-    token of a vision tower; `all` every row of the layer in sequence order, as it ran, whatever went since
-    (`Tokens.row` says which row of the layer in front of the stage a token is). `Signals.rows_valid` says which of
-    `text`, `all` and `start` are real. Hidden states at `vision.feature` are those behind the layer.
+    token of a vision tower; `fixed` the mean over its rows that are no patches (class, register and detection tokens),
+    over all where there are none (probs alone); `all` every row of the layer in sequence order, as it ran, whatever
+    went since (`Tokens.row` says which row of the layer in front of the stage a token is). `Signals.rows_valid` says
+    which of `text`, `all` and `start` are real. Hidden states at `vision.feature` are those behind the layer.
 
     A scan's directions are summed: all of them, the forward or the backward ones, without the halving that a mean of
     two would mean.
@@ -141,9 +142,9 @@ class Signal:
             )
         if self.site.tower == "llm" and self.kind == "scan":
             raise ValueError(f"{self} cannot be seen: scans are followed in vision towers. Ask for hidden or update.")
-        if self.site.tower == "llm" and self.rows == "cls":
+        if self.site.tower == "llm" and self.rows in ("cls", "fixed"):
             raise ValueError(f"{self} cannot be seen: a language model has no class token. Use rows last or text.")
-        if self.rows == "mean" and self.form != "probs":
+        if self.rows in ("mean", "fixed") and self.form != "probs":
             raise ValueError(f"{self} has no meaning: only probs can be averaged over rows. Use form probs.")
 
     def _check_rows(self) -> None:

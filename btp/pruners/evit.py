@@ -12,7 +12,7 @@ from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
 from btp.core.topk import marked, top_k
 
-SCORES = ("cls", "received")
+SCORES = {"fixed": "fixed", "cls": "cls", "received": "mean"}  # score -> rows of the attention signal
 
 
 class EViT(Pruner):
@@ -21,11 +21,12 @@ class EViT(Pruner):
     The fused token is one of those that a stage's keep counts. It stands at the place of the likeliest it was made of.
 
     Args:
-        score: cls, what the class token attends to in the layer in front, mean over heads | received, what a patch gets
-            from all rows, for towers without a class token.
+        score: of the layer in front, mean over heads. fixed, what the rows that are no patches attend to: the class
+            token, a detector's detection tokens, all rows where there are none | cls, the first of them alone |
+            received, what a patch gets from all rows, which takes that layer's whole attention once more.
         fuse: false drops the inattentive ones without trace.
 
-    Source: Liang et al. 2022, arXiv:2202.07800. `received` is ours.
+    Source: Liang et al. 2022, arXiv:2202.07800, which knows class tokens alone. The rest is ours.
     """
 
     def __init__(self, *, score: str, fuse: bool) -> None:
@@ -33,7 +34,7 @@ class EViT(Pruner):
             raise ValueError(f"pruner.method.score is {score!r}. Choose from: {', '.join(SCORES)}.")
         if not isinstance(fuse, bool):
             raise ValueError(f"pruner.method.fuse is {fuse!r}. Write true or false.")
-        self.rows, self.fuse = "cls" if score == "cls" else "mean", fuse
+        self.rows, self.fuse = SCORES[score], fuse
 
     def check(self, schedule: Schedule) -> None:
         """Refuse stages that are not between layers of a vision tower."""

@@ -68,7 +68,7 @@ class Arm:
 
     def identity(self, shared: str) -> str:
         """Names the answers of this arm; `shared` is the identity of model and task."""
-        own = digest(_placeless(self.method), described(self.schedule), self.picture, code_of(self.method))
+        own = digest(placeless(self.method), described(self.schedule), self.picture, code_of(self.method))
         return digest(shared, own)
 
     def describe(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def shared_identity(config: Mapping[str, Any], checkpoint: str) -> str:
     return digest(model, checkpoint, shared_part(config["task"]), config["seed"], sources)
 
 
-def _placeless(method: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def placeless(method: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """A method without the folder of its modules, which their digest names."""
     return {k: v for k, v in method.items() if k != "weights"} if method and "digest" in method else method
 

@@ -80,6 +80,22 @@ def model_checkpoint(model: Mapping[str, Any], folder: Path | None) -> str:
     return checkpoint(folder, [model["config"]])
 
 
+def pictures(processor: Any, architecture: Any) -> str | None:
+    """A hash of what a vision model is shown of a picture, and how it is cut; None for models that cut none.
+
+    It names modules that read pixels alone, which go with every model of the same hash.
+
+    Args:
+        processor: makes its `pixel_values`.
+        architecture: config of the model.
+    """
+    patch, width = (getattr(architecture, key, None) for key in ("patch_size", "hidden_size"))
+    if patch is None or width is None or getattr(processor, "size", None) is None:
+        return None
+    size = {key: value for key, value in dict(processor.size).items() if value is not None}
+    return digest(size, list(processor.image_mean), list(processor.image_std), patch, width)
+
+
 def _sample(file: Path) -> str:
     """A hash of both ends of a file and of a strip in every STRIDE between: a matrix of a large model has many.
 

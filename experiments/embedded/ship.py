@@ -2,6 +2,7 @@
 
 python -m experiments.embedded.ship pocket_text     # work/pocket_text/model -> btp/models/checkpoints/pocket_text
 python -m experiments.embedded.ship pocket --mean 2_together 0.4    # 0.4 of an earlier phase, 0.6 of the last
+python -m experiments.embedded.ship pocket_vim_tuned --trained outputs/.store/trained/ID    # of training.train=host
 """
 
 import argparse
@@ -13,7 +14,10 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from btp.models import plainmamba, vim
-from experiments.embedded.train import load_recipe
+from btp.pruners.trained_folder import CARD, read_card
+from btp.results.shipped import CONF
+from btp.runner.training.train import HOST
+from experiments.embedded.train import RECIPES, load_recipe
 
 CHECKPOINTS = Path("btp/models/checkpoints")
 
@@ -53,18 +57,35 @@ def model_class(folder: Path) -> type[PreTrainedModel]:
     return found
 
 
+def model_folder(name: str, trained: Path | None) -> Path:
+    """Where the model to ship lies: what a recipe leaves, or what one of the models became in action=train.
+
+    Raises:
+        ValueError: it is neither, or would take the place of a model that has a recipe.
+    """
+    known = sorted(p.stem for p in RECIPES.glob("pocket*.py"))
+    if trained is None or not (trained / CARD).is_file():
+        load_recipe(name)
+        return trained or Path("work") / name / "model"
+    if name in known or not (CONF / "model" / f"{name}.yaml").is_file():
+        raise ValueError(
+            f"{trained} holds what {read_card(trained)['host']['name']} became with a pruner on, which ships under a "
+            f"name of its own, with a conf/model/NAME.yaml, and not as {name}."
+        )
+    return trained / HOST
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("name", help="a file of experiments/embedded/recipes")
-    parser.add_argument("--trained", type=Path, help="folder; work/NAME/model unless given")
+    parser.add_argument("name", help="a file of experiments/embedded/recipes, or a tuned model of conf/model")
+    parser.add_argument("--trained", type=Path, help="folder of the model or of action=train; else work/NAME/model")
     parser.add_argument("--mean", nargs=2, metavar=("PHASE", "SHARE"), help="folder of a finished phase, and its share")
     args = parser.parse_args()
     try:
-        load_recipe(args.name)
+        trained = model_folder(args.name, args.trained)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    trained = args.trained or Path("work") / args.name / "model"
     if not (trained / "config.json").is_file():
         raise SystemExit(f"error: no model in {trained}. Train it: python -m experiments.embedded.train {args.name}")
     shipped = CHECKPOINTS / args.name

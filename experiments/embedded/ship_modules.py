@@ -11,17 +11,22 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import load_file, save
+from transformers import AutoConfig, AutoImageProcessor
 
-from btp.pruners.trained_folder import CARD, WEIGHTS, read_card
+from btp.models import plainmamba, vim  # noqa: F401  (AutoConfig knows their models then)
+from btp.pruners.bavit import CONFIG
+from btp.pruners.trained_folder import CARD, read_card
 from btp.results.shipped import CONF
-from btp.runner.identity import model_checkpoint
+from btp.runner.identity import model_checkpoint, pictures
 from experiments.embedded.ship import CHECKPOINTS
 
 CURVE = "curve.jsonl"
 
 
-def held(model: Path) -> str:
-    """The identity of an embedded model's checkpoint, as its runs have it."""
+def held(model: Path, key: str) -> str | None:
+    """What an embedded model's runs have for `checkpoint` or `pictures`."""
+    if key == "pictures":
+        return pictures(AutoImageProcessor.from_pretrained(model), AutoConfig.from_pretrained(model))
     named = yaml.safe_load((CONF / "model" / f"{model.name}.yaml").read_text(encoding="utf-8"))
     return model_checkpoint(named, model)
 
@@ -37,21 +42,28 @@ def ship_modules(trained: Path, checkpoints: Path = CHECKPOINTS) -> Path:
         The folder written.
 
     Raises:
-        ValueError: They were trained for another model than the one that ships under its name.
+        ValueError: They were trained for another model than the one that ships under its name, or the folder holds a
+            model.
     """
     card = read_card(trained)
-    host = card["host"]
-    model = checkpoints / host["name"]
-    if not model.is_dir() or held(model) != host["checkpoint"]:
+    weights = next(trained.glob("*.safetensors"), None)
+    if weights is None:
+        raise ValueError(f"{trained} holds no modules, but what a model became: python -m experiments.embedded.ship.")
+    name, bound = card["host"]["name"], {k: v for k, v in card["host"].items() if k != "name"}
+    model = checkpoints / name
+    if not model.is_dir() or any(held(model, key) != value for key, value in bound.items()):
+        said = ", ".join(f"{key} {value}" for key, value in bound.items())
         raise ValueError(
-            f"the modules in {trained} were trained with {host['name']} (checkpoint {host['checkpoint']}), which is "
-            f"not what {model} holds. Train them with the model that ships."
+            f"the modules in {trained} were trained with {name} ({said}), which is not what {model} holds. Train them "
+            "with the model that ships."
         )
-    shipped = checkpoints / "modules" / f"{card['pruner']}_{host['name']}"
+    shipped = checkpoints / "modules" / f"{card['pruner']}_{name}"
     shipped.mkdir(parents=True, exist_ok=True)
-    content = save({key: value.to(torch.float16) for key, value in load_file(trained / WEIGHTS).items()})
-    (shipped / WEIGHTS).write_bytes(content)
-    shutil.copy(trained / CURVE, shipped / CURVE)
+    content = save({key: value.to(torch.float16) for key, value in load_file(weights).items()})
+    (shipped / weights.name).write_bytes(content)
+    for file in (trained / CURVE, trained / CONFIG):
+        if file.is_file():
+            shutil.copy(file, shipped / file.name)
     card["digest"] = hashlib.sha256(content).hexdigest()
     (shipped / CARD).write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return shipped

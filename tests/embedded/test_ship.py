@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from btp.models.loading.load import load
@@ -39,6 +40,22 @@ def test_a_shipped_model_answers_as_the_trained_one(name, tmp_path, monkeypatch,
         one, other = before(**inputs).logits, after(**inputs).logits
     assert torch.equal(one.argmax(-1), other.argmax(-1))
     assert 0 < (one - other).abs().max() < 0.05 * one.abs().max()
+
+
+def test_a_tuned_model_ships_under_a_name_of_its_own(tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    save("pocket_vim", store / "model")
+    card = {"format": 1, "pruner": "ssm", "digest": "0", "host": {"name": "pocket_vim"}}
+    (store / "trained.yaml").write_text(yaml.safe_dump(card))
+    monkeypatch.chdir(tmp_path)
+    for name in ("pocket_vim", "unheard_of"):
+        monkeypatch.setattr(sys, "argv", ["ship", name, "--trained", str(store)])
+        with pytest.raises(SystemExit, match=f"what pocket_vim became .* and not as {name}"):
+            ship.main()
+    monkeypatch.setattr(sys, "argv", ["ship", "pocket_vim_tuned", "--trained", str(store)])
+    ship.main()
+    shipped = tmp_path / ship.CHECKPOINTS / "pocket_vim_tuned"
+    assert {f.name for f in shipped.iterdir()} == {f.name for f in (store / "model").iterdir()}
 
 
 def size_of(model):

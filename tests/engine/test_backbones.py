@@ -134,7 +134,9 @@ def test_nothing_stays_behind(family):
 def test_signals_are_those_of_the_patches(family):
     """Attention, keys and states of patches alone, at a stage behind a cut."""
     host, inputs = shared(family), pictures(shared(family))
-    asked = (Signal("keys", "vision.layer.2"), Signal("attention", "vision.layer.2", "mean"))
+    whole = [Signal(kind, "vision.layer.2", "all") for kind in ("queries", "keys")]
+    looked = [Signal("attention", "vision.layer.2", rows) for rows in ("mean", "fixed")]
+    asked = (Signal("keys", "vision.layer.2"), *looked, *whole)
 
     class Late(Watch):
         def needs(self, stage):
@@ -158,6 +160,11 @@ def test_signals_are_those_of_the_patches(family):
     assert not set(tokens.row.flatten().tolist()) & set(fixed)
     total = seen[asked[1]].sum(-1)
     assert (total < 1 - 1e-4).all() if fixed else torch.allclose(total, torch.ones(()).double())
+    queries, keys = (seen[signal] for signal in whole)
+    probs = (queries @ keys.mT).softmax(-1)
+    at = tokens.row[:, None].expand(-1, heads, -1)
+    for signal, rows in zip(looked, (range(probs.shape[2]), fixed or range(probs.shape[2])), strict=True):
+        assert torch.allclose(seen[signal][:, :, 0], probs[:, :, list(rows)].mean(2).gather(2, at))
 
 
 @pytest.mark.parametrize("family", ["vit", "videomae", "dinov2", "yolos"])

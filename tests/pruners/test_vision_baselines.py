@@ -134,8 +134,8 @@ def test_on_a_model(family):
     host, inputs = shared(family), pictures(shared(family))
     methods = {
         "vim": [RMeeTo(gap="none", conv="closed"), RMeeTo(gap="own", conv="aligned")],
-        "vit": [EViT(score="cls", fuse=True), EViT(score="received", fuse=True)],
-        "videomae": [EViT(score="received", fuse=True)],
+        "vit": [EViT(score=score, fuse=True) for score in ("fixed", "cls", "received")],
+        "videomae": [EViT(score=score, fuse=True) for score in ("fixed", "received")],
     }[family]
     for method in methods:
         with torch.no_grad(), attach(host, method, plan(("vision.layer.1", 6), ("vision.layer.2", 3))) as trace:

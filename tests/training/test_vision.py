@@ -1,6 +1,7 @@
 """Trainings of vision models: BAViT's token classifier learns, a model trains with its pruner on, resumes, and runs."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from train_here import composed, folders
 from btp.cli.check_config import check_config
 from btp.pruners.bavit import BAViT
 from btp.runner.run import Run
+from btp.runner.training.find import model_of, shipped_for, with_modules
+from experiments.embedded.ship_modules import ship_modules
 from tests.runner.vision_models import save
 
 SMALL = (
@@ -59,19 +62,44 @@ def test_a_token_classifier_learns_and_says_where_it_comes_from(models, tmp_path
         "grid": 12,
     }
     card = yaml.safe_load((folder / "trained.yaml").read_text())
-    assert card["host"] == {"name": "pocket_det", "checkpoint": run.checkpoint}
+    assert card["host"] == {"name": "pocket_det", "pictures": model_of(run.loaded, "")["pictures"]}
     curve = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
     assert curve[-1]["foreground"] < curve[0]["foreground"] - 0.02
     assert {"foreground", "right", "recall", "share"} == set(card["gap"])
     assert f"pruner.weights={folder}" in capsys.readouterr().out
     made = (folder / "bavit.safetensors").stat().st_mtime_ns
-    prepared(models, "pocket_det", tmp_path, "pocketboxes", *words).go()  # it is found, not made again
+    again = (*words, "budget.share=0.9", "pruner.method.select=threshold")  # nothing that it has learnt from
+    prepared(models, "pocket_det", tmp_path, "pocketboxes", *again).go()
     assert (folder / "bavit.safetensors").stat().st_mtime_ns == made
     settings = {"select": "budget", "threshold": 0.5, "background": 0.0, "floor": 0.05, "seed": 0}
     shape = {"layers": 2, "width": 16, "heads": 2, "patch": None, "grid": None}
     BAViT(**settings, **shape, weights=str(folder), digest=card["digest"])
     with pytest.raises(ValueError, match="not what its card says"):
         BAViT(**settings, **shape, weights=str(folder), digest="0" * 64)
+    ships_for_all_models_that_see_the_same_pictures(run, folder, models("pocket_det"), tmp_path / "checkpoints")
+
+
+def ships_for_all_models_that_see_the_same_pictures(run, folder, model, checkpoints):
+    shutil.copytree(model, checkpoints / "pocket_det")
+    shipped = ship_modules(folder, checkpoints)
+    assert shipped == checkpoints / "modules" / "bavit_pocket_det"
+    assert {p.name for p in shipped.iterdir()} == {p.name for p in folder.iterdir()}
+    assert load_file(shipped / "bavit.safetensors")["head.weight"].dtype == torch.float16
+    pruner = {**run.config["pruner"], "method": {**run.config["pruner"]["method"], "width": None}}
+    where = ("another checkpoint", run.store, run.machine, pruner, shipped.parent)
+    found = with_modules(run.config, run.loaded, *where)["method"]
+    assert found["weights"] == str(shipped)
+    assert BAViT(**{k: v for k, v in found.items() if k != "_target_"}).classifier.embed.out_channels == 16
+    bound = model_of(run.loaded, "")
+    assert shipped_for(pruner, bound, shipped.parent) == shipped
+    assert shipped_for(pruner, bound | {"pictures": "others"}, shipped.parent) is None
+    for key, value in (("width", 32), ("layers", 10)):
+        other = {"method": pruner["method"] | {key: value}}
+        assert shipped_for(other, bound, shipped.parent) is None
+    preprocessor = checkpoints / "pocket_det" / "preprocessor_config.json"
+    preprocessor.write_text(preprocessor.read_text().replace("0.25", "0.3"))
+    with pytest.raises(ValueError, match=r"trained with pocket_det \(pictures \w+\), which is not what"):
+        ship_modules(folder, checkpoints)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +166,7 @@ def test_a_killed_training_of_a_model_goes_on_where_it_stopped(models, tmp_path,
         ),
         (("pruner=random",), r"nothing to train.*training\.train=host"),
         (("pruner=none", "training.train=host"), "pruner=none prunes nothing"),
+        (("pruner=bavit", *TINY, "training.train=host"), r"and it has none for this model yet\. Train them first"),
         (("pruner=bavit", "training.dataset.split=test", "training.steps=1"), "training.dataset is the test set"),
     ],
 )

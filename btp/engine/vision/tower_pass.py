@@ -182,14 +182,24 @@ class TowerPass(threading.local):
             if signal.kind in _OUTSIDE or layer_of(tower, signal.site) != at:
                 continue
             if signal.kind == "attention":
-                real = pictures.real_rows() if pictures.uneven else None
                 with torch.no_grad():
-                    x = tower_rows(query, key, mask, scaling, str(signal.rows), str(signal.form), real=real)
+                    x = self._attended(signal, query, key, mask, scaling)
                     x = pictures.of_tokens(x, 3)
             else:
                 x = {"queries": query * scaling, "keys": key, "values": value}[signal.kind]
                 x = x if signal.rows == "all" else pictures.of_tokens(x, 2)
             pictures.seen[signal] = x if signal.rows == "all" else pictures.spread(x, _AXIS[signal.kind])
+
+    def _attended(self, signal: Signal, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """[P, H, 1, T] what the asked rows attend to; attention of no other row is computed."""
+        pictures, rows = self._pictures, str(signal.rows)
+        assert pictures is not None
+        real = pictures.real_rows() if pictures.uneven else None
+        if rows == "fixed":
+            rows = "mean"
+            if pictures.fixed:
+                query, real = gather_rows(query, pictures.arranged()[1], axis=2), None
+        return tower_rows(query, key, mask, scaling, rows, str(signal.form), real=real)
 
     def _see_hidden(self, wanted: Iterable[Signal], hidden: Tensor) -> None:
         pictures = self._pictures

@@ -42,7 +42,8 @@ def find_checkpoint(config: Mapping[str, Any]) -> Path | None:
     if not folder.is_dir() and asked == Path("checkpoints") / str(config["name"]):
         raise ValueError(
             f"model.path is {asked}, but the weights of {config['name']} do not ship with this version. Train it by "
-            f"python -m experiments.embedded.train {config['name']} and set model.path to work/{config['name']}/model."
+            f"python -m experiments.embedded.train {config['name']} (a tuned one by action=train: see its yaml) and "
+            f"set model.path to the folder that it ends in, as work/{config['name']}/model."
         )
     if not folder.is_dir():
         near = _nearest(asked)

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+from btp.runner.arms import placeless
 from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.way import GENERATE, Way
 from btp.runner.identity import checkpoint as checkpoint_identity
+from btp.runner.identity import digest, model_identity
 from btp.runner.plan_arms import plan_arms
+from btp.runner.training.find import with_modules
 from btp.runner.training.looks import HostCourse, Shown, host_loss, targets_of
 from btp.runner.training.modules import ANSWER, trainable
 from btp.runner.training.train import HOST
@@ -22,6 +25,15 @@ class HostTraining(LookingTraining):
 
     The pruner decides as at inference and tokens do leave; gradients reach the model through those that stay.
     """
+
+    def _with_what_it_has(self) -> Mapping[str, Any]:
+        where = (self.loaded, self.checkpoint, self.store, self.machine)
+        return with_modules(self.config, *where, self.pruner) if "weights" in self.pruner else self.pruner
+
+    def _identity(self) -> str:
+        method = placeless(self.pruner["method"])
+        model = [model_identity(self.config["model"]), self.checkpoint]
+        return digest("host", model, method, self.stages, self.config["budget"], *self._learned_from())
 
     def _refuse(self) -> None:
         if getattr(self.loaded.host, "read", GENERATE) == GENERATE:
@@ -35,7 +47,7 @@ class HostTraining(LookingTraining):
         way = self._way(host.read)
         shown = self._shown(way)
         total = visual_count(host, shown.draw(0).inputs)
-        config = {**self.config, "controls": None}
+        config = {**self.config, "pruner": self.pruner, "controls": None}
         arms = plan_arms(config, self.loaded, self.checkpoint, self.store, self.work, self.machine, [total])
         arm = next(arm for arm in arms if arm.role == "method")
         if self.machine.leads:
@@ -63,7 +75,7 @@ class HostTraining(LookingTraining):
         self.loaded.processor.save_pretrained(folder)
         identity = checkpoint_identity(folder, [self.config["model"]["config"]])
         about = {"pruner": self.pruner["name"], "digest": identity}
-        self._finish(about | self._origin(identity, stages, trainable(host.model), gap))
+        self._finish(about | self._origin({"checkpoint": identity}, stages, trainable(host.model), gap))
 
     @torch.no_grad()
     def _behind(self, way: Way, shown: Shown) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ class Shown:
         self.samples: Any = way.task
         self.collate, self.batch, self.seed = way.collate(loaded.processor), batch, seed
         self.rank, self.world, self.tested = rank, world, frozenset(tested)
+        self._order = lru_cache(2)(self._shuffled)
 
     def draw(self, step: int) -> Batch:
         """This process's rows of a step.
@@ -70,7 +72,10 @@ class Shown:
 
     def _at(self, place: int) -> int:
         turn, at = divmod(place, len(self.samples))
-        return int(np.random.default_rng([self.seed, 78, turn]).permutation(len(self.samples))[at])
+        return int(self._order(turn)[at])
+
+    def _shuffled(self, turn: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 78, turn]).permutation(len(self.samples))
 
 
 class LookingCourse(Course):

@@ -77,8 +77,9 @@ class Training:
         pruner: Mapping[str, Any],
     ) -> None:
         self.config, self.loaded, self.checkpoint, self.machine = config, loaded, checkpoint, machine
-        self.settings, self.pruner = config["training"], pruner
+        self.settings, self.pruner, self.store = config["training"], pruner, store
         self._refuse()
+        self.pruner = self._with_what_it_has()
         self.stages = self._placed()
         self.data: Any = make_dataset(self.settings["dataset"], "training.dataset")
         if self.settings["batch"] % machine.world:
@@ -86,7 +87,7 @@ class Training:
                 f"training.batch is {self.settings['batch']}, which {machine.world} processes cannot share equally. "
                 f"Set training.batch to a multiple of trainer.devices."
             )
-        self.store, self.identity = store, self._identity()
+        self.identity = self._identity()
         self.folder = store / "trained" / self.identity
         self.work = store / "trained" / f"{self.identity}.work"
 
@@ -99,11 +100,20 @@ class Training:
                 "own, whose yaml has `weights`, as lvpruning and atp_llava."
             )
 
+    def _with_what_it_has(self) -> Mapping[str, Any]:
+        """The pruner's config, with modules that are there before the training."""
+        return self.pruner
+
     def _placed(self) -> list[dict[str, Any]]:
         """The stages of the pruner on this model's layers."""
         return place_stages(self.pruner["schedule"], self.loaded.host.num_layers)
 
     def _identity(self) -> str:
+        model = [model_identity(self.config["model"]), self.checkpoint]
+        return digest("trained", model, self.pruner["method"], self.stages, *self._learned_from())
+
+    def _learned_from(self) -> list[Any]:
+        """Settings, samples, losses and sources that make a training what it is."""
         asked = {k: v for k, v in self.settings.items() if k not in ASIDE}
         content = None
         data = self.data
@@ -111,8 +121,7 @@ class Training:
             content = _texts(data)
         named = modules_of(self.settings, {"_target_": self.config["model"]["adapter"]})
         sources = code(__name__, "btp.engine.training.masking", *named)
-        what = [self.pruner["method"], self.pruner.get("losses"), self.stages, code_of(self.pruner["method"])]
-        return digest("trained", model_identity(self.config["model"]), self.checkpoint, asked, content, what, sources)
+        return [asked, content, self.pruner.get("losses"), code_of(self.pruner["method"]), sources]
 
     @property
     def finished(self) -> bool:
@@ -293,7 +302,8 @@ class Training:
     def _write(self, pruner: Trained, schedule: Schedule, gap: Mapping[str, float]) -> None:
         self._keep_curve()
         size = trainable(pruner.modules)
-        write_weights(pruner, self.folder, self._origin(self._save_host(), schedule.to_config(), size, gap))
+        goes_with = {"checkpoint": self._save_host()}
+        write_weights(pruner, self.folder, self._origin(goes_with, schedule.to_config(), size, gap))
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _keep_curve(self) -> None:
@@ -301,12 +311,12 @@ class Training:
         write_text(self.folder / CURVE, (self.work / LOG).read_text(encoding="utf-8"))
 
     def _origin(
-        self, checkpoint: str, stages: list[dict[str, Any]], parameters: int, gap: Mapping[str, float]
+        self, goes_with: Mapping[str, Any], stages: list[dict[str, Any]], parameters: int, gap: Mapping[str, float]
     ) -> dict[str, Any]:
-        """What the card says of where the weights come from."""
+        """What the card says of where the weights come from, and what of a model they go with."""
         return {
             "identity": self.identity,
-            "host": {"name": self.config["model"]["name"], "checkpoint": checkpoint},
+            "host": {"name": self.config["model"]["name"], **goes_with},
             "method": dict(self.pruner["method"] or {}),
             "stages": stages,
             "losses": dict(self.pruner.get("losses") or {}),

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 import yaml
 
-from btp.pruners.bavit import BAViT
+from btp.pruners.bavit import SHAPE, BAViT
 from btp.pruners.trained_folder import CARD, FORMAT
 from btp.results.atomic import write_text
 from btp.runner.arms import build_method
 from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.way import DOES, Way
-from btp.runner.identity import code, digest
+from btp.runner.identity import code, digest, pictures
 from btp.runner.training.looks import ForegroundCourse, Shown, foreground_losses
 from btp.runner.training.modules import trainable
 from btp.runner.training.train import Training
@@ -33,8 +33,8 @@ class LookingTraining(Training):
         layers = len(self.loaded.host.layers)
         return place_stages(self.pruner["schedule"] or [], 0, layers, layers)
 
-    def _identity(self) -> str:
-        return digest(super()._identity(), code(__name__, "btp.runner.training.looks"), self.config["budget"])
+    def _learned_from(self) -> list[Any]:
+        return [*super()._learned_from(), code(__name__, "btp.runner.training.looks")]
 
     def _shown(self, way: Way) -> Shown:
         settings, machine = self.settings, self.machine
@@ -58,7 +58,17 @@ class LookingTraining(Training):
 
 
 class ForegroundTraining(LookingTraining):
-    """Trains BAViT's token classifier on labelled boxes; the model is not asked."""
+    """Trains BAViT's token classifier on labelled boxes; the model is not asked, so that the classifier goes with every
+    model that is shown the same pictures.
+    """
+
+    def _identity(self) -> str:
+        shape = {key: self.pruner["method"][key] for key in (*SHAPE, "seed")}
+        return digest("foreground", self._goes_with, shape, *self._learned_from())
+
+    @property
+    def _goes_with(self) -> dict[str, Any]:
+        return {"pictures": pictures(self.loaded.processor, self.loaded.host.model.config)}
 
     def _train(self) -> None:
         loaded, settings = self.loaded, self.settings
@@ -84,8 +94,8 @@ class ForegroundTraining(LookingTraining):
         gap = self._behind(classifier, shown)
         size = trainable(classifier)
         digest_of = pruner.save(self.folder)
-        about = {"pruner": pruner.name, "width": self.loaded.host.hidden_size, "digest": digest_of}
-        self._finish(about | self._origin(self.checkpoint, self.stages, size, gap))
+        about = {"pruner": self.pruner["name"], "width": self.loaded.host.hidden_size, "digest": digest_of}
+        self._finish(about | self._origin(self._goes_with, self.stages, size, gap))
 
     @torch.no_grad()
     def _behind(self, classifier: Any, shown: Shown) -> dict[str, float]:
