@@ -8,27 +8,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from btp.models.embedded.pocket_vision import MEAN, STD, build_action, build_processor
-from btp.tasks.pocketmoves.scene import CLASSES, FRAMES, MOVES, SHAPES, SIDE, STILL
+from btp.tasks.pocketmoves.scene import CLASSES, FRAMES, MOVES, SHAPES, SIDE, STILL, Mover
 from btp.tasks.pocketmoves.task import Clip, draw_clip
 from btp.tasks.pocketvqa.layout import COLORS
 from experiments.embedded.recipe import Phase, Recipe
 
 PATCH, TUBE = 8, 2
 LAYER = 4  # the throw-away heads read what this many blocks have made
+EARLY = 2  # the one of headings reads earlier: a turn is told from the headings of several tubes
 NAMES = (*SHAPES, "star", "digit")
 GOES = (*MOVES, STILL)
-TUBES = {"name": 1.0, "color": 1.0, "goes": 2.0}
+HEADINGS = 8  # eighths of a circle
+TUBES = {"name": 1.0, "color": 1.0, "heading": 1.0, "goes": 2.0}
 ALL = TUBES | {"class": 1.0}
 
 
 class TubeHeads(nn.Module):
-    """Throw-away heads: what a tube shows, in which colour, and where it goes."""
+    """Throw-away heads: what a tube shows, in which colour, which way it heads just then, and where it goes."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.name = nn.Linear(width, len(NAMES) + 1)
         self.color = nn.Linear(width, len(COLORS) + 1)
+        self.heading = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, HEADINGS + 2))
         self.goes = nn.Linear(width, len(GOES) + 1)
 
 
@@ -36,7 +39,8 @@ class PocketAction(Recipe):
     """Cross-entropy of the class, and of what each tube shows.
 
     What tubes show goes first, with the blocks in front of its heads alone. The class then trains at the full rate
-    until most clips are right, and settles while the rate falls.
+    until most clips are right, and settles while the rate falls. Without headings, behind the first blocks, no block
+    tells the two senses of a turn apart (950 steps without a move).
     """
 
     name = "pocket_action"
@@ -64,15 +68,17 @@ class PocketAction(Recipe):
     def losses(self, learner: nn.Module, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
         """All losses, of the tubes alone in their phase.
 
-        `right`, `shape` and `move` are the shares of clips where class, shape and motion are named, `named` and `went`
-        those of the tubes that show a thing.
+        `right`, `shape` and `move` are the shares of clips where class, shape and motion are named, `named`, `headed`
+        and `went` those of the tubes that show a thing.
         """
         pixels = (batch["pixels"].float() / 255 - MEAN) / STD
         model, heads, label = learner["model"], learner["heads"], batch["class"]
         rows = model.videomae.embeddings(pixels, None)
-        for block in model.videomae.encoder.layer[:LAYER]:
+        early = rows
+        for number, block in enumerate(model.videomae.encoder.layer[:LAYER], 1):
             rows = block(rows)
-        found = self._tube_losses(heads, rows, batch)
+            early = rows if number == EARLY else early
+        found = self._tube_losses(heads, early, rows, batch)
         if phase.name == "tubes":
             return found
         for block in model.videomae.encoder.layer[LAYER:]:
@@ -87,12 +93,12 @@ class PocketAction(Recipe):
         }
 
     @staticmethod
-    def _tube_losses(heads: TubeHeads, tubes: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _tube_losses(heads: TubeHeads, early: Tensor, tubes: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         tubes, shown = heads.norm(tubes), batch["name"] > 0
-        logits = {key: getattr(heads, key)(tubes) for key in TUBES}
+        logits = {key: getattr(heads, key)(early if key == "heading" else tubes) for key in TUBES}
         right = {key: (logits[key].argmax(-1) == batch[key])[shown].float().mean() for key in TUBES}
         losses = {key: F.cross_entropy(logits[key].flatten(0, 1), batch[key].flatten()) for key in TUBES}
-        return losses | {"named": right["name"], "went": right["goes"]}
+        return losses | {"named": right["name"], "headed": right["heading"], "went": right["goes"]}
 
     def save(self, learner: nn.Module, folder: Path) -> None:
         """The model and its processor."""
@@ -101,22 +107,34 @@ class PocketAction(Recipe):
 
 
 def tube_labels(clip: Clip) -> dict[str, np.ndarray]:
-    """What lies under the centre of each tube in its first frame: name, colour and motion, 0 for the ground.
+    """What lies under the centre of each tube in its first frame: name, colour, heading and motion, 0 for the ground.
+
+    A heading is the eighth of a circle that the way to the next tube's frame lies in; 1 stands still.
 
     Returns:
         Arrays of [8 * 8 * 8] in the order of the model's tubes: time, row, column.
     """
     grid = SIDE // PATCH
     shape = (FRAMES // TUBE, grid, grid)
-    name, color, goes = (np.zeros(shape, np.int64) for _ in range(3))
+    name, color, heading, goes = (np.zeros(shape, np.int64) for _ in range(4))
     at = (np.arange(grid) + 0.5) * PATCH
     for mover, boxes in zip(clip.movers, clip.boxes[:, ::TUBE, :, None], strict=True):
         x0, y0, x1, y1 = boxes.swapaxes(0, 1)  # each [8, 1]
         spot = ((at >= y0) & (at < y1))[:, :, None] & ((at >= x0) & (at < x1))[:, None, :]
         name[spot] = 1 + NAMES.index("digit" if mover.name.isdigit() else mover.name)
         color[spot] = 1 + list(COLORS).index(mover.color)
+        heading[spot] = np.broadcast_to(_headings(mover)[:, None, None], shape)[spot]
         goes[spot] = 1 + GOES.index(mover.move)
-    return {"name": name.ravel(), "color": color.ravel(), "goes": goes.ravel()}
+    return {"name": name.ravel(), "color": color.ravel(), "heading": heading.ravel(), "goes": goes.ravel()}
+
+
+def _headings(mover: Mover) -> np.ndarray:
+    """[8] 1 where it stands still, else 2 + eighth of a circle, of each tube; the last one looks back."""
+    frames = np.arange(0, FRAMES, TUBE)
+    after = np.minimum(frames + TUBE, FRAMES - 1)
+    dx, dy = (mover.boxes[after] - mover.boxes[after - TUBE])[:, :2].T
+    eighth = np.round(np.arctan2(dy, dx) / (2 * np.pi) * HEADINGS).astype(np.int64) % HEADINGS
+    return np.where((dx == 0) & (dy == 0), 1, 2 + eighth)
 
 
 RECIPE = PocketAction()
