@@ -8,8 +8,8 @@ from typing import Any
 from btp.cli.effects import calibrates, parts_of
 from btp.cli.values import check_values
 from btp.models.loading.checkpoint import check_keys, find_checkpoint, read_config
+from btp.runner.harness.settings import check_tasks
 from btp.runner.lm_eval.settings import check_tasks as check_lm_tasks
-from btp.runner.lmms_eval.settings import check_tasks
 from btp.runner.model_yamls import check_family
 from btp.runner.workers.ranks import devices
 from btp.tasks.shown import NO_NAME, is_name, short

@@ -11,8 +11,8 @@ from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.site import Site
 from btp.results.status import UNPRUNED
+from btp.runner.harness.settings import shared_part
 from btp.runner.identity import code, code_of, digest, model_identity
-from btp.runner.lmms_eval.settings import shared_part
 from btp.runner.pruner_lists import method_of
 from btp.runner.sources import modules_of
 from btp.runner.targets import make

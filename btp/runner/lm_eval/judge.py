@@ -9,8 +9,8 @@ from lm_eval.api.model import LM  # type: ignore[import-not-found]
 from lm_eval.evaluator import evaluate  # type: ignore[import-not-found]
 
 from btp.runner.evaluation.task_protocol import Judgement
-from btp.runner.lmms_eval.document import Document
-from btp.runner.lmms_eval.quiet import reason_of, silent
+from btp.runner.harness.document import Document
+from btp.runner.harness.quiet import reason_of, silent
 from btp.tasks.scoring import exact_match
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from btp.runner.evaluation.ways.generate import Generating
-from btp.runner.lmms_eval.document import Document
-from btp.runner.lmms_eval.respond import Exchange, respond
+from btp.runner.harness.document import Document
+from btp.runner.harness.respond import Exchange, respond
 
 
 class Respond(Generating):

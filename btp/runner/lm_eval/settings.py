@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from btp.runner.lmms_eval.settings import check_folder, check_names
+from btp.runner.harness.settings import check_folder, check_names
 
 NAME = "lm_eval"
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from btp.models.text_processor import PLAIN
 from btp.runner.evaluation.task_protocol import Judgement
+from btp.runner.harness.document import Document, Shown
+from btp.runner.harness.quiet import reason_of, silent
+from btp.runner.harness.respond import Prompts
 from btp.runner.lm_eval.respond import Respond
 from btp.runner.lm_eval.settings import NAME, check_folder, check_installed, check_names
-from btp.runner.lmms_eval.document import Document, Shown
-from btp.runner.lmms_eval.quiet import reason_of, silent
-from btp.runner.lmms_eval.respond import Prompts
 from btp.runner.lmms_eval.task import leaves_of
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import exact_match

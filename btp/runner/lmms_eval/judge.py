@@ -12,8 +12,9 @@ from lmms_eval.api.model import lmms
 from lmms_eval.evaluator import evaluate
 
 from btp.runner.evaluation.task_protocol import Judgement
-from btp.runner.lmms_eval.document import Document, key_of
-from btp.runner.lmms_eval.quiet import reason_of, silent
+from btp.runner.harness.document import Document
+from btp.runner.harness.quiet import reason_of, silent
+from btp.runner.lmms_eval.requests import key_of
 from btp.tasks.scoring import exact_match
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from btp.runner.evaluation.task_protocol import Judgement
-from btp.runner.lmms_eval.document import Document, as_documents, refuse_rounds
-from btp.runner.lmms_eval.quiet import hush, reason_of, silent
-from btp.runner.lmms_eval.respond import Prompts, Respond
-from btp.runner.lmms_eval.settings import NAME, check_folder, check_installed, check_names
+from btp.runner.harness.document import Document
+from btp.runner.harness.quiet import hush, reason_of, silent
+from btp.runner.harness.respond import Prompts, Respond
+from btp.runner.harness.settings import NAME, check_folder, check_installed, check_names
+from btp.runner.lmms_eval.requests import as_documents, refuse_rounds
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import exact_match
 

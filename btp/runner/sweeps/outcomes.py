@@ -15,7 +15,7 @@ from btp.results.shapes import read_json
 from btp.results.status import UNPRUNED
 from btp.runner.datasets import make_dataset
 from btp.runner.evaluation.task_protocol import draw
-from btp.runner.lmms_eval.settings import NAME as OTHER_HARNESS
+from btp.runner.harness.settings import NAME as OTHER_HARNESS
 from btp.tasks.sample import Corpus, Task
 
 MEANS = ("tokens_avg", "agreement", "kl")

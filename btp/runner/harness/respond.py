@@ -15,7 +15,7 @@ from btp.models.lvlm import LVLM
 from btp.runner.evaluation.data import Batch, Collate, shrunk
 from btp.runner.evaluation.processing import processed
 from btp.runner.evaluation.ways.generate import Generating, first_logits
-from btp.runner.lmms_eval.document import Document
+from btp.runner.harness.document import Document
 
 Score = tuple[float, bool]
 
