@@ -44,7 +44,7 @@ from btp.schedules.serialize import restored
 from btp.tasks.files.local import file_name, id_hash
 from btp.tasks.sample import Sample, Task
 
-HARNESSES = ("btp.runner.lmms_eval.task.HarnessTask", "btp.runner.lm_eval.task.LMEvalTask")
+HARNESSES = ("btp.runner.lmms_eval.task.LMMSEvalTask", "btp.runner.lm_eval.task.LMEvalTask")
 LIKELY = 3  # first answer tokens shown
 CONFIG = keys(  # what is read of a config here; what lies deeper is for the part that it is of
     model=keys(name=ANYTHING),

@@ -1,8 +1,8 @@
-"""Answers documents of lmms-eval's tasks: generates, or scores given continuations, on the same pruned prompt."""
+"""Answers documents of a harness's tasks: generates, or scores given continuations, on the same pruned prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -92,11 +92,17 @@ class Said:
     first: Tensor
 
 
-def prediction(document: Document, responses: Sequence[Any]) -> str:
-    """The generated text, or the likeliest choice; of a single one itself where greedy decoding would say it."""
+def prediction(document: Document, responses: Sequence[Any], likeliest: Callable[..., int] = min) -> str:
+    """The generated text, or the likeliest choice; of a single one itself where greedy decoding would say it.
+
+    Args:
+        document: The one that was answered.
+        responses: Its responses.
+        likeliest: min where a response is a loss, max where it is a likelihood.
+    """
     if not document.continuations:
         return responses[0]
-    best = min(range(len(responses)), key=lambda i: responses[i][0])
+    best = likeliest(range(len(responses)), key=lambda i: responses[i][0])
     return document.continuations[best].strip() if len(responses) > 1 or responses[best][1] else ""
 
 
@@ -181,12 +187,21 @@ def _score(steps: Tensor, tokens: Sequence[int]) -> Score:
 
 
 class Respond(Generating):
-    """Answers documents; a row holds all responses of one."""
+    """Answers documents; a row holds all responses of one: [text], or (likelihood, greedy) of each choice."""
+
+    likeliest: Callable[..., int] = staticmethod(min)
 
     def say(self, inputs: Mapping[str, Any], batch: Exchange) -> tuple[list[dict[str, Any]], Tensor]:  # type: ignore[override]
         """Generate or score, as each document asks."""
         documents: list[Document] = batch.samples  # type: ignore[assignment]
         said = respond(self.host, self.tokenizer, inputs, documents, batch.targets)
-        pairs = zip(documents, said.responses, strict=True)
-        rows = [{"prediction": prediction(document, found), "responses": found} for document, found in pairs]
+        rows = []
+        for document, found, targets in zip(documents, said.responses, batch.targets, strict=True):
+            if document.continuations:
+                found = [self.likelihood(score, tokens) for score, tokens in zip(found, targets, strict=True)]
+            rows.append({"prediction": prediction(document, found, self.likeliest), "responses": found})
         return rows, said.first
+
+    def likelihood(self, score: Score, tokens: Sequence[int]) -> Score:
+        """A choice's (mean negative log-likelihood of a token in nats, greedy) as the harness counts it."""
+        return score

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,28 +9,28 @@ from typing import Any
 from PIL import Image
 
 from btp.runner.harness.document import Document, Pictures, Shown
+from btp.runner.harness.task import by_document, check_greedy, document_id, endings
 from btp.tasks.files.decode_image import open_picture
 
 LONGEST = 1024  # new tokens where a task does not say, as in lmms-eval's own models
 SEVERAL_ROUNDS = ("generate_until_multi_round", "generate_until_agentic", "generate_visual_cot")
 
 
-def as_documents(requests: Sequence[Any], docs: Mapping[str, Any], references: Mapping | None = None) -> list[Document]:
+def as_documents(
+    requests: Sequence[Any], docs: Mapping[str, Any], reference: Callable[[int], str] | None = None
+) -> list[Document]:
     """One document for all requests about it.
 
     Args:
         requests: lmms-eval's instances.
-        docs: task -> split -> document.
-        references: (task, document) -> right answer, where it is known.
+        docs: Task -> split -> document.
+        reference: Number of a document -> right answer, where it is known.
 
     Raises:
         ValueError: a request of a kind that is not built here; the message names task and kind.
     """
-    together: dict[tuple[str, int], dict[int, Any]] = {}
-    for request in requests:  # a task with repeats asks the same several times
-        together.setdefault(key_of(request), {}).setdefault(request.idx, request)
-    known = references or {}
-    return [_document(list(asked.values()), docs, str(known.get(key, ""))) for key, asked in together.items()]
+    together = by_document(requests, key_of)
+    return [_document(asked, docs, reference(key[1]) if reference else "") for key, asked in together.items()]
 
 
 def key_of(request: Any) -> tuple[str, int]:
@@ -52,10 +51,9 @@ def _document(requests: Sequence[Any], docs: Mapping[str, Any], reference: str) 
         show, settings = _chat(first.args[1], doc, task), first.args[2]
     else:  # (context, settings, doc_to_visual, ...)
         show, settings = _simple(first.args[0], first.args[2], doc, task), first.args[1]
-    _expect_greedy(task, settings)
-    until = settings.get("until") or ()
+    check_greedy("lmms_eval", task, settings)
     return Document(
-        id=re.sub(r"[^\w.-]", "_", f"{task}-{number:06d}"),
+        id=document_id(task, number),
         images=Pictures(show),  # type: ignore[arg-type]
         question=first.args[0],
         reference=reference,
@@ -65,7 +63,7 @@ def _document(requests: Sequence[Any], docs: Mapping[str, Any], reference: str) 
         number=number,
         continuations=continuations,
         max_new_tokens=int(settings.get("max_new_tokens") or LONGEST),
-        until=(until,) if isinstance(until, str) else tuple(until),
+        until=endings(settings),
     )
 
 
@@ -146,17 +144,4 @@ def refuse_rounds(task: str, kind: str) -> None:
         raise ValueError(
             f"lmms-eval task {task} asks in several rounds (output_type {kind}), and a pruned prompt has one. "
             f"Leave {task} out of tasks."
-        )
-
-
-def _expect_greedy(task: str, settings: Mapping[str, Any]) -> None:
-    found = {"do_sample": settings.get("do_sample"), "num_beams": settings.get("num_beams")}
-    if found["do_sample"] or (found["num_beams"] or 1) > 1 or (settings.get("temperature") or 0) > 0:
-        asked = ", ".join(
-            f"{key}: {settings[key]}" for key in ("do_sample", "temperature", "num_beams") if key in settings
-        )
-        raise ValueError(
-            f"lmms-eval task {task} asks for answers by {asked}, but arms are compared by greedy answers. "
-            "Set task.dataset.generation={do_sample: false, temperature: 0, num_beams: 1} for all tasks of the run "
-            "(--gen_kwargs on lmms-eval's own command line)."
         )

@@ -15,7 +15,7 @@ from btp.results.shapes import read_json
 from btp.results.status import UNPRUNED
 from btp.runner.datasets import make_dataset
 from btp.runner.evaluation.task_protocol import draw
-from btp.runner.harness.settings import NAME as OTHER_HARNESS
+from btp.runner.harness.settings import LIBRARIES
 from btp.tasks.sample import Corpus, Task
 
 MEANS = ("tokens_avg", "agreement", "kl")
@@ -136,7 +136,7 @@ class Prospect:
 
     def _abilities(self) -> set[str] | None:
         """Of the task's samples; None where they are another harness's, or differ between the runs that are meant."""
-        if self.config["task"]["name"] == OTHER_HARNESS or self.open & {"task", "tasks", "limit", "seed"}:
+        if self.config["task"]["name"] in LIBRARIES or self.open & {"task", "tasks", "limit", "seed"}:
             return None
         if self._task is None:
             self._task = make_dataset(self.config["task"]["dataset"])
