@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from btp.core.asked import Asked
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -31,6 +30,20 @@ from btp.ops.events import (
 Match = Callable[[str, Sequence, torch.device], Tensor]
 EVENT, KEY = "event", "key"  # numbers that travel with tokens: which event of the row (-1 none), whether a key event
 OTHERS = ("half", "none")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the prompt in one row of a batch asks of which videos.
+
+    Attributes:
+        question: its text, without the chat template.
+        clips: its videos in the order of the prompt, behind all pictures; each a sequence of frames (PIL pictures)
+            that may open them only when they are looked at.
+    """
+
+    question: str
+    clips: tuple[Sequence[Any], ...] = ()
 
 
 @dataclass(frozen=True)

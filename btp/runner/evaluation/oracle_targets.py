@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from btp.core.asked import Asked
 from btp.core.pruner import Pruner
+from btp.pruners.metok import Asked
 from btp.tasks.sample import Box, Sample
 
 
