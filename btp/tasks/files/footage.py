@@ -93,9 +93,12 @@ def footage(name: str, path: Path, sampling: Sampling, key: str, span: tuple[flo
 
 
 def video_path(folder: Path, name: str, endings: Sequence[str] = VIDEOS) -> Path:
-    """The video of a name without its ending: a file, or a folder of frames; the first ending's where there is none."""
+    """The video of a name, with or without its ending: a file, or a folder of frames.
+
+    Where there is none, the path that it would have: that of the first ending, if the name has none.
+    """
     ways = [folder / name, *(folder / f"{name}{ending}" for ending in endings)]
-    return next((way for way in ways if way.exists()), ways[1])
+    return next((way for way in ways if way.exists()), ways[0 if Path(name).suffix in endings else 1])
 
 
 class FolderFootage(Pictures):
