@@ -10,6 +10,7 @@ from typing import Any, Protocol, overload
 
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.keep import Keep, check_keep, fit_times, is_fit, keep_count
 from btp.core.site import Site
 
@@ -59,9 +60,9 @@ class Stage:
         object.__setattr__(self, "site", Site.parse(self.site))
         object.__setattr__(self, "settings", dict(self.settings))
         check_keep(self.keep, "keep")
-        _one_of("positions", self.positions, _POSITIONS)
-        _one_of("phase", self.phase, _PHASES)
-        _one_of("of", self.of, _OF)
+        check_one_of("positions", self.positions, _POSITIONS)
+        check_one_of("phase", self.phase, _PHASES)
+        check_one_of("of", self.of, _OF)
 
     @overload
     def count(self, total: int) -> int: ...
@@ -286,8 +287,3 @@ class Schedule(Sequence[Stage]):
                     "so the "
                     f"stage changes nothing. Lower it or remove the stage."
                 )
-
-
-def _one_of(key: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{key} is {value!r}. Choose from: {', '.join(known)}.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.site import Site
 
 KINDS = (
@@ -117,11 +118,11 @@ class Signal:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", Site.parse(self.site))
-        _one_of("kind", self.kind, KINDS)
+        check_one_of("kind", self.kind, KINDS)
         if self.form is None:
             object.__setattr__(self, "form", FORMS[self.kind][0])
-        _one_of(f"rows of a {self.kind} signal", self.rows, ROWS[self.kind])
-        _one_of(f"form of a {self.kind} signal", self.form, FORMS[self.kind])
+        check_one_of(f"rows of a {self.kind} signal", self.rows, ROWS[self.kind])
+        check_one_of(f"form of a {self.kind} signal", self.form, FORMS[self.kind])
         self._check_rows()
         if self.site.kind == "cache":
             self._check_cached()
@@ -218,8 +219,3 @@ class Signals(Mapping[Signal, Tensor]):
     def _missing(self, signal: Signal) -> str:
         seen = "; ".join(str(key) for key in self._seen) or "nothing"
         return f"{signal} was not declared. Declared: {seen}. Add it to the pruner's needs()."
-
-
-def _one_of(name: str, value: object, known: tuple) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}. Choose from: {', '.join(map(str, known))}.")

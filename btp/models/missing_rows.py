@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
+
 GAPS = ("own", "prev", "mean", "bias", "none", "masked")
 CONVS = ("aligned", "closed")
 
@@ -23,8 +25,7 @@ def check_alignment(gap: str, conv: str) -> None:
         ValueError: names the config key.
     """
     for key, value, known in (("gap", gap, GAPS), ("conv", conv, CONVS)):
-        if value not in known:
-            raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+        check_one_of(f"pruner.method.{key}", value, known)
 
 
 def time_passed(delta: Tensor, steps: Tensor | None, gap: str, resting: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
@@ -33,8 +34,7 @@ class FasterVLM(ScorePruner):
 
     def __init__(self, *, heads: str, score: str) -> None:
         for key, value, known in (("heads", heads, HEADS), ("score", score, tuple(SCORES))):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         self.heads, self.rows = heads, SCORES[score]
 
     def check(self, schedule: Schedule) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_number
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -34,8 +35,7 @@ class HiPrune(Pruner):
     stage_settings = frozenset({"object"})
 
     def __init__(self, *, alpha: float) -> None:
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
-            raise ValueError(f"pruner.method.alpha is {alpha!r}. Write a share of the kept tokens in [0, 1].")
+        check_number("pruner.method.alpha", alpha, "a share of the kept tokens in [0, 1]", 0, 1)
         self.alpha = float(alpha)
 
     def check(self, schedule: Schedule) -> None:

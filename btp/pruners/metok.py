@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of, check_whole
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -90,10 +91,8 @@ class METok(Pruner):
 
     def __init__(self, *, matcher: Match, events: int, key_events: int, key_frames: int, pool: str) -> None:
         for name, value in (("events", events), ("key_events", key_events), ("key_frames", key_frames)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"pruner.method.{name} is {value!r}. Write a whole number from 1 on.")
-        if pool not in POOLS:
-            raise ValueError(f"pruner.method.pool is {pool!r}. Choose from: {', '.join(POOLS)}.")
+            check_whole(f"pruner.method.{name}", value, "a whole number from 1 on")
+        check_one_of("pruner.method.pool", pool, POOLS)
         self.matcher, self.pool = matcher, pool
         self.number, self.key_events, self.key_frames = events, key_events, key_frames
         self._asked: Sequence[Asked] | None = None
@@ -126,8 +125,7 @@ class METok(Pruner):
                 )
             if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio <= 1):
                 raise ValueError(f"schedule.{i}.ratio is {ratio!r}. Write a share in (0, 1], or null to meet the keep.")
-            if others not in OTHERS:
-                raise ValueError(f"schedule.{i}.others is {others!r}. Choose from: {', '.join(OTHERS)}.")
+            check_one_of(f"schedule.{i}.others", others, OTHERS)
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:
         """Frames behind the projector at the input where they are pooled; attention of the text at a layer."""

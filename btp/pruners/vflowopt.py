@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_flag, check_one_of
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -64,11 +65,9 @@ class VFlowOpt(Pruner):
         exact: bool,
     ) -> None:
         for key, value, known in (("rows", rows, COMBINES), ("entropy", entropy, GRAYS)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         for key, value in (("recycle", recycle), ("recycle_several", recycle_several), ("exact", exact)):
-            if not isinstance(value, bool):
-                raise ValueError(f"pruner.method.{key} is {value!r}. Write true or false.")
+            check_flag(f"pruner.method.{key}", value)
         for key, value, good in (("t", t, t >= 0), ("m", m, m >= 1), ("alpha", alpha, math.isfinite(alpha))):
             if not good:
                 least = {"t": "a number from 0 on", "m": "a number of tokens from 1 on", "alpha": "a finite number"}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.check_settings import check_flag, check_one_of
 from btp.core.keep import keep_count, on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -56,10 +57,8 @@ class VisionZip(Pruner):
 
     def __init__(self, *, score: str, contextual: int | float, cls: bool, merge: str, order: str) -> None:
         for key, value, known in (("score", score, SCORES), ("merge", merge, MERGES), ("order", order, ORDERS)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
-        if not isinstance(cls, bool):
-            raise ValueError(f"pruner.method.cls is {cls!r}. Write true or false.")
+            check_one_of(f"pruner.method.{key}", value, known)
+        check_flag("pruner.method.cls", cls)
         self.contextual = _count_or_share("pruner.method.contextual", contextual)
         self.score, self.cls, self.merge, self.order = score, cls, merge, order
 

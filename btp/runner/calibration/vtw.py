@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from btp.core.check_settings import check_one_of
 from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
 from btp.models.loading.load import Loaded
@@ -50,8 +51,7 @@ def search_vtw(
     """
     pruner = config["pruner"] if pruner is None else pruner
     settings, layers = pruner["search"], loaded.host.num_layers
-    if settings["direction"] not in DIRECTIONS:
-        raise ValueError(f"pruner.search.direction is {settings['direction']!r}. Choose from: {', '.join(DIRECTIONS)}.")
+    check_one_of("pruner.search.direction", settings["direction"], DIRECTIONS)
     candidates = list(range(settings["first"], layers))
     if not candidates or candidates[0] < 0:
         raise ValueError(

@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from rich.box import SIMPLE
 from rich.table import Table
 
+from btp.core.check_settings import check_one_of
 from btp.report.terminal import console, literal
 from btp.runner.sweeps.cells import FINISHED, Cells
 from btp.runner.sweeps.outcomes import COST, Prospect, outcomes
@@ -179,8 +180,7 @@ def open_study(settings: Settings, space: Space, folder: Path) -> optuna.Study:
     Raises:
         ValueError: an unknown sampler or direction, or a study with other knobs or objectives.
     """
-    if settings.sampler not in SAMPLERS:
-        raise ValueError(f"hydra.sweeper.sampler is {settings.sampler!r}. Choose from: {', '.join(SAMPLERS)}.")
+    check_one_of("hydra.sweeper.sampler", settings.sampler, SAMPLERS)
     if not settings.objectives:
         raise ValueError("Nothing is to be maximised or minimised. Set hydra.sweeper.maximize=[accuracy].")
     optuna.logging.set_verbosity(optuna.logging.WARNING)

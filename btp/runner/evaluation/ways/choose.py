@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from btp.core.check_settings import check_one_of
 from btp.runner.evaluation.task_protocol import OwnWay
 from btp.runner.evaluation.ways.classify import Classify
 from btp.runner.evaluation.ways.detect import Detect
@@ -21,6 +22,5 @@ def way_of(task: Task) -> Way:
     if isinstance(task, OwnWay):
         return Foreign(task)
     name = getattr(task, "way", GENERATE)
-    if name not in WAYS:
-        raise ValueError(f"{type(task).__name__}.way is {name!r}. Choose from: {', '.join(WAYS)}.")
+    check_one_of(f"{type(task).__name__}.way", name, WAYS)
     return WAYS[name](task)
