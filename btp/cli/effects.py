@@ -1,4 +1,4 @@
-"""Refuses words of a command line that set something which the run does not read. No torch, but where a rule needs it.
+"""Refuses overrides without effect, whose keys the run does not read. No torch, but where a rule needs it.
 
 Only what somebody typed counts: settings of the yamls may lie unused. In a sweep a word is left alone where another
 word that has several values decides whether it is read.

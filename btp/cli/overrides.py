@@ -1,4 +1,4 @@
-"""Turns Hydra's complaints about the command line into ours, with the nearest known key or option."""
+"""Checks of Hydra overrides, with the nearest known key or option in messages."""
 
 import difflib
 import shlex

@@ -1,4 +1,4 @@
-"""The Hydra side: composes, refuses what is plainly wrong, hands runs to workers, and compares those of a sweep.
+"""Main command: composes with Hydra, checks the config, hands runs to workers, and compares those of a sweep.
 
 No torch here, so that --help and errors come at once. Under `-m` a launcher may run the cells in this process, beside
 it or on other machines; how they ended is read from the sweep's folder.

@@ -1,4 +1,4 @@
-"""Holds a config, and the words of a command line, against `btp.cli.schema`. No torch here."""
+"""Validation of a config, and of the words of a command line, by `btp.cli.schema`. No torch here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of a command line as people type them, made into what Hydra reads. No torch here."""
+"""Parsing of the command line as people type it into what Hydra reads. No torch here."""
 
 from __future__ import annotations
 

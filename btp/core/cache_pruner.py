@@ -55,7 +55,7 @@ class CachePruner(Pruner):
 
     @abstractmethod
     def evict(self, slots: Slots, signals: Signals, stage: Stage) -> SlotSelection:
-        """Decide. `slots.keep_counts(stage)` says how many slots each row and head keeps."""
+        """Choose the slots that stay; `slots.keep_counts(stage)` says how many each row and head keeps."""
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Nothing: it does not choose between layers.

@@ -32,7 +32,7 @@ class Solver(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stop of a schedule.
+    """Stage of a schedule: a site, how many tokens stay there, and the method's settings for it.
 
     Attributes:
         site: Site; text is parsed.
@@ -184,7 +184,7 @@ class Schedule(Sequence[Stage]):
         return iter(self.stages)
 
     def check(self, num_layers: int, num_vision_layers: int | None = None) -> None:
-        """Hold the schedule against a model.
+        """Refuse a schedule that does not fit a model.
 
         Args:
             num_layers: decoder layers.
@@ -201,7 +201,7 @@ class Schedule(Sequence[Stage]):
                 )
 
     def check_sites(self, num_layers: int, num_vision_layers: int | None = None) -> None:
-        """The first half of `check`: every site lies inside the model, whatever stays there."""
+        """Refuse sites outside the model; the first half of `check`."""
         for i, stage in enumerate(self.stages):
             depth = num_layers if stage.site.tower == "llm" else num_vision_layers
             if depth is not None and stage.site.layer >= depth:

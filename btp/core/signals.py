@@ -1,4 +1,4 @@
-"""What a pruner may ask to see, and what was seen."""
+"""Signals that a pruner may ask for (hidden states, attention, queries, keys ...), and their values."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class Signal:
 
 
 class Signals(Mapping[Signal, Tensor]):
-    """What was seen: declared signal -> tensor over the visual tokens alive now, in the order of Tokens."""
+    """Values of signals: declared signal -> tensor over the visual tokens alive now, in the order of Tokens."""
 
     def __init__(
         self, seen: Mapping[Signal, Tensor] | None = None, rows_valid: Mapping[Signal, Tensor] | None = None

@@ -1,4 +1,4 @@
-"""The engine's front door: checks the plan, registers hooks, and removes every trace of itself."""
+"""Attaching a pruner to a model: checks the plan, registers hooks, and removes all of them again."""
 
 from __future__ import annotations
 

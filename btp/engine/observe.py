@@ -1,4 +1,4 @@
-"""Looks at signals of an unpruned model; calibration is built on it."""
+"""Observing signals of an unpruned model, as calibration does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from btp.engine.hooks.turn import Turn
 
 @dataclass
 class Look:
-    """What one prefill showed.
+    """Signals of one prefill.
 
     Attributes:
         total: visual tokens per row.

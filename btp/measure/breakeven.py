@@ -1,4 +1,4 @@
-"""From which output, prompt or batch on pruning pays: arithmetic on the times of two arms, wherever they come from."""
+"""Break-even of pruning over output length, prompt length and batch size, from the times of two arms."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def outputs_that_pay(unpruned: Times, pruned: Times, worth: float = 1.0) -> Outp
 
 
 def speedup(unpruned: Times, pruned: Times, output: int) -> float:
-    """Of a whole answer of `output` tokens; above 1 pruning is faster."""
+    """Speed-up of a whole answer of `output` tokens; above 1 pruning is faster."""
     return unpruned.until(output) / pruned.until(output)
 
 
@@ -93,7 +93,7 @@ def selection_allowed(unpruned: Times, pruned: Times, output: int) -> float:
 
 
 def turning_point(pays: Callable[[int], bool], least: int, most: int) -> tuple[int | None, bool]:
-    """Where `pays` changes over the whole numbers from `least` to `most`, by bisection; it should change once.
+    """Bisection for the whole number from `least` to `most` at which `pays` changes; it should change once.
 
     Returns:
         (the first number behind the change, whether it pays from there on); (None, whether it pays) where both

@@ -1,4 +1,4 @@
-"""How long a measurement will take on this machine: the work of its rounds over a speed that is tried out first."""
+"""Estimated duration of a measurement on this machine: operations over a speed that is measured first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRIES = 3
 
 
 def try_speed(device: torch.device, dtype: torch.dtype, stack: Stack, now: Clock = time.perf_counter) -> Device:
-    """What the device reaches on products of the model's kind: of many tokens, and of one, which reads the weights.
+    """Speed of the device on matrix products of the model's sizes: of many tokens, and of one, which reads the weights.
 
     Takes about a second on a slow CPU and some 100 MB.
 

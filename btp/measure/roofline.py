@@ -1,4 +1,4 @@
-"""How long a device needs at the least: every piece of work by its operations and by the bytes it moves."""
+"""Roofline model: least time of every piece of work by its operations and by the bytes it moves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from btp.measure.segments import Segments
 
 @dataclass(frozen=True)
 class Device:
-    """What a device can do at most.
+    """Peak compute and bandwidth of a device.
 
     Attributes:
         flops: operations per second of dense matrix products in the number format used.

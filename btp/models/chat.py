@@ -1,4 +1,4 @@
-"""Turns of a chat as a model's inputs: what `processor.apply_chat_template(..., tokenize=True)` makes of them."""
+"""Chat templates: turns as model inputs, as `processor.apply_chat_template(..., tokenize=True)` makes them."""
 
 from __future__ import annotations
 

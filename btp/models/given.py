@@ -1,4 +1,4 @@
-"""What a forward's inputs say of their pictures: as pixels, or as features that a generate() encoded before."""
+"""Picture inputs of a forward: pixels, or features that a generate() encoded before."""
 
 from __future__ import annotations
 

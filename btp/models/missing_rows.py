@@ -1,4 +1,4 @@
-"""What a scan does at rows that are missing: they put nothing in, but the state goes on decaying.
+"""Hidden state alignment: scans over sequences with missing rows, over which the state goes on decaying.
 
 A kept row arrives with the time that passed since the kept row before it. Whose step size counts at the missing rows in
 between is open, since it would have depended on them: `gap` says which reading is taken. A convolution in front of the
@@ -19,7 +19,7 @@ CONVS = ("aligned", "closed")
 
 
 def check_alignment(gap: str, conv: str) -> None:
-    """Refuse what no mixer knows.
+    """Refuse unknown settings of alignment.
 
     Raises:
         ValueError: names the config key.

@@ -1,4 +1,4 @@
-"""Pictures behind the vision tower and the projector, kept on disk for methods that leave both alone."""
+"""Disk cache of projected picture features, for methods that prune behind the projector."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ USED = ".used"  # touched in a folder whenever a run begins to use it
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where features lie.
+    """A folder of cached features.
 
     Attributes:
         folder: Folder of everything that makes them: checkpoint, dtype, pictures. Several processes may share it.

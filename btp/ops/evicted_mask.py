@@ -1,4 +1,4 @@
-"""Eviction in every step as a mask over one full attention map: how tables of whole texts in one forward are made."""
+"""Attention mask of per-step eviction over one full attention map, for whole texts in one forward."""
 
 from __future__ import annotations
 

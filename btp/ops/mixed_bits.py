@@ -1,4 +1,4 @@
-"""Whole numbers that look random and repeat: a hash, elementwise."""
+"""Elementwise integer hash: repeatable pseudo-random numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raters: the text tokens that care about the image, and what their attention says about it."""
+"""Text raters (SparseVLM): text tokens relevant to the image, and attention from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from btp.core.topk import top_k
 
 
 def text_scores(visual: Tensor, visual_valid: Tensor, text: Tensor, text_valid: Tensor) -> Tensor:
-    """How much of the image each text token takes, where every visual token divides itself among the text.
+    """Relevance of each text token to the image: visual tokens' softmax over the text, averaged.
 
     The mean over visual tokens of softmax over text of (visual . text), without scaling, in float32 or better.
 

@@ -142,7 +142,7 @@ class ATPLLaVA(Trained):
 
     @property
     def steepness(self) -> float:
-        """Of the soft decisions, as far as the training has come."""
+        """Steepness (inverse temperature) of the soft decisions, annealed over the training."""
         first, last = self.temperature
         return first * (last / first) ** self.progress
 

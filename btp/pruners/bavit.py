@@ -1,4 +1,4 @@
-"""BAViT: a small ViT looks at the picture first, and says which patches are worth a detector's time."""
+"""BAViT: keeps the patches that a small ViT classifies as foreground."""
 
 from __future__ import annotations
 

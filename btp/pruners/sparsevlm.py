@@ -1,4 +1,4 @@
-"""SparseVLM: text tokens that care about the image rank it; part of what goes comes back as cluster means."""
+"""SparseVLM: ranks visual tokens by text raters' attention; part of those pruned are recycled as cluster means."""
 
 from __future__ import annotations
 

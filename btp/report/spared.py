@@ -1,4 +1,4 @@
-"""What may fail without the rest of a page: a figure, or the pictures of a sample."""
+"""Errors that a page survives: a figure or a sample's pictures that could not be drawn."""
 
 from __future__ import annotations
 

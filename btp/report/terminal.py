@@ -1,4 +1,4 @@
-"""What is printed: text of data as it is, on terminals of any encoding."""
+"""Terminal output: text of data as it is, on terminals of any encoding."""
 
 from __future__ import annotations
 

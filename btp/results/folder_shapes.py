@@ -1,4 +1,4 @@
-"""What the files of a run folder hold, as far as anything reads it; the docstring of `btp.results.reader` says why."""
+"""Schema of the files of a run folder, as far as anything reads them; `btp.results.reader` explains it."""
 
 from __future__ import annotations
 

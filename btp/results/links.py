@@ -1,4 +1,4 @@
-"""Run folders may come from somebody else: what is written into one stays in it."""
+"""Refuses symbolic links in run folders, so that what is written into one stays in it."""
 
 from __future__ import annotations
 

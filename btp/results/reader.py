@@ -1,4 +1,4 @@
-"""Reads a run folder: the only way in which results reach the report.
+"""Reader of run folders, the only way in which results reach the report.
 
 A run folder holds the files below. The first three are required; the report leaves out what a missing other
 one would show.

@@ -1,4 +1,4 @@
-"""The run folder: what a report, a table or a person reads afterwards."""
+"""Writer of run folders."""
 
 from __future__ import annotations
 

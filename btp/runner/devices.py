@@ -1,4 +1,4 @@
-"""Where a run computes: devices and their processes, threads, progress bars."""
+"""Devices of a run: processes, threads, progress bars."""
 
 from __future__ import annotations
 

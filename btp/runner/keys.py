@@ -1,4 +1,4 @@
-"""Top-level keys of the yamls of a group, held against those of the others: a misspelt or missing one is named."""
+"""Checks of the top-level keys of a group's yamls against each other: names misspelt and missing ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run lies, by what changes its result. No torch here, so that a finished run is recognised at once."""
+"""Identity and folder of a run, by what changes its result. No torch, so that a finished run is recognised at once."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def what_happened(budget: Budget | None, asked: float | None, reached: float, to
 
 
 def missed_lines(arm: str, entry: Mapping[str, Any], totals: Sequence[int], budget: Budget | None) -> list[str]:
-    """What the screen says of a budget that was missed; nothing where it was met."""
+    """Lines for the screen about a missed budget; none where it was met."""
     if not entry.get("missed"):
         return []
     few = sum(0 < total < budget.tokens for total in totals) if budget is not None and budget.tokens is not None else 0

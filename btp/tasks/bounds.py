@@ -1,4 +1,4 @@
-"""What a sample may hold at most, seen before any of it is decoded or tokenised."""
+"""Size limits of a sample, checked before any of it is decoded or tokenised."""
 
 from __future__ import annotations
 

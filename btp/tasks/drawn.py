@@ -1,4 +1,4 @@
-"""What the embedded tasks share: samples that are drawn on demand, the same for a split, a seed and an index."""
+"""Base of the embedded tasks: samples generated on demand, the same for a split, a seed and an index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asks a cache method, and holds its answer to the contract."""
+"""Calls a cache method's `evict`, and checks its answer against the contract."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from btp.engine.hooks.deferred_checks import Doubts
 
 @dataclass(frozen=True)
 class Answer:
-    """What stays.
+    """Checked decision of a cache method: slots that stay.
 
     Attributes:
         stay: [B, H, n] bool, H 1 where all heads keep the same.
@@ -34,7 +34,7 @@ class Answer:
 
 
 def ask(pruner: Pruner, stage: Stage, slots: Slots, signals: Signals, doubts: Doubts) -> Answer:
-    """Let the method decide.
+    """Call the method's `evict`, and check its answer.
 
     Raises:
         TypeError, ValueError: its answer breaks the contract, or what it ranks by is not finite; on a device, what only

@@ -1,4 +1,4 @@
-"""What one layer's cache holds: whose slot is whose, and the numbers that travel with them."""
+"""Slots of one layer's K/V cache: token of each slot, and the method's numbers that travel with it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Held:
         self.carried = {k: torch.cat([x, x.new_zeros(*x.shape[:2], 1)], dim=2) for k, x in self.carried.items()}
 
     def evict(self, cache: object, stay: Tensor, counts: tuple[int, ...], in_place: bool) -> Tensor:
-        """Take away all that does not stay, here and in the cache.
+        """Evict all slots that do not stay, here and in the cache.
 
         Args:
             cache: the layer's cache, with keys and values [B, Hkv, n, d].

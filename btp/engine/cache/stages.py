@@ -1,4 +1,4 @@
-"""Stages at llm.cache: behind a layer's attention, in prefill and in every decode step, they say which slots stay.
+"""Cache stages (llm.cache): eviction behind a layer's attention, in prefill and in every decode step.
 
 Everything happens inside the layer's attention function: a decode step gets its mask from what the layer's cache holds,
 and once the layer has attended, signals are computed, the method decides, and slots leave.

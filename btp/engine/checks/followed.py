@@ -1,4 +1,4 @@
-"""Makes sure that no forward passes the engine by: every planned stage ran, every layer behind a cut was seen."""
+"""Check behind each forward that hooks ran: every planned stage, and every layer behind a cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from btp.engine.decoder.prefill import Run
 
 
 def check_followed(run: Run, host: Host, plan: Sequence[PlannedStage], first: int) -> None:
-    """Hold what ran in the forward just now against the plan.
+    """Refuse a forward in which a planned stage, or a layer behind a cut, did not run.
 
     Args:
         run: of the forward.

@@ -1,4 +1,4 @@
-"""Refuses stages that act in decode and that a model, a pruner or other stages leave no way to follow."""
+"""Checks of stages that act in decode against model, pruner and the other stages."""
 
 from __future__ import annotations
 

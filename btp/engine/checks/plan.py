@@ -1,4 +1,4 @@
-"""Holds model, pruner and schedule against each other before anything runs."""
+"""Checks of model, pruner and schedule against each other before anything runs."""
 
 from __future__ import annotations
 

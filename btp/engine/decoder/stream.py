@@ -1,4 +1,4 @@
-"""Walks tokens through the decoder: lets the pruner decide, cuts, and takes everything along."""
+"""Pruning between decoder layers: hooks that ask the pruner, cut the hidden states, and adjust masks and positions."""
 
 from __future__ import annotations
 

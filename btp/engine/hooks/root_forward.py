@@ -1,4 +1,4 @@
-"""Stands around the forward of the root module, however it is called: by the module's call, by its name, by a wrapper.
+"""Wraps the forward of the root module, however it is called: by the module's call, by name, by a wrapper.
 
 Hooks on the root would be passed over by callers of `model.forward`, and would hear nothing of an interrupt.
 """

@@ -1,4 +1,4 @@
-"""One forward at a time: a second one waits in another thread, and is refused inside the first."""
+"""Lock on forwards: a second one waits in another thread, and is refused inside the first."""
 
 from __future__ import annotations
 

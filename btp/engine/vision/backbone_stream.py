@@ -1,4 +1,4 @@
-"""Walks tokens through a vision model without a language model, and records what happened in each forward."""
+"""Pruning in a vision model without a language model, with a record of each forward."""
 
 from __future__ import annotations
 

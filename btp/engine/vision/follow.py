@@ -1,4 +1,4 @@
-"""Which of the three ways to follow a vision tower a model needs."""
+"""Choice of hooks for a vision tower: packed and merged, pooled behind it, or token by token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from btp.engine.vision.stream import VisionStream
 def vision_of(
     host: Host, decider: Decider, plan: tuple[PlannedStage, ...], signals: Iterable[Signal]
 ) -> VisionStream | MergedTower | PooledPictures:
-    """What follows the tower of `host`: packed and merged, pooled behind it, or token by token.
+    """The hooks for the tower of `host`: packed and merged, pooled behind it, or token by token.
 
     Args:
         host: the model.

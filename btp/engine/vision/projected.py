@@ -1,4 +1,4 @@
-"""Frames of videos as the projector made them, seen before the host pools them, whatever number of passes they take."""
+"""Projector outputs of video frames, before the host pools them, over any number of passes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from btp.core.signals import Signal
 
 
 class ProjectedFrames(threading.local):
-    """What passed the projector while videos were encoded, until the prompt that they belong to has gone through.
+    """Collects projector outputs while videos are encoded, until their prompt has run.
 
     Args:
         host: the model.

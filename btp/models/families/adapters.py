@@ -1,4 +1,4 @@
-"""Which subclass of LVLM is for which family of models: each names its families itself.
+"""Registry of model families: the subclass of LVLM for a checkpoint's model_type.
 
 Classes are found by reading the sources beside this file; only the one that is wanted is imported, since some bring
 half of transformers along.

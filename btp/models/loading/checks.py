@@ -1,4 +1,4 @@
-"""Says what kind of checkpoint a config.json describes, where it is none that can be loaded."""
+"""Checks of a checkpoint's config.json: library version, kind of model, attention kernels, remote code."""
 
 from __future__ import annotations
 

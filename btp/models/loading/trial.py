@@ -1,4 +1,4 @@
-"""Tries a checkpoint on one picture or text, so that small files that do not go with its weights are named at load."""
+"""Trial run of a checkpoint on one picture or text, so that processor files that do not fit its weights are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compares any set of runs: one table, one page, whatever was left out named with its reason."""
+"""Comparison of any set of runs: one table, one page, and what was left out with its reason."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Accuracy over visual tokens: what a run or a sweep bought with what it kept."""
+"""Accuracy over visual tokens, with axes and legend that other figures share."""
 
 import numpy as np
 import pandas as pd

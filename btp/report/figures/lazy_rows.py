@@ -1,4 +1,4 @@
-"""What stages of phase both computed in each decode step: rows behind each stage, and how many of them came back."""
+"""Rows computed in each decode step under LazyLLM's stages, and how many of them were revived."""
 
 import numpy as np
 from matplotlib.figure import Figure

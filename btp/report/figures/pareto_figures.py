@@ -1,4 +1,4 @@
-"""Plots of a comparison: what each method scores for what it costs, and the front that nothing beats."""
+"""Pareto plots of a comparison: scores over costs, with the front."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What several methods kept of the same picture, stage by stage, with what each answered."""
+"""Kept-token cards of a comparison: tokens that several methods kept of one picture, stage by stage, and answers."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The words of some prompts, shaded by what each layer's cache still holds of them."""
+"""Kept-word cards: words of some prompts, shaded by what each layer's cache still holds of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two controls of everything else: did every stage happen, and does nothing happen where nothing should?"""
+"""Control studies: executed stages of every method, and inertness of attaching without pruning."""
 
 from __future__ import annotations
 

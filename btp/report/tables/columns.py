@@ -1,4 +1,4 @@
-"""What the table can show: each quantity's title, unit, meaning and how its numbers are written."""
+"""Columns of the table: title, unit, meaning and number format of each quantity."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Column:
     less: bool | None = None
 
     def of(self, unit: str) -> Column:
-        """The same, of tokens that are called otherwise."""
+        """The column with another name for visual tokens."""
         return replace(self, title=in_unit(self.title, unit), help=in_unit(self.help, unit))
 
 

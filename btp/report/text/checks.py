@@ -1,4 +1,4 @@
-"""What a reader of a comparison has to know of each run before believing it."""
+"""Checks of each run of a comparison: problems to know before believing it."""
 
 from btp.report.text.fired import fired
 from btp.report.text.floor import floor

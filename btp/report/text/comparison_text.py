@@ -1,4 +1,4 @@
-"""A comparison in words, computed from its table: who leads at each budget, and what to know before believing it."""
+"""Text of a comparison, computed from its table: the leader at each budget, and warnings."""
 
 from collections.abc import Sequence
 from math import isnan

@@ -1,4 +1,4 @@
-"""Did it fire? What each stage of each arm was meant to do, and what the trace says it did."""
+"""Planned and executed stages of each arm, from the schedule and the trace."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from btp.results.reader import RunFolder
 
 
 def fired(run: RunFolder) -> list[dict[str, Any]]:
-    """What became of each arm's stages, planned or run, in order.
+    """Each arm's stages in order, planned and run, with what they did.
 
     Returns:
         Per stage: arm, title, site, keep (as planned, None where unknown), planned (False where the plan does

@@ -1,4 +1,4 @@
-"""Whether the unpruned model answers anything: where it does not, no arm can lose, and nothing is told of pruning."""
+"""Floor effect: an unpruned model with hardly any right answer, on which nothing is learnt about pruning."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The report in words, computed from the table: what a run found, and what to know before using it."""
+"""Text of a run's report, computed from the table: results, and warnings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the tokens of a run are called, in texts that are written for visual tokens."""
+"""Names of a run's tokens (prompt tokens, patches, tubes) in texts written for visual tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ VISUAL = "visual tokens"
 
 
 def in_unit(text: str, unit: str) -> str:
-    """The text, said of tokens that are called otherwise."""
+    """The text with another name for visual tokens."""
     if unit == VISUAL:
         return text
     words = text.replace(VISUAL, unit).replace(VISUAL.capitalize(), unit.capitalize())
@@ -16,6 +16,6 @@ def in_unit(text: str, unit: str) -> str:
 
 
 def common(units: Iterable[str]) -> str:
-    """What tokens of several runs are called together."""
+    """Common name of the tokens of several runs."""
     found = set(units)
     return found.pop() if len(found) == 1 else "tokens"

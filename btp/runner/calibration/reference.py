@@ -1,4 +1,4 @@
-"""The unpruned model, run once over the calibration set: what searches hold pruned runs against, and need not repeat.
+"""Reference pass of the unpruned model over the calibration set, which searches compare pruned runs with.
 
 The pictures pass the vision tower once. Later forwards are given what the projector made of them, where the family
 takes that, and the pruner is shown the signals that were seen then.
@@ -52,7 +52,7 @@ class Kept:
 
 
 class Watch(Pruner):
-    """Keeps everything, and what another pruner would have been shown.
+    """Pruner that keeps all tokens and records what another pruner would have been shown.
 
     Args:
         pruner: says what to look at.
@@ -80,7 +80,7 @@ class Watch(Pruner):
 
 
 class Replay(Pruner):
-    """Another pruner, shown signals that were seen before.
+    """Pruner that replays recorded signals to another pruner.
 
     Args:
         pruner: decides.
@@ -99,7 +99,7 @@ class Replay(Pruner):
         self.pruner.check(schedule)
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
-        """As the other does."""
+        """Selection of the other pruner, from recorded signals."""
         return self.pruner.select(tokens, self.signals, stage)
 
 

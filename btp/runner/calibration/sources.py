@@ -1,4 +1,4 @@
-"""What a run looks up, or makes, before its stages are known: a calibration, the outcome of a search."""
+"""Sources of stages that no yaml holds: a calibration, the result of a search; looked up or made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEARCH = "search"
 
 @dataclass(frozen=True)
 class Finder:
-    """Finds for one run.
+    """Finds calibrations, searches and modules for one run.
 
     Attributes:
         config: Config of the run, resolved.

@@ -1,4 +1,4 @@
-"""Asks an optimiser for strategies one after the other, and remembers on disk what each was worth.
+"""Trials of a hyper-parameter search, proposed by an optimiser and kept on disk with their values.
 
 Every proposal depends on the seed, its number and what was tried before, and on nothing else, so that a search that
 was killed goes on as if it had not been.

@@ -1,4 +1,4 @@
-"""From samples to model inputs: prompts by the chat template, batches by the processor, made ahead by others."""
+"""Data loading: prompts by the chat template, batches by the processor, in worker processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHARED_BYTES = 1 << 30  # shared memory that batches of pictures may need on the
 
 
 class Batch:
-    """What one forward answers.
+    """Inputs of one forward, with their samples.
 
     Attributes:
         inputs: tensors for generate, padded on the left.

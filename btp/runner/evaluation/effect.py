@@ -1,4 +1,4 @@
-"""Refuses what would do nothing and be reported as no loss: eviction where no decode step follows the prompt."""
+"""Refuses eviction without effect, where no decode step follows the prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from btp.tasks.sample import Sample
 
 
 def check_effect(arms: Iterable[Arm], samples: Sequence[Sample], loaded: Loaded) -> None:
-    """Slots leave behind the attention of a forward, so that an answer of one token never misses them.
+    """Refuse eviction where all answers have one token, which comes from attention in front of the eviction.
 
     Raises:
         ValueError: an arm acts in the K/V cache alone, and every choice of every sample is one token.

@@ -1,4 +1,4 @@
-"""What a model without weights costs by formula, and what measuring it would take, before any memory is taken."""
+"""Forecast of costs by formula and of the time of measuring, for models without weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHEAP_S = 120  # seconds up to which cost.measure=auto measures on a CPU
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a measurement will take.
+    """Estimated time and memory of a measurement.
 
     Attributes:
         seconds: Seconds of all arms together, weights not made yet.

@@ -1,4 +1,4 @@
-"""Tells a pruner that wants to know what matters in the coming batch (the oracle), or what is asked of which videos."""
+"""Hands boxes of a batch to the oracle pruner, and questions with their videos to pruners that match frames."""
 
 from __future__ import annotations
 

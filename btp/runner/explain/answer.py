@@ -1,4 +1,4 @@
-"""Answers one sample of a finished run again, with the arm's pruner telling its reasons, and without any stage."""
+"""Explains one sample of a finished run: answers it again, with the pruner's reasons, and unpruned."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Answer:
 
 
 def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = False) -> Life:
-    """One sample's life under one arm of a run.
+    """Explanation of one sample under one arm of a run, stage by stage.
 
     Args:
         folder: Folder of the run.

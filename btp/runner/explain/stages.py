@@ -1,4 +1,4 @@
-"""What every stage made of one sample's visual tokens, in the prompt's own numbering, from trace and witness."""
+"""Explanation of every stage for one sample's visual tokens, in the prompt's own numbering."""
 
 from __future__ import annotations
 

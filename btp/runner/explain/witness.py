@@ -1,4 +1,4 @@
-"""A pruner that decides as the one inside it does, and keeps why: the scores and rules that it tells of."""
+"""Pruner wrapper that records the scores and rules of each decision."""
 
 from __future__ import annotations
 

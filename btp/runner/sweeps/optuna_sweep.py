@@ -1,4 +1,4 @@
-"""A sweep whose cells Optuna proposes: several objectives, kept on disk, resumed where it stopped.
+"""Optuna sweep: cells whose hyper-parameters Optuna proposes, for several objectives, resumable.
 
 A trial's number is its cell's. A trial that was under way when the sweep was killed is launched again; its run has the
 same identity and goes on at its next sample.

@@ -1,4 +1,4 @@
-"""What a finished run came to, as flat numbers under the names that dashboards and searches use."""
+"""Metrics of a finished run, as flat numbers under the names that dashboards and searches use."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def costs(run: Path) -> dict[str, float]:
 
 
 class Prospect:
-    """What can be said of a run's outcomes before it is computed.
+    """Names of the metrics that a run will report, before it is computed.
 
     Args:
         config: Config of the run, resolved.

@@ -1,4 +1,4 @@
-"""Opens W&B runs that hold nothing up: on disk where no server answers, and with bounded waits where one does."""
+"""W&B runs with bounded waits, and offline where no server answers."""
 
 from __future__ import annotations
 

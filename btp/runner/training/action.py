@@ -1,4 +1,4 @@
-"""`action=train`: the modules of the run's pruner, or the model with it on, and nothing else."""
+"""`action=train`: trains the modules of the run's pruner, or the model with the pruner on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which training the modules of a pruner have."""
+"""The training class for a pruner's modules."""
 
 from __future__ import annotations
 

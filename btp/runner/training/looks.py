@@ -1,4 +1,4 @@
-"""Labelled pictures or clips of a step, and what is learnt from them: foreground patches, or the model's answers."""
+"""Trainings on labelled pictures or clips: foreground classification of patches, or the model's own loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cell of a table of questions means, whatever the format: absent, a text, a list of texts, boxes."""
+"""Parsing of the cells of a table of questions, whatever the format: absent, a text, a list of texts, boxes."""
 
 from __future__ import annotations
 

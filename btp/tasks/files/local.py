@@ -1,4 +1,4 @@
-"""Local copies of benchmarks: finds their files, and says what must lie where when one is missing."""
+"""Local copies of benchmarks: finds their files; messages say which file must lie where."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON from files that others wrote: as deep as programs can walk through, and no deeper."""
+"""JSON parsing with a limit on nesting depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How answers to questions about long texts are scored, each as its benchmark does; all in [0, 1]."""
+"""Scores of answers to questions about long texts, each as its benchmark defines it; all in [0, 1]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""States of tokens that stayed behind at a stage, until they come back."""
+"""Store of hidden states of tokens that a stage skipped, until they are revived."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from btp.core.topk import marked
 
 
 class Parked:
-    """A slab of states in no order, each with the column it belongs to; places of those that left are used again.
+    """Slab of states in no order, each with the column it belongs to; free places are used again.
 
     Attributes:
         column: [B, C] column of each state, -1 where the place is free.

@@ -1,4 +1,4 @@
-"""What the engine reads of a stage of phase both: whom it may let go, how many, and whether they come back."""
+"""Settings of a stage of phase `both`: which tokens may leave, how many stay, and whether they may be revived."""
 
 from __future__ import annotations
 

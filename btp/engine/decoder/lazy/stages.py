@@ -1,4 +1,4 @@
-"""Stages that act in decode: tokens stay behind between layers, in every step, and may come back.
+"""Stages that act in decode (LazyLLM): tokens skip layers in every step, and may be revived.
 
 A pruner says which tokens the layers behind a stage see in this forward. The rest follows: a token that has its K/V
 there is only a key; a row of this forward goes on; one that stayed behind before is computed from where it was parked;

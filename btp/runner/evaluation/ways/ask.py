@@ -1,4 +1,4 @@
-"""One pass over the samples: puts batches to the model, and writes down what it answered and how far from unpruned."""
+"""Evaluation loop: answers batch by batch, stored with their KL divergence from the unpruned model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a method's answer drifts from the unpruned one, token by token, as long as both say the same."""
+"""Per-token KL divergence of a method's answer from the unpruned one, as long as both say the same."""
 
 from __future__ import annotations
 

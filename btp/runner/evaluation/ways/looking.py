@@ -1,4 +1,4 @@
-"""What naming classes and finding objects share: pictures or clips alone go in, one forward gives the answer."""
+"""Base of classification and detection: pictures or clips alone, answered in one forward."""
 
 from __future__ import annotations
 

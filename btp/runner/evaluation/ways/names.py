@@ -1,4 +1,4 @@
-"""Which of a task's classes each of a model's outputs means."""
+"""Label mapping: the task's class of each of a model's outputs."""
 
 from __future__ import annotations
 
