@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked_selection import check_selection
 from hand import HEADS, TEXT, D, published, stage, tokens
 from omegaconf import OmegaConf
 
 import btp
 from btp.core.schedule import Schedule, Stage
-from btp.core.selection import check_selection
 from btp.core.signals import Signal, Signals
 from btp.core.topk import top_k
 from btp.ops.merge import merge_sizes, merge_states
