@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from btp.measure.architecture import Architecture, Stack
-from btp.measure.breakeven import Times
 from btp.measure.clock import Clock, synchroniser
-from btp.measure.roofline import Device, roofline
+from btp.measure.roofline import Device, Times, roofline
 
 TRIED_TOKENS = 128  # rows of the product that is timed
 TRIED_WIDTH = 4096  # most columns of either side of it

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from btp.core.schedule import Schedule
 from btp.measure.architecture import Architecture, architecture
-from btp.measure.breakeven import Times
 from btp.measure.effort import seconds_of_rounds, times, try_speed
 from btp.measure.planned import planned_costs
+from btp.measure.roofline import Times
 from btp.models.loading.weight_memory import GIB, free_bytes, model_bytes
 from btp.models.lvlm import LVLM
 from btp.results.atomic import write_json
