@@ -12,21 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from btp.core.check_settings import check_one_of
-
-GAPS = ("own", "prev", "mean", "bias", "none", "masked")
-CONVS = ("aligned", "closed")
-
-
-def check_alignment(gap: str, conv: str) -> None:
-    """Refuse unknown settings of alignment.
-
-    Raises:
-        ValueError: names the config key.
-    """
-    for key, value, known in (("gap", gap, GAPS), ("conv", conv, CONVS)):
-        check_one_of(f"pruner.method.{key}", value, known)
-
 
 def time_passed(delta: Tensor, steps: Tensor | None, gap: str, resting: Tensor) -> Tensor:
     """How long the state decays on its way to each kept row.

@@ -62,10 +62,6 @@ class StageLife:
         """Whether the run kept the same tokens."""
         return self.recorded is not None and sorted(self.recorded) == sorted(self.kept)
 
-    def rule_of(self, token: int) -> str | None:
-        """Which rule kept a token; None where it did not stay."""
-        return next((name for name, tokens in self.rules.items() if token in tokens), None)
-
     def against_run(self) -> str:
         """How what was kept compares with the run's trace, in words."""
         if self.recorded is None:
