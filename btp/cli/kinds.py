@@ -6,8 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 LARGEST_SEED = 2**63 - 1  # of torch
 LARGEST_SAMPLER_SEED = 2**32 - 1  # of numpy's older generators, which Optuna's samplers take
@@ -58,7 +57,7 @@ def number(least: float, most: float | None = None, above: bool = False, unit: s
     takes = f"a number {unit}{start}{until}" if most is not None or above else f"a number {unit}{start} on"
 
     def holds(value: Any) -> bool:
-        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             return False
         return (value > least if above else value >= least) and (most is None or value <= most)
 
@@ -82,7 +81,7 @@ def listed(kind: Callable[[Any], bool], of: str) -> Kind:
     return Kind(f"a list of {of}", lambda value: isinstance(value, list | tuple) and all(map(kind, value)))
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -157,8 +157,8 @@ def _parsed(conf: Path, words: list[str]) -> list[Override]:
 
 
 def _first(override: Override) -> str:
-    values = _values(override)
-    return f"{override.input_line.split('=', 1)[0]}={values[0]}" if values else override.input_line
+    values, line = _values(override), str(override.input_line)
+    return f"{line.split('=', 1)[0]}={values[0]}" if values else line
 
 
 def find_fault(conf: Path, words: list[str]) -> str | None:
@@ -195,7 +195,7 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
 
 def _fault_of_values(parsed: list[Override], composed: DictConfig) -> str | None:
     """A value that its key does not take, or one that is not read."""
-    job = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    job = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
         config = settled(resolved(job), [str(override.input_line) for override in parsed])
         folder = str(composed.hydra.sweep.dir)

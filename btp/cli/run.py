@@ -117,6 +117,7 @@ def _deaths_noted() -> Iterator[None]:
     """Let submitit's launchers go on where a job left no result: the sweep's folder says which cell it was."""
     try:
         import submitit
+        from submitit.core.utils import FailedJobError, UncompletedJobError
     except ImportError:
         yield
         return
@@ -127,7 +128,7 @@ def _deaths_noted() -> Iterator[None]:
 
         try:
             return results(job)
-        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
+        except (UncompletedJobError, FailedJobError) as error:
             print(f"job {job.job_id} left no result: {str(error).splitlines()[0]}", file=sys.stderr)
             return [JobReturn(status=JobStatus.COMPLETED)]
 

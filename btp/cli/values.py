@@ -111,7 +111,7 @@ def sweep_size(override: Override) -> float:
     if isinstance(value, RangeSweep):
         if not value.step:
             return 0
-        return max(0, math.ceil((value.stop - value.start) / value.step))
+        return max(0, math.ceil(((value.stop or 0) - (value.start or 0)) / value.step))
     return len(value.list) if isinstance(value, ChoiceSweep) else 1
 
 
@@ -261,9 +261,8 @@ def _nested(key: str, value: Any) -> Mapping[str, Any]:
     """A config of this key alone; empty where only composing can tell its value."""
     if isinstance(value, str) and "${" in value:
         return {}
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+    head, _, rest = key.partition(".")
+    return {head: _nested(rest, value) if rest else value}
 
 
 def _innermost(composed: DictConfig, key: str) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from math import inf, isfinite
-from numbers import Real
+from math import inf, isfinite, nan
 from typing import Any
 
 
@@ -45,7 +44,7 @@ def check_number(
     Returns:
         The value.
     """
-    number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-    if not number or not least <= value <= most or not above < value < below:
-        raise ValueError(f"{key} is {value!r}. Write {wanted}.")
-    return float(value)
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else nan
+    if isfinite(number) and least <= number <= most and above < number < below:
+        return float(number)
+    raise ValueError(f"{key} is {value!r}. Write {wanted}.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lmms_eval.api.model import lmms
+from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from tqdm import tqdm
 
 from btp.engine.attach import attach

@@ -81,7 +81,7 @@ class PictureFeatures:
         with contextlib.suppress(FileNotFoundError):  # not there yet, or given up for another model's meanwhile
             found = torch.stack([torch.from_numpy(np.load(file)) for file in files])
             return list(found.view(self.host.dtype).to(inputs["pixel_values"].device))
-        features = self.host.model.model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
+        features = self.host.base.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
         made = list(features.pooler_output)
         if self._has_room(made[0]):
             self._keep(files, made)

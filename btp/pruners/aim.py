@@ -153,6 +153,7 @@ class AIM(Pruner):
             damping=self.damping,
             rows=signals.rows_valid(queries),
         )
+        assert tokens.row is not None  # the engine fills it in inside of the language model
         return lowest(scores).gather(1, tokens.row.clamp(min=0))
 
 

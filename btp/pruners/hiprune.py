@@ -54,7 +54,9 @@ class HiPrune(Pruner):
         if stage.withdraws_all:
             return ()
         deep = PatchAttention("received").signal
-        return (deep, PatchAttention("received", stage.settings["object"]).signal) if self.alpha else (deep,)
+        if not self.alpha:
+            return (deep,)
+        return deep, PatchAttention("received", Site.parse(stage.settings["object"])).signal
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Anchors, buffers, registers."""
@@ -84,7 +86,7 @@ class HiPrune(Pruner):
         none = torch.zeros_like(tokens.valid)
         if not self.alpha:
             return none, none, deep
-        middle = PatchAttention("received", stage.settings["object"]).of(tokens, signals, stage)
+        middle = PatchAttention("received", Site.parse(stage.settings["object"])).of(tokens, signals, stage)
         picked = top_k(middle, [round(k * self.alpha / AROUND) for k in counts], tokens.valid)
         return marked(picked, tokens.valid.shape[1]), _beside(tokens, picked), deep
 

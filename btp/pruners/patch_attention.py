@@ -9,9 +9,11 @@ from btp.core.check_settings import check_one_of
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 
 SCORES = {"cls": "cls", "received": "mean"}  # score -> rows of the attention signal
 SITES = ("vision.output", "llm.input")
+FEATURE = Site.parse("vision.feature")  # the layer whose output the projector reads
 
 
 class PatchAttention:
@@ -19,11 +21,11 @@ class PatchAttention:
 
     Args:
         score: cls, from the class token | received, from all tokens on average, for towers without class token.
-        layer: `vision.feature`, the layer that the projector reads, or `vision.layer.N`.
+        layer: The layer that the projector reads, or `vision.layer.N`.
         key: config key of `score`, for messages.
     """
 
-    def __init__(self, score: str, layer: str = "vision.feature", key: str = "pruner.method.score") -> None:
+    def __init__(self, score: str, layer: Site = FEATURE, key: str = "pruner.method.score") -> None:
         check_one_of(key, score, SCORES)
         self.signal = Signal("attention", layer, SCORES[score], "probs")
 

@@ -14,6 +14,7 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 from btp.core.topk import marked, top_k
 from btp.ops.outliers import outliers_above
 from btp.pruners.patch_attention import SCORES, PatchAttention, check_sites, exact, joined_keys
@@ -69,8 +70,8 @@ class PruMerge(Pruner):
         check_number("pruner.method.spatial", spatial, "a share of the kept patches in [0, 1)", 0, below=1)
         check_whole("pruner.method.neighbours", neighbours, "a number of patches, 0 or more", least=0)
         check_flag("pruner.method.extra", extra)
-        self.attention = None if score == JOINED else PatchAttention(score, layer)
-        self.layer, self.spatial, self.neighbours = layer, float(spatial), neighbours
+        self.attention = None if score == JOINED else PatchAttention(score, Site.parse(layer))
+        self.layer, self.spatial, self.neighbours = Site.parse(layer), float(spatial), neighbours
         self.merge, self.extra, self.order = merge, extra, order
         self.adaptive = count == "outliers"
 

@@ -13,6 +13,7 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 from btp.core.topk import top_k
 from btp.ops.density_peaks import density_peaks
 from btp.ops.raters import block_rank, bounded, choose_raters, loudest_heads, position_kernel, text_scores
@@ -20,8 +21,8 @@ from btp.pruners.text_attention import TextAttention
 
 SCORES = ("attention", "kernel")
 COUNTS = ("table", "rank")
-START = Signal("hidden", "llm.input", "start")
-TEXT = Signal("hidden", "llm.input", "text")
+START = Signal("hidden", Site.parse("llm.input"), "start")
+TEXT = Signal("hidden", Site.parse("llm.input"), "text")
 
 
 class SparseVLM(Pruner):

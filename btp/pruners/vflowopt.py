@@ -14,10 +14,12 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 from btp.core.topk import top_k
 from btp.ops.attention_received import COMBINES, inflow_map, qualifying_rows, received_attention
 from btp.ops.entropy import GRAYS, gray_levels, patch_entropy
 from btp.ops.recycle import best_per_group, cell_numbers, direct_counts, marked, ranks, recycle
+from btp.pruners.patch_attention import FEATURE
 
 
 class VFlowOpt(Pruner):
@@ -96,8 +98,8 @@ class VFlowOpt(Pruner):
         """Queries and keys of the block that the projector reads; the pictures where their entropy counts."""
         if stage.withdraws_all:
             return ()
-        flow = (Signal("queries", "vision.feature"), Signal("keys", "vision.feature", "all"))
-        return (*flow, Signal("pixels", "vision.output")) if self.alpha else flow
+        flow = (Signal("queries", FEATURE), Signal("keys", FEATURE, "all"))
+        return (*flow, Signal("pixels", Site.parse("vision.output"))) if self.alpha else flow
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Keep the most important tokens; at the input, recycle the others."""
@@ -133,7 +135,7 @@ class VFlowOpt(Pruner):
 
         Waits for the device; for searches.
         """
-        queries, keys = (signals[signal] for signal in self.needs(Stage("llm.input", 1.0))[:2])
+        queries, keys = (signals[signal] for signal in self.needs(Stage(Site.parse("llm.input"), 1.0))[:2])
         received = received_attention(queries, keys)
         return float((received.amax(1) / received.mean(1)).max())
 

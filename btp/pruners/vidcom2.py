@@ -78,7 +78,8 @@ class VidCom2(Pruner):
         video = x.sum(1, keepdim=True) / number
         into = frame.clamp(min=0)[..., None].expand_as(x)
         frames = torch.zeros_like(x).scatter_add(1, into, x) / sizes.clamp(min=1)[..., None]
-        return tuple(_gaussians(x, centre).masked_fill(~real[..., 0], 0) for centre in (video, frames.gather(1, into)))
+        to_video, to_frame = _gaussians(x, video), _gaussians(x, frames.gather(1, into))
+        return to_video.masked_fill(~real[..., 0], 0), to_frame.masked_fill(~real[..., 0], 0)
 
     def _shares(self, to_video: Tensor, frame: Tensor, sizes: Tensor) -> Tensor:
         """[B, G] weight of each frame: its tokens, times more than 1 where it is more unique than the others."""

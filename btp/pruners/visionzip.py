@@ -16,7 +16,7 @@ from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
 from btp.core.topk import top_k
 from btp.ops.merge import merge_states
-from btp.pruners.patch_attention import by_token, check_sites, is_patch
+from btp.pruners.patch_attention import FEATURE, by_token, check_sites, is_patch
 
 SCORES = ("cls", "received")
 ORDERS = ("official", "raster")
@@ -94,7 +94,7 @@ class VisionZip(Pruner):
         """Attention and keys of the block that the projector reads; the class token where it is kept."""
         if stage.withdraws_all:
             return ()
-        block, rows = "vision.feature", "cls" if self.score == "cls" else "mean"
+        block, rows = FEATURE, "cls" if self.score == "cls" else "mean"
         signals = (Signal("attention", block, rows, "probs"), Signal("keys", block))
         return (*signals, Signal("hidden", stage.site, "cls")) if self.cls else signals
 
@@ -202,7 +202,8 @@ def _column(numbers: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _count_or_share(key: str, value: object) -> int | float:
-    count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if not count and not (isinstance(value, float) and 0 <= value < 1):
-        raise ValueError(f"{key} is {value!r}. Write a number of tokens, or a share of those kept in [0, 1).")
-    return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, float) and 0 <= value < 1:
+        return value
+    raise ValueError(f"{key} is {value!r}. Write a number of tokens, or a share of those kept in [0, 1).")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ MARKS = {"arm": _TEXTS, "sample": _TEXTS, "label": _TEXTS, "kind": _TEXTS}
 MARKS |= dict.fromkeys(("x0", "y0", "x1", "y1"), _NUMBERS)
 
 
-def odd_cell(frame: pd.DataFrame, columns: dict[str, tuple[str, Fits]]) -> str | None:
+def odd_cell(frame: pd.DataFrame, columns: Mapping[str, tuple[str, Fits]]) -> str | None:
     """The first cell of a table that is not what its column takes, in words; None where all are."""
     for name, (takes, fits) in columns.items():
         for row, value in enumerate(frame[name]):

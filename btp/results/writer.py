@@ -141,7 +141,7 @@ class RunFolder:
             }
         frame = pd.DataFrame(table)
         write_parquet(self.path / "samples.parquet", frame)
-        columns = ["arm", "sample", "site", "order", "before", "after", "kept", "merged"]
+        columns = pd.Index(["arm", "sample", "site", "order", "before", "after", "kept", "merged"])
         write_parquet(self.path / "trace.parquet", pd.DataFrame(trace, columns=columns))
         write_json(self.path / "layers.json", layers)
         self._write_regions(samples)

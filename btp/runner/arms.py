@@ -205,7 +205,7 @@ def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
         schedule = Schedule.from_config(place_stages(own, facts.layers, facts.vision_layers, facts.tower_layers))
     elif all(stage.withdraws_all for stage in main.schedule):
         site = "llm.input" if facts.tower == "llm" else "vision.layer.0"
-        schedule = Schedule((Stage(site, FIT),))
+        schedule = Schedule((Stage(Site.parse(site), FIT),))
         note = f"At {site}, since {main.name} leaves nothing to choose at its own stage."
     else:
         schedule = main.schedule

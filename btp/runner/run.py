@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -324,7 +325,8 @@ def main() -> int:
     if sys.argv[1:] != ["--serve"]:
         return handle(Path(sys.argv[1])).code
     code, loaded, threads = 0, {}, torch.get_num_threads()
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # paths, whatever terminals write
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # paths, whatever terminals write
     for line in sys.stdin:
         environment = dict(os.environ)
         outcome = handle(Path(line.strip()), loaded)

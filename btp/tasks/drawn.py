@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class Drawn:
         return f"{self.split}-{self.seed}-{index:06d}"
 
 
-def known_abilities(asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+def known_abilities(asked: Sequence[str] | None, known: Collection[str]) -> list[str]:
     """The abilities asked for; None asks for all.
 
     Raises:

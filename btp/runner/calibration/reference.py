@@ -19,6 +19,7 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 from btp.engine.attach import attach
 from btp.engine.hooks.arguments import Binding
 from btp.models.loading.load import Loaded
@@ -131,7 +132,7 @@ def reference(host: Host, inputs: Mapping[str, Any], watch: Watch | None = None)
         inputs: Inputs of a forward, on the model's device, padded on the left.
         watch: sees signals on the way; None looks at nothing.
     """
-    schedule = Schedule() if watch is None else Schedule((Stage("llm.input", 1.0),))
+    schedule = Schedule() if watch is None else Schedule((Stage(Site.parse("llm.input"), 1.0),))
     with attach(host, watch, schedule):
         hidden, out = forward(host, inputs)
     kept = Kept(ready(host, inputs, out), hidden, out.logits[:, -1].float().log_softmax(-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -181,8 +182,8 @@ class Feed:
     def close(self) -> None:
         """End the worker processes. Left to the garbage collector, which takes their queues first, each ends late."""
         begun = self._ahead._iterator
-        if begun is not None:
-            begun._shutdown_workers()
+        if (shut_down := getattr(begun, "_shutdown_workers", None)) is not None:
+            shut_down()
         self._ahead._iterator = None
 
     def make(self, indices: Sequence[int], shares: Mapping[int, float]) -> Batch:
@@ -358,7 +359,7 @@ def visual_tokens(
 def picture_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
     """Visual tokens of pictures of these sizes (height, width); by 28 x 28 pixels where the processor cannot tell."""
     count = getattr(processor, "_get_num_multimodal_tokens", None)
-    try:
-        return list(count(image_sizes=[list(size) for size in sizes])["num_image_tokens"])
-    except (TypeError, KeyError, AttributeError, ValueError):
-        return [math.ceil(height / 28) * math.ceil(width / 28) for height, width in sizes]
+    with contextlib.suppress(TypeError, KeyError, AttributeError, ValueError):
+        if count is not None:
+            return list(count(image_sizes=[list(size) for size in sizes])["num_image_tokens"])
+    return [math.ceil(height / 28) * math.ceil(width / 28) for height, width in sizes]

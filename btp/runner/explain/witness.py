@@ -67,10 +67,10 @@ class Witness(Around):
         rules = {name: (value & tokens.valid).cpu() for name, value in said.items() if value.dtype == torch.bool}
         target = None if selection.merge is None else selection.merge.target.cpu()
         picture, slot = (
-            x if x is not None else torch.full_like(tokens.index, -1) for x in (tokens.picture, tokens.slot)
+            (torch.full_like(tokens.index, -1) if x is None else x).cpu() for x in (tokens.picture, tokens.slot)
         )
-        where = (x.cpu() for x in (tokens.valid, tokens.index, picture, slot))
-        self.accounts.append(Account(str(stage.site), *where, kept.cpu(), target, scores, rules))
+        valid, index = tokens.valid.cpu(), tokens.index.cpu()
+        self.accounts.append(Account(str(stage.site), valid, index, picture, slot, kept.cpu(), target, scores, rules))
         return selection
 
     def _check(self, said: Mapping[str, Tensor], kept: Tensor, tokens: Tokens, stage: Stage) -> None:

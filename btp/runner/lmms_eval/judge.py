@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lmms_eval.api.instance import GenerationResult
-from lmms_eval.api.model import lmms
-from lmms_eval.evaluator import evaluate
+from lmms_eval.api.instance import GenerationResult  # type: ignore[import-not-found]
+from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
+from lmms_eval.evaluator import evaluate  # type: ignore[import-not-found]
 
 from btp.runner.evaluation.task_protocol import Judgement
 from btp.runner.harness.document import Document

@@ -48,7 +48,7 @@ class LMMSEvalTask(HarnessTask):
         a text, which is the only way in which likelihoods are asked for.
         """
         with silent():
-            from lmms_eval.tasks import TaskManager, get_task_dict
+            from lmms_eval.tasks import TaskManager, get_task_dict  # type: ignore[import-not-found]
 
             _hush()
             index = TaskManager(include_path=include_path, model_name=self._prompts or "btp")
@@ -103,8 +103,8 @@ def _takes_turns(leaf: Any) -> bool:
 
 def _hush() -> None:
     """Let lmms-eval say nothing but errors."""
-    import lmms_eval.models  # noqa: F401  its import sets up the log
-    from loguru import logger
+    import lmms_eval.models  # type: ignore[import-not-found]  # noqa: F401  its import sets up the log
+    from loguru import logger  # type: ignore[import-not-found]
 
     logger.remove()
     logger.add(sys.stderr, level="ERROR", format="lmms-eval: {message}")

@@ -104,7 +104,7 @@ def knobs(arguments: Sequence[str]) -> tuple[list[str], dict[str, BaseDistributi
         if override.is_sweep_override():
             space[override.get_key_element()] = _distribution(override)
         else:
-            fixed.append(override.input_line)
+            fixed.append(str(override.input_line))
     if not space:
         raise ValueError(
             "hydra/sweeper=optuna has nothing to choose. Give a key several values (stages=1,2,3), a range "

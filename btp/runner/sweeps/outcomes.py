@@ -69,11 +69,12 @@ def corpus(metrics: Mapping[str, Any]) -> dict[str, float]:
 def summary(frame: pd.DataFrame) -> dict[str, float]:
     """Scores of every arm, over all and by ability."""
     out: dict[str, float] = {}
-    for (arm, ability), score in frame.groupby(["arm", "ability"])["score"].mean().items():
-        out[f"{arm}/{ability}"] = score
+    means = frame.groupby(["arm", "ability"], as_index=False)["score"].mean()
+    for arm, ability, score in zip(means["arm"], means["ability"], means["score"], strict=True):
+        out[f"{arm}/{ability}"] = float(score)
     by_arm = frame.groupby("arm")
     for arm, rows in by_arm:
-        out[f"{arm}/accuracy"] = rows.groupby("ability")["score"].mean().mean()
+        out[f"{arm}/accuracy"] = float(rows.groupby("ability")["score"].mean().mean())
         for key in MEANS:
             out[f"{arm}/{key}"] = float(rows[key].mean())
     return out
@@ -139,8 +140,8 @@ class Prospect:
         if self.config["task"]["name"] in LIBRARIES or self.open & {"task", "tasks", "limit", "seed"}:
             return None
         if self._task is None:
-            self._task = make_dataset(self.config["task"]["dataset"])
-            self._found = {sample.ability for sample in draw(self._task, self.config["limit"])}
+            self._task = task = make_dataset(self.config["task"]["dataset"])
+            self._found = {sample.ability for sample in draw(task, self.config["limit"])}
         return self._found
 
 

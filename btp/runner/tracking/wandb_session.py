@@ -20,9 +20,8 @@ def mode(logger: Mapping[str, Any]) -> str:
     """Whether and how to log: none | offline | online. W&B's own switch, WANDB_MODE, goes before the config."""
     if logger["name"] == NONE:
         return NONE
-    return {"disabled": NONE, "dryrun": OFFLINE, "offline": OFFLINE}.get(
-        os.environ.get("WANDB_MODE", ""), logger["mode"]
-    )
+    switched = {"disabled": NONE, "dryrun": OFFLINE, "offline": OFFLINE}.get(os.environ.get("WANDB_MODE", ""))
+    return switched or logger["mode"]
 
 
 def check_login(logger: Mapping[str, Any]) -> None:
