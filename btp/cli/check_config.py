@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from btp.cli.effects import calibrates, parts_of
+from btp.cli.unused_overrides import calibrates, parts_of
 from btp.cli.values import check_values
 from btp.models.loading.checkpoint import check_keys, find_checkpoint, read_config
 from btp.runner.harness.settings import check_tasks

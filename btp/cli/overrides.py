@@ -19,17 +19,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from btp.cli.check_config import settled
-from btp.cli.effects import fault_of_effects
+from btp.cli.command_words import SEARCHPATH, folders_of, overrides_of, stray_word
 from btp.cli.experiments import Experiment
 from btp.cli.schema import CHOSEN, NEEDED
+from btp.cli.unused_overrides import fault_of_effects
 from btp.cli.values import fault_of_shapes, fault_of_size, fault_of_values, fault_of_words, resolved
-from btp.cli.words import SEARCHPATH, folders_of, overrides_of, stray_word
 from btp.results.command_line import as_line
 from btp.results.disk import make_folder, writing
 from btp.results.shipped import PROGRAM, lacking
-from btp.runner.keys import fault_of_keys, fault_of_option
 from btp.runner.messages import say
 from btp.runner.pruner_lists import GROUP, JOIN, as_typed
+from btp.runner.yaml_keys import fault_of_keys, fault_of_option
 from btp.tasks.shown import short
 
 MANY = ("-m", "--multirun")

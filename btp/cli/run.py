@@ -17,9 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from btp.cli.command_words import hydra_words, quoted
 from btp.cli.overrides import MANY, check_overrides, experiment_of, planned_cells, sweep_folder, with_sweep
 from btp.cli.run_cell import end_workers, run_cell
-from btp.cli.words import hydra_words, quoted
 from btp.report.terminal import settle_output
 from btp.results.shipped import CONF
 from btp.runner.messages import one_line, say

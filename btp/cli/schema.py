@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from btp.cli.kinds import (
+from btp.cli.value_kinds import (
     CELLS_AT_ONCE,
     CLASSES,
     COUNT,

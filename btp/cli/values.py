@@ -11,8 +11,8 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from btp.cli.kinds import GROUP, shown
 from btp.cli.schema import CHOSEN, KEYS, NEEDED, fits, kind_of
+from btp.cli.value_kinds import GROUP, shown
 from btp.results.shipped import PROGRAM
 from btp.tasks.shown import short
 

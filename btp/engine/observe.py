@@ -17,8 +17,8 @@ from btp.engine.decoder import kv_cache as kv
 from btp.engine.decoder.prefill import Run, open_run
 from btp.engine.decoder.probe import Probe, Sight
 from btp.engine.hooks.encoder_calls import Encoders
+from btp.engine.hooks.forward_lock import Turn
 from btp.engine.hooks.root_forward import stand_around
-from btp.engine.hooks.turn import Turn
 
 
 @dataclass

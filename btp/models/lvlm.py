@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from btp.core.host import Layout, Packed, Tower, front_rows, unwrapped
-from btp.models import given
+from btp.models import picture_inputs
 from btp.models.decoder_host import DecoderHost, find_module, given_module, parts_of
 from btp.models.families import grids
 from btp.models.families.adapters import adapter_for
@@ -138,7 +138,7 @@ class LVLM(DecoderHost):
         visual = self.visual_mask(inputs)
         if any(inputs.get(f"{kind}_grid_thw") is not None for kind in ("image", "video")):
             coord, first = self._packed(inputs, visual)
-        elif visual.device.type != "cpu" and given.has(inputs, "image"):
+        elif visual.device.type != "cpu" and picture_inputs.has(inputs, "image"):
             coord, first, check = self._squares(inputs, visual)
             return Layout(visual, coord, grids.number(visual, first), check=check)
         elif max(counts := visual.sum(1).tolist()) == 0:
@@ -220,7 +220,11 @@ class LVLM(DecoderHost):
     ) -> tuple[Tensor, Tensor, Callable[[Sequence[int]], None]]:
         """Where tokens of square pictures lie, and what refuses the counts of rows that are none."""
         rows, columns, extra = self._square(inputs)
-        each, pictures, name = rows * columns + extra, given.lengths(inputs, "image"), type(self.model).__name__
+        each, pictures, name = (
+            rows * columns + extra,
+            picture_inputs.lengths(inputs, "image"),
+            type(self.model).__name__,
+        )
         return *grids.square(visual, rows, columns, extra), lambda n: grids.check_whole(n, each, name, pictures)
 
     def _square(self, inputs: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -229,9 +233,9 @@ class LVLM(DecoderHost):
         strategy = getattr(self.config, "vision_feature_select_strategy", None)
         if strategy is None or inputs.get("image_sizes") is not None:
             raise ValueError(self._unknown("neither one square grid per image nor image_grid_thw"))
-        if given.has(inputs, "video"):
+        if picture_inputs.has(inputs, "video"):
             raise ValueError(self._unknown("it brings a video, and only pictures are one square grid"))
-        pixels, size = given.pixels(inputs), getattr(vision, "image_size", None)
+        pixels, size = picture_inputs.pixels(inputs), getattr(vision, "image_size", None)
         if getattr(vision, "patch_size", None) is None or (pixels is None and size is None):
             raise ValueError(self._unknown("its config names no vision_config.patch_size and image_size"))
         if pixels is None:

@@ -16,7 +16,7 @@ from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
 from btp.core.site import Site
-from btp.ops.events import (
+from btp.ops.video_events import (
     POOLS,
     Events,
     best_of_each,

@@ -14,7 +14,7 @@ from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signals
 from btp.core.slots import Slots, SlotSelection
-from btp.ops.mixed_bits import mixed
+from btp.ops.integer_hash import mixed
 from btp.pruners.random_slots import RandomSlots
 
 SALTS = ("content", "none")

@@ -13,7 +13,7 @@ from btp.core.check_settings import check_whole
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
 from btp.core.slots import Slots
-from btp.ops.mixed_bits import mixed
+from btp.ops.integer_hash import mixed
 
 
 class RandomSlots(ScoreSlots):

@@ -16,7 +16,7 @@ from btp.core.signals import Signal, Signals
 from btp.core.site import Site
 from btp.core.topk import top_k
 from btp.ops.density_peaks import density_peaks
-from btp.ops.raters import block_rank, bounded, choose_raters, loudest_heads, position_kernel, text_scores
+from btp.ops.text_raters import block_rank, bounded, choose_raters, loudest_heads, position_kernel, text_scores
 from btp.pruners.text_attention import TextAttention
 
 SCORES = ("attention", "kernel")

@@ -54,7 +54,7 @@ from typing import Any
 
 import pandas as pd
 
-from btp.results import folder_shapes as shapes
+from btp.results import run_folder_schema as shapes
 from btp.results.shapes import read_json, read_yaml
 from btp.tasks.files.local import file_name
 from btp.tasks.shown import short

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from btp.tasks.files.nesting import LEVELS, json_of, nests_deeper
+from btp.tasks.files.json_nesting import LEVELS, json_of, nests_deeper
 from btp.tasks.shown import brief, short
 
 MISSING = object()

@@ -17,9 +17,9 @@ from PIL.Image import Image
 
 from btp.results.atomic import clear_parts, whole, write_json, write_parquet, write_text
 from btp.results.disk import make_folder
-from btp.results.links import refuse_links
 from btp.results.shipped import versions
 from btp.results.status import UNPRUNED, is_finished
+from btp.results.symlinks import refuse_links
 from btp.tasks.files.local import file_name
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import normalise

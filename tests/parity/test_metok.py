@@ -10,7 +10,7 @@ import torch
 from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
-from btp.ops.events import cut_events, judge_events, neighbours
+from btp.ops.video_events import cut_events, judge_events, neighbours
 from btp.pruners.metok import EVENT, KEY, Asked, METok
 from parity.plain_llama import recorded
 

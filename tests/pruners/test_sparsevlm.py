@@ -15,7 +15,7 @@ from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
 from btp.core.topk import top_k
 from btp.ops.merge import merge_sizes, merge_states
-from btp.ops.raters import choose_raters, text_scores
+from btp.ops.text_raters import choose_raters, text_scores
 from btp.pruners.sparsevlm import SparseVLM
 
 CONF = Path(btp.__file__).parents[1] / "conf"

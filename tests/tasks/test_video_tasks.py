@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from btp.tasks.files.footage import Sampling, footage
+from btp.tasks.files.video_frames import Sampling, footage
 from btp.tasks.videos.egoschema import EgoSchema
 from btp.tasks.videos.longvideobench import LongVideoBench
 from btp.tasks.videos.mlvu import MLVU

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from btp.engine.cache.held import Held
+from btp.engine.cache.layer_slots import Held
 from btp.ops.slots import gather_slots
 
 

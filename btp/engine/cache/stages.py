@@ -21,8 +21,8 @@ from btp.core.schedule import Stage
 from btp.core.signals import Signals
 from btp.core.slots import Slots, allowed
 from btp.core.trace import Evicted
-from btp.engine.cache.ask import ask
-from btp.engine.cache.held import Held
+from btp.engine.cache.decide_eviction import ask
+from btp.engine.cache.layer_slots import Held
 from btp.engine.cache.scope import restricted
 from btp.engine.cache.slot_signals import one_row, slot_signal
 from btp.engine.checks.plan import PlannedStage

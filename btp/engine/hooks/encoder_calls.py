@@ -19,7 +19,7 @@ from torch import Tensor
 
 from btp.core.host import Encoding, Host
 from btp.core.keep import on_device
-from btp.engine.hooks.turn import Turn
+from btp.engine.hooks.forward_lock import Turn
 
 KINDS = ("image", "video")
 OnEncoding = Callable[[str, Mapping[str, Any]], None]

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from btp.engine.hooks.arguments import Binding
-from btp.engine.hooks.turn import Turn
+from btp.engine.hooks.forward_lock import Turn
 
 Follow = Callable[[Mapping[str, Any], Callable[[], Any]], Any]
 

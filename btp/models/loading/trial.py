@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from btp.models.chat import chat_inputs
+from btp.models.chat_template import chat_inputs
 from btp.models.loading.checkpoint import first_line
 from btp.models.loading.time_limit import Endless, time_limit
 from btp.models.lvlm import LVLM

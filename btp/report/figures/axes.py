@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from btp.report.figures.style import Look, Theme, looks
 from btp.report.tables.run_table import Table
-from btp.report.text.units import common
+from btp.report.text.token_names import common
 
 WIDTH = 5.0
 

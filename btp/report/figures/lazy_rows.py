@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from btp.report.figures.axes import WIDTH
 from btp.report.figures.style import Theme
 from btp.report.tables.run_table import Table
-from btp.results import folder_shapes as shapes
+from btp.results import run_folder_schema as shapes
 from btp.results.reader import RunFolder, read_frame
 
 _ACROSS = 3

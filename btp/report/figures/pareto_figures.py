@@ -18,7 +18,7 @@ from btp.report.figures.axes import WIDTH, legend
 from btp.report.figures.labels import name_points
 from btp.report.figures.style import Look, Theme, looks_apart
 from btp.report.tables.columns import MACRO, RATIOS, Column, number
-from btp.report.text.units import common, in_unit
+from btp.report.text.token_names import common, in_unit
 
 _FAR = 1.6  # an unpruned model this much dearer than all others is named at the edge, not drawn to scale
 _LINES = {"baseline": (0, (4, 3)), "method": "-", "control": ":"}

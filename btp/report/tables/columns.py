@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import floor, isnan, log10
 from typing import Any
 
-from btp.report.text.units import in_unit
+from btp.report.text.token_names import in_unit
 
 DASH = "–"
 METRICS, ABILITY = "Benchmark metrics", "Accuracy by ability, %"

@@ -13,7 +13,7 @@ from btp.runner.calibration.calibrate import calibrate
 from btp.runner.calibration.vflowopt import search_vflowopt, with_strategy
 from btp.runner.calibration.vtw import layer_found, search_vtw
 from btp.runner.devices import Machine
-from btp.runner.training.find import with_modules
+from btp.runner.training.find_modules import with_modules
 from btp.schedules.budget import Budget
 from btp.schedules.fit import OutOfReach
 from btp.schedules.meet import Facts, budget_of

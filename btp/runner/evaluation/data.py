@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from btp.models.chat import chat_inputs
+from btp.models.chat_template import chat_inputs
 from btp.models.text_processor import PLAIN
 from btp.models.video.clips import Frames, clip_tokens
 from btp.runner.evaluation.processing import processed
 from btp.runner.out_of_memory import out_of_memory
-from btp.tasks.bounds import MOST_PIXELS
 from btp.tasks.files.images import picture_sizes
 from btp.tasks.sample import Sample, Task
+from btp.tasks.size_limits import MOST_PIXELS
 
 Samples = Sequence[Sample] | Task
 MOST_WORKERS = 4

@@ -14,7 +14,7 @@ from btp.runner.arms import Arm
 from btp.runner.devices import Machine
 from btp.runner.evaluation.answer_store import ANSWER, Answers
 from btp.runner.evaluation.data import Feed
-from btp.runner.evaluation.ways.choose import way_of
+from btp.runner.evaluation.ways.way_of_task import way_of
 from btp.tasks.sample import Sample, Task
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from btp.core.schedule import Schedule
 from btp.measure.architecture import Architecture, architecture
-from btp.measure.effort import seconds_of_rounds, times, try_speed
+from btp.measure.duration_estimate import seconds_of_rounds, times, try_speed
 from btp.measure.planned import planned_costs
 from btp.measure.roofline import Times
 from btp.models.loading.weight_memory import GIB, free_bytes, model_bytes

@@ -31,10 +31,10 @@ from btp.runner.evaluation.data import shrink
 from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.task_protocol import OwnWay, draw
-from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.way import Way
+from btp.runner.evaluation.ways.way_of_task import way_of
+from btp.runner.explain.recording_pruner import Witness
 from btp.runner.explain.stages import stage_lives
-from btp.runner.explain.witness import Witness
 from btp.runner.identity import model_checkpoint
 from btp.runner.pruner_lists import method_of
 from btp.runner.run_identity import run_identity

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from btp.models.chat import chat_inputs
+from btp.models.chat_template import chat_inputs
 from btp.models.lvlm import LVLM
 from btp.runner.evaluation.data import Batch, Collate, shrunk
 from btp.runner.evaluation.processing import processed

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from btp.results.folder_shapes import COST as COSTS
-from btp.results.folder_shapes import RUN, SAMPLES
 from btp.results.reader import ANEW, read_frame
+from btp.results.run_folder_schema import COST as COSTS
+from btp.results.run_folder_schema import RUN, SAMPLES
 from btp.results.shapes import read_json
 from btp.results.status import UNPRUNED
 from btp.runner.datasets import make_dataset

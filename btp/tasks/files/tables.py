@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from btp.tasks.files.images import PictureCell
+from btp.tasks.files.json_nesting import json_of
 from btp.tasks.files.local import read_json, read_text
-from btp.tasks.files.nesting import json_of
 from btp.tasks.shown import short
 
 MOST_ROWS, MOST_BYTES = 2_000_000, 4 * 2**30  # of one table, pictures apart; rows become objects in memory

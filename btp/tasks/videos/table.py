@@ -9,9 +9,9 @@ from string import ascii_uppercase
 from typing import ClassVar
 
 from btp.tasks.files.entries import Entry
-from btp.tasks.files.footage import Sampling, footage, video_path
 from btp.tasks.files.local import Place
 from btp.tasks.files.tables import read_rows
+from btp.tasks.files.video_frames import Sampling, footage, video_path
 from btp.tasks.sample import Sample
 from btp.tasks.videos.options import KEY
 
@@ -53,7 +53,7 @@ class VideoTable:
         path: Folder with the table and the videos' folder.
         table: Path of the table below it.
         videos: Folder of the videos below it.
-        frames, fps, folder_fps: See `btp.tasks.files.footage.Sampling`.
+        frames, fps, folder_fps: See `btp.tasks.files.video_frames.Sampling`.
         ability: Column to report by, one of the layout's.
     """
 

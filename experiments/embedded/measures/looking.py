@@ -12,8 +12,8 @@ from btp.models.loading.load import Loaded
 from btp.pruners.lattice import Lattice
 from btp.runner.evaluation.data import Batch
 from btp.runner.evaluation.oracle_targets import aim
-from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.way import Row, Way
+from btp.runner.evaluation.ways.way_of_task import way_of
 from btp.tasks.detection.average_precision import average_precision
 from btp.tasks.drawn import Drawn
 from btp.tasks.sample import Sample

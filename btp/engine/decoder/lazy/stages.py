@@ -27,7 +27,7 @@ from btp.core.trace import StageRecord, StepRecord
 from btp.engine.checks.plan import PlannedStage
 from btp.engine.checks.signals import attention_name, unseen_message
 from btp.engine.decide import Decider
-from btp.engine.decoder.lazy.rule import Rule
+from btp.engine.decoder.lazy.stage_settings import Rule
 from btp.engine.decoder.lazy.state import Behind, State
 from btp.engine.decoder.prefill import Run
 from btp.engine.hooks.attention_registry import Attending, stand_around_attention

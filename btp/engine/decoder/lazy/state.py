@@ -15,7 +15,7 @@ from torch import Tensor
 
 from btp.core.signals import Signal
 from btp.core.topk import marked
-from btp.engine.decoder.lazy.parked import Parked
+from btp.engine.decoder.lazy.skipped_states import Parked
 from btp.engine.decoder.prefill import Run
 
 TABLES = ("position_ids", "position_embeddings")

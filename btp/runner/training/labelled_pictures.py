@@ -18,7 +18,7 @@ from btp.ops.token_classifier import TokenClassifier, accumulated_loss, box_fore
 from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Batch
 from btp.runner.evaluation.oracle_targets import aim
-from btp.runner.evaluation.ways.names import categories_of, names_of
+from btp.runner.evaluation.ways.label_names import categories_of, names_of
 from btp.runner.evaluation.ways.way import Way
 from btp.runner.training.answers import key_of
 from btp.runner.training.course import Course, Pace

@@ -11,7 +11,7 @@ from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.way import GENERATE, Way
 from btp.runner.identity import checkpoint as checkpoint_identity
 from btp.runner.plan_arms import plan_arms
-from btp.runner.training.looks import HostCourse, Shown, host_loss, targets_of
+from btp.runner.training.labelled_pictures import HostCourse, Shown, host_loss, targets_of
 from btp.runner.training.modules import ANSWER, trainable
 from btp.runner.training.train import HOST
 from btp.runner.training.vision import LookingTraining

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from btp.core.host import Host
 from btp.core.schedule import IN_DECODE, Stage
-from btp.engine.checks.in_decode import TEXT
+from btp.engine.checks.decode_stages import TEXT
 from btp.engine.decoder.lazy.state import State
 from btp.engine.decoder.prefill import Run
 

@@ -10,7 +10,7 @@ from btp.models.loading.checkpoint import EMBEDDED
 from btp.models.loading.load import Loaded
 from btp.pruners.trained_folder import CARD, read_card
 from btp.runner.devices import Machine
-from btp.runner.training.kinds import module_training
+from btp.runner.training.module_training import module_training
 from btp.runner.training.train import describe_card
 
 AUTO, NONE = "auto", "none"
