@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from btp.cli.words import quoted
+from btp.cli.command_words import quoted
 from btp.report.terminal import console, literal, settle_locale, settle_output
 from btp.results.command_line import as_line
 from btp.results.shipped import PROGRAM

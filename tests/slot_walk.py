@@ -9,8 +9,8 @@ from torch.nn.functional import scaled_dot_product_attention as attend
 
 from btp.core.signals import Signals
 from btp.core.slots import Slots
-from btp.engine.cache.ask import ask
-from btp.engine.cache.held import Held
+from btp.engine.cache.decide_eviction import ask
+from btp.engine.cache.layer_slots import Held
 from btp.engine.cache.slot_signals import slot_signal
 from btp.engine.hooks.attention_registry import Attending
 from btp.engine.hooks.deferred_checks import Doubts

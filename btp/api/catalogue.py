@@ -1,4 +1,4 @@
-"""What there is by name: the methods and models of the yamls, and the papers of the methods. No torch here."""
+"""Catalogue of methods and models by name, with the papers of the methods. No torch here."""
 
 from __future__ import annotations
 

@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from btp.cli.effects import calibrates, parts_of
+from btp.cli.unused_overrides import calibrates, parts_of
 from btp.cli.values import check_values
 from btp.models.loading.checkpoint import check_keys, find_checkpoint, read_config
-from btp.runner.lm_eval.settings import check_tasks as check_lm_tasks
-from btp.runner.lmms_eval.settings import check_tasks
+from btp.runner.harness.settings import check_tasks
 from btp.runner.model_yamls import check_family
 from btp.runner.workers.ranks import devices
 from btp.tasks.shown import NO_NAME, is_name, short
@@ -44,7 +43,6 @@ def check_config(config: Mapping[str, Any]) -> None:
     _measured(config["cost"]["measure"], config["model"]["weights"])
     _budget(config["budget"]["tokens"], config["budget"]["share"])
     check_tasks(config)
-    check_lm_tasks(config)
     _names(config)
     _model(config["model"])
     _layers(config)

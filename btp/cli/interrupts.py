@@ -1,4 +1,4 @@
-"""What Ctrl-C does to a command: it ends without a traceback, at once while it still imports. Standard library only."""
+"""Ctrl-C: ends a command without a traceback, at once while it still imports. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns Hydra's complaints about the command line into ours, with the nearest known key or option."""
+"""Checks of Hydra overrides, with the nearest known key or option in messages."""
 
 import difflib
 import shlex
@@ -19,17 +19,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from btp.cli.check_config import settled
-from btp.cli.effects import fault_of_effects
+from btp.cli.command_words import SEARCHPATH, folders_of, overrides_of, stray_word
 from btp.cli.experiments import Experiment
 from btp.cli.schema import CHOSEN, NEEDED
+from btp.cli.unused_overrides import fault_of_effects
 from btp.cli.values import fault_of_shapes, fault_of_size, fault_of_values, fault_of_words, resolved
-from btp.cli.words import SEARCHPATH, folders_of, overrides_of, stray_word
 from btp.results.command_line import as_line
 from btp.results.disk import make_folder, writing
 from btp.results.shipped import PROGRAM, lacking
-from btp.runner.keys import fault_of_keys, fault_of_option
 from btp.runner.messages import say
 from btp.runner.pruner_lists import GROUP, JOIN, as_typed
+from btp.runner.yaml_keys import fault_of_keys, fault_of_option
 from btp.tasks.shown import short
 
 MANY = ("-m", "--multirun")
@@ -157,8 +157,8 @@ def _parsed(conf: Path, words: list[str]) -> list[Override]:
 
 
 def _first(override: Override) -> str:
-    values = _values(override)
-    return f"{override.input_line.split('=', 1)[0]}={values[0]}" if values else override.input_line
+    values, line = _values(override), str(override.input_line)
+    return f"{line.split('=', 1)[0]}={values[0]}" if values else line
 
 
 def find_fault(conf: Path, words: list[str]) -> str | None:
@@ -195,7 +195,7 @@ def find_fault(conf: Path, words: list[str]) -> str | None:
 
 def _fault_of_values(parsed: list[Override], composed: DictConfig) -> str | None:
     """A value that its key does not take, or one that is not read."""
-    job = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    job = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
         config = settled(resolved(job), [str(override.input_line) for override in parsed])
         folder = str(composed.hydra.sweep.dir)

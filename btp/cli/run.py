@@ -1,4 +1,4 @@
-"""The Hydra side: composes, refuses what is plainly wrong, hands runs to workers, and compares those of a sweep.
+"""Main command: composes with Hydra, checks the config, hands runs to workers, and compares those of a sweep.
 
 No torch here, so that --help and errors come at once. Under `-m` a launcher may run the cells in this process, beside
 it or on other machines; how they ended is read from the sweep's folder.
@@ -17,9 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from btp.cli.command_words import hydra_words, quoted
 from btp.cli.overrides import MANY, check_overrides, experiment_of, planned_cells, sweep_folder, with_sweep
 from btp.cli.run_cell import end_workers, run_cell
-from btp.cli.words import hydra_words, quoted
 from btp.report.terminal import settle_output
 from btp.results.shipped import CONF
 from btp.runner.messages import one_line, say
@@ -117,6 +117,7 @@ def _deaths_noted() -> Iterator[None]:
     """Let submitit's launchers go on where a job left no result: the sweep's folder says which cell it was."""
     try:
         import submitit
+        from submitit.core.utils import FailedJobError, UncompletedJobError
     except ImportError:
         yield
         return
@@ -127,7 +128,7 @@ def _deaths_noted() -> Iterator[None]:
 
         try:
             return results(job)
-        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
+        except (UncompletedJobError, FailedJobError) as error:
             print(f"job {job.job_id} left no result: {str(error).splitlines()[0]}", file=sys.stderr)
             return [JobReturn(status=JobStatus.COMPLETED)]
 

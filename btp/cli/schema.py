@@ -1,4 +1,4 @@
-"""What every key of the config takes, declared once. No torch here.
+"""Schema of the config: the values that every key takes. No torch here.
 
 `btp.cli.values` holds configs and command lines against it. A `*` stands for any key of a mapping or any place of a
 list. Keys that only some options of a group have are checked where they are there.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from btp.cli.kinds import (
+from btp.cli.value_kinds import (
     CELLS_AT_ONCE,
     CLASSES,
     COUNT,

@@ -1,4 +1,4 @@
-"""Holds a config, and the words of a command line, against `btp.cli.schema`. No torch here."""
+"""Validation of a config, and of the words of a command line, by `btp.cli.schema`. No torch here."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from btp.cli.kinds import GROUP, shown
 from btp.cli.schema import CHOSEN, KEYS, NEEDED, fits, kind_of
+from btp.cli.value_kinds import GROUP, shown
 from btp.results.shipped import PROGRAM
 from btp.tasks.shown import short
 
@@ -111,7 +111,7 @@ def sweep_size(override: Override) -> float:
     if isinstance(value, RangeSweep):
         if not value.step:
             return 0
-        return max(0, math.ceil((value.stop - value.start) / value.step))
+        return max(0, math.ceil(((value.stop or 0) - (value.start or 0)) / value.step))
     return len(value.list) if isinstance(value, ChoiceSweep) else 1
 
 
@@ -261,9 +261,8 @@ def _nested(key: str, value: Any) -> Mapping[str, Any]:
     """A config of this key alone; empty where only composing can tell its value."""
     if isinstance(value, str) and "${" in value:
         return {}
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+    head, _, rest = key.partition(".")
+    return {head: _nested(rest, value) if rest else value}
 
 
 def _innermost(composed: DictConfig, key: str) -> str:

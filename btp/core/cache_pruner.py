@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of, check_whole
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -54,7 +55,7 @@ class CachePruner(Pruner):
 
     @abstractmethod
     def evict(self, slots: Slots, signals: Signals, stage: Stage) -> SlotSelection:
-        """Decide. `slots.keep_counts(stage)` says how many slots each row and head keeps."""
+        """Choose the slots that stay; `slots.keep_counts(stage)` says how many each row and head keeps."""
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Nothing: it does not choose between layers.
@@ -86,10 +87,8 @@ def check_cache_settings(i: int, stage: Stage) -> None:
         ValueError: names the config key.
     """
     scope, every = scope_of(stage), every_of(stage)
-    if scope not in SCOPES:
-        raise ValueError(f"schedule.{i}.scope is {scope!r}. Choose from: {', '.join(SCOPES)}.")
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"schedule.{i}.every is {every!r}. Write a number of decode steps, 1 or more.")
+    check_one_of(f"schedule.{i}.scope", scope, SCOPES)
+    check_whole(f"schedule.{i}.every", every, "a number of decode steps, 1 or more")
     if stage.phase == "prefill" and every != 1:
         raise ValueError(
             f"schedule.{i}.every is {every}, but the stage evicts behind the prompt alone (phase: prefill), so it has "

@@ -1,4 +1,4 @@
-"""The single truth about which prompt tokens are alive in front of which layer."""
+"""Token ledger: which prompt tokens are alive in front of which layer, in one place."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class TokenLedger:
-    """Who is alive where, for one prefill. Immutable: a cut returns a new ledger.
+    """Which prompt tokens are alive in front of each layer of one prefill. Immutable: a cut returns a new ledger.
 
     Attributes:
         valid: [B, S] bool, prompt tokens that are not padding.

@@ -111,7 +111,7 @@ class Pruner(ABC):
 
     @abstractmethod
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
-        """Decide. `tokens.keep_counts(stage)` says how many indices each row must return.
+        """Choose the tokens that stay; `tokens.keep_counts(stage)` says how many indices each row must return.
 
         Called once per stage and prefill, also where everything stays; not called where nothing is alive or
         nothing stays. At a stage of phase both it is called in every decode step too, at one of phase decode in these

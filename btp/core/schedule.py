@@ -10,6 +10,7 @@ from typing import Any, Protocol, overload
 
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.keep import Keep, check_keep, fit_times, is_fit, keep_count
 from btp.core.site import Site
 
@@ -31,7 +32,7 @@ class Solver(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stop of a schedule.
+    """Stage of a schedule: a site, how many tokens stay there, and the method's settings for it.
 
     Attributes:
         site: Site; text is parsed.
@@ -59,9 +60,9 @@ class Stage:
         object.__setattr__(self, "site", Site.parse(self.site))
         object.__setattr__(self, "settings", dict(self.settings))
         check_keep(self.keep, "keep")
-        _one_of("positions", self.positions, _POSITIONS)
-        _one_of("phase", self.phase, _PHASES)
-        _one_of("of", self.of, _OF)
+        check_one_of("positions", self.positions, _POSITIONS)
+        check_one_of("phase", self.phase, _PHASES)
+        check_one_of("of", self.of, _OF)
 
     @overload
     def count(self, total: int) -> int: ...
@@ -183,7 +184,7 @@ class Schedule(Sequence[Stage]):
         return iter(self.stages)
 
     def check(self, num_layers: int, num_vision_layers: int | None = None) -> None:
-        """Hold the schedule against a model.
+        """Refuse a schedule that does not fit a model.
 
         Args:
             num_layers: decoder layers.
@@ -200,7 +201,7 @@ class Schedule(Sequence[Stage]):
                 )
 
     def check_sites(self, num_layers: int, num_vision_layers: int | None = None) -> None:
-        """The first half of `check`: every site lies inside the model, whatever stays there."""
+        """Refuse sites outside the model; the first half of `check`."""
         for i, stage in enumerate(self.stages):
             depth = num_layers if stage.site.tower == "llm" else num_vision_layers
             if depth is not None and stage.site.layer >= depth:
@@ -286,8 +287,3 @@ class Schedule(Sequence[Stage]):
                     "so the "
                     f"stage changes nothing. Lower it or remove the stage."
                 )
-
-
-def _one_of(key: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{key} is {value!r}. Choose from: {', '.join(known)}.")

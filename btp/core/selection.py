@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from btp.core.keep import on_device
-
 
 @dataclass(frozen=True)
 class MergePlan:
@@ -114,18 +112,3 @@ def unsound_message(method: str, site: object) -> str:
         "behind the count of a row. btp.core.topk.top_k returns them in that form; sort and deduplicate "
         "others."
     )
-
-
-def check_selection(
-    selection: Selection, counts: Sequence[int], alive: Sequence[int], method: str, site: object
-) -> None:
-    """All checks at once, with a host sync: for tests and for tensors on the CPU.
-
-    Raises:
-        TypeError, ValueError: as `check_shape`; ValueError too where `is_sound` is false.
-    """
-    check_shape(selection, counts, method, site)
-    device = selection.keep.device
-    wanted, there = (on_device(tuple(n), device) for n in (counts, alive))
-    if not bool(is_sound(selection.keep, wanted, there, selection.ordered)):
-        raise ValueError(unsound_message(method, site))

@@ -1,4 +1,4 @@
-"""What a pruner may ask to see, and what was seen."""
+"""Signals that a pruner may ask for (hidden states, attention, queries, keys ...), and their values."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.site import Site
 
 KINDS = (
@@ -118,11 +119,11 @@ class Signal:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", Site.parse(self.site))
-        _one_of("kind", self.kind, KINDS)
+        check_one_of("kind", self.kind, KINDS)
         if self.form is None:
             object.__setattr__(self, "form", FORMS[self.kind][0])
-        _one_of(f"rows of a {self.kind} signal", self.rows, ROWS[self.kind])
-        _one_of(f"form of a {self.kind} signal", self.form, FORMS[self.kind])
+        check_one_of(f"rows of a {self.kind} signal", self.rows, ROWS[self.kind])
+        check_one_of(f"form of a {self.kind} signal", self.form, FORMS[self.kind])
         self._check_rows()
         if self.site.kind == "cache":
             self._check_cached()
@@ -181,7 +182,7 @@ class Signal:
 
 
 class Signals(Mapping[Signal, Tensor]):
-    """What was seen: declared signal -> tensor over the visual tokens alive now, in the order of Tokens."""
+    """Values of signals: declared signal -> tensor over the visual tokens alive now, in the order of Tokens."""
 
     def __init__(
         self, seen: Mapping[Signal, Tensor] | None = None, rows_valid: Mapping[Signal, Tensor] | None = None
@@ -219,8 +220,3 @@ class Signals(Mapping[Signal, Tensor]):
     def _missing(self, signal: Signal) -> str:
         seen = "; ".join(str(key) for key in self._seen) or "nothing"
         return f"{signal} was not declared. Declared: {seen}. Add it to the pruner's needs()."
-
-
-def _one_of(name: str, value: object, known: tuple) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}. Choose from: {', '.join(map(str, known))}.")

@@ -1,4 +1,4 @@
-"""Numbered places on the way of a token through a model."""
+"""Sites: numbered places in a model at which tokens can be seen or pruned."""
 
 from __future__ import annotations
 

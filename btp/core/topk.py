@@ -48,7 +48,7 @@ def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None) -> Tens
 
 
 def keep_best(scores: Tensor, k: Sequence[int], valid: Tensor, alive: Sequence[int]) -> Tensor:
-    """The same over heads: [B, H, max(k)] ascending indices of each head's k[b] highest scores, -1 padded at the end.
+    """Top-k of each head: [B, H, max(k)] ascending indices of the k[b] highest scores, -1 padded at the end.
 
     Where every row lets one entry go, nothing is sorted.
 
@@ -75,7 +75,7 @@ def lowest(scores: Tensor) -> Tensor:
 
 
 def unscored(scores: Tensor) -> Tensor:
-    """The way back, for who looks at scores: -inf for the lowest finite number."""
+    """Inverse of `lowest`, for displays of scores: -inf for the lowest finite number."""
     return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)
 
 

@@ -1,4 +1,4 @@
-"""What really happened: read from the tensors that ran, not from the plan."""
+"""Trace of a run: what each stage did, read from the tensors that ran, not from the plan."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class StepRecord:
 
 @dataclass
 class Evicted:
-    """What left one layer's K/V cache in one forward.
+    """Record of an eviction: slots that left one layer's K/V cache in one forward.
 
     Attributes:
         site: Site of the layer.

@@ -18,7 +18,7 @@ from btp.core.site import Site
 
 @dataclass(frozen=True, eq=False)
 class Soft:
-    """What a stage decides in training, where nothing is removed. B batch, N visual tokens of the prompt.
+    """Soft decision of a stage in training, where nothing is removed. B batch, N visual tokens of the prompt.
 
     Attributes:
         weight: [B, N] in [0, 1], with gradient: how much later layers see of each token.
@@ -89,7 +89,7 @@ class Trained(Pruner):
 
     @abstractmethod
     def soften(self, tokens: Tokens, signals: Signals, stage: Stage) -> Soft:
-        """Decide softly, by the same module and signals as `select`.
+        """Soft decision for training, by the same module and signals as `select`.
 
         Args:
             tokens: all visual tokens of the prompt; `valid` marks those that inference would still have, in any order.

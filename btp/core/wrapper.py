@@ -13,7 +13,7 @@ from btp.core.signals import Signal, Signals
 
 
 class Around(Pruner):
-    """Hand it to the engine in place of the pruner; what it does not say itself, the pruner inside says.
+    """Pruner that delegates to the pruner inside it whatever a subclass does not override.
 
     Attributes:
         pruner: the method.

@@ -1,4 +1,4 @@
-"""The engine's front door: checks the plan, registers hooks, and removes every trace of itself."""
+"""Attaching a pruner to a model: checks the plan, registers hooks, and removes all of them again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from btp.core.schedule import Schedule
 from btp.core.trace import Trace
 from btp.engine.checks.plan import make_plan
 from btp.engine.decoder.stream import Stream
-from btp.engine.hooks.uncompiled import uncompiled
+from btp.engine.hooks.torch_compile import uncompiled
 from btp.engine.vision.backbone_stream import BackboneStream
 
 _ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()

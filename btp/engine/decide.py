@@ -1,4 +1,4 @@
-"""Asks the pruner, and holds its answer to the contract; the same for prompts and for pictures."""
+"""Calls a pruner's `select`, and checks its answer against the contract, for prompts and for pictures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Decision:
 
 
 class Decider:
-    """One pruner's answers.
+    """Calls one pruner and checks its selections.
 
     Args:
         pruner: the method; None where every stage keeps all or nothing.
@@ -96,7 +96,7 @@ class Decider:
         rows_valid: Mapping[Signal, Tensor],
         counts: tuple[int, ...],
     ) -> Decision:
-        """Let the pruner decide.
+        """Call the pruner's `select`, and check its answer.
 
         Args:
             counts: tokens the schedule keeps per row.

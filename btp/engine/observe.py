@@ -1,4 +1,4 @@
-"""Looks at signals of an unpruned model; calibration is built on it."""
+"""Observing signals of an unpruned model, as calibration does."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from btp.engine.decoder import kv_cache as kv
 from btp.engine.decoder.prefill import Run, open_run
 from btp.engine.decoder.probe import Probe, Sight
 from btp.engine.hooks.encoder_calls import Encoders
+from btp.engine.hooks.forward_lock import Turn
 from btp.engine.hooks.root_forward import stand_around
-from btp.engine.hooks.turn import Turn
 
 
 @dataclass
 class Look:
-    """What one prefill showed.
+    """Signals of one prefill.
 
     Attributes:
         total: visual tokens per row.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lmms_eval.api.model import lmms
+from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from tqdm import tqdm
 
 from btp.engine.attach import attach
@@ -24,10 +24,11 @@ from btp.runner.arms import Arm
 from btp.runner.devices import Machine
 from btp.runner.evaluation.data import by_length, visual_tokens
 from btp.runner.evaluation.visual_totals import visual_totals
+from btp.runner.harness.document import Document
+from btp.runner.harness.respond import Prompts, respond
 from btp.runner.identity import checkpoint
-from btp.runner.lmms_eval.document import Document, as_documents, key_of, refuse_rounds
 from btp.runner.lmms_eval.judge import wrapped
-from btp.runner.lmms_eval.respond import Prompts, respond
+from btp.runner.lmms_eval.requests import as_documents, key_of, refuse_rounds
 from btp.runner.model_yamls import check_family
 from btp.runner.plan_arms import plan_arms
 

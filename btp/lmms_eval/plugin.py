@@ -5,7 +5,7 @@ from typing import Any
 
 def manifests() -> list[Any]:
     """The manifest of `--model btp`, for tasks with chat turns and, with --force_simple, for all others."""
-    from lmms_eval.models.registry_v2 import ModelManifest
+    from lmms_eval.models.registry_v2 import ModelManifest  # type: ignore[import-not-found]
 
     return [
         ModelManifest(

@@ -1,4 +1,4 @@
-"""The sizes that a model's cost follows from."""
+"""Architecture sizes of a model, from which its cost follows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compares the latency of callables in one process, in turns, so that drift hits all of them alike."""
+"""Paired latency measurement: callables in one process, in turns, so that drift hits all of them alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Sync = Callable[[], None]
 
 @dataclass(frozen=True)
 class Spread:
-    """What a series of durations looks like; percentiles are interpolated linearly."""
+    """Median and percentiles of a series of durations, interpolated linearly."""
 
     median_ms: float
     p10_ms: float
@@ -33,7 +33,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Side:
-    """One thing to time.
+    """A callable to time.
 
     Attributes:
         run: what is timed.
@@ -155,7 +155,7 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
 
 
 def synchroniser(device: torch.device) -> Sync:
-    """What waits for the device to catch up; nothing to wait for on a CPU."""
+    """The device's synchronise function; does nothing on a CPU."""
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     return lambda: None

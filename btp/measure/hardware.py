@@ -1,4 +1,4 @@
-"""What a measurement ran on, and the memory it took."""
+"""Hardware and software versions of a measurement, and its peak memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, str | int | None]:
-    """What a latency means nothing without: processor, threads, GPU, versions, precision. JSON-able."""
+    """Hardware and versions to print beside a latency: processor, threads, GPU, versions, precision. JSON-able."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "device": device.type,

@@ -1,4 +1,4 @@
-"""Times modules inside a running model: how long vision tower and decoder took."""
+"""Timing of modules inside a running model, such as vision tower and decoder."""
 
 from __future__ import annotations
 

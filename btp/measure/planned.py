@@ -1,4 +1,4 @@
-"""What a schedule costs by formula, before anything is built or run."""
+"""Cost of a schedule by formula, before anything is built or run."""
 
 from __future__ import annotations
 

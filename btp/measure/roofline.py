@@ -1,19 +1,48 @@
-"""How long a device needs at the least: every piece of work by its operations and by the bytes it moves."""
+"""Roofline model: least time of every piece of work by its operations and by the bytes it moves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from btp.measure.architecture import Architecture, Stack
-from btp.measure.breakeven import Times
 from btp.measure.flops import layer, vision
 from btp.measure.segments import Segments
 
 
 @dataclass(frozen=True)
+class Times:
+    """Seconds of one batch.
+
+    Attributes:
+        vision: of the vision tower, with the projector where it is known.
+        selection: of choosing tokens.
+        prefill: of all else up to the first token.
+        per_token: of every further token.
+    """
+
+    vision: float
+    selection: float
+    prefill: float
+    per_token: float
+
+    @property
+    def first(self) -> float:
+        """Time to the first token."""
+        return self.vision + self.selection + self.prefill
+
+    def until(self, output: int) -> float:
+        """Time to the last of `output` tokens, at least one."""
+        return self.first + (output - 1) * self.per_token
+
+    def less(self, other: Times) -> dict[str, float]:
+        """Seconds that `other` saves of these, phase by phase; negative where it takes longer."""
+        return {field.name: getattr(self, field.name) - getattr(other, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
 class Device:
-    """What a device can do at most.
+    """Peak compute and bandwidth of a device.
 
     Attributes:
         flops: operations per second of dense matrix products in the number format used.

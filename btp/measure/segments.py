@@ -1,4 +1,4 @@
-"""How many patches attend to each other in a vision tower: the lengths its attention runs over."""
+"""Sequence lengths of a vision tower's attention: how many patches attend to each other."""
 
 from __future__ import annotations
 

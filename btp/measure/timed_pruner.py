@@ -1,4 +1,4 @@
-"""Watches a pruner decide: how long its select (or evict) takes and how much it computes."""
+"""Time and operations of a pruner's select (or evict)."""
 
 from __future__ import annotations
 

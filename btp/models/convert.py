@@ -112,7 +112,7 @@ def _vim(weights: Mapping[str, Tensor], file: Path, image_size: int) -> VimConfi
         )
     inner, states = weights["layers.0.mixer.A_log"].shape
     width = weights["pos_embed"].shape[2]
-    return VimConfig(
+    found = VimConfig(
         image_size=image_size,
         patch_size=patch,
         patch_stride=stride,
@@ -121,15 +121,16 @@ def _vim(weights: Mapping[str, Tensor], file: Path, image_size: int) -> VimConfi
         state_size=states,
         expand=inner // width,
         conv_kernel=weights["layers.0.mixer.conv1d.weight"].shape[-1],
-        num_labels=len(weights["head.bias"]),
     )
+    found.num_labels = len(weights["head.bias"])
+    return found
 
 
 def _plainmamba(weights: Mapping[str, Tensor], image_size: int) -> PlainMambaConfig:
     inner, states = weights["layers.0.mamba.A_log"].shape
     width = weights["pos_embed"].shape[2]
     layers = _layers(weights)
-    return PlainMambaConfig(
+    found = PlainMambaConfig(
         image_size=image_size,
         patch_size=2 * weights["patch_embed.projection.weight"].shape[-1],
         hidden_size=width,
@@ -139,8 +140,9 @@ def _plainmamba(weights: Mapping[str, Tensor], image_size: int) -> PlainMambaCon
         conv_size=weights["layers.0.mamba.conv2d.weight"].shape[-1],
         stem_convs=sum(name.startswith("patch_embed.convs.") and x.dim() == 4 for name, x in weights.items()),
         dwconv_layers=[i for i in range(layers) if f"layers.{i}.dw.0.weight" in weights],
-        num_labels=len(weights["head.bias"]),
     )
+    found.num_labels = len(weights["head.bias"])
+    return found
 
 
 def _layers(weights: Mapping[str, Tensor]) -> int:

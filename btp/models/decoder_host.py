@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.generation.utils import GenerationMixin
 
 from btp.core.host import Packed, Tower, unwrapped
 
@@ -46,7 +48,8 @@ class DecoderHost:
 
     def __init__(self, model: Any, *, decoder: str | None = None, layers: str | None = None) -> None:
         self._outside = model
-        self.model = model = unwrapped(model)
+        self.model = cast(PreTrainedModel, unwrapped(model))
+        model = self.model
         if not hasattr(model, "config") or not (decoder or hasattr(model, "get_decoder")):
             raise ValueError(
                 f"{type(model).__name__} is no model of transformers: it has no config, or no get_decoder. If it is a "
@@ -61,7 +64,7 @@ class DecoderHost:
                 f"{type(self.decoder).__name__}.layers. "
                 "Set model.layers to its path."
             )
-        self.towers = {"llm": Tower("llm", stack, **parts_of(stack))}
+        self.towers = {"llm": Tower("llm", cast(Sequence[nn.Module], stack), **parts_of(stack))}
         self.decoder = unwrapped(self.decoder)
 
     @property
@@ -104,7 +107,8 @@ class DecoderHost:
 
     def generate(self, **inputs: Any) -> Any:
         """The model's own generate."""
-        return getattr(self._outside, "generate", self.model.generate)(**inputs)
+        outside = self._outside if hasattr(self._outside, "generate") else self.model
+        return cast(GenerationMixin, outside).generate(**inputs)
 
     def __call__(self, **inputs: Any) -> Any:
         """The model's own forward."""
@@ -152,13 +156,31 @@ def find_module(root: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
     return None
 
 
-def parts_of(layers: nn.ModuleList) -> dict[str, str | None]:
+class Parts(TypedDict, total=False):
+    """Names of the blocks and norms inside a layer, as `Tower` takes them."""
+
+    attention: str | None
+    mlp: str | None
+    attention_norm: str | None
+    mlp_norm: str | None
+    attention_exit: str
+    mlp_exit: str
+
+
+def parts_of(layers: nn.ModuleList) -> Parts:
     """The names that the blocks and norms inside a layer go by."""
-    found = {}
-    for part, names in _PARTS.items():
-        found[part] = next((name for name in names if isinstance(getattr(layers[0], name, None), nn.Module)), None)
-    if found["mlp_norm"] == "pre_feedforward_layernorm":  # norms on both sides of each block
-        found |= {"attention_exit": "post_attention_layernorm", "mlp_exit": "post_feedforward_layernorm"}
+
+    def name_of(part: str) -> str | None:
+        return next((name for name in _PARTS[part] if isinstance(getattr(layers[0], name, None), nn.Module)), None)
+
+    found = Parts(
+        attention=name_of("attention"),
+        mlp=name_of("mlp"),
+        attention_norm=name_of("attention_norm"),
+        mlp_norm=name_of("mlp_norm"),
+    )
+    if found.get("mlp_norm") == "pre_feedforward_layernorm":  # norms on both sides of each block
+        found["attention_exit"], found["mlp_exit"] = "post_attention_layernorm", "post_feedforward_layernorm"
     elif hasattr(layers[0], "post_self_attn_layernorm"):
-        found |= {"attention_exit": "post_self_attn_layernorm", "mlp_exit": "post_mlp_layernorm"}
+        found["attention_exit"], found["mlp_exit"] = "post_self_attn_layernorm", "post_mlp_layernorm"
     return found

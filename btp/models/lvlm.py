@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from btp.core.host import Layout, Packed, Tower, front_rows, unwrapped
-from btp.models import given
+from btp.models import picture_inputs
 from btp.models.decoder_host import DecoderHost, find_module, given_module, parts_of
 from btp.models.families import grids
 from btp.models.families.adapters import adapter_for
@@ -51,7 +51,7 @@ class LVLM(DecoderHost):
         """An object of the family's own class, where the general one is asked for."""
         if cls is LVLM and model is not None:
             config = getattr(unwrapped(model), "config", None)
-            cls = adapter_for(getattr(config, "model_type", None)) or LVLM
+            cls = cast(type[Self], adapter_for(getattr(config, "model_type", None)) or LVLM)
         return super().__new__(cls)
 
     def __init__(
@@ -64,17 +64,17 @@ class LVLM(DecoderHost):
         layers: str | None = None,
     ) -> None:
         super().__init__(model, decoder=decoder, layers=layers)
-        base = getattr(self.model, "model", self.model)
-        self.vision = given_module("vision", self.model, vision) if vision else find_module(base, _VISION)
+        self.base: Any = getattr(self.model, "model", self.model)
+        self.vision = given_module("vision", self.model, vision) if vision else find_module(self.base, _VISION)
         self.projector = (
-            given_module("projector", self.model, projector) if projector else find_module(base, _PROJECTOR)
+            given_module("projector", self.model, projector) if projector else find_module(self.base, _PROJECTOR)
         )
         blocks = find_module(self.vision, _BLOCKS) if self.vision is not None else None
         if isinstance(blocks, nn.ModuleList):
             packed = hasattr(getattr(self.config, "vision_config", None), "spatial_merge_size")
             self.towers["vision"] = Tower(
                 "vision",
-                blocks,
+                cast(Sequence[nn.Module], blocks),
                 token_axis=0 if packed else 1,
                 companions=("attention_mask",),
                 exit="restore",
@@ -138,7 +138,7 @@ class LVLM(DecoderHost):
         visual = self.visual_mask(inputs)
         if any(inputs.get(f"{kind}_grid_thw") is not None for kind in ("image", "video")):
             coord, first = self._packed(inputs, visual)
-        elif visual.device.type != "cpu" and given.has(inputs, "image"):
+        elif visual.device.type != "cpu" and picture_inputs.has(inputs, "image"):
             coord, first, check = self._squares(inputs, visual)
             return Layout(visual, coord, grids.number(visual, first), check=check)
         elif max(counts := visual.sum(1).tolist()) == 0:
@@ -173,7 +173,7 @@ class LVLM(DecoderHost):
         rows, columns = self.picture_grid(pixels)
         whole = self.config.vision_feature_select_strategy == "full"
         count = rows * columns + (_class_tokens(self.vision) if whole else 0)
-        return self.prompt(batch, [self._token("image")] * count, words) | {"pixel_values": pixels}
+        return self.prompt(batch, [self.placeholder("image")] * count, words) | {"pixel_values": pixels}
 
     def noise(self, *shape: int) -> Tensor:
         """Pixels for `example`, of the model's dtype and on its device; the same at every call."""
@@ -220,7 +220,11 @@ class LVLM(DecoderHost):
     ) -> tuple[Tensor, Tensor, Callable[[Sequence[int]], None]]:
         """Where tokens of square pictures lie, and what refuses the counts of rows that are none."""
         rows, columns, extra = self._square(inputs)
-        each, pictures, name = rows * columns + extra, given.lengths(inputs, "image"), type(self.model).__name__
+        each, pictures, name = (
+            rows * columns + extra,
+            picture_inputs.lengths(inputs, "image"),
+            type(self.model).__name__,
+        )
         return *grids.square(visual, rows, columns, extra), lambda n: grids.check_whole(n, each, name, pictures)
 
     def _square(self, inputs: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -229,13 +233,13 @@ class LVLM(DecoderHost):
         strategy = getattr(self.config, "vision_feature_select_strategy", None)
         if strategy is None or inputs.get("image_sizes") is not None:
             raise ValueError(self._unknown("neither one square grid per image nor image_grid_thw"))
-        if given.has(inputs, "video"):
+        if picture_inputs.has(inputs, "video"):
             raise ValueError(self._unknown("it brings a video, and only pictures are one square grid"))
-        pixels = given.pixels(inputs)
-        if getattr(vision, "patch_size", None) is None or (pixels is None and not hasattr(vision, "image_size")):
+        pixels, size = picture_inputs.pixels(inputs), getattr(vision, "image_size", None)
+        if getattr(vision, "patch_size", None) is None or (pixels is None and size is None):
             raise ValueError(self._unknown("its config names no vision_config.patch_size and image_size"))
         if pixels is None:
-            pixels = torch.empty(1, 3, *_pair(vision.image_size), device="meta")
+            pixels = torch.empty(1, 3, *_pair(size), device="meta")
         return *self.picture_grid(pixels), _class_tokens(self.vision) if strategy == "full" else 0
 
     def _unknown(self, why: str) -> str:
@@ -243,6 +247,12 @@ class LVLM(DecoderHost):
             f"{type(self.model).__name__} packs its visual tokens in a way that LVLM.layout does not know ({why}). Use "
             "this family's adapter in btp.models, or subclass LVLM and override layout."
         )
+
+    def placeholder(self, kind: str) -> int:
+        """Id of the placeholder of pictures ("image") or videos ("video")."""
+        token = self._token(kind)
+        assert token is not None  # families with example inputs name it
+        return token
 
     def _token(self, kind: str) -> int | None:
         for name in (f"{kind}_token_id", f"{kind}_token_index"):

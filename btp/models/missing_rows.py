@@ -1,4 +1,4 @@
-"""What a scan does at rows that are missing: they put nothing in, but the state goes on decaying.
+"""Hidden state alignment: scans over sequences with missing rows, over which the state goes on decaying.
 
 A kept row arrives with the time that passed since the kept row before it. Whose step size counts at the missing rows in
 between is open, since it would have depended on them: `gap` says which reading is taken. A convolution in front of the
@@ -11,20 +11,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-GAPS = ("own", "prev", "mean", "bias", "none", "masked")
-CONVS = ("aligned", "closed")
-
-
-def check_alignment(gap: str, conv: str) -> None:
-    """Refuse what no mixer knows.
-
-    Raises:
-        ValueError: names the config key.
-    """
-    for key, value, known in (("gap", gap, GAPS), ("conv", conv, CONVS)):
-        if value not in known:
-            raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
 
 
 def time_passed(delta: Tensor, steps: Tensor | None, gap: str, resting: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from types import MappingProxyType
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -242,7 +243,7 @@ class PlainMambaForImageClassification(PreTrainedModel):
         wide = config.dwconv_layers or ()
         self.layers = nn.ModuleList(PlainMambaBlock(config, i in wide) for i in range(config.num_hidden_layers))
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=1e-6)
-        self.head = nn.Linear(config.hidden_size, config.num_labels)
+        self.head = nn.Linear(config.hidden_size, cast(int, config.num_labels))
         self.post_init()
 
     def fixed_rows(self, rows: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Where the visual tokens of a sample's first picture lie on it, view by view, for the report to draw."""
+"""Token layout of a sample's first picture, view by view, for the report to draw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACROSS = 4  # frames beside each other
 
 
 def describe_views(host: LVLM, layout: Layout, picture: Image.Image) -> dict[str, Any]:
-    """What index.json says of the places of a sample's visual tokens.
+    """Views of a sample's picture with their visual tokens, as index.json holds them.
 
     A view is a grid that covers all of the picture: the whole of it, and beside it the mosaic of its tiles where a
     family makes tiles. Tiles whose places nobody can tell are left out; so are further pictures and newlines.

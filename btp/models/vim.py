@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class Missing:
     """Which rows of one direction are missing: places [K, B] in its order, and how that is taken."""
 
     places: Tensor | None
-    length: int | None
+    length: int
     gap: str
     conv: str
 
@@ -99,9 +100,10 @@ class VimMixer(nn.Module):
         Returns:
             [B, K, C].
         """
+        whole = length or 0
         if places is not None and gap == "masked":
             rows, places = hidden.transpose(0, 1), places.T
-            return rows_at(self(spread_rows(rows, places, length).transpose(0, 1)).transpose(0, 1), places).transpose(
+            return rows_at(self(spread_rows(rows, places, whole).transpose(0, 1)).transpose(0, 1), places).transpose(
                 0, 1
             )
         x, gate = self.in_proj(hidden.transpose(0, 1)).chunk(2, -1)  # [K, B, E]: a step of the scan is contiguous
@@ -109,8 +111,8 @@ class VimMixer(nn.Module):
         if places is not None:
             places = places.T
             x = x * (places >= 0)[..., None]
-            back = torch.where(places < 0, -1, length - 1 - places).flip(0)
-        missing = Missing(places, length, gap, conv)
+            back = torch.where(places < 0, -1, whole - 1 - places).flip(0)
+        missing = Missing(places, whole, gap, conv)
         forwards = self._direction(x, "", missing)
         backwards = self._direction(x.flip(0), "_b", replace(missing, places=back)).flip(0)
         return self.out_proj(self.join(F.silu(gate), forwards, backwards) / 2).transpose(0, 1)
@@ -130,13 +132,14 @@ class VimMixer(nn.Module):
     @staticmethod
     def _convolve(x: Tensor, conv: nn.Conv1d, missing: Missing) -> Tensor:
         """Causal depthwise convolution as a sum of shifted rows: conv1d of many groups is slow on a processor."""
-        aligned = missing.places is not None and missing.conv == "aligned"
-        if aligned:
-            x = spread_rows(x, missing.places, missing.length)
+        places = missing.places if missing.conv == "aligned" else None
+        if places is not None:
+            x = spread_rows(x, places, missing.length)
         taps = conv.weight[:, 0].T  # [k, E]
         padded = F.pad(x, (0, 0, 0, 0, len(taps) - 1, 0))
+        assert conv.bias is not None  # the mixer makes it with one
         out = sum(padded[k : k + len(x)] * tap for k, tap in enumerate(taps)) + conv.bias
-        return rows_at(out, missing.places) if aligned else out
+        return out if places is None else rows_at(out, places)
 
 
 class VimBlock(nn.Module):
@@ -178,7 +181,7 @@ class VimForImageClassification(PreTrainedModel):
     config_class = VimConfig
     main_input_name = "pixel_values"
     base_model_prefix = "vim"
-    _no_split_modules = ("VimBlock",)
+    _no_split_modules = ["VimBlock"]  # noqa: RUF012 - as transformers declares it
     tower_facts = MappingProxyType({"attends": False, "places": True, "exit": "restore", "directions": "mixer.join"})
 
     def __init__(self, config: VimConfig):
@@ -195,7 +198,7 @@ class VimForImageClassification(PreTrainedModel):
         self.pos_embed = nn.Parameter(torch.empty(1, patches + 1, config.hidden_size))
         self.layers = nn.ModuleList(VimBlock(config) for _ in range(config.num_hidden_layers))
         self.norm_f = nn.RMSNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.num_labels)
+        self.head = nn.Linear(config.hidden_size, cast(int, config.num_labels))
         self.post_init()
 
     def picture_grid(self, pixels: Tensor | None) -> tuple[int, int]:
@@ -249,7 +252,7 @@ class VimForImageClassification(PreTrainedModel):
             begin_steps(step, mixer.rank)
             conv = getattr(mixer, f"conv1d{suffix}")
             init.kaiming_uniform_(conv.weight, a=math.sqrt(5))
-        for linear in (mixer.in_proj, mixer.x_proj, mixer.x_proj_b):
+        for linear in (mixer.in_proj, *(getattr(mixer, f"x_proj{suffix}") for suffix in ("", "_b"))):
             init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
         output = mixer.out_proj
         init.normal_(output.weight, std=(3 * output.in_features * self.config.num_hidden_layers) ** -0.5)

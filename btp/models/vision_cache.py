@@ -1,4 +1,4 @@
-"""Pictures behind the vision tower and the projector, kept on disk for methods that leave both alone."""
+"""Disk cache of projected picture features, for methods that prune behind the projector."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ USED = ".used"  # touched in a folder whenever a run begins to use it
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where features lie.
+    """A folder of cached features.
 
     Attributes:
         folder: Folder of everything that makes them: checkpoint, dtype, pictures. Several processes may share it.
@@ -81,7 +81,7 @@ class PictureFeatures:
         with contextlib.suppress(FileNotFoundError):  # not there yet, or given up for another model's meanwhile
             found = torch.stack([torch.from_numpy(np.load(file)) for file in files])
             return list(found.view(self.host.dtype).to(inputs["pixel_values"].device))
-        features = self.host.model.model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
+        features = self.host.base.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
         made = list(features.pooler_output)
         if self._has_room(made[0]):
             self._keep(files, made)

@@ -1,4 +1,4 @@
-"""What flows into the patches of a picture: attention received in one layer of a vision tower, and a map made of it."""
+"""Attention received by patches in one layer of a vision tower, and an importance map made of it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def qualifying_rows(received: Tensor, threshold: float, real: Tensor | None = No
 
 
 def inflow_map(queries: Tensor, keys: Tensor, rows: Tensor, combine: str, real: Tensor | None = None) -> Tensor:
-    """What some patches look at: their rows of the attention, heads averaged, as a mean or a sum.
+    """Importance map: attention rows of some patches, heads averaged, as a mean or a sum.
 
     Args:
         queries, keys, real: as `received_attention`.

@@ -150,36 +150,6 @@ def merge_to(
     return keep, MergePlan(target, weight)
 
 
-def merge_schedule(r: int | Sequence[int], layers: int, inflection: float = 0.0) -> list[int]:
-    """How many tokens each layer merges away, where there are enough.
-
-    Args:
-        r: tokens per layer on average; a list is taken as it is, zeros behind it.
-        layers: layers of the tower.
-        inflection: Inflection from -1 (falls from 2 r to 0) over 0 (constant) to 1 (rises from 0 to 2 r).
-
-    Returns:
-        `layers` numbers, rounded down, so that their sum may fall short of r * layers.
-
-    Raises:
-        ValueError: r is negative, the list too long, or inflection out of range or given with a list.
-
-    Source: Bolya et al. 2023, arXiv:2210.09461, appendix, and its released code.
-    """
-    if not isinstance(r, int):
-        if inflection or len(r) > layers or any(n < 0 for n in r):
-            raise ValueError(
-                f"r is {list(r)} with inflection {inflection} for {layers} layers. Give at most {layers} numbers of 0 "
-                "or more, and no inflection."
-            )
-        return [*r, *[0] * (layers - len(r))]
-    if r < 0 or not -1 <= inflection <= 1:
-        raise ValueError(f"r is {r} and inflection {inflection}. r must be 0 or more, inflection in [-1, 1].")
-    first = int(r * (1 - inflection))
-    rise, spans = 2 * (r - first), max(layers - 1, 1)
-    return [(first * spans + rise * i) // spans for i in range(layers)]
-
-
 def size_bias(size: Tensor) -> Tensor:
     """What proportional attention adds to the logits of a key: the log of the tokens it stands for.
 

@@ -1,4 +1,4 @@
-"""Takes away the tokens that others stand for, a few at a time."""
+"""Removal of near-duplicate tokens, a few at a time."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def by_lists(alike: Tensor, line: Tensor, k: int, step: int) -> Tensor:
 
 
 class Lists:
-    """For each token those most like it, the most alike first; made anew once looking past them has cost as much.
+    """Nearest-neighbour lists of each token, most similar first; rebuilt once skipping entries has cost as much.
 
     Args:
         alike: [N, N].

@@ -1,4 +1,4 @@
-"""How much there is to see in a patch: the entropy of its gray levels."""
+"""Entropy of the gray levels of a patch."""
 
 from __future__ import annotations
 

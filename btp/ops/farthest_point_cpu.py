@@ -18,7 +18,7 @@ BLOCK = 512  # rows of similarities made at once where they are not kept
 def read(
     x: Tensor, seed: Tensor, counts: Sequence[int], valid: Tensor | None, power: float | None, ordered: bool
 ) -> Tensor:
-    """As `btp.ops.farthest_point.farthest_points`.
+    """Farthest-point sampling, row by row; arguments as `btp.ops.farthest_point.farthest_points`.
 
     Args:
         x: [B, N, D] of the precision to compare in.

@@ -31,7 +31,7 @@ def queued(
     power: float | None,
     ordered: bool,
 ) -> Tensor:
-    """As `btp.ops.farthest_point.farthest_points`.
+    """Farthest-point sampling without host syncs; arguments as `btp.ops.farthest_point.farthest_points`.
 
     Args:
         x: [B, N, D] of the precision to compare in.

@@ -1,4 +1,4 @@
-"""Frames apart: the tokens of each frame of each image as a row of their own."""
+"""Tokens split by frame: the tokens of each frame of each image as a row of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of a video and what stood in their place some frames before."""
+"""Temporal differences of video tokens: each token and the one at its place some frames before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From which layer on a model does without its visual tokens."""
+"""KL layer search: the first layer from which a model can do without its visual tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIRECTIONS = ("withdrawn", "full")
 
 
 def divergence(withdrawn: Tensor, full: Tensor, direction: str) -> Tensor:
-    """How far the next token's distribution moves when visual tokens are withdrawn, in nats.
+    """KL divergence of the next token's distribution with and without visual tokens, in nats.
 
     Args:
         withdrawn: [..., V] log-probabilities of the model without visual tokens from some layer on.

@@ -1,4 +1,4 @@
-"""How far a token lies from those that were chosen before it: what a farthest-point sampling went by."""
+"""Distances to the nearest token chosen before, as farthest-point sampling ranks by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that stand out of a row, by quartiles."""
+"""Outliers of a row by the interquartile range."""
 
 from __future__ import annotations
 

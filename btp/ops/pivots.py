@@ -1,4 +1,4 @@
-"""A few pivots, and the tokens that are least like them."""
+"""Pivot tokens by key norm, and the tokens least similar to them (DART)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Top-k that makes up for the favour which late tokens enjoy."""
+"""Position-rebalanced top-k, against the bias of attention towards late tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How important a token is by what a scan puts out at its place."""
+"""Token importance from the output of a state space scan."""
 
 from __future__ import annotations
 

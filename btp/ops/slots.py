@@ -61,11 +61,6 @@ def spread(probs: Tensor, rows_valid: Tensor) -> Tensor:
     return probs.masked_fill(~rows_valid[:, None, :, None], 0.0).sum(2) / counts
 
 
-def standing(position: Tensor, at: Tensor) -> Tensor:
-    """[B, H, n] bool: slots whose position is `at` [B, 1, 1] or later."""
-    return position >= at
-
-
 def decayed(rows: int, decay: float, device: torch.device) -> Tensor:
     """[rows] float32 factors decay^(rows behind); 0^0 is 1."""
     return on_device(decay, device) ** torch.arange(rows - 1, -1, -1, device=device)

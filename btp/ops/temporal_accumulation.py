@@ -1,4 +1,4 @@
-"""Which tokens of a clip repeat what the frames before them showed: a Markov chain over chunks of frames.
+"""Semantic-aware temporal accumulation (STA): redundancy of video tokens by a Markov chain over chunks of frames.
 
 Source: Ding et al. 2023, arXiv:2308.04549, and its released code, which the defaults follow.
 """

@@ -1,4 +1,4 @@
-"""Puts chosen tokens behind those chosen before, each once, and no more than a row may keep."""
+"""Union of two selections, each token once, and no more than a row may keep."""
 
 from __future__ import annotations
 

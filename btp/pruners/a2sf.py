@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from btp.core.cache_pruner import SCORE, ScoreSlots
+from btp.core.check_settings import check_number, check_one_of
 from btp.core.schedule import Stage
 from btp.core.signals import Signal, Signals
 from btp.core.slots import Slots
@@ -31,10 +32,8 @@ class A2SF(ScoreSlots):
     accumulates = True
 
     def __init__(self, *, decay: float, history: str) -> None:
-        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0.0 <= decay <= 1.0:
-            raise ValueError(f"pruner.method.decay is {decay!r}. Write a number from 0 to 1.")
-        if history not in HISTORIES:
-            raise ValueError(f"pruner.method.history is {history!r}. Choose from: {', '.join(HISTORIES)}.")
+        check_number("pruner.method.decay", decay, "a number from 0 to 1", 0.0, 1.0)
+        check_one_of("pruner.method.history", history, HISTORIES)
         self.decay, self.history = float(decay), history
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:

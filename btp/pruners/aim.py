@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_number, check_one_of, check_whole
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -53,14 +52,10 @@ class AIM(Pruner):
 
     def __init__(self, *, metric: str, order: str, mean: str, tau: float, iterations: int, damping: float) -> None:
         for key, value, known in (("order", order, ORDERS), ("mean", mean, MEANS)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
-        if not _is_number(tau) or tau <= 0:
-            raise ValueError(f"pruner.method.tau is {tau!r}. Write a number above 0; the paper has 0.1.")
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise ValueError(f"pruner.method.iterations is {iterations!r}. Write an integer of 1 or more.")
-        if not _is_number(damping) or not 0 <= damping < 1:
-            raise ValueError(f"pruner.method.damping is {damping!r}. Write a number in [0, 1); the paper has 0.")
+            check_one_of(f"pruner.method.{key}", value, known)
+        check_number("pruner.method.tau", tau, "a number above 0; the paper has 0.1", above=0)
+        check_whole("pruner.method.iterations", iterations, "an integer of 1 or more")
+        check_number("pruner.method.damping", damping, "a number in [0, 1); the paper has 0", 0, below=1)
         self.metric = None if metric == HIDDEN else _vision_layer(metric)
         self.order, self.mean = order, mean
         self.tau, self.iterations, self.damping = float(tau), iterations, float(damping)
@@ -158,15 +153,12 @@ class AIM(Pruner):
             damping=self.damping,
             rows=signals.rows_valid(queries),
         )
+        assert tokens.row is not None  # the engine fills it in inside of the language model
         return lowest(scores).gather(1, tokens.row.clamp(min=0))
 
 
 def _merges(stage: Stage) -> bool:
     return str(stage.site) in ("vision.output", "llm.input")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _vision_layer(text: str) -> Site:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of, check_whole
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -26,10 +27,8 @@ class ATPFree(Pruner):
     """
 
     def __init__(self, *, inside: str, norm: str, deviations: float, cell: int, count: str) -> None:
-        if count not in COUNTS:
-            raise ValueError(f"pruner.method.count is {count!r}. Choose from: {', '.join(COUNTS)}.")
-        if isinstance(cell, bool) or not isinstance(cell, int) or cell < 0:
-            raise ValueError(f"pruner.method.cell is {cell!r}. Write an int of 0 or more.")
+        check_one_of("pruner.method.count", count, COUNTS)
+        check_whole("pruner.method.cell", cell, "an int of 0 or more", least=0)
         self.scored = Redundancy(inside, norm, (1,), 1.0)
         self.deviations, self.cell, self.own = float(deviations), cell, count == "own"
         self.adaptive = self.own

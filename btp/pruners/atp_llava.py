@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from btp.core.check_settings import check_one_of, check_whole
 from btp.core.pruner import Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -71,11 +72,9 @@ class ATPLLaVA(Trained):
         super().__init__(seed)
         self.scored = Redundancy(inside, norm, strides, sample)
         for key, value, known in (("average", average, AVERAGES), ("count", count, COUNTS)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         for key, value in (("grid", grid), ("hidden", hidden)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Write an int of 1 or more.")
+            check_whole(f"pruner.method.{key}", value, "an int of 1 or more")
         if len(start) != 2 or not all(0 < x < 1 for x in start):
             raise ValueError(f"pruner.method.start is {list(start)!r}. Write two numbers between 0 and 1.")
         if len(temperature) != 2 or not all(x > 0 for x in temperature):
@@ -143,7 +142,7 @@ class ATPLLaVA(Trained):
 
     @property
     def steepness(self) -> float:
-        """Of the soft decisions, as far as the training has come."""
+        """Steepness (inverse temperature) of the soft decisions, annealed over the training."""
         first, last = self.temperature
         return first * (last / first) ** self.progress
 

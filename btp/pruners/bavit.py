@@ -1,4 +1,4 @@
-"""BAViT: a small ViT looks at the picture first, and says which patches are worth a detector's time."""
+"""BAViT: keeps the patches that a small ViT classifies as foreground."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -66,8 +67,7 @@ class BAViT(Pruner):
         weights: str | None = None,
         digest: str | None = None,
     ) -> None:
-        if select not in SELECT:
-            raise ValueError(f"pruner.method.select is {select!r}. Choose from: {', '.join(SELECT)}.")
+        check_one_of("pruner.method.select", select, SELECT)
         for key, value in (("threshold", threshold), ("background", background), ("floor", floor)):
             if not 0 <= value <= 1:
                 raise ValueError(f"pruner.method.{key} is {value!r}. Write a number from 0 to 1.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_number, check_one_of
 from btp.core.keep import keep_count, on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -65,8 +66,7 @@ class BTP(Pruner):
         self.over = _number("pruner.method.over", over, 1, None)
         self.seed = _number("pruner.method.seed", seed, 0, 1)
         for key, value, known in (("split", split, SPLITS), ("distance", distance, DISTANCES)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         self.split, self.distance = split, distance
 
     def check(self, schedule: Schedule) -> None:
@@ -256,7 +256,5 @@ def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
 
 
 def _number(key: str, value: object, low: float, high: float | None) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= (high or float("inf")):
-        span = f"in [{low}, {high}]" if high is not None else f"of {low} or more"
-        raise ValueError(f"{key} is {value!r}. Write a number {span}.")
-    return float(value)
+    wanted = f"a number of {low} or more" if high is None else f"a number in [{low}, {high}]"
+    return check_number(key, value, wanted, low, inf if high is None else high)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.check_settings import check_one_of
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -34,8 +35,7 @@ class CDPruner(Pruner):
     """
 
     def __init__(self, *, relevance: str) -> None:
-        if relevance not in RELEVANCES:
-            raise ValueError(f"pruner.method.relevance is {relevance!r}. Choose from: {', '.join(RELEVANCES)}.")
+        check_one_of("pruner.method.relevance", relevance, RELEVANCES)
         self.relevance = relevance
 
     def check(self, schedule: Schedule) -> None:

@@ -59,14 +59,14 @@ class Chain(Pruner):
     def set_targets(self, targets: Sequence[Sequence[Any]]) -> None:
         """Pass on what matters in the coming batch to the parts that want to know."""
         for part in self.parts.values():
-            if hasattr(part, "set_targets"):
-                part.set_targets(targets)
+            if (hand := getattr(part, "set_targets", None)) is not None:
+                hand(targets)
 
     def set_clips(self, rows: Sequence[Any]) -> None:
         """Pass on what the coming batch asks of which videos to the parts that match them."""
         for part in self.parts.values():
-            if hasattr(part, "set_clips"):
-                part.set_clips(rows)
+            if (hand := getattr(part, "set_clips", None)) is not None:
+                hand(rows)
 
     def check(self, schedule: Schedule) -> None:
         """Refuse stages of nobody; then each part looks at its own stages."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_flag, check_one_of, check_whole
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -40,13 +41,10 @@ class DART(Pruner):
 
     def __init__(self, *, image_pivots: int, text_pivots: int, final_norm: bool, visit_order: str, count: str) -> None:
         for key, number, least in (("image_pivots", image_pivots, 1), ("text_pivots", text_pivots, 0)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ValueError(f"pruner.method.{key} is {number!r}. Write an integer of {least} or more.")
-        if not isinstance(final_norm, bool):
-            raise ValueError(f"pruner.method.final_norm is {final_norm!r}. Write true or false.")
+            check_whole(f"pruner.method.{key}", number, f"an integer of {least} or more", least=least)
+        check_flag("pruner.method.final_norm", final_norm)
         for key, value, known in (("visit_order", visit_order, ORDERS), ("count", count, COUNTS)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         self.image_pivots, self.text_pivots = image_pivots, text_pivots
         self.form = "normed" if final_norm else None
         self.visit_order = visit_order

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from btp.core.check_settings import check_one_of
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -32,8 +33,7 @@ class DivPrune(Pruner):
 
     def __init__(self, *, order: str, distance: str) -> None:
         for key, value, known in (("order", order, ORDERS), ("distance", distance, DISTANCES)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         self.order, self.distance = order, distance
 
     def check(self, schedule: Schedule) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -43,8 +44,7 @@ class DyCoke(Pruner):
     """
 
     def __init__(self, *, similar: str, threshold: float) -> None:
-        if similar not in SIMILAR:
-            raise ValueError(f"pruner.method.similar is {similar!r}. Choose from: {', '.join(SIMILAR)}.")
+        check_one_of("pruner.method.similar", similar, SIMILAR)
         if not -1.0 <= threshold <= 1.0:
             raise ValueError(f"pruner.method.threshold is {threshold}, a cosine. Write a number from -1 to 1.")
         self.similar, self.threshold = similar, threshold

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_flag, check_one_of
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -30,10 +31,8 @@ class EViT(Pruner):
     """
 
     def __init__(self, *, score: str, fuse: bool) -> None:
-        if score not in SCORES:
-            raise ValueError(f"pruner.method.score is {score!r}. Choose from: {', '.join(SCORES)}.")
-        if not isinstance(fuse, bool):
-            raise ValueError(f"pruner.method.fuse is {fuse!r}. Write true or false.")
+        check_one_of("pruner.method.score", score, SCORES)
+        check_flag("pruner.method.fuse", fuse)
         self.rows, self.fuse = SCORES[score], fuse
 
     def check(self, schedule: Schedule) -> None:

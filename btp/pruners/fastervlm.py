@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
+from btp.pruners.patch_attention import FEATURE, SCORES, check_sites
 
 HEADS = ("mean", "max")
-SCORES = {"cls": "cls", "received": "mean"}  # score -> rows of the attention signal
-SITES = ("vision.output", "llm.input")
 
 
 class FasterVLM(ScorePruner):
@@ -33,23 +33,17 @@ class FasterVLM(ScorePruner):
 
     def __init__(self, *, heads: str, score: str) -> None:
         for key, value, known in (("heads", heads, HEADS), ("score", score, tuple(SCORES))):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         self.heads, self.rows = heads, SCORES[score]
 
     def check(self, schedule: Schedule) -> None:
         """Refuse stages where a picture's patches are not whole."""
         super().check(schedule)
-        for i, stage in enumerate(schedule):
-            if str(stage.site) not in SITES and not stage.withdraws_all:
-                raise ValueError(
-                    f"schedule.{i}.site is {stage.site}, but pruner 'fastervlm' chooses once, behind the vision tower. "
-                    f"Set schedule.{i}.site to vision.output (a count per picture) or llm.input (one for all)."
-                )
+        check_sites(schedule, self.name)
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:
         """One row of attention of the tower's last layer that is used."""
-        return (Signal("attention", "vision.feature", self.rows, "probs"),)
+        return (Signal("attention", FEATURE, self.rows, "probs"),)
 
     def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] attention over heads."""

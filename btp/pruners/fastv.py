@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
@@ -32,8 +33,7 @@ class FastV(ScorePruner):
 
     def __init__(self, *, score: str, query: str, seed: int) -> None:
         for key, value, known in (("score", score, SCORES), ("query", query, QUERIES)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         if query == "mean" and score != "probs":
             raise ValueError(
                 "pruner.method.query is mean with score logits, but only probabilities can be averaged over tokens. "

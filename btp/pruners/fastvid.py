@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_number, check_one_of, check_whole
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -54,14 +55,11 @@ class FastVID(Pruner):
         neighbours: int,
         share: float,
     ) -> None:
-        if salience not in SALIENCES:
-            raise ValueError(f"pruner.method.salience is {salience!r}. Choose from: {', '.join(SALIENCES)}.")
+        check_one_of("pruner.method.salience", salience, SALIENCES)
         for key, number in (("segments", segments), ("every", every), ("neighbours", neighbours)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"pruner.method.{key} is {number!r}. Write an integer of 1 or more.")
+            check_whole(f"pruner.method.{key}", number, "an integer of 1 or more")
         for key, part in (("salient", salient), ("share", share)):
-            if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= 1:
-                raise ValueError(f"pruner.method.{key} is {part!r}. Write a share in [0, 1].")
+            check_number(f"pruner.method.{key}", part, "a share in [0, 1]", 0, 1)
         self.segments, self.threshold, self.every = segments, float(threshold), every
         self.salient = float(salient) if salience == "received" else 0.0
         self.neighbours, self.share = neighbours, float(share)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_number
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -34,8 +35,7 @@ class HiPrune(Pruner):
     stage_settings = frozenset({"object"})
 
     def __init__(self, *, alpha: float) -> None:
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
-            raise ValueError(f"pruner.method.alpha is {alpha!r}. Write a share of the kept tokens in [0, 1].")
+        check_number("pruner.method.alpha", alpha, "a share of the kept tokens in [0, 1]", 0, 1)
         self.alpha = float(alpha)
 
     def check(self, schedule: Schedule) -> None:
@@ -54,7 +54,9 @@ class HiPrune(Pruner):
         if stage.withdraws_all:
             return ()
         deep = PatchAttention("received").signal
-        return (deep, PatchAttention("received", stage.settings["object"]).signal) if self.alpha else (deep,)
+        if not self.alpha:
+            return (deep,)
+        return deep, PatchAttention("received", Site.parse(stage.settings["object"])).signal
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Anchors, buffers, registers."""
@@ -84,7 +86,7 @@ class HiPrune(Pruner):
         none = torch.zeros_like(tokens.valid)
         if not self.alpha:
             return none, none, deep
-        middle = PatchAttention("received", stage.settings["object"]).of(tokens, signals, stage)
+        middle = PatchAttention("received", Site.parse(stage.settings["object"])).of(tokens, signals, stage)
         picked = top_k(middle, [round(k * self.alpha / AROUND) for k in counts], tokens.valid)
         return marked(picked, tokens.valid.shape[1]), _beside(tokens, picked), deep
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_number, check_one_of, check_whole
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -45,12 +46,9 @@ class HoliTom(Pruner):
     adaptive = True
 
     def __init__(self, *, threshold: float, window: int, salience: str) -> None:
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not -1 <= threshold <= 1:
-            raise ValueError(f"pruner.method.threshold is {threshold!r}. Write a cosine, in [-1, 1].")
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise ValueError(f"pruner.method.window is {window!r}. Write a number of frames, 1 or more.")
-        if salience not in SALIENCES:
-            raise ValueError(f"pruner.method.salience is {salience!r}. Choose from: {', '.join(SALIENCES)}.")
+        check_number("pruner.method.threshold", threshold, "a cosine, in [-1, 1]", -1, 1)
+        check_whole("pruner.method.window", window, "a number of frames, 1 or more")
+        check_one_of("pruner.method.salience", salience, SALIENCES)
         self.threshold, self.window = float(threshold), window
         self.attention = PatchAttention("received") if salience == "received" else None
 

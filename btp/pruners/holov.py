@@ -6,21 +6,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.check_settings import check_number, check_one_of, check_whole
 from btp.core.keep import on_device
-from btp.core.pruner import Pruner, Tokens
-from btp.core.schedule import Schedule, Stage
+from btp.core.pruner import Tokens
+from btp.core.schedule import Stage
 from btp.core.selection import Selection
-from btp.core.signals import Signal, Signals
+from btp.core.signals import Signals
 from btp.core.topk import top_k
 from btp.ops.apportion import apportion, best_of_groups
-from btp.pruners.patch_attention import PatchAttention, check_sites, exact, is_patch
+from btp.pruners.patch_attention import PatchAttention, PatchAttentionPruner, exact, is_patch
 
 RANKS = ("attention", "holistic")
 SCALES = ("crop", "picture")
 TINY = 1e-30
 
 
-class HoloV(Pruner):
+class HoloV(PatchAttentionPruner):
     """Holistic context: tokens are shared among crops by worth, and each crop keeps its best.
 
     The tokens of a picture, row by row, are cut into `crops` runs of equal length. A token's holistic score is its
@@ -39,24 +40,12 @@ class HoloV(Pruner):
     """
 
     def __init__(self, *, crops: int, beta: float, rank: str, scale: str, score: str) -> None:
-        if isinstance(crops, bool) or not isinstance(crops, int) or crops < 1:
-            raise ValueError(f"pruner.method.crops is {crops!r}. Write a number of crops, 1 or more.")
-        if isinstance(beta, bool) or not isinstance(beta, int | float) or beta < 0:
-            raise ValueError(f"pruner.method.beta is {beta!r}. Write a number, 0 or more.")
+        check_whole("pruner.method.crops", crops, "a number of crops, 1 or more")
+        check_number("pruner.method.beta", beta, "a number, 0 or more", 0)
         for key, value, known in (("rank", rank, RANKS), ("scale", scale, SCALES)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         self.crops, self.beta, self.rank, self.scale = crops, float(beta), rank, scale
         self.attention = PatchAttention(score)
-
-    def check(self, schedule: Schedule) -> None:
-        """Refuse stages behind the first decoder layer or inside the tower."""
-        super().check(schedule)
-        check_sites(schedule, self.name)
-
-    def needs(self, stage: Stage) -> tuple[Signal, ...]:
-        """One row of attention of the tower's last layer that is used."""
-        return () if stage.withdraws_all else (self.attention.signal,)
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Share the count among the crops, then keep the best of each."""

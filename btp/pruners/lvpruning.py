@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from btp.core.check_settings import check_whole
 from btp.core.pruner import Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -54,8 +55,7 @@ class LVPruning(Trained):
     ) -> None:
         super().__init__(seed)
         for key, value in {"blocks": blocks, "heads": heads, "width": heads if width is None else width}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Write an int of 1 or more.")
+            check_whole(f"pruner.method.{key}", value, "an int of 1 or more")
         if not tau > 0:
             raise ValueError(f"pruner.method.tau is {tau!r}. Write a number above 0.")
         self.inner, self.blocks, self.heads, self.tau = width, blocks, heads, float(tau)

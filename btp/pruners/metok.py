@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from btp.core.asked import Asked
+from btp.core.check_settings import check_one_of, check_whole
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
 from btp.core.site import Site
-from btp.ops.events import (
+from btp.ops.video_events import (
     POOLS,
     Events,
     best_of_each,
@@ -31,6 +31,20 @@ from btp.ops.events import (
 Match = Callable[[str, Sequence, torch.device], Tensor]
 EVENT, KEY = "event", "key"  # numbers that travel with tokens: which event of the row (-1 none), whether a key event
 OTHERS = ("half", "none")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the prompt in one row of a batch asks of which videos.
+
+    Attributes:
+        question: its text, without the chat template.
+        clips: its videos in the order of the prompt, behind all pictures; each a sequence of frames (PIL pictures)
+            that may open them only when they are looked at.
+    """
+
+    question: str
+    clips: tuple[Sequence[Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,10 +91,8 @@ class METok(Pruner):
 
     def __init__(self, *, matcher: Match, events: int, key_events: int, key_frames: int, pool: str) -> None:
         for name, value in (("events", events), ("key_events", key_events), ("key_frames", key_frames)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"pruner.method.{name} is {value!r}. Write a whole number from 1 on.")
-        if pool not in POOLS:
-            raise ValueError(f"pruner.method.pool is {pool!r}. Choose from: {', '.join(POOLS)}.")
+            check_whole(f"pruner.method.{name}", value, "a whole number from 1 on")
+        check_one_of("pruner.method.pool", pool, POOLS)
         self.matcher, self.pool = matcher, pool
         self.number, self.key_events, self.key_frames = events, key_events, key_frames
         self._asked: Sequence[Asked] | None = None
@@ -113,8 +125,7 @@ class METok(Pruner):
                 )
             if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio <= 1):
                 raise ValueError(f"schedule.{i}.ratio is {ratio!r}. Write a share in (0, 1], or null to meet the keep.")
-            if others not in OTHERS:
-                raise ValueError(f"schedule.{i}.others is {others!r}. Choose from: {', '.join(OTHERS)}.")
+            check_one_of(f"schedule.{i}.others", others, OTHERS)
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:
         """Frames behind the projector at the input where they are pooled; attention of the text at a layer."""

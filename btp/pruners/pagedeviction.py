@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from btp.core.cache_pruner import SCORE, CachePruner
+from btp.core.check_settings import check_one_of
 from btp.core.keep import on_device
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
@@ -43,8 +44,7 @@ class PagedEviction(CachePruner):
 
     def __init__(self, *, score: str, heads: str, page: int, candidates: str | int, protect: bool) -> None:
         for key, given, known in (("score", score, SCORES), ("heads", heads, HEADS)):
-            if given not in known:
-                raise ValueError(f"pruner.method.{key} is {given!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", given, known)
         for key, given in (("page", page), ("candidates", candidates)):
             if given != "all" and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
                 raise ValueError(f"pruner.method.{key} is {given!r}. Write a number, 1 or more.")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from btp.core.pruner import Tokens
+from btp.core.check_settings import check_one_of
+from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 
 SCORES = {"cls": "cls", "received": "mean"}  # score -> rows of the attention signal
 SITES = ("vision.output", "llm.input")
+FEATURE = Site.parse("vision.feature")  # the layer whose output the projector reads
 
 
 class PatchAttention:
@@ -18,13 +21,12 @@ class PatchAttention:
 
     Args:
         score: cls, from the class token | received, from all tokens on average, for towers without class token.
-        layer: `vision.feature`, the layer that the projector reads, or `vision.layer.N`.
+        layer: The layer that the projector reads, or `vision.layer.N`.
         key: config key of `score`, for messages.
     """
 
-    def __init__(self, score: str, layer: str = "vision.feature", key: str = "pruner.method.score") -> None:
-        if score not in SCORES:
-            raise ValueError(f"{key} is {score!r}. Choose from: {', '.join(SCORES)}.")
+    def __init__(self, score: str, layer: Site = FEATURE, key: str = "pruner.method.score") -> None:
+        check_one_of(key, score, SCORES)
         self.signal = Signal("attention", layer, SCORES[score], "probs")
 
     def of(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
@@ -34,6 +36,25 @@ class PatchAttention:
             return seen
         found = by_token(seen, tokens)
         return found.masked_fill(~is_patch(tokens), torch.finfo(found.dtype).min)
+
+
+class PatchAttentionPruner(Pruner):
+    """Chooses once, in front of the decoder, by attention in the vision tower.
+
+    Attributes:
+        attention: What is ranked by.
+    """
+
+    attention: PatchAttention
+
+    def check(self, schedule: Schedule) -> None:
+        """Refuse stages behind the first decoder layer or inside the tower."""
+        super().check(schedule)
+        check_sites(schedule, self.name)
+
+    def needs(self, stage: Stage) -> tuple[Signal, ...]:
+        """One row of attention of the tower's last layer that is used."""
+        return () if stage.withdraws_all else (self.attention.signal,)
 
 
 def by_token(seen: Tensor, tokens: Tokens) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from btp.core.check_settings import check_whole
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import MergePlan, Selection
@@ -22,8 +23,7 @@ class Pooled(Pruner):
     adaptive = True
 
     def __init__(self, *, stride: int) -> None:
-        if isinstance(stride, bool) or not isinstance(stride, int) or stride < 2:
-            raise ValueError(f"pruner.method.stride is {stride!r}. Write a whole number from 2 on.")
+        check_whole("pruner.method.stride", stride, "a whole number from 2 on", least=2)
         self.stride = stride
 
     def needs_grid(self, stage: Stage) -> bool:

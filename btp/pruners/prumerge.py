@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.check_settings import check_flag, check_number, check_one_of, check_whole
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 from btp.core.topk import marked, top_k
 from btp.ops.outliers import outliers_above
 from btp.pruners.patch_attention import SCORES, PatchAttention, check_sites, exact, joined_keys
@@ -64,16 +66,12 @@ class PruMerge(Pruner):
     ) -> None:
         known = {"score": (*SCORES, JOINED), "count": COUNTS, "merge": MERGES, "order": ORDERS}
         for key, value in {"score": score, "count": count, "merge": merge, "order": order}.items():
-            if value not in known[key]:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known[key])}.")
-        if isinstance(spatial, bool) or not isinstance(spatial, int | float) or not 0 <= spatial < 1:
-            raise ValueError(f"pruner.method.spatial is {spatial!r}. Write a share of the kept patches in [0, 1).")
-        if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 0:
-            raise ValueError(f"pruner.method.neighbours is {neighbours!r}. Write a number of patches, 0 or more.")
-        if not isinstance(extra, bool):
-            raise ValueError(f"pruner.method.extra is {extra!r}. Write true or false.")
-        self.attention = None if score == JOINED else PatchAttention(score, layer)
-        self.layer, self.spatial, self.neighbours = layer, float(spatial), neighbours
+            check_one_of(f"pruner.method.{key}", value, known[key])
+        check_number("pruner.method.spatial", spatial, "a share of the kept patches in [0, 1)", 0, below=1)
+        check_whole("pruner.method.neighbours", neighbours, "a number of patches, 0 or more", least=0)
+        check_flag("pruner.method.extra", extra)
+        self.attention = None if score == JOINED else PatchAttention(score, Site.parse(layer))
+        self.layer, self.spatial, self.neighbours = Site.parse(layer), float(spatial), neighbours
         self.merge, self.extra, self.order = merge, extra, order
         self.adaptive = count == "outliers"
 

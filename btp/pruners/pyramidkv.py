@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from btp.core.cache_pruner import protected
+from btp.core.check_settings import check_number
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
 from btp.core.slots import Slots, SlotSelection
@@ -26,8 +27,7 @@ class PyramidKV(SnapKV):
 
     def __init__(self, *, kernel: int, pool: str, beta: float) -> None:
         super().__init__(kernel=kernel, pool=pool)
-        if isinstance(beta, bool) or not isinstance(beta, int | float) or beta < 1:
-            raise ValueError(f"pruner.method.beta is {beta!r}. Write a number, 1 or more.")
+        check_number("pruner.method.beta", beta, "a number, 1 or more", 1)
         self.beta = beta
 
     def evict(self, slots: Slots, signals: Signals, stage: Stage) -> SlotSelection:

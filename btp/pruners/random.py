@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from math import inf
 
 import torch
 from torch import Tensor
 
 from btp.core.cache_pruner import CachePruner
+from btp.core.check_settings import check_one_of, check_whole
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signals
 from btp.core.slots import Slots, SlotSelection
-from btp.ops.mixed_bits import mixed
+from btp.ops.integer_hash import mixed
 from btp.pruners.random_slots import RandomSlots
 
 SALTS = ("content", "none")
@@ -38,10 +40,8 @@ class Random(ScorePruner):
     in_order = False
 
     def __init__(self, *, seed: int, salt: str) -> None:
-        if salt not in SALTS:
-            raise ValueError(f"pruner.method.salt is {salt!r}. Choose from: {', '.join(SALTS)}.")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ValueError(f"pruner.method.seed is {seed!r}. Write an integer.")
+        check_one_of("pruner.method.salt", salt, SALTS)
+        check_whole("pruner.method.seed", seed, "an integer", least=-inf)
         self.seed, self.salt = seed, salt
 
     def reads_states(self, stage: Stage) -> bool:

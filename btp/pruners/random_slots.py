@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from math import inf
 
 import torch
 from torch import Tensor
 
 from btp.core.cache_pruner import ScoreSlots
+from btp.core.check_settings import check_whole
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
 from btp.core.slots import Slots
-from btp.ops.mixed_bits import mixed
+from btp.ops.integer_hash import mixed
 
 
 class RandomSlots(ScoreSlots):
@@ -24,8 +26,7 @@ class RandomSlots(ScoreSlots):
     """
 
     def __init__(self, *, seed: int) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ValueError(f"pruner.method.seed is {seed!r}. Write an integer.")
+        check_whole("pruner.method.seed", seed, "an integer", least=-inf)
         self.seed = seed
 
     def score(self, slots: Slots, signals: Signals, stage: Stage) -> Tensor:

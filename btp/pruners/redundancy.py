@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import Selection
@@ -51,8 +52,7 @@ class Redundancy:
 
     def __init__(self, inside: str, norm: str, strides: Sequence[int], sample: float) -> None:
         for key, value, known in (("inside", inside, SELF), ("norm", norm, NORMS)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         if not strides or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in strides):
             raise ValueError(f"pruner.method.strides is {strides!r}. Write a list of ints of 1 or more, as [2, 4].")
         self.inside, self.norm, self.strides, self.sample = inside, norm, tuple(strides), float(sample)

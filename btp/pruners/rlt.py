@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -29,8 +30,7 @@ class RLT(Pruner):
     """
 
     def __init__(self, *, select: str, threshold: float) -> None:
-        if select not in SELECT:
-            raise ValueError(f"pruner.method.select is {select!r}. Choose from: {', '.join(SELECT)}.")
+        check_one_of("pruner.method.select", select, SELECT)
         if threshold < 0:
             raise ValueError(f"pruner.method.threshold is {threshold!r}. Write a number of 0 or more.")
         self.adaptive, self.threshold = select == "threshold", threshold

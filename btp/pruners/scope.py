@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from btp.core.pruner import Pruner, Tokens
-from btp.core.schedule import Schedule, Stage
+from btp.core.check_settings import check_number, check_one_of
+from btp.core.pruner import Tokens
+from btp.core.schedule import Stage
 from btp.core.selection import Selection
-from btp.core.signals import Signal, Signals
+from btp.core.signals import Signals
 from btp.ops.conditional_diversity import ascending
 from btp.ops.coverage import COMBINES, coverage_set
-from btp.pruners.patch_attention import PatchAttention, check_sites
+from btp.pruners.patch_attention import PatchAttention, PatchAttentionPruner
 
 
-class Scope(Pruner):
+class Scope(PatchAttentionPruner):
     """Saliency-coverage oriented token pruning.
 
     Tokens are picked one by one, each the one whose coverage gain, times a power of its attention, is highest: the
@@ -29,21 +30,10 @@ class Scope(Pruner):
     """
 
     def __init__(self, *, alpha: float, combine: str, score: str) -> None:
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or alpha < 0:
-            raise ValueError(f"pruner.method.alpha is {alpha!r}. Write a number, 0 or more; the paper has 1.")
-        if combine not in COMBINES:
-            raise ValueError(f"pruner.method.combine is {combine!r}. Choose from: {', '.join(COMBINES)}.")
+        check_number("pruner.method.alpha", alpha, "a number, 0 or more; the paper has 1", 0)
+        check_one_of("pruner.method.combine", combine, COMBINES)
         self.alpha, self.combine = float(alpha), combine
         self.attention = PatchAttention(score)
-
-    def check(self, schedule: Schedule) -> None:
-        """Refuse stages behind the first decoder layer or inside the tower."""
-        super().check(schedule)
-        check_sites(schedule, self.name)
-
-    def needs(self, stage: Stage) -> tuple[Signal, ...]:
-        """One row of attention of the tower's last layer that is used."""
-        return () if stage.withdraws_all else (self.attention.signal,)
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Pick greedily."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from btp.core.cache_pruner import ScoreSlots
+from btp.core.check_settings import check_one_of
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
 from btp.core.slots import Slots
@@ -28,8 +29,7 @@ class SnapKV(ScoreSlots):
     def __init__(self, *, kernel: int, pool: str) -> None:
         if isinstance(kernel, bool) or not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"pruner.method.kernel is {kernel!r}. Write an odd number, 1 or more.")
-        if pool not in POOLS:
-            raise ValueError(f"pruner.method.pool is {pool!r}. Choose from: {', '.join(POOLS)}.")
+        check_one_of("pruner.method.pool", pool, POOLS)
         self.kernel, self.pool = kernel, pool
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:

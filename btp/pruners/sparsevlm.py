@@ -1,27 +1,28 @@
-"""SparseVLM: text tokens that care about the image rank it; part of what goes comes back as cluster means."""
+"""SparseVLM: ranks visual tokens by text raters' attention; part of those pruned are recycled as cluster means."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_number, check_one_of, check_whole
 from btp.core.keep import check_keep
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 from btp.core.topk import top_k
 from btp.ops.density_peaks import density_peaks
-from btp.ops.raters import block_rank, bounded, choose_raters, loudest_heads, position_kernel, text_scores
+from btp.ops.text_raters import block_rank, bounded, choose_raters, loudest_heads, position_kernel, text_scores
 from btp.pruners.text_attention import TextAttention
 
 SCORES = ("attention", "kernel")
 COUNTS = ("table", "rank")
-START = Signal("hidden", "llm.input", "start")
-TEXT = Signal("hidden", "llm.input", "text")
+START = Signal("hidden", Site.parse("llm.input"), "start")
+TEXT = Signal("hidden", Site.parse("llm.input"), "text")
 
 
 class SparseVLM(Pruner):
@@ -68,14 +69,12 @@ class SparseVLM(Pruner):
         bias: float,
     ) -> None:
         for key, value, known in (("score", score, SCORES), ("count", count, COUNTS)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
-        _check_number("guard", guard, 0, None)
-        _check_number("recycle", recycle, 0, 1)
-        _check_number("scale", scale, None, None)
-        _check_number("bias", bias, None, None)
-        if isinstance(per_cluster, bool) or not isinstance(per_cluster, int) or per_cluster < 1:
-            raise ValueError(f"pruner.method.per_cluster is {per_cluster!r}. Write an int of 1 or more.")
+            check_one_of(f"pruner.method.{key}", value, known)
+        check_number("pruner.method.guard", guard, "a number of 0 or more", 0)
+        check_number("pruner.method.recycle", recycle, "a number in [0, 1]", 0, 1)
+        check_number("pruner.method.scale", scale, "a number")
+        check_number("pruner.method.bias", bias, "a number")
+        check_whole("pruner.method.per_cluster", per_cluster, "an int of 1 or more")
         if heads is not None:
             check_keep(heads, "pruner.method.heads")
             if isinstance(heads, str) or not heads:
@@ -201,10 +200,3 @@ def _members(index: Tensor, n: int) -> Tensor:
     """[B, n] bool: which of n entries are named; -1 names none."""
     named = torch.zeros(index.shape[0], n + 1, dtype=torch.bool, device=index.device)
     return named.scatter(1, index.masked_fill(index < 0, n), True)[:, :n]
-
-
-def _check_number(key: str, value: object, low: float | None, high: float | None) -> None:
-    sound = isinstance(value, Real) and not isinstance(value, bool)
-    if not sound or (low is not None and value < low) or (high is not None and value > high):
-        span = "" if low is None else f" in [{low}, {high}]" if high is not None else f" of {low} or more"
-        raise ValueError(f"pruner.method.{key} is {value!r}. Write a number{span}.")

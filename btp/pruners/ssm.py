@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
@@ -35,8 +36,7 @@ class SSM(ScorePruner):
     def __init__(self, *, score: str, branch: str, gap: str, conv: str) -> None:
         given = (("score", score, SCORES), ("branch", branch, BRANCHES), ("gap", gap, GAPS), ("conv", conv, CONVS))
         for key, value, known in given:
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         if score == "norm" and branch != "both":
             raise ValueError(
                 f"pruner.method.branch is {branch}, which has no effect, because pruner.method.score is norm. Set it "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_flag, check_one_of, check_whole
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -36,8 +37,7 @@ class STA(Pruner):
 
     def __init__(self, *, order: str, first_predecessors: str) -> None:
         for key, value, known in (("order", order, ORDERS), ("first_predecessors", first_predecessors, FIRST)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         self.order, self.first = order, first_predecessors
 
     def check(self, schedule: Schedule) -> None:
@@ -45,10 +45,8 @@ class STA(Pruner):
         super().check(schedule)
         for i, stage in enumerate(schedule):
             span, backwards = stage.settings.get("span", 1), stage.settings.get("backwards", False)
-            if isinstance(span, bool) or not isinstance(span, int) or span < 1:
-                raise ValueError(f"schedule.{i}.span is {span!r}. Write a number of frames, 1 or more.")
-            if not isinstance(backwards, bool):
-                raise ValueError(f"schedule.{i}.backwards is {backwards!r}. Write true or false.")
+            check_whole(f"schedule.{i}.span", span, "a number of frames, 1 or more")
+            check_flag(f"schedule.{i}.backwards", backwards)
             if not stage.withdraws_all and (stage.site.tower != "vision" or stage.site.kind != "layer"):
                 raise ValueError(
                     f"schedule.{i}.site is {stage.site}, but pruner 'sta' cuts between layers of a vision tower. Set "

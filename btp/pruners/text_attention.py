@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.check_settings import check_one_of
 from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signal, Signals
@@ -37,8 +38,7 @@ class TextAttention:
 
     def __post_init__(self) -> None:
         for name, value, known in (("score", self.score, SCORES), ("source", self.source, SOURCES)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{name} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{name}", value, known)
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:
         """The attention of the layer before the stage; for `similar` the text at the stage too."""

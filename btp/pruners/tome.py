@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from btp.core.check_settings import check_flag, check_one_of
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
@@ -35,11 +36,9 @@ class ToMe(Pruner):
     """
 
     def __init__(self, *, class_token: bool, order: str, proportional_attention: bool) -> None:
-        if order not in ORDERS:
-            raise ValueError(f"pruner.method.order is {order!r}. Choose from: {', '.join(ORDERS)}.")
+        check_one_of("pruner.method.order", order, ORDERS)
         for key, value in (("class_token", class_token), ("proportional_attention", proportional_attention)):
-            if not isinstance(value, bool):
-                raise ValueError(f"pruner.method.{key} is {value!r}. Write true or false.")
+            check_flag(f"pruner.method.{key}", value)
         self.class_token, self.order = class_token, order
         self.proportional_attention = proportional_attention
 

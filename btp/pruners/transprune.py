@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_number, check_one_of, check_whole
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
@@ -42,10 +41,8 @@ class TransPrune(ScorePruner):
     stage_settings = frozenset({"accumulate"})
 
     def __init__(self, *, direction: str, alpha: float, accumulate: int) -> None:
-        if direction not in DIRECTIONS:
-            raise ValueError(f"pruner.method.direction is {direction!r}. Choose from: {', '.join(DIRECTIONS)}.")
-        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-            raise ValueError(f"pruner.method.alpha is {alpha!r}. Write a number in [0, 1].")
+        check_one_of("pruner.method.direction", direction, DIRECTIONS)
+        check_number("pruner.method.alpha", alpha, "a number in [0, 1]", 0, 1)
         _check_layers("pruner.method.accumulate", accumulate)
         self.direction, self.alpha, self.accumulate = direction, float(alpha), accumulate
 
@@ -108,5 +105,4 @@ def _coming(stage: Stage) -> Signal:
 
 
 def _check_layers(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key} is {value!r}. Write how many layers before the stage count, 1 or more.")
+    check_whole(key, value, "how many layers before the stage count, 1 or more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_one_of
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal, Signals
@@ -26,8 +27,7 @@ class V2Drop(ScorePruner):
     """
 
     def __init__(self, *, measure: str) -> None:
-        if measure not in MEASURES:
-            raise ValueError(f"pruner.method.measure is {measure!r}. Choose from: {', '.join(MEASURES)}.")
+        check_one_of("pruner.method.measure", measure, MEASURES)
         self.measure = measure
 
     def check(self, schedule: Schedule) -> None:

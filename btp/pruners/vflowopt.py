@@ -8,15 +8,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_flag, check_one_of
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 from btp.core.topk import top_k
 from btp.ops.attention_received import COMBINES, inflow_map, qualifying_rows, received_attention
 from btp.ops.entropy import GRAYS, gray_levels, patch_entropy
 from btp.ops.recycle import best_per_group, cell_numbers, direct_counts, marked, ranks, recycle
+from btp.pruners.patch_attention import FEATURE
 
 
 class VFlowOpt(Pruner):
@@ -64,11 +67,9 @@ class VFlowOpt(Pruner):
         exact: bool,
     ) -> None:
         for key, value, known in (("rows", rows, COMBINES), ("entropy", entropy, GRAYS)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
+            check_one_of(f"pruner.method.{key}", value, known)
         for key, value in (("recycle", recycle), ("recycle_several", recycle_several), ("exact", exact)):
-            if not isinstance(value, bool):
-                raise ValueError(f"pruner.method.{key} is {value!r}. Write true or false.")
+            check_flag(f"pruner.method.{key}", value)
         for key, value, good in (("t", t, t >= 0), ("m", m, m >= 1), ("alpha", alpha, math.isfinite(alpha))):
             if not good:
                 least = {"t": "a number from 0 on", "m": "a number of tokens from 1 on", "alpha": "a finite number"}
@@ -97,8 +98,8 @@ class VFlowOpt(Pruner):
         """Queries and keys of the block that the projector reads; the pictures where their entropy counts."""
         if stage.withdraws_all:
             return ()
-        flow = (Signal("queries", "vision.feature"), Signal("keys", "vision.feature", "all"))
-        return (*flow, Signal("pixels", "vision.output")) if self.alpha else flow
+        flow = (Signal("queries", FEATURE), Signal("keys", FEATURE, "all"))
+        return (*flow, Signal("pixels", Site.parse("vision.output"))) if self.alpha else flow
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Keep the most important tokens; at the input, recycle the others."""
@@ -134,7 +135,7 @@ class VFlowOpt(Pruner):
 
         Waits for the device; for searches.
         """
-        queries, keys = (signals[signal] for signal in self.needs(Stage("llm.input", 1.0))[:2])
+        queries, keys = (signals[signal] for signal in self.needs(Stage(Site.parse("llm.input"), 1.0))[:2])
         received = received_attention(queries, keys)
         return float((received.amax(1) / received.mean(1)).max())
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.check_settings import check_number
 from btp.core.keep import on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -38,10 +39,8 @@ class VidCom2(Pruner):
     """
 
     def __init__(self, *, channels: float, temperature: float) -> None:
-        if isinstance(channels, bool) or not isinstance(channels, int | float) or not 0 < channels <= 1:
-            raise ValueError(f"pruner.method.channels is {channels!r}. Write a share of the channels in (0, 1].")
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or temperature <= 0:
-            raise ValueError(f"pruner.method.temperature is {temperature!r}. Write a number above 0.")
+        check_number("pruner.method.channels", channels, "a share of the channels in (0, 1]", most=1, above=0)
+        check_number("pruner.method.temperature", temperature, "a number above 0", above=0)
         self.channels, self.temperature = float(channels), float(temperature)
 
     def check(self, schedule: Schedule) -> None:
@@ -79,7 +78,8 @@ class VidCom2(Pruner):
         video = x.sum(1, keepdim=True) / number
         into = frame.clamp(min=0)[..., None].expand_as(x)
         frames = torch.zeros_like(x).scatter_add(1, into, x) / sizes.clamp(min=1)[..., None]
-        return tuple(_gaussians(x, centre).masked_fill(~real[..., 0], 0) for centre in (video, frames.gather(1, into)))
+        to_video, to_frame = _gaussians(x, video), _gaussians(x, frames.gather(1, into))
+        return to_video.masked_fill(~real[..., 0], 0), to_frame.masked_fill(~real[..., 0], 0)
 
     def _shares(self, to_video: Tensor, frame: Tensor, sizes: Tensor) -> Tensor:
         """[B, G] weight of each frame: its tokens, times more than 1 where it is more unique than the others."""

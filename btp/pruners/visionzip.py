@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from btp.core.check_settings import check_flag, check_one_of
 from btp.core.keep import keep_count, on_device
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
@@ -15,7 +16,7 @@ from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
 from btp.core.topk import top_k
 from btp.ops.merge import merge_states
-from btp.pruners.patch_attention import by_token, check_sites, is_patch
+from btp.pruners.patch_attention import FEATURE, by_token, check_sites, is_patch
 
 SCORES = ("cls", "received")
 ORDERS = ("official", "raster")
@@ -56,10 +57,8 @@ class VisionZip(Pruner):
 
     def __init__(self, *, score: str, contextual: int | float, cls: bool, merge: str, order: str) -> None:
         for key, value, known in (("score", score, SCORES), ("merge", merge, MERGES), ("order", order, ORDERS)):
-            if value not in known:
-                raise ValueError(f"pruner.method.{key} is {value!r}. Choose from: {', '.join(known)}.")
-        if not isinstance(cls, bool):
-            raise ValueError(f"pruner.method.cls is {cls!r}. Write true or false.")
+            check_one_of(f"pruner.method.{key}", value, known)
+        check_flag("pruner.method.cls", cls)
         self.contextual = _count_or_share("pruner.method.contextual", contextual)
         self.score, self.cls, self.merge, self.order = score, cls, merge, order
 
@@ -95,7 +94,7 @@ class VisionZip(Pruner):
         """Attention and keys of the block that the projector reads; the class token where it is kept."""
         if stage.withdraws_all:
             return ()
-        block, rows = "vision.feature", "cls" if self.score == "cls" else "mean"
+        block, rows = FEATURE, "cls" if self.score == "cls" else "mean"
         signals = (Signal("attention", block, rows, "probs"), Signal("keys", block))
         return (*signals, Signal("hidden", stage.site, "cls")) if self.cls else signals
 
@@ -203,7 +202,8 @@ def _column(numbers: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _count_or_share(key: str, value: object) -> int | float:
-    count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if not count and not (isinstance(value, float) and 0 <= value < 1):
-        raise ValueError(f"{key} is {value!r}. Write a number of tokens, or a share of those kept in [0, 1).")
-    return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, float) and 0 <= value < 1:
+        return value
+    raise ValueError(f"{key} is {value!r}. Write a number of tokens, or a share of those kept in [0, 1).")

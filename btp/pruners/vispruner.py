@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from btp.core.pruner import Pruner, Tokens
-from btp.core.schedule import Schedule, Stage
+from btp.core.check_settings import check_number, check_whole
+from btp.core.pruner import Tokens
+from btp.core.schedule import Stage
 from btp.core.selection import Selection
-from btp.core.signals import Signal, Signals
+from btp.core.signals import Signals
 from btp.core.topk import marked, top_k
 from btp.ops.duplicates import without_duplicates
-from btp.pruners.patch_attention import PatchAttention, check_sites
+from btp.pruners.patch_attention import PatchAttention, PatchAttentionPruner
 
 
-class VisPruner(Pruner):
+class VisPruner(PatchAttentionPruner):
     """Important tokens by visual attention, diverse ones by removing duplicates from the rest.
 
     Of k tokens, int(k * important) are those with most attention from the class token in the layer whose output the
@@ -31,21 +32,10 @@ class VisPruner(Pruner):
     """
 
     def __init__(self, *, important: float, step: int, score: str) -> None:
-        if isinstance(important, bool) or not isinstance(important, int | float) or not 0 <= important <= 1:
-            raise ValueError(f"pruner.method.important is {important!r}. Write a share of the kept tokens in [0, 1].")
-        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-            raise ValueError(f"pruner.method.step is {step!r}. Write how many tokens go in a round, 1 or more.")
+        check_number("pruner.method.important", important, "a share of the kept tokens in [0, 1]", 0, 1)
+        check_whole("pruner.method.step", step, "how many tokens go in a round, 1 or more")
         self.important, self.step = float(important), step
         self.attention = PatchAttention(score)
-
-    def check(self, schedule: Schedule) -> None:
-        """Refuse stages behind the first decoder layer or inside the tower."""
-        super().check(schedule)
-        check_sites(schedule, self.name)
-
-    def needs(self, stage: Stage) -> tuple[Signal, ...]:
-        """One row of attention of the tower's last layer that is used."""
-        return () if stage.withdraws_all else (self.attention.signal,)
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """Important tokens first, then what is left without duplicates."""

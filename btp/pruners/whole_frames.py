@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from btp.core.check_settings import check_whole
 from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import Selection
@@ -24,8 +25,7 @@ class WholeFrames(Pruner):
     adaptive = True
 
     def __init__(self, *, frames: int) -> None:
-        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
-            raise ValueError(f"pruner.method.frames is {frames!r}. Write a whole number from 1 on.")
+        check_whole("pruner.method.frames", frames, "a whole number from 1 on")
         self.frames = frames
 
     def needs_grid(self, stage: Stage) -> bool:

@@ -1,4 +1,4 @@
-"""Control: keeps the end of the prompt."""
+"""Control: sliding window, keeps the end of the prompt."""
 
 from __future__ import annotations
 

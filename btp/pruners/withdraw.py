@@ -1,4 +1,4 @@
-"""Control: all visual tokens leave at one layer. What is still answered then was read before it."""
+"""Control: withdraws all visual tokens at one layer, so that answers rest on what was read before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed: text of data as it is, on terminals of any encoding."""
+"""Terminal output: text of data as it is, on terminals of any encoding."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import codecs
 import os
 import sys
 import unicodedata
+from io import TextIOWrapper
 
 from rich.console import Console
 from rich.text import Text
@@ -21,7 +22,7 @@ def settle_output() -> None:
     """
     codecs.register_error(SETTLED, _settled)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=SETTLED)
 
 

@@ -1,4 +1,4 @@
-"""Files that a reader sees old or new, with nothing between, also from another machine that shares the file system.
+"""Atomic file writes: readers see the old or the new content, also over a shared file system.
 
 Each is written under a temporary name, which its writer holds locked. One that nobody holds was left by a process that
 was killed; whoever comes next removes it.

@@ -1,4 +1,4 @@
-"""What a disk refuses, said so that a person can act on it, and folders that are as open as the one they lie in."""
+"""Errors of writing to disk, with what to do about them, and folders with the permissions of their parent."""
 
 from __future__ import annotations
 

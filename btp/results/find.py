@@ -57,10 +57,13 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[RunFolder], list[LeftOut]]:
             left.append(LeftOut(str(folder), why, "nothing"))
         for path in inside:
             found.setdefault(path.resolve(), path)
-    runs = []
+    runs: list[RunFolder] = []
     for path in found.values():
         run = _read(path)
-        (left if isinstance(run, LeftOut) else runs).append(run)
+        if isinstance(run, LeftOut):
+            left.append(run)
+        else:
+            runs.append(run)
     kept, doubles = _each_once(runs)
     return kept, left + doubles
 

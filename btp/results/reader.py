@@ -1,4 +1,4 @@
-"""Reads a run folder: the only way in which results reach the report.
+"""Reader of run folders, the only way in which results reach the report.
 
 A run folder holds the files below. The first three are required; the report leaves out what a missing other
 one would show.
@@ -47,14 +47,14 @@ one would show.
   not drawn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from btp.results import folder_shapes as shapes
+from btp.results import run_folder_schema as shapes
 from btp.results.shapes import read_json, read_yaml
 from btp.tasks.files.local import file_name
 from btp.tasks.shown import short
@@ -148,8 +148,8 @@ class RunFolder:
     cost: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
     pictures: Mapping[str, Picture] = field(default_factory=dict)
-    regions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.REGIONS)))
-    marks: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(shapes.MARKS)))
+    regions: pd.DataFrame = field(default_factory=lambda: _empty(shapes.REGIONS))
+    marks: pd.DataFrame = field(default_factory=lambda: _empty(shapes.MARKS))
     words: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, key: str, default: Any = None) -> Any:
@@ -247,13 +247,13 @@ def read_run(folder: Path) -> RunFolder:
         run=run,
         arms=tuple(a for a in listed if a.arm in set(samples["arm"])),
         samples=samples,
-        trace=read_frame(trace, shapes.TRACE) if trace.exists() else pd.DataFrame(columns=list(shapes.TRACE)),
+        trace=read_frame(trace, shapes.TRACE) if trace.exists() else _empty(shapes.TRACE),
         layers=read_json(layers, shapes.LAYERS, ANEW) if layers.exists() else {},
         cost=read_json(cost, shapes.COST, ANEW) if cost.exists() else {},
         calibration=read_yaml(calibration, shapes.CALIBRATION, ANEW) if calibration.exists() else None,
         pictures=_pictures(folder / "pictures"),
-        regions=read_frame(regions, shapes.REGIONS) if regions.exists() else pd.DataFrame(columns=list(shapes.REGIONS)),
-        marks=read_frame(marks, shapes.MARKS) if marks.exists() else pd.DataFrame(columns=list(shapes.MARKS)),
+        regions=read_frame(regions, shapes.REGIONS) if regions.exists() else _empty(shapes.REGIONS),
+        marks=read_frame(marks, shapes.MARKS) if marks.exists() else _empty(shapes.MARKS),
         words=read_json(words, shapes.WORDS, ANEW) if words.exists() else {},
     )
 
@@ -272,8 +272,8 @@ def read_costs(folder: Path) -> RunFolder:
         config=config,
         run=run,
         arms=tuple(_arms(run, config)),
-        samples=pd.DataFrame(columns=list(shapes.SAMPLES)),
-        trace=pd.DataFrame(columns=list(shapes.TRACE)),
+        samples=_empty(shapes.SAMPLES),
+        trace=_empty(shapes.TRACE),
         cost=read_json(folder / "cost.json", shapes.COST, ANEW),
     )
 
@@ -290,7 +290,11 @@ def _no_run(folder: Path) -> str:
     return f"{folder} is no run folder: it holds no run.json. Name a folder that run.py wrote."
 
 
-def read_frame(path: Path, columns: dict[str, tuple[str, shapes.Fits]]) -> pd.DataFrame:
+def _empty(columns: Iterable[str]) -> pd.DataFrame:
+    return pd.DataFrame(columns=pd.Index(list(columns)))
+
+
+def read_frame(path: Path, columns: Mapping[str, tuple[str, shapes.Fits]]) -> pd.DataFrame:
     """A table of a run folder.
 
     Args:
@@ -306,7 +310,7 @@ def read_frame(path: Path, columns: dict[str, tuple[str, shapes.Fits]]) -> pd.Da
     except Exception as error:  # of a corrupt page arrow and pandas raise anything
         raise ValueError(f"{path} cannot be read: {short(error, 200).rstrip('.')}. {ANEW}") from error
     if frame.shape == (0, 0):  # what is written where there was no row to take columns from
-        return pd.DataFrame(columns=list(columns))
+        return _empty(columns)
     missing = [c for c in columns if c not in frame.columns]
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}. {ANEW}")
@@ -369,7 +373,7 @@ def _pictures(folder: Path) -> dict[str, Picture]:
         path = folder / f"{file_name(sample)}.png"  # whatever the index says, a file of this folder
         if folder.is_symlink() or path.is_symlink() or not path.is_file():
             raise ValueError(f"{path} is missing, but {index} names it. {AGAIN}.")
-        boxes = tuple(tuple(map(float, box)) for box in entry.get("boxes") or ())
+        boxes = tuple((float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in entry.get("boxes") or ())
         views = tuple(_view(view, sample, index) for view in entry.get("views") or [entry])
         total = int(entry.get("total") or views[0].grid[0] * views[0].grid[1])
         found[sample] = Picture(path, views, total, boxes, tuple(entry.get("labels") or ()))

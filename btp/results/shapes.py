@@ -1,4 +1,4 @@
-"""Files that programs or people wrote, read in one way: a message names file, key, what was found and what it takes.
+"""Schema validation of JSON and YAML files: messages name file, key, what was found and what it takes.
 
 A shape is data: `keys(tau=number(), samples=optional(whole(1)))`. Keys that a shape does not name are not looked at.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from btp.tasks.files.nesting import LEVELS, json_of, nests_deeper
+from btp.tasks.files.json_nesting import LEVELS, json_of, nests_deeper
 from btp.tasks.shown import brief, short
 
 MISSING = object()
@@ -24,7 +24,7 @@ Parts = Iterable[tuple[object, Any, "Shape"]]
 
 @dataclass(frozen=True)
 class Shape:
-    """What a value has to be.
+    """Schema of a value.
 
     Attributes:
         takes: that in words, as in "not a number".

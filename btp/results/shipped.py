@@ -1,4 +1,4 @@
-"""What travels with the code: its version, and conf and docs, which lie at the top of a clone and inside of a wheel."""
+"""Package data: the version, and conf and docs, which lie at the top of a clone and inside of a wheel."""
 
 from collections.abc import Iterable
 from pathlib import Path

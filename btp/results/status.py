@@ -1,4 +1,4 @@
-"""How far a run came, as its folder tells."""
+"""Status of a run, read from its folder."""
 
 from __future__ import annotations
 

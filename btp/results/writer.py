@@ -1,4 +1,4 @@
-"""The run folder: what a report, a table or a person reads afterwards."""
+"""Writer of run folders."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from PIL.Image import Image
 
 from btp.results.atomic import clear_parts, whole, write_json, write_parquet, write_text
 from btp.results.disk import make_folder
-from btp.results.links import refuse_links
 from btp.results.shipped import versions
 from btp.results.status import UNPRUNED, is_finished
+from btp.results.symlinks import refuse_links
 from btp.tasks.files.local import file_name
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import normalise
@@ -141,7 +141,7 @@ class RunFolder:
             }
         frame = pd.DataFrame(table)
         write_parquet(self.path / "samples.parquet", frame)
-        columns = ["arm", "sample", "site", "order", "before", "after", "kept", "merged"]
+        columns = pd.Index(["arm", "sample", "site", "order", "before", "after", "kept", "merged"])
         write_parquet(self.path / "trace.parquet", pd.DataFrame(trace, columns=columns))
         write_json(self.path / "layers.json", layers)
         self._write_regions(samples)

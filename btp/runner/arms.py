@@ -11,8 +11,8 @@ from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.site import Site
 from btp.results.status import UNPRUNED
+from btp.runner.harness.settings import shared_part
 from btp.runner.identity import code, code_of, digest, model_identity
-from btp.runner.lmms_eval.settings import shared_part
 from btp.runner.pruner_lists import method_of
 from btp.runner.sources import modules_of
 from btp.runner.targets import make
@@ -205,7 +205,7 @@ def _control(control: Mapping[str, Any], main: Arm, facts: Facts) -> Arm:
         schedule = Schedule.from_config(place_stages(own, facts.layers, facts.vision_layers, facts.tower_layers))
     elif all(stage.withdraws_all for stage in main.schedule):
         site = "llm.input" if facts.tower == "llm" else "vision.layer.0"
-        schedule = Schedule((Stage(site, FIT),))
+        schedule = Schedule((Stage(Site.parse(site), FIT),))
         note = f"At {site}, since {main.name} leaves nothing to choose at its own stage."
     else:
         schedule = main.schedule

@@ -1,4 +1,4 @@
-"""What local files hold, put on record beside the config that names them, so that results do not outlive the files."""
+"""Datasets of a config, and digests of their local files, so that results do not outlive the files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run computes: devices and their processes, threads, progress bars."""
+"""Devices of a run: processes, threads, progress bars."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
-from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from btp.runner.evaluation.batch_size import BatchSize
 from btp.runner.evaluation.data import Collate, Feed, Samples, workers_for

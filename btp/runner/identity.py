@@ -1,4 +1,4 @@
-"""Names results by what makes them: a hash of config, code and checkpoint."""
+"""Identities of results: hashes of config, code and checkpoint."""
 
 import hashlib
 import json

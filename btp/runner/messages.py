@@ -1,4 +1,4 @@
-"""Says an error, and the page that helps: docs/errors.md is the one list of both. No torch here."""
+"""Error messages with a link to the page that helps; docs/errors.md lists both. No torch here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model yaml is for which family of checkpoints."""
+"""Model yamls by family of checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How running out of memory is told from other errors."""
+"""Recognises out-of-memory errors."""
 
 from __future__ import annotations
 

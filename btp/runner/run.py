@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from btp.models.vision_cache import Shelf
 from btp.report.pages.run_page import write_report
 from btp.report.tables.screen_table import screen_table
 from btp.report.terminal import console
-from btp.report.text.floor import example, nothing_right
+from btp.report.text.floor_effect import example, nothing_right
 from btp.results.atomic import clear_parts, write_json
 from btp.results.status import UNPRUNED, lacks_report_alone
 from btp.results.writer import RunFolder, spread
@@ -37,14 +38,14 @@ from btp.runner.devices import Lost, Machine, place
 from btp.runner.evaluation.answer_store import Answers, held
 from btp.runner.evaluation.cost import Costs, cost_table, hardware_line, profile, synthetic_inputs, task_inputs
 from btp.runner.evaluation.data import Feed
-from btp.runner.evaluation.effect import check_effect
 from btp.runner.evaluation.evaluate import answer
+from btp.runner.evaluation.eviction_effect import check_effect
 from btp.runner.evaluation.forecast import say_forecast
 from btp.runner.evaluation.prompts.shorten import check_contexts, shortened
 from btp.runner.evaluation.visual_totals import visual_count
-from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.generate import Foreign
 from btp.runner.evaluation.ways.way import Way
+from btp.runner.evaluation.ways.way_of_task import way_of
 from btp.runner.explain.kept_words import kept_words
 from btp.runner.identity import digest
 from btp.runner.messages import one_line, say
@@ -57,8 +58,8 @@ from btp.runner.workers.launch import FAILED, STOPPED, Outcome
 from btp.runner.workers.ranks import LOST
 from btp.schedules.fit import OutOfReach
 from btp.schedules.meet import pictures_of
-from btp.tasks.bounds import check_questions, pixels, sizes_within
 from btp.tasks.sample import Sample, Task
+from btp.tasks.size_limits import check_questions, pixels, sizes_within
 
 
 class Run:
@@ -324,7 +325,8 @@ def main() -> int:
     if sys.argv[1:] != ["--serve"]:
         return handle(Path(sys.argv[1])).code
     code, loaded, threads = 0, {}, torch.get_num_threads()
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # paths, whatever terminals write
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # paths, whatever terminals write
     for line in sys.stdin:
         environment = dict(os.environ)
         outcome = handle(Path(line.strip()), loaded)

@@ -1,4 +1,4 @@
-"""Where a run lies, by what changes its result. No torch here, so that a finished run is recognised at once."""
+"""Identity and folder of a run, by what changes its result. No torch, so that a finished run is recognised at once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from btp.models.loading.checkpoint import find_checkpoint
 from btp.results.status import is_finished
 from btp.runner.datasets import with_contents
+from btp.runner.harness.settings import shared_part
 from btp.runner.identity import code, code_of, digest, model_checkpoint, model_identity
-from btp.runner.lmms_eval.settings import shared_part
 from btp.runner.model_yamls import check_family
 from btp.runner.pruner_lists import method_of
 from btp.runner.sources import modules_of

@@ -1,4 +1,4 @@
-"""Builds the objects that a config names by `_target_`: the one place where a config decides which code runs.
+"""Instantiates the classes that a config names by `_target_`: the one place where a config decides which code runs.
 
 hydra.utils.instantiate calls whatever is named, and resolves interpolations on the way. Here every class in the config
 is looked at before the first one is called, and values are taken as they are.

@@ -45,7 +45,7 @@ class Budget:
         return self.share * total
 
     def wanted(self, total: int) -> float:
-        """The same, no more than the sample has."""
+        """What is asked of a sample, no more than it has."""
         return min(self.asked(total), total)
 
 

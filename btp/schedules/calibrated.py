@@ -1,4 +1,4 @@
-"""From curves over the layers to stages: where the meaning of tokens shifts, and how to cut around it."""
+"""Calibrated stages: from curves over the layers to layers at which to prune."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from btp.core.keep import FIT
 
 @dataclass(frozen=True)
 class Shift:
-    """Layers in which many tokens change.
+    """Peak of the curve of changed tokens, with the layers it reaches over.
 
     Attributes:
         peak: layer in which most change.

@@ -10,7 +10,7 @@ from functools import cache
 
 
 class OutOfReach(ValueError):
-    """No counts meet a budget.
+    """Error: no counts meet a budget.
 
     Attributes:
         budget: what was asked, in visual tokens averaged over the layers.
@@ -22,7 +22,7 @@ class OutOfReach(ValueError):
         self.budget, self.nearest = budget, nearest
 
     def of(self, unit: str) -> OutOfReach:
-        """The same, said of tokens that are called otherwise."""
+        """The error with another name for tokens."""
         return OutOfReach(str(self).replace("visual tokens", unit), self.budget, self.nearest)
 
 

@@ -1,4 +1,4 @@
-"""Counts inside a vision tower, where one free number becomes a ladder over its layers."""
+"""Token counts over the layers of a vision tower that merges a constant number in each."""
 
 from __future__ import annotations
 

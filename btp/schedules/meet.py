@@ -1,4 +1,4 @@
-"""Meets a budget: solves what is free in a schedule, moves its stages where counts alone are not enough."""
+"""Budget solver: solves the free keeps of a schedule, and moves its stages where counts alone are not enough."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ def check_towers(schedule: Schedule, facts: Facts) -> None:
 
 
 def accept(method: Pruner, schedule: Schedule, before: Schedule) -> None:
-    """Let a method look at its stages where they have come to.
+    """Let a method check its stages behind a solve.
 
     Args:
         method: says what it needs there.

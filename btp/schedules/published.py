@@ -53,7 +53,9 @@ def with_published(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _shares(stages: Sequence[Mapping[str, Any]], model: str, tokens: int | None) -> list[dict[str, Any]]:
     """Stages for another model: numbers of tokens become shares of that model's."""
     counted = [stage["keep"] for stage in stages if isinstance(stage["keep"], int) and stage["keep"] > 0]
-    if counted and tokens is None:
+    if tokens is None:
+        if not counted:
+            return [dict(stage) for stage in stages]
         raise ValueError(
             f"schedule.model is {model}, whose stages keep {counted} tokens, but how many it has is not known. "
             f"Set schedule.tokens.{model}, or run that model."

@@ -18,7 +18,7 @@ def described(schedule: Schedule) -> dict[str, Any]:
         `schedule`, its stages. Where each sample is solved for its own total, keep is "fit" there, and `solver` holds
         what solves it: the stages before their budget, and the budget.
     """
-    solver = next((stage.solver for stage in schedule if stage.solver is not None), None)
+    solver = next((stage.solver for stage in schedule if isinstance(stage.solver, PerSample)), None)
     found: dict[str, Any] = {"schedule": schedule.to_config()}
     if solver is not None:
         budget = {key: getattr(solver.budget, key) for key in ("layers", "tokens", "share")}
@@ -76,10 +76,11 @@ def what_happened(budget: Budget | None, asked: float | None, reached: float, to
 
 
 def missed_lines(arm: str, entry: Mapping[str, Any], totals: Sequence[int], budget: Budget | None) -> list[str]:
-    """What the screen says of a budget that was missed; nothing where it was met."""
+    """Lines for the screen about a missed budget; none where it was met."""
     if not entry.get("missed"):
         return []
-    few = sum(0 < total < budget.tokens for total in totals) if budget is not None and budget.tokens is not None else 0
-    why = f"; {few} of {len(totals)} samples have fewer than {budget.tokens:g} before any pruning" if few else ""
+    wanted = None if budget is None else budget.tokens
+    few = 0 if wanted is None else sum(0 < total < wanted for total in totals)
+    why = f"; {few} of {len(totals)} samples have fewer than {wanted:g} before any pruning" if few else ""
     asked, reached = (f"{entry[key]:.2f}" for key in ("asked", "reached"))
     return [f"budget: {asked} visual tokens on average were asked of {arm}, {reached} were reached{why}"]

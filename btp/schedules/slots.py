@@ -51,7 +51,8 @@ def fit_slots(schedule: Schedule, budget: Mapping[str, Any], layers: int, total:
         if stage is not None and is_fit(stage.keep):
             weight += fit_times(stage.keep) or 1.0
         else:
-            fixed += 1.0 if stage is None else stage.keep if isinstance(stage.keep, float) else stage.keep / total
+            keep = 1.0 if stage is None else stage.keep
+            fixed += keep if isinstance(keep, float) else float(keep) / total
     each = (wanted * layers - fixed) / weight
     if each <= 0:
         raise ValueError(
@@ -62,7 +63,9 @@ def fit_slots(schedule: Schedule, budget: Mapping[str, Any], layers: int, total:
 
     def filled(stage: Stage) -> Stage:
         mine = min(each * (fit_times(stage.keep) or 1.0), 1.0)
-        alone = slots is not None and not fixed and fit_times(stage.keep) is None
-        return replace(stage, keep=int(slots) if alone else mine if slots is None else max(1, round(mine * total)))
+        if slots is None:
+            return replace(stage, keep=mine)
+        alone = not fixed and fit_times(stage.keep) is None
+        return replace(stage, keep=int(slots) if alone else max(1, round(mine * total)))
 
     return Schedule(tuple(filled(s) if s in stages and is_fit(s.keep) else s for s in schedule))

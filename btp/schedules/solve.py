@@ -1,4 +1,4 @@
-"""From stages to knobs and back: what a budget may turn, and the counts that come of it."""
+"""Solving the keeps of a schedule for a budget."""
 
 from __future__ import annotations
 

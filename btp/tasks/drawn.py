@@ -1,8 +1,8 @@
-"""What the embedded tasks share: samples that are drawn on demand, the same for a split, a seed and an index."""
+"""Base of the embedded tasks: samples generated on demand, the same for a split, a seed and an index."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class Drawn:
         return f"{self.split}-{self.seed}-{index:06d}"
 
 
-def known_abilities(asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+def known_abilities(asked: Sequence[str] | None, known: Collection[str]) -> list[str]:
     """The abilities asked for; None asks for all.
 
     Raises:

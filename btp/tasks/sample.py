@@ -1,4 +1,4 @@
-"""What a task hands out, and what it must answer to."""
+"""Samples, and the protocol of tasks that hand them out and score answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

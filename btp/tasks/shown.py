@@ -1,4 +1,4 @@
-"""What a message shows of a text that may be as long as a picture, and which texts can be names."""
+"""Shortened texts for messages, and texts that can be names."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 _PAPER = re.compile(r" \((?P<authors>[^()]+), arXiv:(?P<number>[\d.]+(?:v\d+)?)(?P<more>, [^()]+)?\)$")
 _LINE = re.compile(r"^(?P<blank> *)(?P<key>\w+): *(?P<value>[^#]*?) *(?:# *(?P<comment>.*))?$")
+PRUNERS = "btp.pruners."
 NO_SIGNAL = "None but the tokens in front of the stage."
 _APART = ("name", "defaults", "schedule", "published", "method._target_")
 
@@ -194,14 +195,17 @@ def _support(name: str, root: Path) -> Iterator[str]:
 
 
 def _needs(target: str) -> str:
-    """First paragraph of the docstring of a class's `needs`; "" where it inherits the one that asks for nothing."""
+    """First paragraph of the docstring of a class's `needs`, its own or a base's among the pruners; "" without one."""
     module, name = target.rsplit(".", 1)
     tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
     own = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     for node in own.body:
         if isinstance(node, ast.FunctionDef) and node.name == "needs":
             return " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
-    return ""
+    taken = [node for node in tree.body if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PRUNERS)]
+    bases = {alias.name: f"{node.module}.{alias.name}" for node in taken for alias in node.names}
+    known = [bases[base.id] for base in own.bases if isinstance(base, ast.Name) and base.id in bases]
+    return next((found for base in known if (found := _needs(base))), "")
 
 
 @cache

@@ -19,21 +19,20 @@ from typing import Any
 import yaml
 
 from btp.measure.architecture import Architecture, architecture
-from btp.measure.breakeven import (
-    Times,
-    measured_times,
-    outputs_that_pay,
-    selection_allowed,
-    speedup,
-    turning_point,
-)
-from btp.measure.roofline import Device, roofline
+from btp.measure.roofline import Device, Times, roofline
 from btp.measure.segments import Segments
 from btp.results.status import UNPRUNED
 from btp.runner.arms import Arm
 from btp.schedules.published import PAPER
 from experiments.cost.arms import composed, make_arm, planned
 from experiments.cost.outline import Outline, outline
+from experiments.cost.thresholds import (
+    measured_times,
+    outputs_that_pay,
+    selection_allowed,
+    speedup,
+    turning_point,
+)
 
 DEVICES = yaml.safe_load(Path(__file__).with_name("devices.yaml").read_text(encoding="utf-8"))
 LONGEST, LARGEST = 1 << 20, 1 << 12  # text tokens and prompts that are looked at

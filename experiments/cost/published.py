@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 
 from btp.measure.architecture import Architecture, Encoder, Stack
-from btp.measure.conventions import Convention, cache_bytes, count
 from btp.measure.flops import shortened
 from btp.measure.segments import square
+from experiments.cost.conventions import Convention, cache_bytes, count
 from experiments.cost.document import DOCS, DOCUMENTS, filled, measured_tables
 from experiments.cost.schedules import layers, visual
 

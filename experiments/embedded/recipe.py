@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from btp.models.embedded.pocket_vision import MEAN, STD
 from btp.runner.training.course import Pace
 
 
@@ -68,3 +69,8 @@ class Recipe(ABC):
 
     def begin(self, learner: nn.Module, phase: Phase) -> None:  # noqa: B027  (most recipes have nothing to do here)
         """Change the learner in front of a phase, once; a resumed phase does not come here again."""
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Pixels in bytes as the processor of every embedded model hands them on."""
+    return (pixels.float() / 255 - MEAN) / STD

@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from btp.engine.attach import attach
-from btp.models.chat import chat_inputs
+from btp.models.chat_template import chat_inputs
 from btp.models.loading.load import Loaded, find_checkpoint, load
 from btp.results.shipped import CONF
 from btp.runner.arms import Arm, build_arms

@@ -20,8 +20,8 @@ from btp.core.schedule import Stage
 from btp.core.signals import Signal, Signals
 from btp.core.site import Site
 from btp.core.slots import Slots
-from btp.engine.cache.ask import ask
-from btp.engine.cache.held import Held
+from btp.engine.cache.decide_eviction import ask
+from btp.engine.cache.layer_slots import Held
 from btp.engine.cache.slot_signals import one_row, slot_signal
 from btp.engine.hooks.attention_registry import Attending
 from btp.engine.hooks.deferred_checks import Doubts

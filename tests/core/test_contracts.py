@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from checked_selection import check_selection
 
 from btp.core.ledger import TokenLedger
 from btp.core.pruner import Pruner, ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
-from btp.core.selection import Selection, check_selection
+from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
 from btp.core.site import Site
 from btp.core.topk import top_k

@@ -7,8 +7,9 @@ from transformers import AutoConfig, LlavaForConditionalGeneration, PreTrainedTo
 
 from btp.tasks.pocketclips.scene import FRAMES, draw_events
 from experiments.embedded.pocket_video.data import MARKS, NAMES, UNKNOWN, token_labels
+from experiments.embedded.recipe import normalised
 from experiments.embedded.recipes.pocket_matcher import said
-from experiments.embedded.recipes.pocket_video import GRID, SMALL, inherit, normalised
+from experiments.embedded.recipes.pocket_video import GRID, SMALL, inherit
 from experiments.embedded.train import load_recipe
 
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoImageProcessor
 
-from btp.models.embedded.pocket_vision import MEAN, STD
 from btp.tasks.pocketboxes.scene import NAMES
 from btp.tasks.pocketboxes.task import PocketBoxes, foreground
 from btp.tasks.pocketmoves.scene import CLASSES, MOVES
 from btp.tasks.pocketmoves.task import PocketMoves
 from btp.tasks.pocketvqa.layout import COLORS
 from experiments.embedded.muon import Muon
+from experiments.embedded.recipe import normalised
 from experiments.embedded.recipes import pocket_action, pocket_det
 from experiments.embedded.train import load_recipe
 
@@ -128,12 +128,12 @@ def test_recipes_train_what_the_model_answers():
     action, det = load_recipe("pocket_action"), load_recipe("pocket_det")
     learner, phase = action.build(), action.phases[-1]
     batch = action.draw(np.random.default_rng(0), phase)
-    logits = learner["model"](pixel_values=(batch["pixels"].float() / 255 - MEAN) / STD).logits
+    logits = learner["model"](pixel_values=normalised(batch["pixels"])).logits
     found = action.losses(learner, batch, phase)["class"]
     assert torch.allclose(found, torch.nn.functional.cross_entropy(logits, batch["class"]), atol=1e-6)
     learner, phase = det.build(), det.phases[-1]
     batch = det.draw(np.random.default_rng(0), phase)
-    out = learner["model"](pixel_values=(batch["pixels"].float() / 255 - MEAN) / STD)
+    out = learner["model"](pixel_values=normalised(batch["pixels"]))
     sizes = batch["count"].tolist()
     targets = [
         {"class_labels": labels, "boxes": boxes}

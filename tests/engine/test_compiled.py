@@ -9,7 +9,7 @@ from toys import Content, Scatter, plan
 
 from btp.core.signals import Signal
 from btp.engine.attach import attach
-from btp.engine.hooks.uncompiled import compiled_part
+from btp.engine.hooks.torch_compile import compiled_part
 from btp.engine.observe import observe
 from btp.models.lvlm import LVLM
 

@@ -12,7 +12,7 @@ from who_saw_whom import dense, worst
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
 from btp.engine.attach import attach
-from btp.engine.decoder.lazy.parked import Parked
+from btp.engine.decoder.lazy.skipped_states import Parked
 from btp.pruners.attention import Attention
 from btp.pruners.lazyllm import LazyLLM
 from btp.pruners.random import Random

@@ -11,9 +11,8 @@ from toys import Content, Count, Watch, plan
 
 from btp.core.signals import Signal
 from btp.engine.attach import attach
-from btp.models.missing_rows import GAPS
 from btp.models.plainmamba import paths
-from btp.pruners.ssm import SSM
+from btp.pruners.ssm import GAPS, SSM
 
 TWO = plan(("vision.layer.1", 6), ("vision.layer.2", 4))
 

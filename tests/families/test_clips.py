@@ -7,7 +7,7 @@ from oracle import steps
 from PIL import Image
 
 from btp.engine.attach import attach
-from btp.models.chat import chat_inputs
+from btp.models.chat_template import chat_inputs
 from btp.models.video.clip_features import clip_pixels, encode_clips
 from btp.models.video.clips import clip_tokens
 from families import kit

@@ -9,8 +9,8 @@ from jobs import job
 from PIL import Image
 
 from btp.measure.architecture import COMPUTED
+from btp.report.drawing_errors import Spared
 from btp.report.pages.sample_cards import cards
-from btp.report.spared import Spared
 from btp.results.reader import read_run
 from btp.runner.datasets import make_dataset
 from btp.runner.evaluation.data import Collate

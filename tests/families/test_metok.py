@@ -7,11 +7,10 @@ import torch
 from oracle import steps, withdrawn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from btp.core.asked import Asked
 from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
 from btp.models.video.clip_features import encode_clips
-from btp.pruners.metok import METok
+from btp.pruners.metok import Asked, METok
 from families import kit
 from families.hiding import hiding
 from families.test_clips import Frames, prompts

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
-from btp.models.chat import chat_inputs
+from btp.models.chat_template import chat_inputs
 from btp.runner.evaluation.data import Collate
 from btp.tasks.sample import Sample
 from families import kit

@@ -20,7 +20,7 @@ from btp.models.loading.load import Loaded
 from btp.models.text_processor import TextProcessor
 from btp.pruners.h2o import H2O
 from btp.runner.arms import Arm
-from btp.runner.evaluation.effect import check_effect
+from btp.runner.evaluation.eviction_effect import check_effect
 from btp.runner.lm_eval.respond import Respond
 from btp.runner.lm_eval.task import LMEvalTask
 from btp.tasks.pocketdocs.task import PocketDocs

@@ -20,7 +20,7 @@ from jobs import ROOT, command, job
 from lmms_eval.models import get_model
 from local_tasks import write_questions, write_tasks
 
-from btp.runner.lmms_eval.task import HarnessTask
+from btp.runner.lmms_eval.task import LMMSEvalTask
 
 LIMIT = 18
 POCKET = ROOT / "btp" / "models" / "checkpoints" / "pocket_mini"
@@ -65,7 +65,7 @@ def metrics(finished):
 def built(folder, *tasks, **settings):
     """Tasks without a run."""
     given = {"include_path": str(folder[0]), "num_fewshot": None, "prompts": None, "generation": None} | settings
-    return HarnessTask(list(tasks), **given)
+    return LMMSEvalTask(list(tasks), **given)
 
 
 def test_scores_are_those_of_our_own_task_on_the_same_questions(output, folder, frame, metrics):

@@ -13,8 +13,8 @@ from btp.engine.attach import attach
 from btp.models.loading.checkpoint import find_checkpoint
 from btp.models.loading.load import load
 from btp.pruners.random import Random
-from btp.runner.lmms_eval.document import Document, Pictures, Shown
-from btp.runner.lmms_eval.respond import Prompts, prediction, respond
+from btp.runner.harness.document import Document, Pictures, Shown
+from btp.runner.harness.respond import Prompts, prediction, respond
 from btp.tasks.pocketvqa.task import PocketVQA
 
 CHOICES = (" yes", " no", " a red circle , a small blue square")

@@ -8,8 +8,8 @@ from jobs import composed
 from btp.cli.overrides import find_fault
 from btp.cli.run import CONF
 from btp.lmms_eval.arguments import composed as from_arguments
-from btp.runner.lmms_eval import settings
-from btp.runner.lmms_eval.settings import check_tasks, shared_part
+from btp.runner.harness import settings
+from btp.runner.harness.settings import check_tasks, shared_part
 from btp.runner.run_identity import run_identity
 
 

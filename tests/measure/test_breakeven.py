@@ -2,9 +2,9 @@
 
 import pytest
 
-from btp.measure.breakeven import (
+from btp.measure.roofline import Times
+from experiments.cost.thresholds import (
     Outputs,
-    Times,
     measured_times,
     outputs_that_pay,
     selection_allowed,

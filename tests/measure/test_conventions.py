@@ -3,9 +3,9 @@
 import pytest
 
 from btp.measure.architecture import Architecture, Encoder, Stack
-from btp.measure.conventions import Convention, cache_bytes, count
 from btp.measure.flops import prefill, vision, visual_pdrop
 from btp.measure.segments import square
+from experiments.cost.conventions import Convention, cache_bytes, count
 
 SMALL = Stack(layers=2, hidden=8, ffn=12, heads=2, kv_heads=1, head_dim=4, gated=True)
 TOWER = Encoder(Stack(1, 4, 6, 2, 2, 2, gated=False), patch_inputs=3, patches=4, class_tokens=1)

@@ -8,11 +8,10 @@ from test_cost import CUT, Alike, subject, ticks
 from btp.core.schedule import Schedule
 from btp.engine.attach import attach
 from btp.measure.architecture import architecture
-from btp.measure.breakeven import Times
 from btp.measure.cost import measure
-from btp.measure.effort import TRIED_TOKENS, seconds_of_rounds, times, try_speed
+from btp.measure.duration_estimate import TRIED_TOKENS, seconds_of_rounds, times, try_speed
 from btp.measure.planned import planned_costs
-from btp.measure.roofline import Device
+from btp.measure.roofline import Device, Times
 from btp.measure.segments import square
 from btp.measure.timed_pruner import timed
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from saved import edit, settings
 
-from btp.models.chat import chat_inputs
+from btp.models.chat_template import chat_inputs
 from btp.models.embedded.pocket_text import build_text_tokenizer
 from btp.models.loading.kinds import KINDS
 from btp.models.loading.load import find_adapter, load, sketch

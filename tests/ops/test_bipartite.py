@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from btp.core.selection import MergePlan
-from btp.ops.bipartite import ORDERS, match_pairs, merge_schedule, merge_to, size_bias
+from btp.ops.bipartite import ORDERS, match_pairs, merge_to, size_bias
 from btp.ops.merge import merge_sizes, merge_states
 
 TOME = torch.tensor([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [0.9, 0.1], [-1, 0]])
@@ -157,23 +157,6 @@ def test_unmerging_equal_groups():
     torch.testing.assert_close(rows.gather(1, plan.target[..., None].expand_as(x)), x)
 
 
-@pytest.mark.parametrize(
-    ("r", "layers", "inflection", "expected"),
-    [
-        (8, 12, -1, [16, 14, 13, 11, 10, 8, 7, 5, 4, 2, 1, 0]),
-        (8, 12, 0, [8] * 12),
-        (8, 12, 1, [0, 1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16]),
-        (16, 24, -1, [32, 30, 29, 27, 26, 25, 23, 22, 20, 19, 18, 16, 15, 13, 12, 11, 9, 8, 6, 5, 4, 2, 1, 0]),
-        (16, 24, 0, [16] * 24),
-        ([5, 3], 4, 0, [5, 3, 0, 0]),
-        (4, 1, -1, [8]),
-    ],
-)
-def test_schedules(r, layers, inflection, expected):
-    """As the card lists them."""
-    assert merge_schedule(r, layers, inflection) == expected
-
-
 def test_proportional_attention_of_a_duplicate():
     """A token of size 2 is attended to exactly as two equal tokens are; size 1 changes nothing."""
     random = torch.Generator().manual_seed(0)
@@ -209,10 +192,6 @@ def test_the_plan_is_a_mean():
         (lambda x: match_pairs(x, [6], [4], "raster"), "remove 4 of 6 tokens, but one step removes 0 to 3"),
         (lambda x: match_pairs(x, [1], [1], "raster"), "remove 1 of 1 tokens, but one step removes 0 to 0"),
         (lambda x: merge_to(x, [6], [7], None, "raster"), r"asked for \(7,\) of \(6,\) tokens"),
-        (lambda x: merge_schedule([1, 2, 3], 2), r"r is \[1, 2, 3\] with inflection 0.0 for 2 layers"),
-        (lambda x: merge_schedule([1], 2, 1.0), "and no inflection"),
-        (lambda x: merge_schedule(-1, 2), "r must be 0 or more"),
-        (lambda x: merge_schedule(1, 2, 1.5), r"inflection in \[-1, 1\]"),
     ],
 )
 def test_messages(call, message):

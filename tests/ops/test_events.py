@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from btp.ops.events import best_of_each, cut_events, event_keeps, judge_events, pool_frame, pooled_side, ratio_for
+from btp.ops.video_events import best_of_each, cut_events, event_keeps, judge_events, pool_frame, pooled_side, ratio_for
 
 SIMILARITY = [0.95, 0.40, 0.90, 0.92, 0.35, 0.88, 0.97, 0.60, 0.91]
 MATCH = [0.10, 0.12, 0.30, 0.05, 0.28, 0.07, 0.11, 0.13, 0.09, 0.22]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from btp.ops.raters import block_rank, bounded, choose_raters, loudest_heads, position_kernel, text_scores
+from btp.ops.text_raters import block_rank, bounded, choose_raters, loudest_heads, position_kernel, text_scores
 
 
 def all_of(x):

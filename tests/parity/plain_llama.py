@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy
 import torch
+from checked_selection import check_selection
 from torch.nn.functional import silu
 
 from btp.core.pruner import ScorePruner, Tokens
-from btp.core.selection import check_selection
 from btp.core.signals import Signals
 from btp.ops.merge import merge_states
 

@@ -5,11 +5,11 @@ Cases that are not in the recorded file are skipped; who has the full file drops
 
 import pytest
 import torch
+from evicted_mask import evicted_mask
 from slot_walk import SlotWalk
 from torch.nn.functional import scaled_dot_product_attention
 
 from btp.core.schedule import Stage
-from btp.ops.evicted_mask import evicted_mask
 from btp.pruners.a2sf import A2SF
 from parity.plain_llama import recorded
 

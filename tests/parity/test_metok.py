@@ -7,12 +7,11 @@ Cases that are not in the recorded file are skipped; who has the full file drops
 import pytest
 import torch
 
-from btp.core.asked import Asked
 from btp.core.pruner import Tokens
 from btp.core.schedule import Stage
 from btp.core.signals import Signals
-from btp.ops.events import cut_events, judge_events, neighbours
-from btp.pruners.metok import EVENT, KEY, METok
+from btp.ops.video_events import cut_events, judge_events, neighbours
+from btp.pruners.metok import EVENT, KEY, Asked, METok
 from parity.plain_llama import recorded
 
 ARRAYS, FACTS = recorded("metok")

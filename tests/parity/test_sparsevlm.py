@@ -7,7 +7,7 @@ from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signals
 from btp.core.topk import top_k
 from btp.ops.density_peaks import density_peaks
-from btp.ops.raters import block_rank, choose_raters, text_scores
+from btp.ops.text_raters import block_rank, choose_raters, text_scores
 from btp.pruners.sparsevlm import START, TEXT, SparseVLM
 from parity.plain_llama import PlainLlama, Walk, cases, part, recorded
 

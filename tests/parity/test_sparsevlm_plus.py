@@ -5,7 +5,7 @@ import torch
 
 from btp.core.schedule import Schedule, Stage
 from btp.core.topk import top_k
-from btp.ops.raters import choose_raters, loudest_heads, text_scores
+from btp.ops.text_raters import choose_raters, loudest_heads, text_scores
 from btp.pruners.sparsevlm import SparseVLM
 from parity.plain_llama import PlainLlama, Walk, cases, part, recorded
 

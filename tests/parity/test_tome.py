@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from btp.core.selection import MergePlan
-from btp.ops.bipartite import match_pairs, merge_schedule, merge_to, size_bias
+from btp.ops.bipartite import match_pairs, merge_to, size_bias
 from btp.ops.merge import merge_sizes, merge_states
 
 HERE = Path(__file__).parent
 DATA = np.load(HERE / "tome.npz")
 NAMES = {key.split("/")[0] for key in DATA.files}
 CASES = sorted(name for name in NAMES if re.fullmatch(r"case\d+", name))
-SCHEDULES = sorted(key for key in DATA.files if key.startswith("schedule/"))
 
 
 def load(key):
@@ -97,18 +96,6 @@ def test_chain():
         close(x, f"chain/x{step}")
         close(size[..., None], f"chain/size{step}")
         close(source, f"chain/source{step}")
-
-
-@pytest.mark.parametrize("key", SCHEDULES)
-def test_schedules(key):
-    """r per layer, from a number, a number and an inflection, or a list padded with zeros."""
-    expected = DATA[key].tolist()
-    if key == "schedule/list":
-        given = np.trim_zeros(DATA[key], "b").tolist()
-        assert merge_schedule(given, len(expected)) == expected
-        return
-    layers, r, inflection = re.fullmatch(r"schedule/layers(\d+)_r\(?(\d+)(?:,\s*(-?[\d.]+)\))?", key).groups()
-    assert merge_schedule(int(r), int(layers), float(inflection or 0)) == expected
 
 
 @pytest.mark.skipif("propattn" not in NAMES, reason="propattn is not among the recorded cases")

@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from evicted_mask import evicted_mask
 from slot_walk import SlotWalk
 
 from btp.core.schedule import Stage
-from btp.ops.evicted_mask import evicted_mask
 from btp.pruners.a2sf import A2SF
 from btp.pruners.h2o import H2O
 from btp.pruners.keydiff import KeyDiff

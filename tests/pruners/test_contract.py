@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked_selection import check_selection
 from hand import published, row, signals, stage, tokens
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -15,7 +16,6 @@ from btp.core.cache_pruner import CachePruner
 from btp.core.keep import is_fit
 from btp.core.pruner import Pruner, ScorePruner
 from btp.core.schedule import Schedule, Stage
-from btp.core.selection import check_selection
 from btp.core.signals import COUNTED, Signal, Signals
 from btp.engine.checks.plan import make_plan
 from btp.engine.decide import Decider

@@ -5,10 +5,10 @@ from itertools import combinations
 
 import pytest
 import torch
+from checked_selection import check_selection
 from hand import row, stage, tokens
 
 from btp.core.schedule import Schedule
-from btp.core.selection import check_selection
 from btp.core.signals import Signals
 from btp.pruners.divprune import DivPrune
 

@@ -14,7 +14,7 @@ from btp.pruners.attention import Attention
 from btp.pruners.btp import BTP
 from btp.pruners.composition import Chain
 from btp.pruners.diversity import Diversity
-from btp.runner.explain.witness import Witness
+from btp.runner.explain.recording_pruner import Witness
 
 RULES = ["attention", "rebalancing", "farthest from scratch", "spatial seed", "diversity"]
 SETTINGS = {"score": "logits", "source": "last", "over": 1.5, "split": "half", "seed": 0.25, "distance": "manhattan"}

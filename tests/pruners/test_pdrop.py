@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked_selection import check_selection
 from hand import published, row, signals, stage, tokens
 from omegaconf import OmegaConf
 
 import btp
 from btp.core.schedule import Schedule
-from btp.core.selection import check_selection
 from btp.core.signals import Signal, Signals
 from btp.core.topk import top_k
 from btp.pruners.pdrop import PDrop

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from checked_selection import check_selection
 from hand import row, signals, stage, tokens
 
 from btp.core.schedule import Schedule
-from btp.core.selection import check_selection
 from btp.core.signals import Signal, Signals
 from btp.ops.outliers import outliers_above
 from btp.pruners.prumerge import PruMerge

@@ -10,7 +10,7 @@ from btp.core.cache_pruner import CachePruner, scope_of
 from btp.core.schedule import Schedule
 from btp.core.signals import CACHED, Signals
 from btp.core.slots import Slots, check_slots, is_sound
-from btp.engine.cache.ask import ask
+from btp.engine.cache.decide_eviction import ask
 from btp.engine.hooks.deferred_checks import Doubts
 
 HEADS, GROUPS, SIZE = 2, 2, 8

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked_selection import check_selection
 from hand import HEADS, TEXT, D, published, stage, tokens
 from omegaconf import OmegaConf
 
 import btp
 from btp.core.schedule import Schedule, Stage
-from btp.core.selection import check_selection
 from btp.core.signals import Signal, Signals
 from btp.core.topk import top_k
 from btp.ops.merge import merge_sizes, merge_states
-from btp.ops.raters import choose_raters, text_scores
+from btp.ops.text_raters import choose_raters, text_scores
 from btp.pruners.sparsevlm import SparseVLM
 
 CONF = Path(btp.__file__).parents[1] / "conf"

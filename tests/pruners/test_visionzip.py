@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from checked_selection import check_selection
 from hand import row, signals, stage, tokens
 
 from btp.core.schedule import Schedule
-from btp.core.selection import check_selection
 from btp.core.signals import Signal, Signals
 from btp.ops.merge import merge_sizes, merge_states
 from btp.pruners.visionzip import VisionZip

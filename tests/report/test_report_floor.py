@@ -10,7 +10,7 @@ from btp.report.comparison.table import ranking
 from btp.report.pages.run_page import write_report
 from btp.report.tables.run_table import run_table
 from btp.report.text.comparison_text import notes, verdict
-from btp.report.text.floor import example, nothing_right
+from btp.report.text.floor_effect import example, nothing_right
 from btp.report.text.run_text import headline, remarks
 from btp.results.reader import read_run
 

@@ -15,6 +15,7 @@ from sample_run import ARMS, BLIND, SHRUNK, of, write_run
 
 from btp.report.comparison.groups import fields
 from btp.report.comparison.table import ranking
+from btp.report.drawing_errors import Spared
 from btp.report.figures import pareto_figures as fronts
 from btp.report.figures.axes import tradeoff
 from btp.report.figures.labels import name_points
@@ -22,7 +23,6 @@ from btp.report.figures.run_figures import PLOTS, to_png
 from btp.report.figures.style import DARK, LIGHT, looks
 from btp.report.figures.token_overlays import StageView, kept_cells, on_grid, overlay_png, panel, stage_views
 from btp.report.pages.sample_cards import cards
-from btp.report.spared import Spared
 from btp.report.tables.run_table import run_table
 from btp.results.reader import View, read_costs, read_run
 

@@ -12,9 +12,9 @@ from btp.report.comparison.table import comparable, ranking
 from btp.report.figures.needles import needles
 from btp.report.figures.style import LIGHT
 from btp.report.tables.run_table import run_table
-from btp.report.text.fired import fired
+from btp.report.text.executed_stages import fired
 from btp.report.text.run_text import headline, remarks
-from btp.report.text.units import common, in_unit
+from btp.report.text.token_names import common, in_unit
 from btp.results.reader import read_run
 
 CACHE = [("llm.cache.*", 0.5)]

@@ -13,7 +13,7 @@ from sample_run import ARMS, BLIND, SHRUNK, set_scores, write_run
 from btp.report.pages.run_page import write_report
 from btp.report.tables.run_table import run_table
 from btp.report.tables.screen_table import screen_table
-from btp.report.text.fired import fired
+from btp.report.text.executed_stages import fired
 from btp.report.text.real_shapes import real_shape
 from btp.report.text.run_text import headline, remarks
 from btp.results.reader import read_run

@@ -17,7 +17,7 @@ from btp.report.studies.coverage import cells_of, coverage, shares_kept
 from btp.report.studies.curves import curves
 from btp.report.studies.depth_sweep import depth_sweep, knee
 from btp.report.studies.grid import grid
-from btp.report.studies.late import late
+from btp.report.studies.late_questions import late
 from btp.report.studies.paired_suites import suites
 from btp.report.studies.reproduce import published
 from btp.report.studies.write import BEGIN, END, KINDS, write_study

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from btp.report.spared import Spared
+from btp.report.drawing_errors import Spared
 from btp.results.atomic import clear_parts, whole, write_array, write_bytes, write_json, write_parquet, write_text
 from btp.results.disk import CannotWrite, make_folder
 from btp.results.writer import RunFolder

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from btp.runner.evaluation.answer_store import Answers
-from btp.runner.evaluation.ways.drift import LIKELIEST, Drift, likeliest
+from btp.runner.evaluation.ways.token_kl import LIKELIEST, Drift, likeliest
 
 
 def steps(words, forwards, seed, rows=2):

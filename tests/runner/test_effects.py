@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from btp.cli.check_config import settled
-from btp.cli.effects import fault_of_effects
 from btp.cli.overrides import find_fault
+from btp.cli.unused_overrides import fault_of_effects
 from btp.runner.run_identity import run_identity
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -18,10 +18,10 @@ from btp.pruners.tome import ToMe
 from btp.results.reader import read_run
 from btp.runner.evaluation.data import Collate
 from btp.runner.evaluation.task_protocol import Judgement
-from btp.runner.evaluation.ways.ask import Evaluate
+from btp.runner.evaluation.ways.evaluation_loop import Evaluate
 from btp.runner.explain.answer import explain, find_sample, method_config
+from btp.runner.explain.recording_pruner import Witness
 from btp.runner.explain.stages import stage_lives
-from btp.runner.explain.witness import Witness
 from btp.tasks.sample import Sample
 
 SAMPLE = "test-0-000004"

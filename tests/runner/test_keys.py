@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from btp.cli.overrides import find_fault
-from btp.runner.keys import fault_of_option
 from btp.runner.pruner_lists import name_lists
+from btp.runner.yaml_keys import fault_of_option
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 RANDOM = "_target_: btp.pruners.random.Random\n  seed: 0\n  salt: content"

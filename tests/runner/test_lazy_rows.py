@@ -11,9 +11,9 @@ from btp.pruners.lazyllm import LazyLLM
 from btp.results.shapes import fault
 from btp.results.writer import RunFolder
 from btp.runner.evaluation.answer_store import ANSWER
-from btp.runner.evaluation.ways.ask import happened
+from btp.runner.evaluation.ways.evaluation_loop import happened
+from btp.runner.explain.recording_pruner import Witness
 from btp.runner.explain.stages import stage_lives
-from btp.runner.explain.witness import Witness
 from btp.tasks.sample import Sample
 
 

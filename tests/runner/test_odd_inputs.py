@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from jobs import ROOT, command, composed, job
 from sweeps import cells, sweep_command
 
-from btp.cli.words import quoted
+from btp.cli.command_words import quoted
 from btp.explain import main as explain
 from btp.runner.run_identity import is_settled
 

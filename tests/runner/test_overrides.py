@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from btp.cli.command_words import hydra_words, stray_word
 from btp.cli.overrides import check_overrides, find_fault, planned_cells, sweep_folder
-from btp.cli.words import hydra_words, stray_word
 from btp.runner.pruner_lists import as_typed, name_lists
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -112,7 +112,7 @@ def test_nothing_else_builds_from_a_config():
         ({"pruner": {"method": {"_target_": here(Mine)}}}, f"pruner.method._target_ is {here(Mine)}"),
         ({"controls": {"a": {"method": {"x": [{"_target_": "os.system"}]}}}}, "controls.a.method.x.0._target_ is os"),
         ({"task": {"dataset": {"_target_": "btp.tasks.vqa.Path"}}}, "task.dataset._target_ is btp.tasks.vqa.Path"),
-        ({"task": {"_target_": "btp.runner.lmms_eval.task.HarnessTask"}}, "_target_ is btp.runner.lmms_eval"),
+        ({"task": {"_target_": "btp.runner.lmms_eval.task.LMMSEvalTask"}}, "_target_ is btp.runner.lmms_eval"),
         ({"model": {"adapter": "mine.Adapter"}}, "model.adapter is mine.Adapter"),
         ({"model": {"adapter": "btp.models.lvlm.LVLM", "trust_remote_code": True}}, "model.trust_remote_code is true"),
     ],

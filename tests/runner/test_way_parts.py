@@ -12,10 +12,10 @@ from btp.core.signals import Signals
 from btp.models.token_layout import strip_of
 from btp.pruners.fewer_frames import FewerFrames
 from btp.runner.evaluation.data import Batch, Feed
-from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.detect import Detect
 from btp.runner.evaluation.ways.generate import HUES, event_band
-from btp.runner.evaluation.ways.names import categories_of, names_of
+from btp.runner.evaluation.ways.label_names import categories_of, names_of
+from btp.runner.evaluation.ways.way_of_task import way_of
 from btp.tasks.pocketboxes.classify import PocketDigits
 from btp.tasks.pocketboxes.task import PocketBoxes
 from btp.tasks.sample import Sample

@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from btp.cli.command_words import hydra_words, overrides_of, quoted
 from btp.cli.overrides import find_fault, planned_cells, sweep_folder
 from btp.cli.run import check_mode
-from btp.cli.words import hydra_words, overrides_of, quoted
 from btp.results.command_line import as_line, words_of
 from btp.runner.pruner_lists import name_lists
 from btp.runner.targets import chooses_code

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from btp.tasks import bounds
-from btp.tasks.bounds import MOST_CHARACTERS, check_questions, sizes_within
+from btp.tasks import size_limits
 from btp.tasks.files import tables
 from btp.tasks.files.images import PictureFile, Pictures
 from btp.tasks.files.tables import read_rows
 from btp.tasks.sample import Sample
+from btp.tasks.size_limits import MOST_CHARACTERS, check_questions, sizes_within
 
 
 def sample(question="What?", images=()):
@@ -35,7 +35,7 @@ def test_pictures_of_too_many_pixels_together_are_refused_undecoded(tmp_path):
 
 
 def test_pictures_in_memory_are_counted_too(monkeypatch):
-    monkeypatch.setattr(bounds, "MOST_PIXELS", 100)
+    monkeypatch.setattr(size_limits, "MOST_PIXELS", 100)
     assert sizes_within([sample(images=[Image.new("RGB", (10, 10))]), sample()]) == [[(10, 10)], []]
     with pytest.raises(ValueError, match="its 2 pictures"):
         sizes_within([sample(images=[Image.new("RGB", (10, 10))] * 2)])

@@ -13,7 +13,7 @@ from btp.tasks.benchmarks.mmbench import MMBench
 from btp.tasks.benchmarks.pope import POPE
 from btp.tasks.benchmarks.scienceqa import ScienceQA
 from btp.tasks.files.calibration_sets import LlavaInstruct
-from btp.tasks.files.nesting import LEVELS, json_of, nests_deeper
+from btp.tasks.files.json_nesting import LEVELS, json_of, nests_deeper
 from btp.tasks.files.vqa_folder import VQAFolder
 from btp.tasks.shown import brief
 from btp.tasks.vqa import VQA

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from btp.tasks.sample import Corpus, Local
-from btp.tasks.texts import measures
+from btp.tasks.texts import text_scores
 from btp.tasks.texts.few_shot import FewShot
 from btp.tasks.texts.longbench import DATASETS, LongBench
 from btp.tasks.texts.niah import Niah
@@ -102,15 +102,15 @@ def test_every_dataset_has_a_group():
 
 def test_measures():
     """Worked by hand."""
-    assert measures.qa_f1("The cat sat.", "a cat") == pytest.approx(2 / 3)
-    assert measures.qa_f1("", "a") == 0.0
-    assert measures.rouge_l("the big cat sat", "The cat sat down") == pytest.approx(2 * 3 / 8)
-    assert measures.rouge_l("", "a") == 0.0
-    assert measures.numbers("2 or 3, no: 3", "Paragraph 3") == pytest.approx(2 / 3)
-    assert measures.numbers("none", "3") == 0.0
-    assert measures.classification("City", "Food", ["Food", "City"]) == 0.0
-    assert measures.code_similarity("``` py\nx = 1\n", "x = 1") == 1.0
-    assert measures.contained("Codes 12 and 34", ["12", "56"]) == 0.5
+    assert text_scores.qa_f1("The cat sat.", "a cat") == pytest.approx(2 / 3)
+    assert text_scores.qa_f1("", "a") == 0.0
+    assert text_scores.rouge_l("the big cat sat", "The cat sat down") == pytest.approx(2 * 3 / 8)
+    assert text_scores.rouge_l("", "a") == 0.0
+    assert text_scores.numbers("2 or 3, no: 3", "Paragraph 3") == pytest.approx(2 / 3)
+    assert text_scores.numbers("none", "3") == 0.0
+    assert text_scores.classification("City", "Food", ["Food", "City"]) == 0.0
+    assert text_scores.code_similarity("``` py\nx = 1\n", "x = 1") == 1.0
+    assert text_scores.contained("Codes 12 and 34", ["12", "56"]) == 0.5
 
 
 def test_ruler(tmp_path):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from btp.tasks.files.footage import Sampling, footage
+from btp.tasks.files.video_frames import Sampling, footage
 from btp.tasks.videos.egoschema import EgoSchema
 from btp.tasks.videos.longvideobench import LongVideoBench
 from btp.tasks.videos.mlvu import MLVU
@@ -134,7 +134,7 @@ def test_videomme(tmp_path):
     ]
     write_parquet(tmp_path / "t.parquet", rows)
     folder(tmp_path / "data/xy", 3)
-    reader = VideoMME(str(tmp_path), "t.parquet", "data", "task_type", **FRAMES)
+    reader = VideoMME(str(tmp_path), "t.parquet", "data", **FRAMES, ability="task_type")
     task = VQA("videomme", reader, "multiple_choice", 8)
     samples = [task[0], task[1]]
     assert samples[0].choices == tuple(CHOICES)
@@ -158,12 +158,14 @@ def test_longvideobench(tmp_path, form):
         named = {f"option{i}": text for i, text in enumerate([*CHOICES, "N/A"])}
         write_parquet(tmp_path / "t.parquet", [row | named])
     folder(tmp_path / "videos/xy", 3)
-    (sample,) = LongVideoBench(str(tmp_path), f"t.{form}", "videos", "question_category", **FRAMES).read()
+    (sample,) = LongVideoBench(str(tmp_path), f"t.{form}", "videos", **FRAMES, ability="question_category").read()
     assert (sample.reference, sample.choices, sample.ability) == ("B", tuple(CHOICES), "S2E")
     assert sample.duration == "60"
+    with pytest.raises(ValueError, match=r"ability is 'all'\. Choose from: question_category, duration_group"):
+        LongVideoBench(str(tmp_path), f"t.{form}", "videos", **FRAMES).read()
     write_json(tmp_path / "none.json", [row | {"candidates": CHOICES, "correct_choice": -1}])
-    with pytest.raises(ValueError, match="no public answer"):
-        LongVideoBench(str(tmp_path), "none.json", "videos", "question_category", **FRAMES).read()
+    with pytest.raises(ValueError, match=r"no public answer \(correct_choice -1\)"):
+        LongVideoBench(str(tmp_path), "none.json", "videos", **FRAMES, ability="question_category").read()
 
 
 def test_egoschema(tmp_path):

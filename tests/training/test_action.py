@@ -19,7 +19,7 @@ from btp.runner.arms import Arm
 from btp.runner.identity import checkpoint
 from btp.runner.training import modules as training_modules
 from btp.runner.training.answers import key_of
-from btp.runner.training.find import with_modules
+from btp.runner.training.find_modules import with_modules
 from btp.runner.training.train import Training
 from btp.tasks.pocketvqa.questions import words
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from btp.models.loading.checkpoint import EMBEDDED
 from btp.pruners.trained_folder import read_card
 from btp.runner.run_identity import Named
-from btp.runner.training.find import SHIPPED, shipped_for
+from btp.runner.training.find_modules import SHIPPED, shipped_for
 from experiments.embedded.ship_modules import held, ship_modules
 
 FOLDERS = sorted(SHIPPED.iterdir())

@@ -12,7 +12,7 @@ from train_here import composed, folders
 from btp.cli.check_config import check_config
 from btp.pruners.bavit import BAViT
 from btp.runner.run import Run
-from btp.runner.training.find import model_of, shipped_for, with_modules
+from btp.runner.training.find_modules import model_of, shipped_for, with_modules
 from experiments.embedded.ship_modules import ship_modules
 from tests.runner.vision_models import save
 
@@ -132,12 +132,12 @@ def test_a_model_trains_with_its_pruner_on(name, task, pruner, models, tmp_path,
 
 
 def test_a_killed_training_of_a_model_goes_on_where_it_stopped(models, tmp_path, monkeypatch):
-    from btp.runner.training import looks
+    from btp.runner.training import labelled_pictures
 
     words = ("action=train", "pruner=ssm", "training.train=host", "training.steps=4", "training.batch=2")
     words = (*words, "training.average=0.9", "budget.share=0.5")
     prepared(models, "pocket_vim", tmp_path / "whole", "pocketdigits", *words).go()
-    left, once = [3], looks.host_loss
+    left, once = [3], labelled_pictures.host_loss
 
     def interrupted(*args):
         left[0] -= 1
@@ -146,7 +146,7 @@ def test_a_killed_training_of_a_model_goes_on_where_it_stopped(models, tmp_path,
         return once(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(looks, "host_loss", interrupted)
+        patch.setattr(labelled_pictures, "host_loss", interrupted)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             prepared(models, "pocket_vim", tmp_path / "broken", "pocketdigits", *words).go()
     (begun,) = folders(tmp_path / "broken")

@@ -1,4 +1,4 @@
-"""The part of a layer's slots that a stage may evict, and the way back to all of them."""
+"""Scope of a cache stage (all, visual, text): slots that it may evict, and their indices among all slots."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from btp.engine.cache.held import Held
+from btp.engine.cache.layer_slots import Held
 from btp.ops.slots import gather_slots
 
 
 @dataclass(frozen=True)
 class WayBack:
-    """From the slots that were shown to all of them.
+    """Map from the slots of a scope to all slots of a layer.
 
     Attributes:
         scope: all | visual | text.

@@ -1,4 +1,4 @@
-"""What rows of a forward attend to, over the slots of a cache: block by block, in memory linear in the length."""
+"""Attention signals over the slots of a K/V cache, block by block, in memory linear in the length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages at llm.cache: behind a layer's attention, in prefill and in every decode step, they say which slots stay.
+"""Cache stages (llm.cache): eviction behind a layer's attention, in prefill and in every decode step.
 
 Everything happens inside the layer's attention function: a decode step gets its mask from what the layer's cache holds,
 and once the layer has attended, signals are computed, the method decides, and slots leave.
@@ -21,8 +21,8 @@ from btp.core.schedule import Stage
 from btp.core.signals import Signals
 from btp.core.slots import Slots, allowed
 from btp.core.trace import Evicted
-from btp.engine.cache.ask import ask
-from btp.engine.cache.held import Held
+from btp.engine.cache.decide_eviction import ask
+from btp.engine.cache.layer_slots import Held
 from btp.engine.cache.scope import restricted
 from btp.engine.cache.slot_signals import one_row, slot_signal
 from btp.engine.checks.plan import PlannedStage

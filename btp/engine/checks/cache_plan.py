@@ -1,4 +1,4 @@
-"""Holds stages at llm.cache against model and method before anything runs."""
+"""Checks of cache stages (llm.cache) against model and method before anything runs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check_cache_stages(host: Host, pruner: Pruner | None, schedule: Schedule) ->
 
 
 def check_cache_signal(signal: Signal, stage: Stage, who: str) -> None:
-    """Hold a signal of a cache stage, or a cache's signal of any stage, to what is there when it decides.
+    """Refuse a signal that is not there when a cache stage decides, or a cache's signal at any other stage.
 
     Raises:
         ValueError: says what can be asked for.

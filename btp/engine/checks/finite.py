@@ -1,4 +1,4 @@
-"""Finds what cannot be ranked: NaN and inf at places where a token really is, row by row."""
+"""Refuses NaN and inf in states, signals and scores of real tokens, row by row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class NotFinite(ValueError):
 
 
 class Finite:
-    """Holds what a pruner is shown, and what it makes of it, to finite numbers.
+    """Checks that what a pruner is shown, and what it returns, is finite.
 
     Padding may hold anything. -inf is one of the logits that a mask forbids, as long as some token of the row may be
     looked at.

@@ -1,4 +1,4 @@
-"""Holds model, pruner and schedule against each other before anything runs."""
+"""Checks of model, pruner and schedule against each other before anything runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
 from btp.engine.checks.cache_plan import check_cache_signal, check_cache_stages, each_layer
-from btp.engine.checks.in_decode import check_in_decode, check_needs
+from btp.engine.checks.decode_stages import check_in_decode, check_needs
 from btp.engine.checks.signals import attention_name, check_signal, vision_tower
 from btp.engine.checks.sliding_window import layer_kinds
 from btp.engine.hooks.arguments import Binding

@@ -1,4 +1,4 @@
-"""The host's K/V cache: what it is called, which kinds can be followed, what lies in it, and who may add to it."""
+"""K/V caches of transformers: their argument's name, which classes are supported, sizes, and a lock on cut ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class CutCache(DynamicCache):
-    """A cache that lacks tokens: where the next one stands and what it sees is known to the engine that cut it alone.
+    """K/V cache that lacks tokens; only the engine that cut it knows positions and masks of the next one.
 
     Attributes:
         followed: such a forward is under way.
@@ -23,7 +23,7 @@ class CutCache(DynamicCache):
     followed = False
 
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """As any cache.
+        """Append keys and values, inside of the engine alone.
 
         Raises:
             ValueError: nobody follows, and the layer holds tokens.

@@ -1,4 +1,4 @@
-"""Takes masks, positions and RoPE along a cut, and rebuilds decode masks from slots.
+"""Masks, positions and RoPE behind a cut, and decode masks rebuilt from slots.
 
 The host builds all of them whole, once per forward, and hands the same objects to every layer. They stay
 whole here too; a layer behind a cut gets a view through the ledger.
@@ -170,7 +170,7 @@ def _check_own_token(run: Run, doubts: Doubts) -> None:
 
 
 def check_step(run: Run, inputs: Mapping[str, Any], doubts: Doubts) -> None:
-    """Hold a decode step against its prefill, and take its 2D mask.
+    """Refuse a decode step that does not continue its prefill; returns its 2D mask.
 
     Raises:
         ValueError: the step cannot be followed; the message says what to pass.

@@ -1,4 +1,4 @@
-"""Sees declared signals of the language model while it runs, and nothing else; fused attention stays on."""
+"""Probe of declared signals of the language model in prefill; fused attention stays on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IN_ATTENTION = ("attention", "queries", "keys", "values")
 
 @dataclass(frozen=True)
 class Sight:
-    """A signal that was seen.
+    """Value of one signal.
 
     Attributes:
         signal: Signal asked for.

@@ -1,4 +1,4 @@
-"""Walks tokens through the decoder: lets the pruner decide, cuts, and takes everything along."""
+"""Pruning between decoder layers: hooks that ask the pruner, cut the hidden states, and adjust masks and positions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.signals import Signal
 from btp.core.trace import StageRecord, Trace
 from btp.engine.cache.stages import CacheStages
-from btp.engine.checks.followed import check_followed
+from btp.engine.checks.hooks_ran import check_followed
 from btp.engine.checks.plan import PlannedStage
 from btp.engine.checks.signals import attention_name, unseen_message
 from btp.engine.checks.sliding_window import check_flash_windows, layer_kinds
@@ -32,10 +32,10 @@ from btp.engine.hooks.arguments import Binding
 from btp.engine.hooks.attention_rows import gather_rows, last_row
 from btp.engine.hooks.deferred_checks import Doubts
 from btp.engine.hooks.encoder_calls import Encoders
+from btp.engine.hooks.forward_lock import Turn
 from btp.engine.hooks.root_forward import stand_around
-from btp.engine.hooks.turn import Turn
-from btp.engine.vision.follow import vision_of
-from btp.engine.vision.projected import ProjectedFrames
+from btp.engine.vision.choose_stream import vision_of
+from btp.engine.vision.projector_frames import ProjectedFrames
 from btp.engine.vision.tower_pass import rows_valid as tower_rows_valid
 
 _AXIS = {"hidden": 1, "queries": 2, "keys": 2, "values": 2, "attention": 3, "preview": 3}  # of the tokens

@@ -1,4 +1,4 @@
-"""Puts a function of ours in front of a tower's attention, through transformers' attention registry.
+"""Attention functions of ours in front of a tower's own, through transformers' attention registry.
 
 The implementation is renamed for the time being to one of ours, which looks at queries and keys and hands on to the
 original, so that fused attention stays on. The same name is registered for masks, since an unknown name would

@@ -82,7 +82,7 @@ def tower_rows(
     class_tokens: int = 0,
     real: Tensor | None = None,
 ) -> Tensor:
-    """The same in a vision tower, where every token attends to every other.
+    """Attention rows of a vision tower, where every token attends to every other.
 
     Args:
         query, key: [P, H, T, d], class tokens in front.

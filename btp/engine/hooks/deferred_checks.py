@@ -12,7 +12,7 @@ Read = Callable[[list[float]], list[int]]
 
 
 def whole(numbers: list[float]) -> list[int]:
-    """Numbers that are whole."""
+    """Refuse, later, what is no whole number."""
     return [int(number) for number in numbers]
 
 

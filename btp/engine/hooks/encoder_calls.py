@@ -1,4 +1,4 @@
-"""Remembers with what pictures were encoded: a generate() does that first, and calls the model without sizes or grids.
+"""Record of encoder calls: generate() encodes pictures first, and then calls the model without sizes or grids.
 
 An encoder is a method of the model and no module, so it cannot be hooked. Each attach lays a function over the method
 that remembers what it was called with, and takes it away again; the model's own method does all the work.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from btp.core.host import Encoding, Host
 from btp.core.keep import on_device
-from btp.engine.hooks.turn import Turn
+from btp.engine.hooks.forward_lock import Turn
 
 KINDS = ("image", "video")
 OnEncoding = Callable[[str, Mapping[str, Any]], None]

@@ -1,4 +1,4 @@
-"""Stands around the forward of the root module, however it is called: by the module's call, by its name, by a wrapper.
+"""Wraps the forward of the root module, however it is called: by the module's call, by name, by a wrapper.
 
 Hooks on the root would be passed over by callers of `model.forward`, and would hear nothing of an interrupt.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from btp.engine.hooks.arguments import Binding
-from btp.engine.hooks.turn import Turn
+from btp.engine.hooks.forward_lock import Turn
 
 Follow = Callable[[Mapping[str, Any], Callable[[], Any]], Any]
 

@@ -1,4 +1,4 @@
-"""Walks tokens through a vision model without a language model, and records what happened in each forward."""
+"""Pruning in a vision model without a language model, with a record of each forward."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from btp.engine.checks.plan import PlannedStage
 from btp.engine.decide import Decider
 from btp.engine.hooks.attention_rows import gather_rows
 from btp.engine.hooks.deferred_checks import Doubts
+from btp.engine.hooks.forward_lock import Turn
 from btp.engine.hooks.root_forward import stand_around
-from btp.engine.hooks.turn import Turn
 from btp.engine.vision.state import Pictures
 from btp.engine.vision.tower_pass import TowerPass
 

@@ -1,4 +1,4 @@
-"""Sees signals of a vision tower whose pictures are pooled behind it: square blocks of patches become a visual token.
+"""Signals of a vision tower whose output is pooled: a square block of patches becomes a visual token.
 
 Such a tower is called with pictures [P, T, C] as one that can be cut, but behind it a pixel shuffle or average pooling
 joins the patches of each block, so that none of them stays or leaves by itself. What is seen of patches is put together
@@ -28,7 +28,7 @@ from btp.engine.hooks.attention_rows import tower_rows
 
 
 class PooledPictures(threading.local):
-    """The same to a stream as a `VisionStream` without stages, and to each thread its own.
+    """Hooks with the interface of a `VisionStream` without stages; thread-local.
 
     Args:
         host: the model, whose tokens pass the projector picture by picture, pooled.
@@ -150,7 +150,7 @@ class PooledPictures(threading.local):
 
 
 def pooled(x: Tensor, tokens: int, axis: int, together: Callable[..., Tensor]) -> Tensor:
-    """What square blocks of a square grid have together.
+    """Sum or mean over square blocks of a square grid.
 
     Args:
         x: patches row by row along `axis`.

@@ -1,4 +1,4 @@
-"""Sees signals of a vision tower that joins groups of packed patches into visual tokens; nothing can be cut there.
+"""Signals of a vision tower that merges groups of packed patches (Qwen2-VL); nothing can be cut there.
 
 Such a tower takes the patches of all pictures in one row, in an order of its own, attends to them window by window, and
 ends in a merger that makes one visual token of each group of neighbours. What is seen of patches is put together for
@@ -31,7 +31,7 @@ GRID = "grid_thw"
 
 
 class MergedTower(threading.local):
-    """The same to a stream as a `VisionStream` without stages, and to each thread its own.
+    """Hooks with the interface of a `VisionStream` without stages; thread-local.
 
     Args:
         host: the model; its `tower_order` says where the tower puts each group of patches.

@@ -1,4 +1,4 @@
-"""Which tokens of each picture are alive on their way through the vision tower, and at which rows they stand."""
+"""Token state in the vision tower: tokens alive of each picture, and their rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from btp.engine.hooks.attention_rows import gather_rows
 
 @dataclass(frozen=True)
 class Passed:
-    """What there was of the pictures behind a stage; a prompt's record is made of it later.
+    """Snapshot of the pictures behind a stage, from which a prompt's record is made later.
 
     Attributes:
         site: Site of the stage; None for what left the tower.
@@ -200,7 +200,7 @@ class Pictures:
         return shown, rows
 
     def state(self, site: Site | None = None, merging: bool = True) -> Passed:
-        """What there is of the pictures now.
+        """Snapshot of the pictures now.
 
         Args:
             site: Site of the stage that was passed just now.

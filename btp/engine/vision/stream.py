@@ -1,4 +1,4 @@
-"""Walks tokens through the vision tower and the projector, and tells the prompt what left there.
+"""Pruning in the vision tower and in front of the projector, and removal of the same tokens from the prompt.
 
 A stage may stand in front of a layer, inside it between attention and MLP, or in front of the projector. Behind the
 projector the features get their old length again, with zeros where a token is gone, since the host fills its

@@ -1,4 +1,4 @@
-"""What leaves a prompt because it left in the vision tower."""
+"""Removal from the prompt of tokens that were pruned in the vision tower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Walks tokens through the layers of a vision tower, whatever stands behind it.
+"""Pruning between the layers of a vision tower, with or without a language model behind it.
 
 A stage may stand in front of a layer, or inside it between attention and MLP. A cut inside a layer cannot shorten the
 host's residual, which is a local variable there. So the MLP's norm is given the short states, what the MLP adds is set

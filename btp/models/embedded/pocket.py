@@ -85,7 +85,7 @@ def build_model(
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(image_size=side, patch_size=patch, **vision),
         text_config=LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **text, **ids),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.get_vocab()["<image>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=(side // patch) ** 2,

@@ -1,4 +1,4 @@
-"""Which subclass of LVLM is for which family of models: each names its families itself.
+"""Registry of model families: the subclass of LVLM for a checkpoint's model_type.
 
 Classes are found by reading the sources beside this file; only the one that is wanted is imported, since some bring
 half of transformers along.
@@ -29,8 +29,9 @@ def adapters() -> dict[str, tuple[str, str]]:
     """Family -> module and name of its class."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            for line in node.body if isinstance(node, ast.ClassDef) else ():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+            for line in node.body:
                 if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "families":
                     found |= dict.fromkeys(
                         ast.literal_eval(line.value), (f"btp.models.families.{path.stem}", node.name)

@@ -40,7 +40,8 @@ class Gemma3(LVLM):
     def example(self, batch: int, words: int, height: int, width: int, frames: int | None = None) -> dict[str, Tensor]:
         """As LVLM; the frames of a video are pictures."""
         edge, count = self.config.vision_config.image_size, frames or 1
-        inputs = self.prompt(batch, ([self._token("image")] * self._side() ** 2 + [self.words()[0]]) * count, words)
+        picture = [self.placeholder("image")] * self._side() ** 2 + [self.words()[0]]
+        inputs = self.prompt(batch, picture * count, words)
         kinds = self.visual_mask(inputs).to(inputs["input_ids"].dtype)
         return inputs | {"token_type_ids": kinds, "pixel_values": self.noise(batch * count, 3, edge, edge)}
 

@@ -1,4 +1,4 @@
-"""Where each visual token lies in its picture: one rule per way of packing."""
+"""Grid coordinates of visual tokens in their pictures, by way of packing."""
 
 from __future__ import annotations
 

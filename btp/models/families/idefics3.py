@@ -59,9 +59,10 @@ class Idefics3(LVLM):
         edge = self.config.vision_config.image_size
         rows = columns = 0
         if frames is None:
-            sizes = {"size": {"longest_edge": _MOST_TILES * edge}, "max_image_size": {"longest_edge": edge}}
-            rows, columns = Idefics3ImageProcessorPil(**sizes).get_number_of_image_patches(height, width)[1:]
-        view = [self._token("image")] * self._side() ** 2
+            most, least = {"longest_edge": _MOST_TILES * edge}, {"longest_edge": edge}
+            processor = Idefics3ImageProcessorPil(size=most, max_image_size=least)
+            rows, columns = processor.get_number_of_image_patches(height, width)[1:]
+        view = [self.placeholder("image")] * self._side() ** 2
         fence, whole, tile, newline = self.words()[:4]  # any four tokens, in the place of the marks
         line = [fence, tile, *view] * columns + [newline]
         picture = line * rows + [fence, whole, *view, fence]

@@ -49,7 +49,7 @@ class InternVL(LVLM):
             count = across * down + (across * down > 1)
         pixels = self.noise(batch * count * (frames or 1), 3, *side)
         rows, columns = self._sides(pixels)
-        picture = [self._token("image")] * (count * rows * columns)
+        picture = [self.placeholder("image")] * (count * rows * columns)
         placeholders = picture if frames is None else [*picture, self.words()[0]] * frames
         return self.prompt(batch, placeholders, words) | {"pixel_values": pixels}
 

@@ -59,7 +59,7 @@ class AnyRes(PackedLVLM):
         """
         newline = torch.full((1,), float(NEWLINE), dtype=torch.float64)
         strategy = self.config.vision_feature_select_strategy
-        packed, _ = self.model.model.pack_image_features(numbers, sizes, strategy, image_newline=newline)
+        packed, _ = self.base.pack_image_features(numbers, sizes, strategy, image_newline=newline)
         return [tokens[:, 0].long() for tokens in packed]
 
     def example(self, batch: int, words: int, height: int, width: int, frames: int | None = None) -> dict[str, Tensor]:

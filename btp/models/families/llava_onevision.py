@@ -52,7 +52,7 @@ class LlavaOneVision(PooledVideos):
         """As AnyRes; a picture's mosaic is all BLEND where the limit changes anything."""
         limit = arguments.get("vision_aspect_ratio") or self.config.vision_aspect_ratio
         newline = torch.full((1,), float(NEWLINE), dtype=torch.float64)
-        packer = self.model.model.pack_image_features
+        packer = self.base.pack_image_features
         limited, whole = (packer(numbers, sizes, newline, ratio)[0] for ratio in (limit, _NO_LIMIT))
         found = []
         for few, every in zip(limited, whole, strict=True):

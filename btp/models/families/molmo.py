@@ -1,4 +1,4 @@
-"""Molmo2: known by name, so that it is refused by name."""
+"""Molmo2: not supported, refused by name."""
 
 from __future__ import annotations
 

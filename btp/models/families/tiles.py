@@ -1,4 +1,4 @@
-"""Where a visual token lies in a picture that the processor cut into tiles of one size."""
+"""Grid coordinates of visual tokens in pictures that the processor cut into tiles of one size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Says what kind of checkpoint a config.json describes, where it is none that can be loaded."""
+"""Checks of a checkpoint's config.json: library version, kind of model, attention kernels, remote code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 from packaging.version import InvalidVersion, Version
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from btp.models.loading.checkpoint import model_folder, read_config
@@ -56,11 +56,11 @@ def check_kind(folder: Path, trusted: bool, kind: Kind) -> None:
     family = about["model_type"]
     classes = about.get("architectures") or []
     strange = [name for name in classes if not hasattr(transformers, name)]
-    if about.get("auto_map") and (family not in CONFIG_MAPPING_NAMES or strange):
+    if about.get("auto_map") and (family not in CONFIG_MAPPING or strange):
         if not trusted:
             refuse_code(folder, about["auto_map"])
         return
-    if family not in CONFIG_MAPPING_NAMES:
+    if family not in CONFIG_MAPPING:
         raise ValueError(
             f"the checkpoint in {folder} is of the family {family}, which transformers {transformers.__version__} does "
             f"not know.{saved_with(about)} Set model.path to a family that docs/models.md lists."

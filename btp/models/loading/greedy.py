@@ -1,4 +1,4 @@
-"""The one way in which answers are generated: greedily, with a growing cache, whatever a checkpoint asks for.
+"""Greedy decoding with a growing cache, whatever a checkpoint's generation config asks for.
 
 Arms can only be compared where nothing but the pruner differs, and penalties, beams or a missing cache act on a pruned
 prompt otherwise than on a whole one. A checkpoint says which tokens begin and end a text, and nothing else.
@@ -61,7 +61,7 @@ def asked_generation(folder: Path) -> Asked:
 
 
 def make_greedy(model: Any, special: Mapping[str, Any] | None = None, padding: int | None = None) -> None:
-    """Have a model generate as this project does, called by whomever.
+    """Set a model's generation config to greedy decoding, for every caller.
 
     Args:
         model: Model of transformers; its generation config and what its configs say of forwards are replaced.

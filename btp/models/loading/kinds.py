@@ -1,4 +1,4 @@
-"""The kinds of models that are hosts: how transformers loads each, and what to say of a checkpoint of another kind."""
+"""Kinds of models: how transformers loads each, and messages about a checkpoint of another kind."""
 
 from __future__ import annotations
 

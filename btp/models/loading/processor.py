@@ -1,4 +1,4 @@
-"""Loads what turns pictures and text into model inputs."""
+"""Loads processors and tokenizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends what a stranger's file may let go on without end."""
+"""Time limit for code that reads untrusted files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Endless(Exception):
-    """It did not end in its time."""
+    """The time limit was reached."""
 
 
 @contextmanager

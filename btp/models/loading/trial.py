@@ -1,16 +1,16 @@
-"""Tries a checkpoint on one picture or text, so that small files that do not go with its weights are named at load."""
+"""Trial run of a checkpoint on one picture or text, so that processor files that do not fit its weights are named."""
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from PIL import Image
 from torch import nn
 
-from btp.models.chat import chat_inputs
+from btp.models.chat_template import chat_inputs
 from btp.models.loading.checkpoint import first_line
 from btp.models.loading.time_limit import Endless, time_limit
 from btp.models.lvlm import LVLM
@@ -83,7 +83,7 @@ def try_picture(folder: Path, processor: Any, host: LVLM, inputs: Any) -> None:
     Raises:
         ValueError: the model does not take what the processor made; names files and keys.
     """
-    rows = host.model.get_input_embeddings().weight.shape[0]
+    rows = cast(nn.Embedding, host.model.get_input_embeddings()).weight.shape[0]
     visual = host.visual_mask(inputs)
     if not bool(visual.any()):
         mark = getattr(processor, "image_token", None)
@@ -136,7 +136,7 @@ def try_text(folder: Path, processor: Any, host: TextLM) -> None:
         raise ValueError(
             f"{_template(folder)} (chat_template) writes {written!r:.120} for the question {TEXT['text']!r}. {advice}"
         )
-    rows = host.model.get_input_embeddings().weight.shape[0]
+    rows = cast(nn.Embedding, host.model.get_input_embeddings()).weight.shape[0]
     _check_ids(folder, processor.tokenizer, [*inputs["input_ids"][0].tolist(), processor.tokenizer.pad_token_id], rows)
 
 

@@ -1,4 +1,4 @@
-"""What a model's weights need, and what a device has left for them."""
+"""Memory of a model's weights, and free memory of a device."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What a device has left; None where it does not say."""
+    """Free memory of a device in bytes; None where it does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available if device.type == "cpu" else None

@@ -1,4 +1,4 @@
-"""Videos behind the vision tower and the projector: frames are opened, prepared and encoded some at a time."""
+"""Encoding of videos in chunks: frames are opened, prepared and encoded some at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compares any set of runs: one table, one page, whatever was left out named with its reason."""
+"""Comparison of any set of runs: one table, one page, and what was left out with its reason."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from rich.text import Text
 
 from btp.report.comparison.groups import Field, fields
 from btp.report.comparison.table import ranking
+from btp.report.drawing_errors import Spared
 from btp.report.figures.page_plots import page_plots
 from btp.report.figures.pareto_figures import PLOTS, series_looks
 from btp.report.figures.run_figures import to_png
 from btp.report.figures.style import LIGHT, Look
 from btp.report.pages.comparison_page import numbered, render
-from btp.report.spared import Spared
 from btp.report.tables.export import to_csv, to_latex, to_markdown
 from btp.report.tables.run_table import Table
 from btp.report.tables.screen_table import ScreenTable, minded

@@ -1,4 +1,4 @@
-"""In which settings the runs of a comparison differ."""
+"""Config diff: settings in which the runs of a comparison differ."""
 
 from collections.abc import Sequence
 from typing import Any

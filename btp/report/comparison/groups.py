@@ -1,4 +1,4 @@
-"""Sorts the arms of several runs: one field per model and task, each arm once, one unpruned baseline."""
+"""Groups the arms of several runs by model and task, each arm once, with one unpruned baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Field:
-    """What can be compared: arms of one model on one task.
+    """Group of comparable arms: one model on one task.
 
     Attributes:
         model, task: names; a model that answers unlike its namesake carries a number.

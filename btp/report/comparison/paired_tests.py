@@ -1,4 +1,4 @@
-"""Holds every row of a field against the unpruned model, random selection, the down-sampled picture and BTP."""
+"""Paired tests of every row against the unpruned model, random selection, the down-sampled picture and BTP."""
 
 from collections.abc import Mapping, Sequence
 from math import isnan, nan

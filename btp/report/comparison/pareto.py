@@ -1,4 +1,4 @@
-"""The Pareto front: what nothing beats in score without costing more."""
+"""The Pareto front of scores and costs."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

@@ -1,4 +1,4 @@
-"""Tells runs of one method apart by the settings in which their configs differ."""
+"""Names for several runs of one method, by the settings in which their configs differ."""
 
 import re
 import shlex

@@ -14,7 +14,7 @@ from btp.report.tables import columns as c
 from btp.report.tables.run_table import Table, arm_row, evicts, metric_columns, with_numbers
 from btp.report.text.checks import moved
 from btp.report.text.run_text import SAME_BUDGET
-from btp.report.text.units import common
+from btp.report.text.token_names import common
 
 PRICES = ("tokens_avg", "flops_visual_pdrop", "flops_prefill", "prefill_ratio", "flops_model", "forward_ratio")
 SLOTS = "slots"  # of methods that evict from the K/V cache, which save none of the others

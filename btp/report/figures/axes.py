@@ -1,4 +1,4 @@
-"""Accuracy over visual tokens: what a run or a sweep bought with what it kept."""
+"""Accuracy over visual tokens, with axes and legend that other figures share."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from btp.report.figures.style import Look, Theme, looks
 from btp.report.tables.run_table import Table
-from btp.report.text.units import common
+from btp.report.text.token_names import common
 
 WIDTH = 5.0
 

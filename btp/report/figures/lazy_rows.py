@@ -1,4 +1,4 @@
-"""What stages of phase both computed in each decode step: rows behind each stage, and how many of them came back."""
+"""Rows computed in each decode step under LazyLLM's stages, and how many of them were revived."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from btp.report.figures.axes import WIDTH
 from btp.report.figures.style import Theme
 from btp.report.tables.run_table import Table
-from btp.results import folder_shapes as shapes
+from btp.results import run_folder_schema as shapes
 from btp.results.reader import RunFolder, read_frame
 
 _ACROSS = 3

@@ -1,4 +1,4 @@
-"""Where needles were found: accuracy by length of the text and depth of the needle, a panel per arm."""
+"""Needle-in-a-haystack heat map: accuracy by length of the text and depth of the needle, a panel per arm."""
 
 import re
 

@@ -17,7 +17,7 @@ from btp.report.comparison.table import SLOTS, price
 from btp.report.figures.pareto_figures import PRICES, Price, by_ability, score_over_price, score_title, shortened
 from btp.report.figures.style import LIGHT, Look
 from btp.report.tables.columns import ABILITY, DASH, METRICS, Column, number, spread
-from btp.report.text.units import common, in_unit
+from btp.report.text.token_names import common, in_unit
 
 _KINDS = {"tokens_avg": "tokens", SLOTS: "tokens", "prefill_ratio": "times", "forward_ratio": "times"}
 _SCORES = ("macro", "reading", "rest")  # drawn in large, beside the task's own metrics

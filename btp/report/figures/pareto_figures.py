@@ -1,4 +1,4 @@
-"""Plots of a comparison: what each method scores for what it costs, and the front that nothing beats."""
+"""Pareto plots of a comparison: scores over costs, with the front."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from btp.report.figures.axes import WIDTH, legend
 from btp.report.figures.labels import name_points
 from btp.report.figures.style import Look, Theme, looks_apart
 from btp.report.tables.columns import MACRO, RATIOS, Column, number
-from btp.report.text.units import common, in_unit
+from btp.report.text.token_names import common, in_unit
 
 _FAR = 1.6  # an unpruned model this much dearer than all others is named at the edge, not drawn to scale
 _LINES = {"baseline": (0, (4, 3)), "method": "-", "control": ":"}

@@ -83,7 +83,6 @@ class Theme:
 
 LIGHT = Theme("light", "#ffffff", "#1d2430", "#59616d", "#dfe3e9")
 DARK = Theme("dark", "#171c24", "#e7ebf1", "#aab3c0", "#343d4b")
-THEMES = (LIGHT, DARK)
 
 
 def looks(arms: Sequence[tuple[str, str]]) -> dict[str, Look]:

@@ -1,4 +1,4 @@
-"""Pictures of what was kept: the picture once per stage, dropped patches dimmed, kept ones clear."""
+"""Token overlays: the picture once per stage, dropped patches dimmed, kept ones clear."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""One sample's life in a run: what was asked, what every stage made of its visual tokens and why, what was answered."""
+"""Data of an explanation: question, every stage's decision about the visual tokens with reasons, answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEANING = {  # of names whose words do not say it
 
 @dataclass(frozen=True)
 class StageLife:
-    """What one stage did to a sample. Tokens are named by their original visual index.
+    """Decision of one stage about a sample. Tokens are named by their original visual index.
 
     Attributes:
         site: Site of the stage.
@@ -61,10 +61,6 @@ class StageLife:
     def same(self) -> bool:
         """Whether the run kept the same tokens."""
         return self.recorded is not None and sorted(self.recorded) == sorted(self.kept)
-
-    def rule_of(self, token: int) -> str | None:
-        """Which rule kept a token; None where it did not stay."""
-        return next((name for name, tokens in self.rules.items() if token in tokens), None)
 
     def against_run(self) -> str:
         """How what was kept compares with the run's trace, in words."""
@@ -105,7 +101,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Life:
-    """One sample under one arm.
+    """Explanation of one sample under one arm.
 
     Attributes:
         run: name of the run folder.

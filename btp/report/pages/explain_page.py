@@ -1,4 +1,4 @@
-"""One sample's life as an HTML page that needs nothing beside it."""
+"""Explanation of one sample as an HTML page without other files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One sample's life in a terminal: the picture's tokens as a small grid per stage, a letter for why each one stays."""
+"""Explanation of one sample in a terminal: a small grid of tokens per stage, a letter for why each one stays."""
 
 from __future__ import annotations
 

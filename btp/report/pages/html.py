@@ -1,4 +1,4 @@
-"""What both pages, a run's and a comparison's, write in the same way."""
+"""HTML helpers of all pages: templates, cells, numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What several methods kept of the same picture, stage by stage, with what each answered."""
+"""Kept-token cards of a comparison: tokens that several methods kept of one picture, stage by stage, and answers."""
 
 import base64
 import json
@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from btp.report.comparison.groups import Entry, Field
+from btp.report.drawing_errors import Spared
 from btp.report.figures.token_overlays import StageView, kept_cells, on_grid, stage_views
 from btp.report.pages.sample_cards import picture_view
-from btp.report.spared import Spared
 from btp.report.tables.columns import number
 from btp.results.reader import RunFolder, View
 

@@ -8,23 +8,23 @@ from typing import Any
 
 import yaml
 
+from btp.report.drawing_errors import Spared
 from btp.report.figures.run_figures import PLOTS, to_png
 from btp.report.figures.style import DARK, LIGHT, looks
 from btp.report.figures.token_overlays import marks_of, on_grid, overlay_png, stage_views
 from btp.report.pages import sample_cards as browser
 from btp.report.pages.html import cell, duration, environment, grouped, keep_text
 from btp.report.pages.word_cards import word_cards
-from btp.report.spared import Spared
 from btp.report.tables.columns import ABILITY, COST, DASH, METRICS, RATIOS, number, spread, told_from_one
 from btp.report.tables.export import write_table
 from btp.report.tables.run_table import Table, run_table
-from btp.report.text.fired import fired
+from btp.report.text.executed_stages import fired
 from btp.report.text.run_text import Remark, headline, remarks
-from btp.report.text.units import in_unit
+from btp.report.text.token_names import in_unit
 from btp.results.atomic import write_bytes, write_text
 from btp.results.disk import make_folder
-from btp.results.links import refuse_links
 from btp.results.reader import RunFolder, read_run
+from btp.results.symlinks import refuse_links
 from btp.tasks.files.decode_image import open_picture
 from btp.tasks.files.local import file_name
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from btp.report.drawing_errors import Spared
 from btp.report.figures.token_overlays import Mark, StageView, kept_cells, marks_of, on_grid, stage_views
 from btp.report.pages.explain_data import numbered
-from btp.report.spared import Spared
 from btp.results.reader import Picture, RunFolder, View
 from btp.tasks.files.decode_image import open_picture
 

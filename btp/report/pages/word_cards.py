@@ -1,4 +1,4 @@
-"""The words of some prompts, shaded by what each layer's cache still holds of them."""
+"""Kept-word cards: words of some prompts, shaded by what each layer's cache still holds of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from btp.report.spared import Spared
+from btp.report.drawing_errors import Spared
 from btp.results.reader import RunFolder
 
 MOST = 4  # samples on the page

@@ -1,4 +1,4 @@
-"""Two controls of everything else: did every stage happen, and does nothing happen where nothing should?"""
+"""Control studies: executed stages of every method, and inertness of attaching without pruning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from btp.report.comparison.groups import Field
 from btp.report.figures.style import Theme, looks
 from btp.report.studies.study import Answer, Study, runs_of
 from btp.report.tables import columns as c
-from btp.report.text.fired import fired as stages_of
+from btp.report.text.executed_stages import fired as stages_of
 from btp.results.reader import RunFolder
 
 

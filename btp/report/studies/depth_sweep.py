@@ -1,4 +1,4 @@
-"""The depth sweep: all visual tokens leave in front of one layer; from which layer on does nothing miss them?"""
+"""Depth sweep: scores when all visual tokens are withdrawn in front of one layer, over the layers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GROUPS = ("macro", "reading", "rest")
 
 @dataclass(frozen=True)
 class Knee:
-    """Where a score comes back.
+    """Knee of a depth sweep: the layer at which a score comes back.
 
     Attributes:
         half: depth in layers at which half of what withdrawal can cost is back, between two layers by a straight line.

@@ -1,4 +1,4 @@
-"""Scores of two arms on the same samples: which belong to a score, how far they lie apart, and what one retains.
+"""Paired scores of two arms on the same samples: difference, test, and share retained.
 
 Intervals are made of those that every page shows for a mean (Wilson's, or a bootstrap of graded scores), so that they
 do not collapse where all answers are right, or all wrong.

@@ -1,4 +1,4 @@
-"""Published: what methods retain here, with stages that their papers printed, beside what the paper says of them."""
+"""Reproduction of published results: scores retained with published stages, beside the papers' numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tables and figures call the settings that a study varies."""
+"""Display names of the settings that a study varies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study is: a question about the runs of a sweep, and the figure and table that answer it."""
+"""Definition of a study: a question about the runs of a sweep, and the figure and table that answer it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the runs say.
+    """Result of a study: table, columns, sentences, figure.
 
     Attributes:
         frame: one row per line of the table, numbers unrounded.

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from btp.core.check_settings import check_one_of
 from btp.report.comparison.groups import Field, fields
 from btp.report.figures.style import LIGHT
 from btp.report.pages.html import cell
@@ -25,7 +26,7 @@ from btp.report.studies.coverage import coverage
 from btp.report.studies.curves import curves
 from btp.report.studies.depth_sweep import depth_sweep
 from btp.report.studies.grid import grid
-from btp.report.studies.late import late
+from btp.report.studies.late_questions import late
 from btp.report.studies.paired_suites import suites
 from btp.report.studies.reproduce import published
 from btp.report.studies.study import Answer, Study
@@ -94,8 +95,7 @@ def write_study(
         ValueError: no finished run, no such figure, or runs that cannot answer the study.
     """
     study = Study.of(config)
-    if study.figure not in KINDS:
-        raise ValueError(f"study.figure is {study.figure!r}. Choose from: {', '.join(sorted(KINDS))}.")
+    check_one_of("study.figure", study.figure, sorted(KINDS))
     runs, left = find_runs([Path(folder) for folder in folders])
     left += [LeftOut(plain(what), why) for what, why in failed]
     if not runs:

@@ -1,4 +1,4 @@
-"""What the table can show: each quantity's title, unit, meaning and how its numbers are written."""
+"""Columns of the table: title, unit, meaning and number format of each quantity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import floor, isnan, log10
 from typing import Any
 
-from btp.report.text.units import in_unit
+from btp.report.text.token_names import in_unit
 
 DASH = "–"
 METRICS, ABILITY = "Benchmark metrics", "Accuracy by ability, %"
@@ -35,7 +35,7 @@ class Column:
     less: bool | None = None
 
     def of(self, unit: str) -> Column:
-        """The same, of tokens that are called otherwise."""
+        """The column with another name for visual tokens."""
         return replace(self, title=in_unit(self.title, unit), help=in_unit(self.help, unit))
 
 

@@ -1,4 +1,4 @@
-"""The table for a terminal: what its width has room for, in pieces that each have the row's name in front."""
+"""The table for a terminal, split into pieces that fit its width."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def screen_table(folder: Path) -> RenderableType:
 
 
 def minded(found: Iterable[Remark]) -> list[Text]:
-    """What is to be minded, as lines below a table; nothing of checks that passed."""
+    """Warnings as lines below a table; nothing of checks that passed."""
     style = {"bad": "red", "note": ""}
     lines = [Text(f"{remark.text}", style=style[remark.kind]) for remark in found if remark.kind in style]
     return [Text("\nTo mind", style="bold"), *lines] if lines else []

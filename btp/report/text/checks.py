@@ -1,7 +1,7 @@
-"""What a reader of a comparison has to know of each run before believing it."""
+"""Checks of each run of a comparison: problems to know before believing it."""
 
-from btp.report.text.fired import fired
-from btp.report.text.floor import floor
+from btp.report.text.executed_stages import fired
+from btp.report.text.floor_effect import floor
 from btp.report.text.run_text import Remark, foreign_set
 from btp.results.reader import RunFolder
 

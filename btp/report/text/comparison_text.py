@@ -1,4 +1,4 @@
-"""A comparison in words, computed from its table: who leads at each budget, and what to know before believing it."""
+"""Text of a comparison, computed from its table: the leader at each budget, and warnings."""
 
 from collections.abc import Sequence
 from math import isnan
@@ -9,8 +9,8 @@ from btp.report.comparison.groups import Field
 from btp.report.comparison.table import same_budget
 from btp.report.tables.columns import number
 from btp.report.text.checks import moved
-from btp.report.text.fired import fired
-from btp.report.text.floor import floor
+from btp.report.text.executed_stages import fired
+from btp.report.text.floor_effect import floor
 from btp.report.text.run_text import NOTABLE, SAME_BUDGET, Remark, compared, foreign_set, listed, p_text, percent
 from btp.results.find import LeftOut
 

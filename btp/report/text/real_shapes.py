@@ -1,4 +1,4 @@
-"""What a method saves on a model of real depth, beside a run of an embedded one, whose prefill is mostly overhead.
+"""Published savings on a model of real size, beside runs of embedded models, whose prefill is mostly overhead.
 
 Nothing is measured here: `python -m experiments.cost.measure` wrote the figures, with its command and the hardware.
 """

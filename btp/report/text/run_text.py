@@ -1,4 +1,4 @@
-"""The report in words, computed from the table: what a run found, and what to know before using it."""
+"""Text of a run's report, computed from the table: results, and warnings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any
 
 from btp.report.tables.columns import number, spread_of, told_from_one
 from btp.report.tables.run_table import Table, ability_drops, paired
-from btp.report.text.fired import fired
-from btp.report.text.floor import floor
+from btp.report.text.executed_stages import fired
+from btp.report.text.floor_effect import floor
 from btp.report.text.real_shapes import real_shape
 from btp.results.reader import UNIT, Arm, RunFolder
 

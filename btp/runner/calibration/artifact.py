@@ -1,4 +1,4 @@
-"""What a calibration or a search leaves for later runs: a yaml file that says where it comes from."""
+"""Artifacts of calibrations and searches: yaml files that say where they come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The unpruned model, run once over the calibration set: what searches hold pruned runs against, and need not repeat.
+"""Reference pass of the unpruned model over the calibration set, which searches compare pruned runs with.
 
 The pictures pass the vision tower once. Later forwards are given what the projector made of them, where the family
 takes that, and the pruner is shown the signals that were seen then.
@@ -19,6 +19,7 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
+from btp.core.site import Site
 from btp.engine.attach import attach
 from btp.engine.hooks.arguments import Binding
 from btp.models.loading.load import Loaded
@@ -52,7 +53,7 @@ class Kept:
 
 
 class Watch(Pruner):
-    """Keeps everything, and what another pruner would have been shown.
+    """Pruner that keeps all tokens and records what another pruner would have been shown.
 
     Args:
         pruner: says what to look at.
@@ -80,7 +81,7 @@ class Watch(Pruner):
 
 
 class Replay(Pruner):
-    """Another pruner, shown signals that were seen before.
+    """Pruner that replays recorded signals to another pruner.
 
     Args:
         pruner: decides.
@@ -99,7 +100,7 @@ class Replay(Pruner):
         self.pruner.check(schedule)
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
-        """As the other does."""
+        """Selection of the other pruner, from recorded signals."""
         return self.pruner.select(tokens, self.signals, stage)
 
 
@@ -131,7 +132,7 @@ def reference(host: Host, inputs: Mapping[str, Any], watch: Watch | None = None)
         inputs: Inputs of a forward, on the model's device, padded on the left.
         watch: sees signals on the way; None looks at nothing.
     """
-    schedule = Schedule() if watch is None else Schedule((Stage("llm.input", 1.0),))
+    schedule = Schedule() if watch is None else Schedule((Stage(Site.parse("llm.input"), 1.0),))
     with attach(host, watch, schedule):
         hidden, out = forward(host, inputs)
     kept = Kept(ready(host, inputs, out), hidden, out.logits[:, -1].float().log_softmax(-1))

@@ -1,4 +1,4 @@
-"""Finds what an earlier search left, or lets it be made."""
+"""Search artifacts: finds that of an earlier search, or has it made."""
 
 from __future__ import annotations
 

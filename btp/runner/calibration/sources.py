@@ -1,4 +1,4 @@
-"""What a run looks up, or makes, before its stages are known: a calibration, the outcome of a search."""
+"""Sources of stages that no yaml holds: a calibration, the result of a search; looked up or made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from btp.runner.calibration.calibrate import calibrate
 from btp.runner.calibration.vflowopt import search_vflowopt, with_strategy
 from btp.runner.calibration.vtw import layer_found, search_vtw
 from btp.runner.devices import Machine
-from btp.runner.training.find import with_modules
+from btp.runner.training.find_modules import with_modules
 from btp.schedules.budget import Budget
 from btp.schedules.fit import OutOfReach
 from btp.schedules.meet import Facts, budget_of
@@ -23,7 +23,7 @@ SEARCH = "search"
 
 @dataclass(frozen=True)
 class Finder:
-    """Finds for one run.
+    """Finds calibrations, searches and modules for one run.
 
     Attributes:
         config: Config of the run, resolved.

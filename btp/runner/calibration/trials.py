@@ -1,4 +1,4 @@
-"""Asks an optimiser for strategies one after the other, and remembers on disk what each was worth.
+"""Trials of a hyper-parameter search, proposed by an optimiser and kept on disk with their values.
 
 Every proposal depends on the seed, its number and what was tried before, and on nothing else, so that a search that
 was killed goes on as if it had not been.
@@ -14,6 +14,7 @@ import optuna
 import torch
 from optuna.distributions import FloatDistribution
 
+from btp.core.check_settings import check_one_of
 from btp.runner.evaluation.answer_store import Answers
 
 OPTIMISERS = ("gp", "tpe")
@@ -43,8 +44,7 @@ class Trials:
         rows: Answers | None = None,
         writes: bool = True,
     ) -> None:
-        if optimiser not in OPTIMISERS:
-            raise ValueError(f"pruner.search.optimiser is {optimiser!r}. Choose from: {', '.join(OPTIMISERS)}.")
+        check_one_of("pruner.search.optimiser", optimiser, OPTIMISERS)
         for name, (low, high) in space.items():
             if not low <= high:
                 raise ValueError(

@@ -90,7 +90,7 @@ def search_vflowopt(
         raise ValueError(fault)
     from btp.runner.calibration.trials import Trials
 
-    pruner = config["pruner"] if pruner is None else pruner
+    pruner = pruner or dict(config["pruner"])
     settings, share = pruner["search"], budget_tokens / facts.total
     stages = _three_stages(pruner, facts.layers)
     if not 0 < share < 1:

@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from btp.core.check_settings import check_one_of
 from btp.core.schedule import Schedule, Stage
+from btp.core.site import Site
 from btp.engine.attach import attach
 from btp.models.loading.load import Loaded
 from btp.ops.kl_search import DIRECTIONS, divergence, first_passing
@@ -48,10 +50,9 @@ def search_vtw(
     Raises:
         ValueError: settings out of range, no candidate, or an artifact that is of something else.
     """
-    pruner = config["pruner"] if pruner is None else pruner
+    pruner = pruner or dict(config["pruner"])
     settings, layers = pruner["search"], loaded.host.num_layers
-    if settings["direction"] not in DIRECTIONS:
-        raise ValueError(f"pruner.search.direction is {settings['direction']!r}. Choose from: {', '.join(DIRECTIONS)}.")
+    check_one_of("pruner.search.direction", settings["direction"], DIRECTIONS)
     candidates = list(range(settings["first"], layers))
     if not candidates or candidates[0] < 0:
         raise ValueError(
@@ -130,7 +131,7 @@ class Withdrawals(Pass):
     ) -> None:
         super().__init__(batches, size)
         self.host, self.direction = loaded.host, direction
-        self.schedules = [Schedule((Stage(f"llm.layer.{layer}", 0, positions),)) for layer in candidates]
+        self.schedules = [Schedule((Stage(Site("llm", "layer", layer), 0, positions),)) for layer in candidates]
         self.totals, self.rows = [0.0] * len(candidates), 0
 
     def step(self, batch: Batch) -> None:

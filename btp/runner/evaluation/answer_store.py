@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from btp.results.atomic import write_array
 from btp.results.disk import make_folder, open_up, writing
 from btp.results.shapes import TEXT, Shape, fault, keys, listed, number, optional, whole
-from btp.tasks.files.nesting import json_of
+from btp.tasks.files.json_nesting import json_of
 
 ROW = keys(sample=TEXT)
 _STAGE = keys(site=TEXT, before=whole(0), after=whole(0), kept=listed(whole(0)))

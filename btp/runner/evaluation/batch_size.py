@@ -1,4 +1,4 @@
-"""A batch size that gives way where memory ends: the failing batch goes in halves, the rest in smaller batches."""
+"""Halves the batch size on out-of-memory errors, for the failing batch and those behind it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class BatchSize:
 
 
 class Pass(L.LightningModule):
-    """One pass over batches, in parts where memory ends. A subclass holds no model, so that none is moved.
+    """One pass over batches, split on out-of-memory errors. A subclass holds no model, so that none is moved.
 
     Args:
         batches: Batches that come, and make parts of themselves.

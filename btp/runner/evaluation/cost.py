@@ -28,8 +28,8 @@ from btp.models.video.clip_features import clip_pixels
 from btp.report.terminal import literal
 from btp.results.atomic import write_json
 from btp.results.disk import make_folder
-from btp.results.folder_shapes import COST
 from btp.results.reader import ANEW
+from btp.results.run_folder_schema import COST
 from btp.results.shapes import NAMED, keys, read_json
 from btp.results.status import UNPRUNED
 from btp.runner.arms import Arm

@@ -1,7 +1,8 @@
-"""From samples to model inputs: prompts by the chat template, batches by the processor, made ahead by others."""
+"""Data loading: prompts by the chat template, batches by the processor, in worker processes."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from btp.models.chat import chat_inputs
+from btp.models.chat_template import chat_inputs
 from btp.models.text_processor import PLAIN
 from btp.models.video.clips import Frames, clip_tokens
 from btp.runner.evaluation.processing import processed
 from btp.runner.out_of_memory import out_of_memory
-from btp.tasks.bounds import MOST_PIXELS
 from btp.tasks.files.images import picture_sizes
 from btp.tasks.sample import Sample, Task
+from btp.tasks.size_limits import MOST_PIXELS
 
 Samples = Sequence[Sample] | Task
 MOST_WORKERS = 4
@@ -30,7 +31,7 @@ SHARED_BYTES = 1 << 30  # shared memory that batches of pictures may need on the
 
 
 class Batch:
-    """What one forward answers.
+    """Inputs of one forward, with their samples.
 
     Attributes:
         inputs: tensors for generate, padded on the left.
@@ -181,8 +182,8 @@ class Feed:
     def close(self) -> None:
         """End the worker processes. Left to the garbage collector, which takes their queues first, each ends late."""
         begun = self._ahead._iterator
-        if begun is not None:
-            begun._shutdown_workers()
+        if (shut_down := getattr(begun, "_shutdown_workers", None)) is not None:
+            shut_down()
         self._ahead._iterator = None
 
     def make(self, indices: Sequence[int], shares: Mapping[int, float]) -> Batch:
@@ -358,7 +359,7 @@ def visual_tokens(
 def picture_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
     """Visual tokens of pictures of these sizes (height, width); by 28 x 28 pixels where the processor cannot tell."""
     count = getattr(processor, "_get_num_multimodal_tokens", None)
-    try:
-        return list(count(image_sizes=[list(size) for size in sizes])["num_image_tokens"])
-    except (TypeError, KeyError, AttributeError, ValueError):
-        return [math.ceil(height / 28) * math.ceil(width / 28) for height, width in sizes]
+    with contextlib.suppress(TypeError, KeyError, AttributeError, ValueError):
+        if count is not None:
+            return list(count(image_sizes=[list(size) for size in sizes])["num_image_tokens"])
+    return [math.ceil(height / 28) * math.ceil(width / 28) for height, width in sizes]

@@ -14,7 +14,7 @@ from btp.runner.arms import Arm
 from btp.runner.devices import Machine
 from btp.runner.evaluation.answer_store import ANSWER, Answers
 from btp.runner.evaluation.data import Feed
-from btp.runner.evaluation.ways.choose import way_of
+from btp.runner.evaluation.ways.way_of_task import way_of
 from btp.tasks.sample import Sample, Task
 
 
@@ -69,5 +69,7 @@ def blind_to_pictures(arm: Arm, pruner: Pruner | None) -> bool:
     """Whether an arm leaves pictures as they are, and neither cuts nor looks inside the vision tower."""
     if arm.picture != "full" or any(stage.site.tower == "vision" for stage in arm.schedule):
         return False
-    chosen = [stage for stage in arm.schedule if pruner is not None and not stage.withdraws_all]
+    if pruner is None:
+        return True
+    chosen = [stage for stage in arm.schedule if not stage.withdraws_all]
     return not any(s.site.tower == "vision" for stage in chosen for s in pruner.needs(stage))

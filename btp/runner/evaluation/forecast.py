@@ -1,4 +1,4 @@
-"""What a model without weights costs by formula, and what measuring it would take, before any memory is taken."""
+"""Forecast of costs by formula and of the time of measuring, for models without weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from btp.core.schedule import Schedule
 from btp.measure.architecture import Architecture, architecture
-from btp.measure.breakeven import Times
-from btp.measure.effort import seconds_of_rounds, times, try_speed
+from btp.measure.duration_estimate import seconds_of_rounds, times, try_speed
 from btp.measure.planned import planned_costs
+from btp.measure.roofline import Times
 from btp.models.loading.weight_memory import GIB, free_bytes, model_bytes
 from btp.models.lvlm import LVLM
 from btp.results.atomic import write_json
@@ -28,7 +28,7 @@ CHEAP_S = 120  # seconds up to which cost.measure=auto measures on a CPU
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a measurement will take.
+    """Estimated time and memory of a measurement.
 
     Attributes:
         seconds: Seconds of all arms together, weights not made yet.

@@ -1,12 +1,12 @@
-"""Tells a pruner that wants to know what matters in the coming batch (the oracle), or what is asked of which videos."""
+"""Hands boxes of a batch to the oracle pruner, and questions with their videos to pruners that match frames."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from btp.core.asked import Asked
 from btp.core.pruner import Pruner
+from btp.pruners.metok import Asked
 from btp.tasks.sample import Box, Sample
 
 

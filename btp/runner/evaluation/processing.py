@@ -1,4 +1,4 @@
-"""Samples through a processor: an error names the sample, and unusual pictures are tried before the first answer."""
+"""Processor calls whose errors name the sample; unusual pictures are tried before the first answer."""
 
 from __future__ import annotations
 

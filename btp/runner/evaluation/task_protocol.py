@@ -1,4 +1,4 @@
-"""Tasks with ways of their own: another harness's are drawn, answered and judged as it does."""
+"""Protocol for tasks that draw, answer and score their samples themselves, as those of another harness."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from btp.tasks.sample import Sample, Task
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a task says of one arm.
+    """Scores and metrics of one arm.
 
     Attributes:
         scores: Scores in [0, 1], by sample id.

@@ -1,4 +1,4 @@
-"""How many tokens of each sample may be withdrawn, as its processor estimates and its model counts."""
+"""Visual tokens of each sample, as its processor estimates and its model counts."""
 
 from __future__ import annotations
 

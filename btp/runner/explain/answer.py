@@ -1,4 +1,4 @@
-"""Answers one sample of a finished run again, with the arm's pruner telling its reasons, and without any stage."""
+"""Explains one sample of a finished run: answers it again, with the pruner's reasons, and unpruned."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from btp.runner.evaluation.data import shrink
 from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.task_protocol import OwnWay, draw
-from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.way import Way
+from btp.runner.evaluation.ways.way_of_task import way_of
+from btp.runner.explain.recording_pruner import Witness
 from btp.runner.explain.stages import stage_lives
-from btp.runner.explain.witness import Witness
 from btp.runner.identity import model_checkpoint
 from btp.runner.pruner_lists import method_of
 from btp.runner.run_identity import run_identity
@@ -44,7 +44,7 @@ from btp.schedules.serialize import restored
 from btp.tasks.files.local import file_name, id_hash
 from btp.tasks.sample import Sample, Task
 
-HARNESSES = ("btp.runner.lmms_eval.task.HarnessTask", "btp.runner.lm_eval.task.LMEvalTask")
+HARNESSES = ("btp.runner.lmms_eval.task.LMMSEvalTask", "btp.runner.lm_eval.task.LMEvalTask")
 LIKELY = 3  # first answer tokens shown
 CONFIG = keys(  # what is read of a config here; what lies deeper is for the part that it is of
     model=keys(name=ANYTHING),
@@ -74,7 +74,7 @@ class Answer:
 
 
 def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = False) -> Life:
-    """One sample's life under one arm of a run.
+    """Explanation of one sample under one arm of a run, stage by stage.
 
     Args:
         folder: Folder of the run.

@@ -1,4 +1,4 @@
-"""What each layer holds of a text prompt's words under an arm: of some samples, for the report."""
+"""Words of a text prompt that each layer's cache holds under an arm, of some samples, for the report."""
 
 from __future__ import annotations
 

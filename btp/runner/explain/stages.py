@@ -1,4 +1,4 @@
-"""What every stage made of one sample's visual tokens, in the prompt's own numbering, from trace and witness."""
+"""Explanation of every stage for one sample's visual tokens, in the prompt's own numbering."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from btp.core.trace import Call
 from btp.models.lvlm import LVLM
 from btp.report.pages.explain_data import HIGHEST, KEPT, StageLife
 from btp.report.pages.html import keep_text
-from btp.runner.explain.witness import Account, Witness
+from btp.runner.explain.recording_pruner import Account, Witness
 
 PLAIN = {"site", "keep", "phase"}  # what every stage has, or says elsewhere
 

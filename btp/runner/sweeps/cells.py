@@ -1,4 +1,4 @@
-"""The cells of a sweep on disk: how each began and ended, whichever process or machine it ran on.
+"""State of a sweep's cells on disk, whichever process or machine they ran on.
 
 A sweep's folder holds `sweep.json` (the command), `planned.json` (the words of each cell that it comes to) and
 `cells/NUMBER.json`, one per run that began. A cell's file is rewritten whole and touched while the cell runs, so that

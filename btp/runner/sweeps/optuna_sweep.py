@@ -1,4 +1,4 @@
-"""A sweep whose cells Optuna proposes: several objectives, kept on disk, resumed where it stopped.
+"""Optuna sweep: cells whose hyper-parameters Optuna proposes, for several objectives, resumable.
 
 A trial's number is its cell's. A trial that was under way when the sweep was killed is launched again; its run has the
 same identity and goes on at its next sample.
@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from rich.box import SIMPLE
 from rich.table import Table
 
+from btp.core.check_settings import check_one_of
 from btp.report.terminal import console, literal
 from btp.runner.sweeps.cells import FINISHED, Cells
 from btp.runner.sweeps.outcomes import COST, Prospect, outcomes
@@ -103,7 +104,7 @@ def knobs(arguments: Sequence[str]) -> tuple[list[str], dict[str, BaseDistributi
         if override.is_sweep_override():
             space[override.get_key_element()] = _distribution(override)
         else:
-            fixed.append(override.input_line)
+            fixed.append(str(override.input_line))
     if not space:
         raise ValueError(
             "hydra/sweeper=optuna has nothing to choose. Give a key several values (stages=1,2,3), a range "
@@ -179,8 +180,7 @@ def open_study(settings: Settings, space: Space, folder: Path) -> optuna.Study:
     Raises:
         ValueError: an unknown sampler or direction, or a study with other knobs or objectives.
     """
-    if settings.sampler not in SAMPLERS:
-        raise ValueError(f"hydra.sweeper.sampler is {settings.sampler!r}. Choose from: {', '.join(SAMPLERS)}.")
+    check_one_of("hydra.sweeper.sampler", settings.sampler, SAMPLERS)
     if not settings.objectives:
         raise ValueError("Nothing is to be maximised or minimised. Set hydra.sweeper.maximize=[accuracy].")
     optuna.logging.set_verbosity(optuna.logging.WARNING)

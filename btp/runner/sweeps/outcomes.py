@@ -1,4 +1,4 @@
-"""What a finished run came to, as flat numbers under the names that dashboards and searches use."""
+"""Metrics of a finished run, as flat numbers under the names that dashboards and searches use."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from btp.results.folder_shapes import COST as COSTS
-from btp.results.folder_shapes import RUN, SAMPLES
 from btp.results.reader import ANEW, read_frame
+from btp.results.run_folder_schema import COST as COSTS
+from btp.results.run_folder_schema import RUN, SAMPLES
 from btp.results.shapes import read_json
 from btp.results.status import UNPRUNED
 from btp.runner.datasets import make_dataset
 from btp.runner.evaluation.task_protocol import draw
-from btp.runner.lmms_eval.settings import NAME as OTHER_HARNESS
+from btp.runner.harness.settings import LIBRARIES
 from btp.tasks.sample import Corpus, Task
 
 MEANS = ("tokens_avg", "agreement", "kl")
@@ -69,11 +69,12 @@ def corpus(metrics: Mapping[str, Any]) -> dict[str, float]:
 def summary(frame: pd.DataFrame) -> dict[str, float]:
     """Scores of every arm, over all and by ability."""
     out: dict[str, float] = {}
-    for (arm, ability), score in frame.groupby(["arm", "ability"])["score"].mean().items():
-        out[f"{arm}/{ability}"] = score
+    means = frame.groupby(["arm", "ability"], as_index=False)["score"].mean()
+    for arm, ability, score in zip(means["arm"], means["ability"], means["score"], strict=True):
+        out[f"{arm}/{ability}"] = float(score)
     by_arm = frame.groupby("arm")
     for arm, rows in by_arm:
-        out[f"{arm}/accuracy"] = rows.groupby("ability")["score"].mean().mean()
+        out[f"{arm}/accuracy"] = float(rows.groupby("ability")["score"].mean().mean())
         for key in MEANS:
             out[f"{arm}/{key}"] = float(rows[key].mean())
     return out
@@ -97,7 +98,7 @@ def costs(run: Path) -> dict[str, float]:
 
 
 class Prospect:
-    """What can be said of a run's outcomes before it is computed.
+    """Names of the metrics that a run will report, before it is computed.
 
     Args:
         config: Config of the run, resolved.
@@ -136,11 +137,11 @@ class Prospect:
 
     def _abilities(self) -> set[str] | None:
         """Of the task's samples; None where they are another harness's, or differ between the runs that are meant."""
-        if self.config["task"]["name"] == OTHER_HARNESS or self.open & {"task", "tasks", "limit", "seed"}:
+        if self.config["task"]["name"] in LIBRARIES or self.open & {"task", "tasks", "limit", "seed"}:
             return None
         if self._task is None:
-            self._task = make_dataset(self.config["task"]["dataset"])
-            self._found = {sample.ability for sample in draw(self._task, self.config["limit"])}
+            self._task = task = make_dataset(self.config["task"]["dataset"])
+            self._found = {sample.ability for sample in draw(task, self.config["limit"])}
         return self._found
 
 

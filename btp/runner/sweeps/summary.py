@@ -1,4 +1,4 @@
-"""A sweep as a whole: where its cells stand, and their comparison at its end."""
+"""Status of a sweep, and the comparison of its cells at its end."""
 
 from __future__ import annotations
 

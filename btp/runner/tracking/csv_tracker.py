@@ -42,7 +42,8 @@ class CsvTracker:
 
     def is_logged(self, run: Path, identity: str) -> bool:
         """Whether the table has a row of the run."""
-        return self.file.is_file() and identity in set(self._read().get("identity", ()))
+        table = self._read() if self.file.is_file() else pd.DataFrame()
+        return "identity" in table and identity in set(table["identity"])
 
     def log_run(self, config: Mapping[str, Any], run: Path) -> None:
         """Put the run's row into the table, in place of an older one of the same identity."""
@@ -54,8 +55,8 @@ class CsvTracker:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.file}.lock"):
             table = self._read() if self.file.exists() else pd.DataFrame({"identity": []})
-            others = table[table["identity"] != row["identity"]]
-            whole = pd.DataFrame([*others.to_dict("records"), row])
+            others = [other for other in table.to_dict("records") if other["identity"] != row["identity"]]
+            whole = pd.DataFrame([*others, row])
             write_text(self.file, whole.to_csv(index=False))
 
     def log_sweep(self, sweep: Path, cells: Sequence[Cell]) -> None:

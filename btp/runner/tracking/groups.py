@@ -1,4 +1,4 @@
-"""Where the cells of a sweep are logged: in one group, known to the sweep's own W&B run. No torch, no wandb here."""
+"""W&B groups of sweeps: all cells in one group, known to the sweep's own W&B run. No torch, no wandb here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tracker is: it logs finished runs and sweeps from their folders. A new one is a class and a yaml."""
+"""Tracker protocol: logs finished runs and sweeps from their folders. A new one is a class and a yaml."""
 
 from __future__ import annotations
 

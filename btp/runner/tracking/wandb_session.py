@@ -1,4 +1,4 @@
-"""Opens W&B runs that hold nothing up: on disk where no server answers, and with bounded waits where one does."""
+"""W&B runs with bounded waits, and offline where no server answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ def mode(logger: Mapping[str, Any]) -> str:
     """Whether and how to log: none | offline | online. W&B's own switch, WANDB_MODE, goes before the config."""
     if logger["name"] == NONE:
         return NONE
-    return {"disabled": NONE, "dryrun": OFFLINE, "offline": OFFLINE}.get(
-        os.environ.get("WANDB_MODE", ""), logger["mode"]
-    )
+    switched = {"disabled": NONE, "dryrun": OFFLINE, "offline": OFFLINE}.get(os.environ.get("WANDB_MODE", ""))
+    return switched or logger["mode"]
 
 
 def check_login(logger: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ def _log(logger: Mapping[str, Any], folder: Path, table: list[list[Any]], conten
     }
     with opened(logger, folder, sweep_id(folder), **facts) as tracked:
         tracked.summary.update({f"cells/{state}": count for state, count in states.items()} | {"cells/all": len(table)})
-        tracked.log({"cells": wandb.Table(columns=list(COLUMNS), data=table)})
+        tracked.log({"cells": wandb.Table(columns=list(COLUMNS), data=[*table])})
         if (folder / TABLE).exists():
             frame = pd.read_csv(folder / TABLE).astype(object)
             tracked.log({"comparison": wandb.Table(dataframe=frame.where(frame.notna(), None))})

@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from btp.results.find import run_folders
-from btp.results.folder_shapes import SAMPLES
 from btp.results.reader import read_frame
+from btp.results.run_folder_schema import SAMPLES
 
 PATIENCE_S = 20
 NAME = "btp: accuracy against tokens"

@@ -1,4 +1,4 @@
-"""`action=train`: the modules of the run's pruner, or the model with it on, and nothing else."""
+"""`action=train`: trains the modules of the run's pruner, or the model with the pruner on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from btp.models.loading.load import Loaded
 from btp.runner.devices import Machine
 from btp.runner.tracking.tracker import tracker_of
-from btp.runner.training.host import HostTraining
-from btp.runner.training.kinds import module_training
+from btp.runner.training.module_training import module_training
+from btp.runner.training.sparse_finetuning import HostTraining
 from btp.runner.training.train import describe_card
 
 

@@ -1,4 +1,4 @@
-"""What a training says to the loop: pace, data of a step, losses, what trains."""
+"""Interface of a training: learning-rate schedule, batches, losses, trained parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CURVES = ("linear", "cosine")
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long and how fast.
+    """Steps and learning-rate schedule of a training.
 
     Attributes:
         steps: optimiser steps.
@@ -43,7 +43,7 @@ class Pace:
     clip: float = 1.0
 
     def share(self, step: int) -> float:
-        """Of the peak rate, at a step from 0 on."""
+        """Share of the peak learning rate at a step, from 0 on."""
         start = self.steps * (1 - self.decay)
         done = 0.0 if step <= start else (step - start) / (self.steps - start)
         down = 1 - 0.98 * done if self.curve == "linear" else (1 + cos(pi * min(done, 1.0))) / 2

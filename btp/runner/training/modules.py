@@ -54,6 +54,7 @@ class ModuleCourse(Course):
         self.name, self.pace, self.workers, self._host_rate = name, pace, workers, host_rate
         self.learner = pruner.modules
         if host_rate is not None:
+            assert host.decoder is not None  # what it trains has one
             self.learner = nn.ModuleDict({"pruner": pruner.modules, "language_model": host.decoder})
         self.pruner, self._host, self._teach, self._masked, self._decay = pruner, host, teach, masked, decay
         self._best = math.inf
@@ -71,7 +72,7 @@ class ModuleCourse(Course):
     def optimiser(self) -> Optimizer:
         """AdamW."""
         groups = [{"params": list(self.pruner.modules.parameters()), "lr": self.pace.rate}]
-        if self._host_rate is not None:
+        if self._host_rate is not None and self._host.decoder is not None:
             groups.append({"params": list(self._host.decoder.parameters()), "lr": self._host_rate})
         return AdamW(groups, weight_decay=self._decay)
 

@@ -14,10 +14,10 @@ from btp.pruners.trained_folder import CARD, FORMAT
 from btp.results.atomic import write_text
 from btp.runner.arms import build_method
 from btp.runner.evaluation.visual_totals import visual_count
-from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.way import DOES, Way
+from btp.runner.evaluation.ways.way_of_task import way_of
 from btp.runner.identity import code, digest, pictures
-from btp.runner.training.looks import ForegroundCourse, Shown, foreground_losses
+from btp.runner.training.labelled_pictures import ForegroundCourse, Shown, foreground_losses
 from btp.runner.training.modules import trainable
 from btp.runner.training.train import Training
 from btp.schedules.place import place_stages
@@ -34,7 +34,7 @@ class LookingTraining(Training):
         return place_stages(self.pruner["schedule"] or [], 0, layers, layers)
 
     def _learned_from(self) -> list[Any]:
-        return [*super()._learned_from(), code(__name__, "btp.runner.training.looks")]
+        return [*super()._learned_from(), code(__name__, "btp.runner.training.labelled_pictures")]
 
     def _shown(self, way: Way) -> Shown:
         settings, machine = self.settings, self.machine

@@ -1,4 +1,4 @@
-"""Starts worker processes and hears how their runs ended. No torch here, so that errors come at once.
+"""Starts worker processes and reads the outcomes of their runs. No torch here, so that errors come at once.
 
 A worker is a process of its own, without Hydra: what is started again with its command line computes one run, not a
 sweep. The runs of a sweep go to one worker, one after another, which saves what a process costs to start; a run that

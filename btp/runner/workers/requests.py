@@ -1,4 +1,4 @@
-"""Requests on their way to a worker: files of which nothing stays, whoever is killed meanwhile. No torch here."""
+"""Request files for workers, removed behind a run even if a process was killed. No torch here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes that a file gives, held against their picture."""
+"""Checks of bounding boxes from files against their picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which boxes of one picture mean the same thing."""
+"""Matching of bounding boxes by IoU."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Boxes:
         return coco_of([self._labelled[sample.id] for sample in samples], self.names)
 
     def chance(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Nobody finds a box without looking."""
+        """0: no box is found by chance."""
         return {sample.ability: 0.0 for sample in samples}
 
     def content(self) -> dict[str, object]:

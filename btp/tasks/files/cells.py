@@ -1,4 +1,4 @@
-"""What a cell of a table of questions means, whatever the format: absent, a text, a list of texts, boxes."""
+"""Parsing of the cells of a table of questions, whatever the format: absent, a text, a list of texts, boxes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import isnan
 from typing import Any
 
 from btp.tasks.files.images import PictureCell
-from btp.tasks.files.nesting import json_of
+from btp.tasks.files.json_nesting import json_of
 from btp.tasks.sample import Box
 from btp.tasks.shown import brief
 

@@ -1,4 +1,4 @@
-"""What a person sees of a picture file, as RGB: turned as the camera says, on white, with all of its brightness."""
+"""Decoding of picture files to RGB: EXIF orientation, alpha on white, 8 bits a channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects of a benchmark's JSON file that say where they stand when something is missing in them or of another kind."""
+"""JSON objects with their place in the file, for messages about missing or wrong keys."""
 
 from __future__ import annotations
 

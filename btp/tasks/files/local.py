@@ -1,4 +1,4 @@
-"""Local copies of benchmarks: finds their files, and says what must lie where when one is missing."""
+"""Local copies of benchmarks: finds their files; messages say which file must lie where."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from btp.tasks.files.entries import Entry, entries
 from btp.tasks.files.images import PictureFile
-from btp.tasks.files.nesting import json_of
+from btp.tasks.files.json_nesting import json_of
 from btp.tasks.sample import Sample
 
 MOST_BYTES, CUT_BYTES = 120, 100  # of an id in a file's name, which has 255 and holds more than the id

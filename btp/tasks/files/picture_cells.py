@@ -1,4 +1,4 @@
-"""What a text in a table's column of pictures is: a path, the picture itself in base64, or an address."""
+"""Pictures in a table's text column: a path, the picture itself in base64, or an address."""
 
 from __future__ import annotations
 

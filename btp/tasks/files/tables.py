@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from btp.tasks.files.images import PictureCell
+from btp.tasks.files.json_nesting import json_of
 from btp.tasks.files.local import read_json, read_text
-from btp.tasks.files.nesting import json_of
 from btp.tasks.shown import short
 
 MOST_ROWS, MOST_BYTES = 2_000_000, 4 * 2**30  # of one table, pictures apart; rows become objects in memory
@@ -49,7 +49,7 @@ def read_rows(path: Path, key: str) -> list[Row]:
     if isinstance(found, dict):
         lists = [value for value in found.values() if _is_rows(value)]
         found = lists[0] if len(lists) == 1 else [found] if ending == ".jsonl" else None
-    if found != [] and not _is_rows(found):
+    if not isinstance(found, list) or (found and not _is_rows(found)):
         raise ValueError(f"{path} holds no list of objects. Write one object per question, or correct {key}.")
     return _at_most(found, path, key)
 
@@ -149,8 +149,8 @@ def _nulls(group: Any, name: str) -> int | None:
     for i in range(group.num_columns):
         column = group.column(i)
         if column.path_in_schema in (name, f"{name}.bytes"):
-            counted = column.statistics is not None and column.statistics.has_null_count
-            return column.statistics.null_count if counted else None
+            found = column.statistics
+            return found.null_count if found is not None and found.has_null_count else None
     return None
 
 

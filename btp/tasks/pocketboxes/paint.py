@@ -57,7 +57,7 @@ def _ring(side: int) -> NDArray[np.float32]:
     return outer.clip(0, 1)
 
 
-def _blend(picture: NDArray[np.float32], alpha: NDArray[np.float32], color: str, rng: np.random.Generator) -> None:
+def _blend(picture: NDArray[np.float32], alpha: NDArray[np.floating], color: str, rng: np.random.Generator) -> None:
     """Lay a colour over `picture`, plain or in stripes of two shades."""
     tone = np.array(COLORS[color], np.float32) * rng.uniform(0.85, 1.1)
     tone = np.broadcast_to(tone, picture.shape)

@@ -1,4 +1,4 @@
-"""What stands where in a picture to be searched: things of five kinds that do not touch."""
+"""Scenes for detection: things of five kinds that do not touch."""
 
 from dataclasses import dataclass
 

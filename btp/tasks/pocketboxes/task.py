@@ -118,7 +118,7 @@ class PocketBoxes(Drawn):
         return self.coco([int(sample.id.rpartition("-")[2]) for sample in samples])
 
     def chance(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Nobody finds a box without looking."""
+        """0: no box is found by chance."""
         return {sample.ability: 0.0 for sample in samples}
 
     def coco(self, indices: Sequence[int]) -> dict[str, list[dict]]:

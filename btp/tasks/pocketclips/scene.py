@@ -1,4 +1,4 @@
-"""What happens in a clip: events one behind another, each with a ground, a light, a thing and how it moves."""
+"""Scenes of a clip: events one behind another, each with a ground, a light, a thing and how it moves."""
 
 from __future__ import annotations
 

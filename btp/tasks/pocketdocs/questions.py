@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
 from btp.tasks.pocketdocs.text import Sentence
 from btp.tasks.pocketdocs.vocabulary import CATEGORIES
 
+T = TypeVar("T")
 QA = tuple[str, str, tuple[Sentence, ...]]  # question, answer, the sentences that the answer needs
 
 
@@ -20,7 +22,7 @@ def _of(text: list[Sentence], kind: str) -> list[Sentence]:
     return [s for s in text if s.kind == kind]
 
 
-def _pick(rng: np.random.Generator, options: list[QA]) -> QA | None:
+def _pick(rng: np.random.Generator, options: list[T]) -> T | None:
     return options[rng.integers(len(options))] if options else None
 
 
@@ -34,6 +36,8 @@ def _lookup(text: list[Sentence], rng: np.random.Generator) -> QA | None:
 
 def _document(text: list[Sentence], rng: np.random.Generator) -> QA | None:
     header = _pick(rng, _of(text, "header"))
+    if header is None:
+        return None
     if rng.random() < 0.5:
         return f"who wrote document {header.document} ?", header.key, (header,)
     return f"where is document {header.document} from ?", header.value, (header,)

@@ -67,7 +67,8 @@ def _say(kind: str, text: str, key: str = "", value: str = "") -> Sentence:
 
 
 def _some(rng: np.random.Generator, pool: Sequence[str], count: int) -> list[str]:
-    return [pool[i] for i in rng.permutation(len(pool))[:count]]
+    order: list[int] = rng.permutation(len(pool))[:count].tolist()
+    return [pool[i] for i in order]
 
 
 def _headers(rng: np.random.Generator, split: str, length: int) -> list[Sentence]:

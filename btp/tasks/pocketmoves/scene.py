@@ -1,4 +1,4 @@
-"""What moves where in a clip: one red thing whose shape and motion are the class, among things of other colours."""
+"""Scenes of moving things: one red thing whose shape and motion are the class, among things of other colours."""
 
 from dataclasses import dataclass
 

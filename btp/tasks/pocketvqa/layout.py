@@ -1,4 +1,4 @@
-"""What stands where in a scene: objects on a loose 3 x 3 arrangement of cells."""
+"""Layouts of a scene: objects on a loose 3 x 3 arrangement of cells."""
 
 from dataclasses import dataclass
 

@@ -63,7 +63,7 @@ class PocketVQA(Drawn):
             earlier=self._other(index, ability, things) if self.earlier else "",
         )
 
-    def _other(self, index: int, ability: str, things: Sequence[Thing]) -> str:
+    def _other(self, index: int, ability: str, things: list[Thing]) -> str:
         """A question of another ability about the scene, from a stream of its own: the sample stays as it is."""
         rng = np.random.default_rng([self.seed, EARLIER, index])
         others = [name for name in ABILITIES if name not in (ability, "describe")]

@@ -1,4 +1,4 @@
-"""Questions with answered ones in front of them: what is asked for is told by examples alone."""
+"""Few-shot questions: answered examples in front of each."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from btp.tasks.files.entries import Entry
 from btp.tasks.files.local import Place
 from btp.tasks.metric import mean
 from btp.tasks.sample import Sample
-from btp.tasks.texts.measures import best, classification, code_similarity, numbers, qa_f1, rouge_l
 from btp.tasks.texts.task import Texts
+from btp.tasks.texts.text_scores import best, classification, code_similarity, numbers, qa_f1, rouge_l
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Dataset:
 
     Attributes:
         group: Group, one of the paper's six.
-        measure: Measure of btp.tasks.texts.measures; None where answers are Chinese words, which need a segmenter.
+        measure: Measure of btp.tasks.texts.text_scores; None where answers are Chinese words, which need a segmenter.
         chat: it is asked as a turn of a chat.
         first_line: only the first line of an answer counts.
     """

@@ -10,8 +10,8 @@ import numpy as np
 
 from btp.tasks.files.local import Place, read_text
 from btp.tasks.sample import Sample
-from btp.tasks.texts.measures import contained
 from btp.tasks.texts.task import Texts
+from btp.tasks.texts.text_scores import contained
 
 NEEDLE, QUESTION = "The code of the archive in {key} is {value}.", "What is the code of the archive in {key}?"
 KEYS = ("Oslo", "Lima", "Quito", "Hanoi", "Cairo", "Turin", "Osaka", "Perth", "Dakar", "Minsk")

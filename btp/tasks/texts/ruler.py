@@ -11,8 +11,8 @@ from btp.tasks.files.entries import Entry
 from btp.tasks.files.local import Place
 from btp.tasks.sample import Sample
 from btp.tasks.shown import brief
-from btp.tasks.texts.measures import best, contained
 from btp.tasks.texts.task import Texts
+from btp.tasks.texts.text_scores import best, contained
 
 FILE = "validation.jsonl"
 LENGTHS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}  # tokens of an answer, by the beginning of a name

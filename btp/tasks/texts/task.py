@@ -1,4 +1,4 @@
-"""Questions about long texts from local files: what all such tasks have in common."""
+"""Base of tasks with questions about long texts from local files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Texts:
         return {"average": 100 * mean(list(self._by_ability(samples, predictions).values()))}
 
     def chance(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """0: nobody guesses what a text says."""
+        """0: no answer is right by chance."""
         return dict.fromkeys((sample.ability for sample in samples), 0.0)
 
     def content(self) -> dict[str, object]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from btp.tasks.files.footage import Sampling, footage
 from btp.tasks.files.local import Place
+from btp.tasks.files.video_frames import Sampling, footage
 from btp.tasks.sample import Sample
 from btp.tasks.videos.options import KEY, letter
 
@@ -22,7 +22,7 @@ class MLVU:
     Attributes:
         path: folder with json and video.
         tasks: that are asked; null asks all seven.
-        frames, fps, folder_fps: see `btp.tasks.files.footage.Sampling`.
+        frames, fps, folder_fps: see `btp.tasks.files.video_frames.Sampling`.
     """
 
     path: str

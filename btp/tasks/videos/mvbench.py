@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from btp.tasks.files.footage import Sampling, footage
 from btp.tasks.files.local import Place
+from btp.tasks.files.video_frames import Sampling, footage
 from btp.tasks.sample import Sample
 from btp.tasks.videos.options import KEY, letter
 
@@ -44,7 +44,7 @@ class MVBench:
         path: folder with json and the videos' folder.
         videos: folder of the videos below it.
         kinds: that are asked; null asks all twenty.
-        frames, fps, folder_fps: see `btp.tasks.files.footage.Sampling`.
+        frames, fps, folder_fps: see `btp.tasks.files.video_frames.Sampling`.
     """
 
     path: str

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from btp.tasks.files.cells import absent, text_of
-from btp.tasks.files.footage import Sampling, footage
 from btp.tasks.files.tables import Row
+from btp.tasks.files.video_frames import Sampling, footage
 from btp.tasks.files.vqa_folder import KEY, VQAFolder
 from btp.tasks.sample import Sample
 
@@ -26,7 +26,7 @@ class VideoFolder:
         path: a table, or a folder with one.
         videos: folder that paths of videos are relative to; None is the table's own.
         columns: the schema's name of a column -> the table's.
-        frames, fps, folder_fps: see `btp.tasks.files.footage.Sampling`.
+        frames, fps, folder_fps: see `btp.tasks.files.video_frames.Sampling`.
     """
 
     path: str

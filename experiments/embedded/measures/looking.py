@@ -1,6 +1,6 @@
 """Answers of the embedded models that are a vision tower alone, under every arm, by their own way of answering."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -9,26 +9,43 @@ from tqdm import tqdm
 
 from btp.engine.attach import attach
 from btp.models.loading.load import Loaded
+from btp.pruners.lattice import Lattice
 from btp.runner.evaluation.data import Batch
 from btp.runner.evaluation.oracle_targets import aim
-from btp.runner.evaluation.ways.choose import way_of
 from btp.runner.evaluation.ways.way import Row, Way
+from btp.runner.evaluation.ways.way_of_task import way_of
 from btp.tasks.detection.average_precision import average_precision
 from btp.tasks.drawn import Drawn
 from btp.tasks.sample import Sample
 from experiments.embedded.measures.controls import (
     CHANCE,
+    SHARES,
     Arm,
     Scores,
+    cut,
     load_embedded,
     percent,
+    randoms,
     scores_table,
     with_mean,
+    withdrawals,
 )
 
 BATCH = 32
+SITE = "vision.layer.0"
 GREY = (110, 110, 110)
 TOP1 = "top1"
+
+
+def picture_arms(layers: int, between: Iterable[Arm] = ()) -> Iterator[Arm]:
+    """Controls of a tower that sees one picture: `between` stands behind random selection."""
+    yield Arm("unpruned")
+    yield Arm("blank picture", picture="blank")
+    yield from randoms(SITE)
+    yield from between
+    for share in SHARES:
+        yield Arm(f"smaller picture {share:.1%}", cut(SITE, share), Lattice(), "shrunk", share)
+    yield from withdrawals("vision", layers)
 
 
 def measure_looking(

@@ -22,9 +22,8 @@ from experiments.embedded.measures.controls import (
     knee_lies_deep,
     randoms,
 )
-from experiments.embedded.measures.looking import TOP1, measure_looking
+from experiments.embedded.measures.looking import SITE, TOP1, measure_looking
 
-SITE = "vision.layer.0"
 DROPPED = 24 / 64  # r of STA: tubes that leave each chunk at the first stage, half as many at each one after it
 STA = "random, STA's depths, r = 24 of 64"
 DEPTH = 0.1

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from btp.pruners.lattice import Lattice
 from btp.pruners.oracle import Oracle
 from btp.tasks.pocketboxes.scene import NAMES
 from btp.tasks.pocketboxes.task import PocketBoxes
@@ -17,25 +16,16 @@ from experiments.embedded.measures.controls import (
     falls,
     hurts,
     knee_lies_deep,
-    randoms,
-    withdrawals,
 )
-from experiments.embedded.measures.looking import measure_looking
+from experiments.embedded.measures.looking import SITE, measure_looking, picture_arms
 
-SITE = "vision.layer.0"
 HEAD = "AP50"
 
 
 def arms(layers: int) -> Iterator[Arm]:
     """All controls."""
-    yield Arm("unpruned")
-    yield Arm("blank picture", picture="blank")
-    yield from randoms(SITE)
-    for share in SHARES:
-        yield Arm(f"oracle boxes {share:.1%}", cut(SITE, share), Oracle(inner=chance()))
-    for share in SHARES:
-        yield Arm(f"smaller picture {share:.1%}", cut(SITE, share), Lattice(), "shrunk", share)
-    yield from withdrawals("vision", layers)
+    oracles = (Arm(f"oracle boxes {share:.1%}", cut(SITE, share), Oracle(inner=chance())) for share in SHARES)
+    return picture_arms(layers, between=oracles)
 
 
 def acceptance(scores: Scores, layers: int) -> list[dict]:

@@ -1,35 +1,10 @@
 """What the pocket Vim can do, and how far pruning can pay and hurt: controls alone, never a method."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from btp.pruners.lattice import Lattice
 from btp.tasks.pocketboxes.classify import CONTRAST, PocketDigits
-from experiments.embedded.measures.controls import (
-    SHARES,
-    Arm,
-    Scores,
-    check,
-    cut,
-    falls,
-    hurts,
-    knee_lies_deep,
-    randoms,
-    withdrawals,
-)
-from experiments.embedded.measures.looking import TOP1, measure_looking
-
-SITE = "vision.layer.0"
-
-
-def arms(layers: int) -> Iterator[Arm]:
-    """All controls."""
-    yield Arm("unpruned")
-    yield Arm("blank picture", picture="blank")
-    yield from randoms(SITE)
-    for share in SHARES:
-        yield Arm(f"smaller picture {share:.1%}", cut(SITE, share), Lattice(), "shrunk", share)
-    yield from withdrawals("vision", layers)
+from experiments.embedded.measures.controls import Scores, check, falls, hurts, knee_lies_deep
+from experiments.embedded.measures.looking import TOP1, measure_looking, picture_arms
 
 
 def acceptance(scores: Scores, layers: int) -> list[dict]:
@@ -44,4 +19,4 @@ def acceptance(scores: Scores, layers: int) -> list[dict]:
 
 def measure(checkpoint: Path, split: str, samples: int) -> dict:
     """See `measure_looking`; samples of both abilities in turn."""
-    return measure_looking("pocket_vim", checkpoint, PocketDigits(split, 0, samples), arms, acceptance)
+    return measure_looking("pocket_vim", checkpoint, PocketDigits(split, 0, samples), picture_arms, acceptance)

@@ -11,7 +11,6 @@ from btp.tasks.pocketvqa.questions import ABILITIES, ask
 NAMES = (*SHAPES, *"0123456789")
 KINDS = ("shape", "digit", "number")
 MARKS = (*COLORS, *NAMES)  # what the tower's CLS token must tell
-MEAN, STD = 0.5, 0.25  # as the processor normalises
 PATCH_LABELS = ("color", "name", "kind")
 
 

@@ -13,22 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from btp.models.embedded.pocket import build_model, build_processor
 from btp.tasks.pocketvqa.layout import COLORS, SHAPES, SIDE
-from btp.tasks.pocketvqa.questions import words
+from experiments.embedded.llava_recipe import TEXT, VISION, LlavaRecipe
 from experiments.embedded.packed import answer_loss
-from experiments.embedded.pocket.data import KINDS, MARKS, MEAN, NAMES, STD, collate, draw_sample
-from experiments.embedded.recipe import Phase, Recipe
+from experiments.embedded.pocket.data import KINDS, MARKS, NAMES, draw_sample
+from experiments.embedded.recipe import Phase, normalised
 
 PATCH = 4
-VISION = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 4}
-TEXT = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-}
 SMALL = Path("btp/models/checkpoints/pocket_mini")
 TOWER_FROM = {0: 0, 2: 1}  # block of the new tower: block of the small one
 DECODER_FROM = {0: 0, 1: 1, 2: 2, 3: 3, 5: 4, 7: 5, 8: 6, 10: 7}
@@ -62,10 +53,13 @@ class TowerHeads(nn.Module):
         self.marks = nn.Linear(width, len(MARKS))
 
 
-class Pocket(Recipe):
+class Pocket(LlavaRecipe):
     """The recipe of the default embedded model."""
 
     name = "pocket"
+    patch = PATCH
+    vision = VISION | {"num_hidden_layers": 6}
+    text = TEXT | {"num_hidden_layers": 16}
     phases = (
         Phase(
             "tower",
@@ -98,14 +92,9 @@ class Pocket(Recipe):
         ),
     )
 
-    def __init__(self):
-        self.processor = build_processor(words(), SIDE, PATCH)
-        self.memory: dict[str | None, list[int]] = {None: [self.processor.tokenizer.eos_token_id]}
-
-    def build(self) -> nn.Module:
-        """A model with random weights and heads."""
-        model = build_model(self.processor.tokenizer, side=SIDE, patch=PATCH, vision=VISION, text=TEXT)
-        return nn.ModuleDict({"model": model, "heads": TowerHeads(VISION["hidden_size"])})
+    def build_heads(self) -> nn.Module:
+        """Heads on the tower's output."""
+        return TowerHeads(self.vision["hidden_size"])
 
     def begin(self, learner: nn.Module, phase: Phase) -> None:
         """Grow the part that the phase trains from the small model; later phases go on with all of it."""
@@ -114,19 +103,9 @@ class Pocket(Recipe):
         small = LlavaForConditionalGeneration.from_pretrained(SMALL, dtype=torch.float32)
         grow(learner["model"], small, tower=phase.name == "tower")
 
-    def encode(self, text: str | None) -> list[int]:
-        """Token ids without special tokens; the end token for None."""
-        if text not in self.memory:
-            self.memory[text] = self.processor.tokenizer(text, add_special_tokens=False).input_ids
-        return self.memory[text]
-
     def sample(self, rng: np.random.Generator, phase: Phase) -> dict:
         """A scene; in the decoder's phase with its questions."""
         return draw_sample(rng, self.encode, grid=SIDE // PATCH, **phase.data)
-
-    def collate(self, samples: list[dict]) -> dict[str, Tensor]:
-        """Scenes of a batch."""
-        return collate(samples)
 
     def trained(self, learner: nn.Module, phase: Phase) -> nn.Module:
         """The tower and its heads, then everything behind the tower, then all."""
@@ -140,24 +119,13 @@ class Pocket(Recipe):
     def losses(self, learner: nn.Module, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
         """What the patches tell, and what is answered, as far as the phase weighs it."""
         model = learner["model"]
-        seen = model.model.vision_tower(pixel_values=(batch["pixels"].float() / 255 - MEAN) / STD)
+        seen = model.model.vision_tower(pixel_values=normalised(batch["pixels"]))
         found: dict[str, Tensor] = {}
         if "answer" in phase.losses:
-            head = [model.config.text_config.bos_token_id, *self.encode("USER :")]
-            found |= answer_loss(model, seen.last_hidden_state[:, 1:], batch, head)[0]
+            found |= answer_loss(model, seen.last_hidden_state[:, 1:], batch, self.prompt_head())[0]
         if "shape" in phase.losses:
             found |= tower_losses(learner["heads"], seen.last_hidden_state[:, 1:], seen.pooler_output, batch)
         return found
-
-    def load(self, learner: nn.Module, folder: Path) -> None:
-        """The weights of a checkpoint of this size."""
-        found = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        learner["model"].load_state_dict(found.state_dict())
-
-    def save(self, learner: nn.Module, folder: Path) -> None:
-        """A LLaVA checkpoint with its processor."""
-        learner["model"].save_pretrained(folder)
-        self.processor.save_pretrained(folder)
 
 
 def tower_losses(heads: TowerHeads, patches: Tensor, whole: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from btp.models.embedded.pocket_vision import MEAN, STD, build_action, build_processor
+from btp.models.embedded.pocket_vision import build_action, build_processor
 from btp.tasks.pocketmoves.scene import CLASSES, FRAMES, MOVES, SHAPES, SIDE, STILL, Mover
 from btp.tasks.pocketmoves.task import Clip, draw_clip
 from btp.tasks.pocketvqa.layout import COLORS
-from experiments.embedded.recipe import Phase, Recipe
+from experiments.embedded.recipe import Phase, Recipe, normalised
 
 PATCH, TUBE = 8, 2
 LAYER = 4  # the throw-away heads read what this many blocks have made
@@ -71,7 +71,7 @@ class PocketAction(Recipe):
         `right`, `shape` and `move` are the shares of clips where class, shape and motion are named, `named`, `headed`
         and `went` those of the tubes that show a thing.
         """
-        pixels = (batch["pixels"].float() / 255 - MEAN) / STD
+        pixels = normalised(batch["pixels"])
         model, heads, label = learner["model"], learner["heads"], batch["class"]
         rows = model.videomae.embeddings(pixels, None)
         early = rows

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers import YolosForObjectDetection
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss, box_iou
 
-from btp.models.embedded.pocket_vision import MEAN, STD, build_detector, build_processor
+from btp.models.embedded.pocket_vision import build_detector, build_processor
 from btp.tasks.pocketboxes.scene import NAMES, SIDE
 from btp.tasks.pocketboxes.task import Scene, draw_scene
-from experiments.embedded.recipe import Phase, Recipe
+from experiments.embedded.recipe import Phase, Recipe, normalised
 
 PATCH = 8
 LAYER = 4  # the throw-away heads read what this many blocks have made; the rest gathers
@@ -82,7 +82,7 @@ class PocketDet(Recipe):
         of their patches that are named, `foreground` that of all patches that are told from the ground.
         """
         model, heads = learner["model"], learner["heads"]
-        pixels = (batch["pixels"].float() / 255 - MEAN) / STD
+        pixels = normalised(batch["pixels"])
         rows = model.vit.embeddings(pixels)
         for block in model.vit.encoder.layer[:LAYER]:
             rows = block(rows)

@@ -15,8 +15,7 @@ from btp.tasks.pocketclips.paint import paint
 from btp.tasks.pocketclips.questions import ABILITIES, words
 from btp.tasks.pocketclips.scene import SIDE, Event, draw_events
 from experiments.embedded.pocket_video.data import caption
-from experiments.embedded.recipe import Phase, Recipe
-from experiments.embedded.recipes.pocket_video import normalised
+from experiments.embedded.recipe import Phase, Recipe, normalised
 
 PATCH = 8
 VISION = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}

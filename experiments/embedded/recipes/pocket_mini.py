@@ -5,30 +5,19 @@ that text cannot read a finished picture in layer 0. Descriptions and reading co
 object by its looks needs more questions, and patches that know their place.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from btp.models.embedded.pocket import build_model, build_processor
 from btp.tasks.pocketvqa.layout import CELLS, COLORS, SIDE
-from btp.tasks.pocketvqa.questions import words
+from experiments.embedded.llava_recipe import TEXT, VISION, LlavaRecipe
 from experiments.embedded.packed import answer_loss
-from experiments.embedded.pocket.data import MARKS, MEAN, NAMES, STD, collate, draw_sample
-from experiments.embedded.recipe import Phase, Recipe
+from experiments.embedded.pocket.data import MARKS, NAMES, draw_sample
+from experiments.embedded.recipe import Phase, normalised
 
 PATCH = 8
 DENSE = 4  # decoder layers before the losses on patches
-VISION = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
-TEXT = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-}
 
 
 def asked(questions: int, **weights: float) -> dict:
@@ -49,10 +38,13 @@ class Heads(nn.Module):
         self.marks = nn.Linear(vision, len(MARKS))
 
 
-class PocketMini(Recipe):
+class PocketMini(LlavaRecipe):
     """The recipe of the small embedded model."""
 
     name = "pocket_mini"
+    patch = PATCH
+    vision = VISION | {"num_hidden_layers": 2}
+    text = TEXT | {"num_hidden_layers": 8}
     phases = (
         Phase(
             "read",
@@ -117,35 +109,19 @@ class PocketMini(Recipe):
         ),
     )
 
-    def __init__(self):
-        self.processor = build_processor(words(), SIDE, PATCH)
-        self.memory: dict[str | None, list[int]] = {None: [self.processor.tokenizer.eos_token_id]}
-
-    def build(self) -> nn.Module:
-        """A model with random weights and heads."""
-        model = build_model(self.processor.tokenizer, side=SIDE, patch=PATCH, vision=VISION, text=TEXT)
-        return nn.ModuleDict({"model": model, "heads": Heads(TEXT["hidden_size"], VISION["hidden_size"])})
-
-    def encode(self, text: str | None) -> list[int]:
-        """Token ids without special tokens; the end token for None."""
-        if text not in self.memory:
-            self.memory[text] = self.processor.tokenizer(text, add_special_tokens=False).input_ids
-        return self.memory[text]
+    def build_heads(self) -> nn.Module:
+        """Heads on the decoder's states of patches, and on the tower's class token."""
+        return Heads(self.text["hidden_size"], self.vision["hidden_size"])
 
     def sample(self, rng: np.random.Generator, phase: Phase) -> dict:
         """A scene with its questions."""
         return draw_sample(rng, self.encode, grid=SIDE // PATCH, **phase.data)
 
-    def collate(self, samples: list[dict]) -> dict[str, Tensor]:
-        """Scenes of a batch."""
-        return collate(samples)
-
     def losses(self, learner: nn.Module, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
         """Answers, patches behind decoder layer 4, class token of the tower."""
         model, heads = learner["model"], learner["heads"]
-        seen = model.model.vision_tower(pixel_values=(batch["pixels"].float() / 255 - MEAN) / STD)
-        head = [model.config.text_config.bos_token_id, *self.encode("USER :")]
-        found, states = answer_loss(model, seen.last_hidden_state[:, 1:], batch, head, layer=DENSE)
+        seen = model.model.vision_tower(pixel_values=normalised(batch["pixels"]))
+        found, states = answer_loss(model, seen.last_hidden_state[:, 1:], batch, self.prompt_head(), layer=DENSE)
         patches = heads.norm(states)
         grid = SIDE // PATCH
         cell = torch.arange(grid, device=patches.device) * CELLS // grid
@@ -157,11 +133,6 @@ class PocketMini(Recipe):
         found["anchor"] = F.binary_cross_entropy_with_logits(anchor, batch["anchor"], pos_weight=rare)
         found["marks"] = F.binary_cross_entropy_with_logits(heads.marks(seen.pooler_output), batch["marks"])
         return found
-
-    def save(self, learner: nn.Module, folder: Path) -> None:
-        """A LLaVA checkpoint with its processor."""
-        learner["model"].save_pretrained(folder)
-        self.processor.save_pretrained(folder)
 
 
 RECIPE = PocketMini()

@@ -11,35 +11,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    LlavaForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
 
 from btp.models.embedded.pocket_video import build_video_model, build_video_processor, build_video_tokenizer
 from btp.tasks.pocketclips.questions import words
 from btp.tasks.pocketclips.scene import FRAMES, MOST, SIDE
 from btp.tasks.pocketvqa.layout import COLORS
+from experiments.embedded.llava_recipe import TEXT, VISION, LlavaRecipe
 from experiments.embedded.packed import packed_loss
-from experiments.embedded.pocket.data import MEAN, STD, pack_text
+from experiments.embedded.pocket.data import pack_text
 from experiments.embedded.pocket_video.data import GOES, LABELS, MARKS, NAMES, UNKNOWN, draw_sample
-from experiments.embedded.recipe import Phase, Recipe
+from experiments.embedded.recipe import Phase, normalised
 
 PATCH = 8
 GRID = SIDE // PATCH // 2  # tokens along the side of a frame, which the host pools by two
 DENSE = 4  # decoder layers before the losses on tokens
-VISION = {
-    "hidden_size": 96,
-    "intermediate_size": 384,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-TEXT = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-}
 SMALL = Path("btp/models/checkpoints/pocket_mini")
 WEIGHTS = {
     "attribute": 1.5,
@@ -66,10 +57,14 @@ class Heads(nn.Module):
         self.marks = nn.Linear(text, len(MARKS))
 
 
-class PocketVideo(Recipe):
+class PocketVideo(LlavaRecipe):
     """The recipe of the embedded video model."""
 
     name = "pocket_video"
+    patch = PATCH
+    vision = VISION | {"num_hidden_layers": 2, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+    text = TEXT | {"num_hidden_layers": 8}
+    architecture = LlavaOnevisionForConditionalGeneration
     phases = (
         Phase(
             "clips",
@@ -83,14 +78,18 @@ class PocketVideo(Recipe):
         ),
     )
 
-    def __init__(self):
-        self.processor = build_video_processor(build_video_tokenizer(words()), SIDE, PATCH)
-        self.memory: dict[str | None, list[int]] = {None: [self.processor.tokenizer.eos_token_id]}
+    def build_processor(self) -> ProcessorMixin:
+        """The processor with the words of the questions about clips."""
+        return build_video_processor(build_video_tokenizer(words()), SIDE, PATCH)
 
-    def build(self) -> nn.Module:
-        """A model with random weights and heads."""
-        model = build_video_model(self.processor.tokenizer, side=SIDE, patch=PATCH, vision=VISION, text=TEXT)
-        return nn.ModuleDict({"model": model, "heads": Heads(TEXT["hidden_size"])})
+    def build_model(self) -> LlavaOnevisionForConditionalGeneration:
+        """A model with random weights."""
+        tokenizer = self.processor.tokenizer
+        return build_video_model(tokenizer, side=SIDE, patch=PATCH, vision=self.vision, text=self.text)
+
+    def build_heads(self) -> nn.Module:
+        """Heads on the decoder's states of tokens, and on frames behind the projector."""
+        return Heads(self.text["hidden_size"])
 
     def begin(self, learner: nn.Module, phase: Phase) -> None:
         """Take over what the small picture model knows."""
@@ -98,12 +97,6 @@ class PocketVideo(Recipe):
         old = PreTrainedTokenizerFast.from_pretrained(SMALL).get_vocab()
         drawn = self.draw(np.random.default_rng(0), phase)["pixels"][:2]
         inherit(learner["model"], small, old, self.processor.tokenizer.get_vocab(), normalised(drawn).flatten(0, 1))
-
-    def encode(self, text: str | None) -> list[int]:
-        """Token ids without special tokens; the end token for None."""
-        if text not in self.memory:
-            self.memory[text] = self.processor.tokenizer(text, add_special_tokens=False).input_ids
-        return self.memory[text]
 
     def sample(self, rng: np.random.Generator, phase: Phase) -> dict:
         """A clip with its questions."""
@@ -119,8 +112,7 @@ class PocketVideo(Recipe):
         """Answers, tokens behind decoder layer 4, frames behind the projector."""
         model, heads = learner["model"], learner["heads"]
         visual = model.model.get_video_features(normalised(batch["pixels"]), return_dict=True).pooler_output
-        head = [model.config.text_config.bos_token_id, *self.encode("USER :")]
-        found, states = packed_loss(model, visual, batch, head, layer=DENSE)
+        found, states = packed_loss(model, visual, batch, self.prompt_head(), layer=DENSE)
         assert states is not None
         tokens = heads.norm(states[:, :-1]).flatten(0, 1)  # without the newline
         for key in ("color", "name", "goes", "event"):
@@ -128,21 +120,6 @@ class PocketVideo(Recipe):
         frames = visual[:, :-1].unflatten(1, (FRAMES, -1)).mean(2)
         found["marks"] = F.binary_cross_entropy_with_logits(heads.marks(frames), batch["marks"])
         return found
-
-    def load(self, learner: nn.Module, folder: Path) -> None:
-        """The weights of a checkpoint of this size."""
-        found = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        learner["model"].load_state_dict(found.state_dict())
-
-    def save(self, learner: nn.Module, folder: Path) -> None:
-        """A LLaVA-OneVision checkpoint with its processor."""
-        learner["model"].save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-
-def normalised(pixels: Tensor) -> Tensor:
-    """Pixels in bytes as the processor hands them to the model."""
-    return (pixels.float() / 255 - MEAN) / STD
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from btp.models.embedded.pocket_vision import MEAN, STD, build_processor, build_vim
+from btp.models.embedded.pocket_vision import build_processor, build_vim
 from btp.tasks.pocketboxes.classify import CLASSES, CONTRAST, SIDE, draw_digit
 from btp.tasks.pocketboxes.task import foreground
-from experiments.embedded.recipe import Phase, Recipe
+from experiments.embedded.recipe import Phase, Recipe, normalised
 
 PATCH = 8
 COVERED = 0.1  # share of a patch from which on it shows the digit
@@ -60,7 +60,7 @@ class PocketVim(Recipe):
         early: list[Tensor] = []
         hook = model.layers[LAYER - 1].register_forward_hook(lambda block, args, out: early.append(out))
         with hook:
-            rows = model.encode((batch["pixels"].float() / 255 - MEAN) / STD)
+            rows = model.encode(normalised(batch["pixels"]))
         logits = model.head(rows[:, model.middle])
         named = learner["patch"](_patches(rows, model.middle)).flatten(0, 1)
         inked = learner["ink"](_patches(early[0], model.middle))

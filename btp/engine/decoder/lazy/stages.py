@@ -1,4 +1,4 @@
-"""Stages that act in decode: tokens stay behind between layers, in every step, and may come back.
+"""Stages that act in decode (LazyLLM): tokens skip layers in every step, and may be revived.
 
 A pruner says which tokens the layers behind a stage see in this forward. The rest follows: a token that has its K/V
 there is only a key; a row of this forward goes on; one that stayed behind before is computed from where it was parked;
@@ -27,7 +27,7 @@ from btp.core.trace import StageRecord, StepRecord
 from btp.engine.checks.plan import PlannedStage
 from btp.engine.checks.signals import attention_name, unseen_message
 from btp.engine.decide import Decider
-from btp.engine.decoder.lazy.rule import Rule
+from btp.engine.decoder.lazy.stage_settings import Rule
 from btp.engine.decoder.lazy.state import Behind, State
 from btp.engine.decoder.prefill import Run
 from btp.engine.hooks.attention_registry import Attending, stand_around_attention

@@ -1,4 +1,4 @@
-"""What is known of a prompt and its answer where stages of phase both stand: who is seen, and what lies where.
+"""Token state of a prompt and its answer under stages of phase `both`: which are computed, and their slots.
 
 Tokens are named by their column: a prompt's place as the host sees it (padding included), and behind the prompt one
 column for each token of the answer. Columns rise in the order in which tokens see each other.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from btp.core.signals import Signal
 from btp.core.topk import marked
-from btp.engine.decoder.lazy.parked import Parked
+from btp.engine.decoder.lazy.skipped_states import Parked
 from btp.engine.decoder.prefill import Run
 
 TABLES = ("position_ids", "position_embeddings")
@@ -144,7 +144,7 @@ class State:
             self.tables[name] = placed if old is None else tuple(map(_joined, old, placed))
 
     def tables_of_rows(self, device: torch.device) -> dict[str, Any]:
-        """The same for the rows under way, as a layer takes them."""
+        """Collected masks, positions and RoPE tables for the rows under way, as a layer takes them."""
         row = self.rows.clamp(min=0)
         found: dict[str, Any] = {}
         for name, parts in self.tables.items():

@@ -1,4 +1,4 @@
-"""Leaves out the middle of prompts that are longer than a model reads, where a task is asked so."""
+"""Truncates the middle of prompts that are longer than a model's context, where a task asks for it."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from btp.models.loading.load import Loaded
 from btp.runner.evaluation.data import Batch
-from btp.runner.evaluation.ways.ask import Evaluate
-from btp.runner.evaluation.ways.looking import Looking
-from btp.runner.evaluation.ways.names import names_of
+from btp.runner.evaluation.ways.evaluation_loop import Evaluate
+from btp.runner.evaluation.ways.label_names import names_of
+from btp.runner.evaluation.ways.single_forward import Looking
 from btp.runner.evaluation.ways.way import DOES, Row
 from btp.tasks.metric import mean
 from btp.tasks.sample import Sample

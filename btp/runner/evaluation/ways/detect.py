@@ -9,9 +9,9 @@ from torch import Tensor
 
 from btp.models.loading.load import Loaded
 from btp.runner.evaluation.data import Batch
-from btp.runner.evaluation.ways.ask import Evaluate
-from btp.runner.evaluation.ways.looking import Looking
-from btp.runner.evaluation.ways.names import categories_of
+from btp.runner.evaluation.ways.evaluation_loop import Evaluate
+from btp.runner.evaluation.ways.label_names import categories_of
+from btp.runner.evaluation.ways.single_forward import Looking
 from btp.runner.evaluation.ways.way import DOES, Row
 from btp.tasks.detection.average_precision import average_precision
 from btp.tasks.detection.matching import Found, agreement, matched, sure

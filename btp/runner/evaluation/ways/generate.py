@@ -22,8 +22,8 @@ from btp.runner.evaluation.prompts.prompt_length import check_lengths
 from btp.runner.evaluation.prompts.shown_prompt import shown_prompt
 from btp.runner.evaluation.task_protocol import Judgement, OwnWay
 from btp.runner.evaluation.visual_totals import text_totals, visual_totals
-from btp.runner.evaluation.ways.ask import Evaluate
-from btp.runner.evaluation.ways.drift import Drift, likeliest
+from btp.runner.evaluation.ways.evaluation_loop import Evaluate
+from btp.runner.evaluation.ways.token_kl import Drift, likeliest
 from btp.runner.evaluation.ways.way import DOES, GENERATE, Row, Seen, Sizes, Way
 from btp.tasks.sample import Corpus, Sample
 

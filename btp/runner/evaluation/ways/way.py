@@ -14,7 +14,7 @@ from btp.results.writer import same_text
 from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Collate
 from btp.runner.evaluation.task_protocol import draw
-from btp.runner.evaluation.ways.ask import Evaluate
+from btp.runner.evaluation.ways.evaluation_loop import Evaluate
 from btp.tasks.sample import Sample, Task
 
 Row = Mapping[str, Any]  # of the answers' store
