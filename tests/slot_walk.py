@@ -7,6 +7,7 @@ import types
 import torch
 from torch.nn.functional import scaled_dot_product_attention as attend
 
+from btp.core.cache_pruner import every_of
 from btp.core.signals import Signals
 from btp.core.slots import Slots
 from btp.engine.cache.decide_eviction import ask
@@ -57,7 +58,8 @@ class SlotWalk:
         self.out.append(attend(query, *wide, is_causal=prefill))
         now = Attending(self.layer, query, keys, values, None, d**-0.5, lambda mask: None)
         phase = self.stage.phase
-        due = phase != "decode" if prefill else phase != "prefill"
+        turn = (self.length - self.prompt) % every_of(self.stage) == 0
+        due = phase != "decode" if prefill else phase != "prefill" and turn
         if prefill or phase != "prefill":
             slots = Slots(
                 position=self.held.position.expand(B, self.heads, -1),
@@ -73,6 +75,7 @@ class SlotWalk:
                 host_total=(self.prompt,) * B if isinstance(self.stage.keep, float) else (1 << 30,) * B,
                 host_alive=self.held.alive,
                 host_length=(self.length,) * B,
+                running=self.held.running,
             )
             seen = {
                 s: slot_signal(s, now, torch.ones(B, R, dtype=torch.bool), True) for s in self.pruner.needs(self.stage)
@@ -80,7 +83,7 @@ class SlotWalk:
             values, valid = ({s: pair[i] for s, pair in seen.items()} for i in (0, 1))
             valid = {s: x for s, x in valid.items() if x is not None}
             answer = ask(self.pruner, self.stage, slots, Signals(values, valid), Doubts())
-            self.held.carried = dict(answer.carried)
+            self.held.carried, self.held.running = dict(answer.carried), answer.running
             if answer.counts != self.held.alive:
                 self.held.evict(self.cache, answer.stay, answer.counts, not self.pruner.in_order and not prefill)
         position = self.held.position.expand(B, self.heads, -1)

@@ -41,6 +41,7 @@ class Slots:
         prefill: whether this is the forward of the prompt.
         due: whether slots may be evicted now; where not, a method that accumulates is asked for its numbers alone.
         carried: numbers that the method gave to the slots when it saw them last, [B, Hkv, n] each; 0 for new slots.
+        running: numbers that it gave to the heads, [B, Hkv, ...] each, as a sum over their slots; empty at first.
         host_total: what a share of `keep` is a share of, per row: the prompt's tokens in the stage's scope.
         host_alive: valid slots per row and head.
         host_length: `length`, known to the host.
@@ -59,6 +60,7 @@ class Slots:
     host_total: tuple[int, ...]
     host_alive: tuple[int, ...]
     host_length: tuple[int, ...]
+    running: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def valid(self) -> Tensor:
@@ -85,6 +87,7 @@ class SlotSelection:
             are padded with -1 at the end. One head's answer holds for all. None keeps every slot.
         counts: slots kept per row, where the method is `adaptive` and decides itself; None follows the stage.
         carried: numbers [B, Hkv or 1, n] of all slots that were shown; those of kept ones come back in `Slots.carried`.
+        running: numbers [B, Hkv or 1, ...] of the heads, which come back as they are in `Slots.running`.
         scores: [B, Hkv or 1, n] what the slots were ranked by, where they were; the engine refuses NaN and inf.
     """
 
@@ -92,6 +95,7 @@ class SlotSelection:
     counts: tuple[int, ...] | None = None
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     scores: Tensor | None = None
+    running: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_slots(selection: object, slots: Slots, counts: tuple[int, ...], method: str, site: object) -> None:
@@ -131,6 +135,12 @@ def check_slots(selection: object, slots: Slots, counts: tuple[int, ...], method
             raise ValueError(
                 f"pruner {method!r} returned {name} of shape {tuple(given.shape)} at {site}. Return {(B, H, n)}, or "
                 "one head for all: a number for every slot that was shown."
+            )
+    for name, given in selection.running.items():
+        if tuple(given.shape[:2]) not in ((B, H), (B, 1)):
+            raise ValueError(
+                f"pruner {method!r} returned running.{name} of shape {tuple(given.shape)} at {site}. Return numbers of "
+                f"{B} rows and {H} key heads, or one head for all."
             )
 
 

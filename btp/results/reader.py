@@ -93,8 +93,20 @@ class Arm:
 
     @property
     def evicts(self) -> bool:
-        """True where its stages are all in the K/V cache, so that its tokens say nothing of what it keeps."""
-        return bool(self.schedule) and all(str(s["site"]).startswith("llm.cache") for s in self.schedule or ())
+        """True where slots of the K/V cache are chosen, alone or behind cuts between layers: its budget counts slots.
+        A cut that takes what it withdraws out of the cache as well (keep 0) chooses none.
+        """
+        return any(s.get("keep") != 0 for s in self._cached) or (bool(self._cached) and not self.cuts)
+
+    @property
+    def cuts(self) -> bool:
+        """True where a stage takes tokens out between layers, or in front of them."""
+        return len(self._cached) < len(self.schedule or ())
+
+    @property
+    def _cached(self) -> list[Mapping[str, Any]]:
+        """Stages in the K/V cache."""
+        return [stage for stage in self.schedule or () if str(stage["site"]).startswith("llm.cache")]
 
     @property
     def is_downsampled(self) -> bool:

@@ -15,6 +15,11 @@ def in_cache(stages: Sequence[Stage]) -> bool:
     return bool(stages) and all(stage.site.kind == "cache" for stage in stages)
 
 
+def chooses_slots(stages: Sequence[Stage]) -> bool:
+    """Whether a stage leaves some slots of the K/V cache and not others, alone or behind cuts between layers."""
+    return any(stage.site.kind == "cache" and not stage.withdraws_all for stage in stages) or in_cache(stages)
+
+
 def over_steps(stages: Sequence[Stage]) -> bool:
     """Whether slots leave in decode steps too, so that their mean is one over steps."""
     return any(stage.site.kind == "cache" and stage.phase != "prefill" for stage in stages)

@@ -108,11 +108,12 @@ class Step:
             host_total=(self.n,),
             host_alive=self.held.alive,
             host_length=(length,),
+            running=self.held.running,
         )
         real = torch.ones(1, 1, dtype=torch.bool)
         seen = {s: slot_signal(s, now, real, True, probs)[0] for s in pruner.needs(self.stage)}
         answer = ask(pruner, self.stage, slots, Signals(seen), self.doubts)
-        self.held.carried = dict(answer.carried)
+        self.held.carried, self.held.running = dict(answer.carried), answer.running
         self.held.evict(self.layer, answer.stay, answer.counts, not pruner.in_order)
 
 

@@ -15,6 +15,8 @@ from btp.core.schedule import Schedule, Stage
 from btp.core.slots import SlotSelection
 from btp.core.topk import keep_best
 from btp.engine.attach import attach
+from btp.engine.cache.layer_slots import Held
+from btp.engine.cache.scope import restricted
 from btp.pruners.a2sf import A2SF
 from btp.pruners.btp import BTP
 from btp.pruners.composition import Chain
@@ -145,6 +147,22 @@ def test_on_lvlms(family, scope):
             if scope != "all":
                 assert gone <= visual if scope == "visual" else not gone & visual
     assert call.held == [{"all": (9,), "visual": (4 + 13 - 2 * (family != "qwen"),), "text": (6 + 9,)}[scope]] * 4
+
+
+@pytest.mark.parametrize(
+    ("scope", "shown"), [("text", [[0, 2, 3, 4], [-1, -1, 2, 3]]), ("visual", [[-1, 1], [0, 1]]), ("all", None)]
+)
+def test_the_newest_slot_is_the_last_of_its_scope(scope, shown):
+    """Rows of unequal length are filled in front: methods that look at what is new look at the end."""
+    visual = torch.tensor([[[0, 1, 0, 0]], [[0, 1, 1, 0]]]).bool()
+    held = Held(torch.tensor([[[0, 1, 2, 3]], [[-1, 0, 1, 2]]]), visual, (4, 3), (1, 2), {"size": torch.rand(2, 1, 4)})
+    held.grow(torch.tensor([[4], [3]]))
+    found, back = restricted(held, scope)
+    assert found.position[:, 0].tolist() == (shown or held.position[:, 0].tolist())
+    before = held.carried["size"].clone()
+    back.carry(held, found)
+    inside = (held.position >= 0) & {"text": ~held.visual, "visual": held.visual, "all": held.position >= 0}[scope]
+    assert torch.equal(held.carried["size"][inside], before[inside])
 
 
 def test_withdrawing_a_picture_from_caches():

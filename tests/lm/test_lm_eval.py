@@ -159,5 +159,9 @@ def test_what_is_refused(folder, loaded):
     letters, choices = (task_of(folder, name).draw(2) for name in ("docs_letter", "docs_choice"))
     with pytest.raises(ValueError, match=r"every choice of this task is one token, .* eviction would have no effect"):
         check_effect([cache], letters, loaded)
-    check_effect([between], letters, loaded)
+    both = replace(cache, schedule=Schedule((*between.schedule, *cache.schedule)))
+    with pytest.raises(ValueError, match="eviction would have no effect"):
+        check_effect([both], letters, loaded)
+    emptied = replace(cache, schedule=Schedule((*between.schedule, Stage("llm.cache.3", 0))))
+    check_effect([between, emptied], letters, loaded)
     check_effect([cache], choices, loaded)

@@ -192,6 +192,35 @@ def test_keys():
     assert plain[0, 0].topk(3).indices.sort().values.tolist() == SlotWalk(KeyDiff(), stage(3), k, k, k, 6).kept[0][0][0]
 
 
+@pytest.mark.parametrize("phase", ["both", "decode"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_running_mean_chooses_as_one_made_anew(phase, dtype):
+    """KeyDiff, for 200 steps: each forward's slots are those that cosines to the mean of all unit keys choose."""
+    torch.manual_seed(0)
+    keys = torch.randn(2, 2, 260, 16).to(dtype)
+    walk = SlotWalk(KeyDiff(), stage(40, phase), keys, keys, keys, 60)
+    for b, h in ((b, h) for b in range(2) for h in range(2)):
+        unit = torch.nn.functional.normalize(keys[b, h].double(), dim=-1)
+        held = list(range(60))
+        for forward, kept in enumerate(walk.kept):
+            held = held if forward == 0 else [*held, 59 + forward]
+            if forward or phase == "both":
+                mine = unit[held]
+                best = (-(mine @ mine.mean(0))).topk(40).indices.tolist()
+                held = sorted(held[i] for i in best)
+            assert kept[b][h] == held, forward
+
+
+def test_what_runs_along_is_the_sum_of_what_is_held():
+    """Also where steps add without evicting, where several leave at once, and where a row has nothing to lose."""
+    torch.manual_seed(0)
+    keys = torch.randn(2, 2, 50, 8)
+    for keep, every in ((12, 1), (12, 3), (90, 1)):
+        walk = SlotWalk(KeyDiff(), stage(keep, "both", every=every), keys, keys, keys, 20)
+        unit = torch.nn.functional.normalize(walk.cache.keys, dim=-1).double()
+        torch.testing.assert_close(walk.held.running["sum"], unit.sum(2), atol=1e-5, rtol=0)
+
+
 def test_random_slots():
     """Other slots for other seeds, layers and heads; the same again; a step adds one and takes one."""
     k = torch.zeros(1, 2, 40, 2)

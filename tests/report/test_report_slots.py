@@ -11,6 +11,7 @@ from btp.report.comparison.groups import fields
 from btp.report.comparison.table import comparable, ranking
 from btp.report.figures.needles import needles
 from btp.report.figures.style import LIGHT
+from btp.report.pages.run_page import _tiles
 from btp.report.tables.run_table import run_table
 from btp.report.text.executed_stages import fired
 from btp.report.text.run_text import headline, remarks
@@ -82,6 +83,68 @@ def test_two_fronts_never_one(tmp_path):
     keys = [column.key for column in table.columns]
     assert keys.index("slots") == keys.index("tokens_avg") + 1
     assert comparable(table.frame, "slots").sum() == 5  # unpruned, two methods, two controls
+
+
+BOTH = [("llm.layer.3", 0.5), ("llm.cache.*", 0.4)]
+CUTS_ALL = [("llm.layer.3", 0.5), ("llm.cache.1", 0)]
+
+
+def composed(folder, name, slots, stages=BOTH):
+    """A run of one method between layers and one in the cache, beside random choices at both."""
+    arms = [UNPRUNED, method(name) | {"slots": slots}, ARMS[2] | {"slots": slots}]
+    return write_run(folder, arms=arms, name=name, stages=stages)
+
+
+def test_a_composition_that_evicts_stands_with_the_cache(tmp_path):
+    """Its budget counts slots; tokens stand beside them, in the table, in words and on top of the page."""
+    folder = composed(tmp_path / "a", "fastv snapkv", 60.0)
+    run = read_run(folder)
+    arm = run.methods[0]
+    assert (arm.evicts, arm.cuts) == (True, True)
+    table = run_table(run)
+    assert [column.key for column in table.columns][1:3] == ["tokens_avg", "slots"]
+    said = headline(run, table)[0]
+    assert "visual tokens, averaged over the decoder layers (" in said
+    assert "and holds 60.0 of 200 slots per key head in the K/V cache" in said
+    assert [tile["title"] for tile in _tiles(run, table)][:2] == [
+        "visual tokens, layer average",
+        "KV slots, layer average",
+    ]
+
+
+def test_fronts_of_a_composition(tmp_path):
+    """On the front of slots and on no other; grouped by them; held against the random choice at its own tokens."""
+    names = {"fastv snapkv": 60.0, "btp snapkv": 61.0}
+    runs = [read_run(composed(tmp_path / name, name, slots)) for name, slots in names.items()]
+    runs += [read_run(pruned(tmp_path / "fastv")), read_run(cached(tmp_path / "tova", "tova", 60.0, "visual tokens"))]
+    frame = ranking(fields(runs)).frame.set_index("method")
+    both = frame.loc[list(names)]
+    assert both["evicts"].all()
+    assert not both["front_tokens_avg"].any()
+    assert both["level"].tolist() == list(names.values())
+    assert set(both["budget"]) == {frame.loc["tova", "budget"]}
+    assert frame.loc["fastv", "budget"] not in set(both["budget"])
+    assert not set(both["reference_random"]) & {frame.loc["tova", "reference_random"], ""}
+    assert comparable(frame, "slots").loc[list(names)].all()
+
+
+def test_cuts_that_empty_the_cache_too_stay_cuts(tmp_path):
+    """A stage in the cache that keeps nothing chooses nothing: what was withdrawn between layers leaves there too."""
+    run = read_run(composed(tmp_path / "a", "metok", 60.0, CUTS_ALL))
+    assert not run.methods[0].evicts
+    alone = read_run(cached(tmp_path / "b", "snapkv", 0.0))
+    assert (alone.methods[0].evicts, alone.methods[0].cuts) == (True, False)
+    assert not any(arm.evicts or arm.cuts for arm in run.arms if arm.role == "baseline")
+
+
+def test_a_comparison_of_compositions_draws_slots(tmp_path):
+    for name, slots in (("fastv snapkv", 60.0), ("btp snapkv", 40.0)):
+        composed(tmp_path / name, name, slots)
+    _, written = compare([tmp_path / "fastv snapkv", tmp_path / "btp snapkv"], (), tmp_path / "out")
+    names = [path.name for path in written]
+    assert any(name.endswith("accuracy_over_slots.png") for name in names)
+    assert not any(name.endswith("accuracy_over_tokens_avg.png") for name in names)
+    assert "slots of the K/V cache and " in written[0].read_text()
 
 
 def test_a_comparison_draws_both(tmp_path):

@@ -18,7 +18,8 @@ from btp.pruners.fastv import FastV
 from btp.pruners.lazyllm import LazyLLM
 from btp.report.pages.word_cards import shaded
 from btp.runner.arms import Arm
-from btp.runner.explain.kept_words import MOST_LAYERS, MOST_WORDS, held, kept_words, pieces
+from btp.runner.explain.kept_words import MOST_WORDS, held, kept_words, pieces
+from btp.runner.explain.layers import MOST_LAYERS
 from btp.tasks.pocketdocs.task import PocketDocs
 from btp.tasks.pocketdocs.vocabulary import words
 

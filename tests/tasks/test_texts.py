@@ -26,6 +26,11 @@ def lines(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def configured(folder, name, change):
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
 def entry(context, asked, answers, **more):
     about = {"length": len(context.split()), "dataset": "x", "language": "en", "all_classes": None, "_id": "7f"}
     return {"context": context, "input": asked, "answers": answers} | about | more
@@ -84,14 +89,36 @@ def test_longbench_finds_its_config_in_a_folder_too(longbench):
         (lambda d: None, {"datasets": ["qa"]}, "task.dataset.datasets holds 'qa'. Choose from: narrativeqa"),
         (lambda d: None, {"datasets": ["qasper"]}, "qasper.jsonl is missing; of its kind there are hotpotqa"),
         (lambda d: lines(d / "trec.jsonl", [{"input": "a"}]), {"datasets": ["trec"]}, "lacks `context`"),
-        (lambda d: lines(d / "trec.jsonl", []), {"datasets": ["trec"]}, "holds no question"),
+        (
+            lambda d: lines(d / "trec.jsonl", []),
+            {},
+            r"trec.jsonl holds no question.*leave trec out of task",
+        ),
+        (lambda d: lines(d / "lcc.jsonl", [entry("c", "i", [])]), {}, r"lcc.jsonl, entry 0: `answers` is"),
+        (
+            lambda d: lines(d / "trec.jsonl", [entry("c", "i", ["Food"])]),
+            {},
+            "names no class in `all_classes`",
+        ),
+        (lambda d: configured(d, "dataset2prompt", {"lcc": "x"}), {}, r"the prompt of lcc has no \{context\}"),
+        (lambda d: configured(d, "dataset2maxlen", {"lcc": "x"}), {}, r"lcc of .*dataset2maxlen.json is 'x'. Write"),
+        (lambda d: (d / "dataset2maxlen.json").write_text("{}"), {}, "dataset2maxlen.json lacks `hotpotqa`"),
+        (lambda d: None, {"longest": -1}, "task.dataset.longest is -1. Write a whole number, 2 or more"),
     ],
-    ids=["config", "chinese", "unknown", "missing", "broken", "empty"],
+    ids=[
+        *("config", "chinese", "unknown", "missing", "broken", "empty", "answers", "classes", "prompt", "length"),
+        *("no length", "longest"),
+    ],
 )
 def test_what_longbench_lacks_is_named(longbench, change, settings, message):
     change(longbench)
     with pytest.raises(ValueError, match=message):
         LongBench(str(longbench), **settings)
+
+
+def test_one_dataset_may_be_named_without_a_list(longbench):
+    assert {sample.ability for sample in LongBench(str(longbench), "trec")} == {"trec"}
+    assert len(LongBench(str(longbench), [])) == 3
 
 
 def test_every_dataset_has_a_group():
@@ -130,6 +157,16 @@ def test_ruler(tmp_path):
     lines(tmp_path / "other" / "validation.jsonl", [])
     with pytest.raises(ValueError, match=r"task.dataset.tasks holds 'other', of which nobody knows how long"):
         Ruler(str(tmp_path), ["other"])
+    with pytest.raises(ValueError, match=r"holds the folder 'other', of which nobody knows .* task.dataset.tasks"):
+        Ruler(str(tmp_path))
+    with pytest.raises(ValueError, match=r"holds 'qa_9', but .* has no qa_9/validation.jsonl. Choose from: niah_"):
+        Ruler(str(tmp_path), ["qa_1", "qa_9"])
+    assert len(Ruler(str(tmp_path), "qa_1")) == 1
+    lines(tmp_path / "fwe" / "validation.jsonl", [])
+    with pytest.raises(ValueError, match=r"fwe/validation.jsonl holds no question. .* leave fwe out of task.data"):
+        Ruler(str(tmp_path), ["qa_1", "fwe"])
+    with pytest.raises(ValueError, match="there is no folder"):
+        Ruler(str(tmp_path / "none"), ["qa_1"])
     lines(tmp_path / "vt" / "validation.jsonl", [{"index": 0, "input": "q", "outputs": []}])
     with pytest.raises(ValueError, match="`outputs` is"):
         Ruler(str(tmp_path), ["vt"])
@@ -170,7 +207,15 @@ def test_needles_lie_at_their_depth(hay):
     [
         ({"lengths": [1000]}, r"has 600 words, but task.dataset.lengths asks for 1,000"),
         ({"depths": [120]}, r"task.dataset.depths is \[120\]. Write percents"),
+        ({"depths": 50}, r"task.dataset.depths is 50. Write percents"),
+        ({"depths": []}, r"task.dataset.depths is \[\]. Write percents"),
+        ({"lengths": []}, r"task.dataset.lengths is \[\]. Write numbers of words"),
+        ({"lengths": 100}, r"task.dataset.lengths is 100. Write numbers of words"),
+        ({"lengths": [0]}, r"task.dataset.lengths is \[0\]. Write numbers of words"),
+        ({"repeats": 0}, r"task.dataset.repeats is 0. Write a whole number, 1 or more"),
         ({"needle": "nothing"}, r"task.dataset.needle needs \{key\} and \{value\}"),
+        ({"needle": "{key} {value} {other}"}, r"and no other braces"),
+        ({"question": "{key} {"}, r"and no other braces"),
         ({"path": "EMPTY"}, "A haystack needs there: one or more .txt files"),
     ],
 )
@@ -178,6 +223,15 @@ def test_bad_haystacks_are_named(hay, settings, message):
     path = hay / "none" if settings.pop("path", None) else hay
     with pytest.raises(ValueError, match=message):
         Niah(str(path), **{"lengths": [100], "depths": [50]} | settings)
+
+
+def test_a_text_without_sentences_has_the_words_that_were_asked(tmp_path):
+    """Verse, code or a list: what runs on is divided, so that lengths hold."""
+    (tmp_path / "a.txt").write_text("word " * 5000)
+    for sample in Niah(str(tmp_path / "a.txt"), lengths=[300, 1000], depths=[0, 100]):
+        (begins, ends) = sample.context[0]
+        words = len(sample.question[begins:ends].split()) - 9
+        assert abs(words - int(sample.ability.split()[0])) <= 100
 
 
 def test_few_shot(tmp_path):
@@ -203,3 +257,10 @@ def test_few_shot(tmp_path):
         FewShot(str(tmp_path / "odd.jsonl"), shots=0)
     with pytest.raises(ValueError, match="there is no such file"):
         FewShot(str(tmp_path / "none.jsonl"))
+    lines(tmp_path / "empty.jsonl", [])
+    with pytest.raises(ValueError, match=r"task.path is .*empty.jsonl, which holds no row"):
+        FewShot(str(tmp_path / "empty.jsonl"))
+    with pytest.raises(ValueError, match=r"task.dataset.examples is .*empty.jsonl, which holds no row"):
+        FewShot(str(tmp_path / "q.jsonl"), examples=str(tmp_path / "empty.jsonl"))
+    with pytest.raises(ValueError, match=r"task.dataset.shots is -1. Write a whole number, 0 or more"):
+        FewShot(str(tmp_path / "q.jsonl"), shots=-1)

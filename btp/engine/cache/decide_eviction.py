@@ -26,11 +26,13 @@ class Answer:
         stay: [B, H, n] bool, H 1 where all heads keep the same.
         counts: per row and head.
         carried: numbers of all slots that were shown.
+        running: numbers of the heads.
     """
 
     stay: Tensor
     counts: tuple[int, ...]
     carried: Mapping[str, Tensor]
+    running: Mapping[str, Tensor]
 
 
 def ask(pruner: Pruner, stage: Stage, slots: Slots, signals: Signals, doubts: Doubts) -> Answer:
@@ -53,10 +55,10 @@ def ask(pruner: Pruner, stage: Stage, slots: Slots, signals: Signals, doubts: Do
             heads = numbers.shape[1]
             finite.scores(pruner.name, stage.site, numbers, slots.valid[:, :heads])
     if selection.keep is None:
-        return Answer(slots.valid[:, :1], counts, selection.carried)
+        return Answer(slots.valid[:, :1], counts, selection.carried, selection.running)
     keep, device = selection.keep.to(slots.position.device, torch.int64), slots.position.device
     doubts.expect(is_sound(keep, on_device(counts, device), slots), unsound_message(pruner.name, stage.site))
     n = slots.position.shape[2]
     stay = torch.zeros(*keep.shape[:2], n + 1, dtype=torch.bool, device=device)
     stay = stay.scatter(2, keep.masked_fill(keep < 0, n).clamp(max=n), True)[..., :n]
-    return Answer(stay, counts, selection.carried)
+    return Answer(stay, counts, selection.carried, selection.running)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,7 @@ class Held:
         alive: slots with a token, per row and head; visual_alive the visual ones among them, where the stage's scope
             tells them apart.
         carried: [B, H, n] numbers of the method.
+        running: [B, H, ...] numbers of the method that are of a head and not of its slots.
     """
 
     position: Tensor
@@ -27,6 +29,7 @@ class Held:
     alive: tuple[int, ...]
     visual_alive: tuple[int, ...]
     carried: dict[str, Tensor] = field(default_factory=dict)
+    running: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -39,7 +39,8 @@ class WayBack:
         return stays, tuple(a + b for a, b in zip(counts, others, strict=True))
 
     def carry(self, held: Held, shown: Held) -> None:
-        """Hand the method's numbers back to the slots that they are of."""
+        """Hand the method's numbers back to the slots and heads that they are of."""
+        held.running = shown.running
         if self.index is None:
             held.carried = shown.carried
             return
@@ -58,19 +59,20 @@ class WayBack:
 
 
 def restricted(held: Held, scope: str) -> tuple[Held, WayBack]:
-    """The slots of a scope: padded at the end, shorter rows too.
+    """The slots of a scope, shorter rows padded in front, so that the newest token is the last where it is in scope.
 
     Args:
         scope: all | visual | text.
     """
     if scope == "all":
-        shown = Held(held.position, held.visual, held.alive, held.visual_alive, dict(held.carried))
+        shown = Held(held.position, held.visual, held.alive, held.visual_alive, dict(held.carried), held.running)
         return shown, WayBack(scope, None)
     real = held.position >= 0
     inside = held.visual if scope == "visual" else real & ~held.visual
     text = tuple(n - v for n, v in zip(held.alive, held.visual_alive, strict=True))
     counts = held.visual_alive if scope == "visual" else text
-    index = (~inside).to(torch.int8).argsort(dim=2, stable=True)[..., : max(counts)]
+    index = inside.to(torch.int8).argsort(dim=2, stable=True)[..., held.size - max(counts) :]
     position = gather_slots(held.position, index).masked_fill(~gather_slots(inside, index), -1)
     carried = {name: gather_slots(x, index) for name, x in held.carried.items()}
-    return Held(position, gather_slots(held.visual, index), counts, counts, carried), WayBack(scope, index)
+    shown = Held(position, gather_slots(held.visual, index), counts, counts, carried, held.running)
+    return shown, WayBack(scope, index)

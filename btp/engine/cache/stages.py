@@ -219,6 +219,7 @@ class CacheStages:
             host_total=tuple(total),
             host_alive=shown.alive,
             host_length=run.host_length,
+            running=shown.running,
         )
 
     def _ask(
@@ -249,7 +250,7 @@ class CacheStages:
                 if real is not None:
                     rows_valid[signal] = real
             answer = ask(self._pruner, planned.stage, slots, Signals(seen, rows_valid), self._doubts)
-        shown.carried = dict(answer.carried)
+        shown.carried, shown.running = dict(answer.carried), answer.running
         return answer.stay, answer.counts
 
 

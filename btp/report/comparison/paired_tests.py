@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from btp.report.comparison.groups import Entry, Field, level, pair
+from btp.report.comparison.groups import Entry, Field, level, pair, tokens_avg
 from btp.report.comparison.series_names import RANDOM
 from btp.report.text.run_text import SAME_BUDGET
 from btp.results.reader import RunFolder
@@ -18,7 +18,7 @@ REFERENCES = ("unpruned", "random", "downsampled", "btp")
 def against(field: Field) -> list[dict[str, Any]]:
     """Tests and distances of each entry of a field, in its order.
 
-    A reference is at the same budget where its layer-averaged tokens are within 5%, or its slots of the cache where
+    A reference is at the same budget where its layer-averaged tokens are within 5%, and its slots of the cache where
     both evict from it; of several, the one with the same stages is taken, then one of the same run, then the nearest.
     Holm's correction is over all methods of the field for each reference, and over all its controls apart from them.
 
@@ -68,9 +68,13 @@ def _reference(field: Field, entry: Entry, name: str) -> Entry | None:
         return None
     mine = level(entry)
     alike = [e for e in field.entries if wanted(e) and e.arm.evicts is entry.arm.evicts]
-    near = [e for e in alike if abs(level(e) - mine) <= SAME_BUDGET * max(mine, 1)]
+    near = [e for e in alike if _near(level(e), mine) and _near(tokens_avg(e), tokens_avg(entry))]
     near = [e for e in near if len(pair(entry.rows, e.rows)[0])]
     return min(near, key=lambda e: _distance(entry, e, mine), default=None)
+
+
+def _near(one: float, other: float) -> bool:
+    return abs(one - other) <= SAME_BUDGET * max(other, 1)
 
 
 def _distance(entry: Entry, other: Entry, mine: float) -> tuple[bool, bool, float]:

@@ -1,4 +1,4 @@
-"""Data of an explanation: question, every stage's decision about the visual tokens with reasons, answers."""
+"""Data of an explanation: question, every stage's decision about the tokens of a picture or text, answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from btp.results.reader import View
+from btp.report.pages.explain_held import HeldLayer, StepLife
+from btp.results.reader import UNIT, View
 
 KEPT = "kept"  # the rule of methods that name none
 HIGHEST = "highest score"  # the rule of those that rank by one score and say no more
@@ -51,11 +52,7 @@ class StageLife:
     def spans(self, part: str) -> str:
         """A part of the score, of what stays and of what goes: "kept 3.1 to 9, dropped 0.2 to 3"."""
         stays, values = set(self.kept), self.scores[part]
-        said = []
-        for name, tokens in (("kept", stays), ("dropped", set(self.alive) - stays)):
-            finite = [values[token] for token in tokens if math.isfinite(values.get(token, math.inf))]
-            said += [f"{name} {min(finite):.3g} to {max(finite):.3g}"] if finite else []
-        return ", ".join(said)
+        return spans(*([values.get(t, math.inf) for t in each] for each in (stays, set(self.alive) - stays)))
 
     @property
     def same(self) -> bool:
@@ -109,7 +106,7 @@ class Life:
         model, task: their names.
         arm, pruner: title of the arm, and its method.
         sample, ability, question, reference: as the task has them.
-        picture: the first one, as the model saw it under this arm.
+        picture: the first one, as the model saw it under this arm; None where the prompt is a text alone.
         pictures: Number of pictures.
         boxes, labels: of objects of the first picture.
         targets: boxes that hold what the answer needs; empty where the task does not know.
@@ -121,6 +118,11 @@ class Life:
         layers: visual tokens that entered each decoder layer.
         kl: nats, of the first answer token, from the unpruned model.
         notes: what a reader should know.
+        unit: what the model has as tokens that may leave, as "visual tokens".
+        words: the prompt's pieces, of texts.
+        held: layers that do not hold the whole prompt.
+        steps: what stages that act in decode steps did.
+        checks: of caches and steps: whether the run did the same, and that in words.
     """
 
     run: str
@@ -133,7 +135,7 @@ class Life:
     ability: str
     question: str
     reference: str
-    picture: Image.Image
+    picture: Image.Image | None
     pictures: int
     boxes: tuple[tuple[float, float, float, float], ...]
     labels: tuple[str, ...]
@@ -147,6 +149,16 @@ class Life:
     kl: float
     notes: tuple[str, ...] = ()
     targets: tuple[tuple[float, float, float, float], ...] = ()
+    unit: str = UNIT
+    words: tuple[str, ...] = ()
+    held: tuple[HeldLayer, ...] = ()
+    steps: tuple[StepLife, ...] = ()
+    checks: tuple[tuple[bool, str], ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether the run did the same, as far as it tells."""
+        return all(stage.same for stage in self.stages) and all(same for same, _ in self.checks)
 
     @property
     def rules(self) -> list[str]:
@@ -166,6 +178,15 @@ class Life:
     def average(self) -> float:
         """Visual tokens averaged over the decoder layers."""
         return sum(self.layers) / len(self.layers)
+
+
+def spans(kept: Iterable[float], dropped: Iterable[float]) -> str:
+    """Scores of what stays and of what goes, "kept 3.1 to 9, dropped 0.2 to 3"; those that are not finite left out."""
+    said = []
+    for name, values in (("kept", kept), ("dropped", dropped)):
+        finite = [value for value in values if math.isfinite(value)]
+        said += [f"{name} {min(finite):.3g} to {max(finite):.3g}"] if finite else []
+    return ", ".join(said)
 
 
 def numbered(samples: Iterable[str]) -> dict[str, str]:

@@ -15,14 +15,18 @@ from PIL import Image
 
 from btp.report.figures.style import looks
 from btp.report.pages.explain_data import MEANING, Life, Said, StageLife, mark_of, places, ranks, shades
+from btp.report.pages.explain_held import HeldLayer, StepLife, ends, named
 from btp.report.pages.html import environment
 from btp.report.pages.sample_cards import LARGEST, data_uri, svg_path
+from btp.report.pages.word_cards import shaded
 from btp.results.atomic import write_text
 from btp.results.disk import make_folder
 from btp.results.reader import View
 
 _SMALL = 200  # pixels of the longer side below which they are shown as squares
 _HEAT = "viridis"
+MOST_WORDS = 1600  # of a text
+MOST_BACK = 12  # words that are named of a step
 
 
 def write_life(life: Life, page: Path) -> Path:
@@ -46,7 +50,10 @@ def _render(life: Life) -> str:
             looks=looks([(name, "method") for name in life.rules]),
             letters=life.letters,
             answers=_answers(life),
-            picture=_picture(life),
+            picture=None if life.picture is None else _picture(life, life.picture),
+            held=[_held(life, layer) for layer in life.held],
+            left_out=max(0, len(life.words) - MOST_WORDS),
+            steps=[_step(life, step) for step in life.steps],
             ramp=", ".join(to_hex(colormaps[_HEAT](at)) for at in np.linspace(0, 1, 6)),
             meaning=_meaning(life),
             views=views,
@@ -81,8 +88,27 @@ def _answer(title: str, said: Said) -> dict[str, Any]:
     return {"title": title, "text": said.text, "mark": said.mark, "score": said.score, "first": first, "run": run}
 
 
-def _picture(life: Life) -> dict[str, Any]:
-    image = life.picture.convert("RGB")
+def _held(life: Life, layer: HeldLayer) -> dict[str, Any]:
+    """Words of texts by how many heads hold them, and a drawing for each head of a cache that lost slots."""
+    shares, heads = ends(layer.shares, MOST_WORDS), zip(layer.heads, layer.counts, layer.later, strict=True)
+    return {
+        "layer": layer.layer,
+        "title": layer.title,
+        "ranked": layer.ranked,
+        "runs": shaded(ends(life.words, MOST_WORDS), shares) if life.words else [],
+        "width": layer.heads.shape[1],
+        "heads": [{"path": svg_path(held[None]), "count": count, "later": later} for held, count, later in heads]
+        if layer.evicts
+        else [],
+    }
+
+
+def _step(life: Life, step: StepLife) -> dict[str, Any]:
+    return {**vars(step), "names": named(life.words, step.back, MOST_BACK) if life.words else ""}
+
+
+def _picture(life: Life, picture: Image.Image) -> dict[str, Any]:
+    image = picture.convert("RGB")
     sharp = max(image.size) < _SMALL
     image.thumbnail((LARGEST, LARGEST))
     buffer = BytesIO()
@@ -117,6 +143,7 @@ def _stage(life: Life, stage: StageLife) -> dict[str, Any]:
         "counts": [(name, len(stage.rules.get(name, ()))) for name in life.rules],
         "merged": len(stage.merged),
         "drawn": [_drawn(life, stage, view) for view in life.views],
+        "spans": [] if life.views else [f"{part}: {said}" for part in stage.scores if (said := stage.spans(part))],
         "scores": [(name, _ends(values)) for name, values in stage.scores.items() if shades(values)],
         "heat": {name: [_heat(view, shades(values)) for view in life.views] for name, values in stage.scores.items()},
     }

@@ -1,4 +1,6 @@
-"""Explanation of one sample in a terminal: a small grid of tokens per stage, a letter for why each one stays."""
+"""Explanation of one sample in a terminal: a small grid of tokens per stage, a letter for why each one stays, or
+the words of a text.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from rich.text import Text
 
 from btp.report.figures.style import looks
 from btp.report.pages.explain_data import HIGHEST, KEPT, Life, Said, StageLife, places, short_site
+from btp.report.pages.explain_words import layers_of, steps_of
 from btp.report.terminal import literal
 from btp.results.reader import View
 
@@ -35,26 +38,27 @@ class ScreenLife:
         yield Text()
         yield self._answers()
         yield Text()
+        yield from layers_of(life.held, life.words, console.width)
         for at, view in enumerate(life.views):
             title = f"{view.name}: " if view.name else ""
             yield Text(f"{title}{view.grid[0]} x {view.grid[1]} visual tokens{self._sites()}", style="dim")
             colored = at == 0 and console.color_system is not None and not console.no_color
             yield Columns([self._panel(panel) for panel in self._panels(colored, view)], padding=(0, 3))
             yield Text()
-        if not life.views:
+        if not life.views and not life.words:
             yield Text("No visual token of this model has a place on the picture, so none are drawn.", style="dim")
-        yield self._legend()
-        yield Text()
-        yield self._stages()
-        yield from self._spans()
-        yield Text()
-        if all(stage.same for stage in life.stages):
+        if life.stages:
+            yield self._legend()
+            yield Text()
+            yield self._stages()
+            yield from self._spans()
+            yield Text()
+        yield from steps_of(life.steps, life.words)
+        if life.stages and all(stage.same for stage in life.stages):
             yield Text("✓ Every stage kept the same tokens as in the run.", style="green")
         else:
-            for stage in life.stages:
-                style = "green" if stage.same else "yellow"
-                said = f"{'✓' if stage.same else '!'} {short_site(stage.site)}: {stage.against_run()}"
-                yield Text(said, style=style)
+            yield from (_checked(s.same, f"{short_site(s.site)}: {s.against_run()}") for s in life.stages)
+        yield from (_checked(*check) for check in life.checks)
         yield self._layers()
         for note in life.notes:
             yield Text(f"! {note}", style="yellow")
@@ -62,7 +66,7 @@ class ScreenLife:
     def _answers(self) -> Table:
         life = self.life
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for title in ("", "visual tokens", "", "answer", "first token"):
+        for title in ("", life.unit, "", "answer", "first token"):
             table.add_column(title)
         full, cut = str(life.total), f"{life.average:.1f} a layer"
         for title, tokens, said in (("without pruning", full, life.unpruned), (f"with {life.arm}", cut, life.pruned)):
@@ -108,7 +112,8 @@ class ScreenLife:
         for name in self.life.rules:
             parts += [(f" {self.life.letters[name]} ", f"bold #10141a on {self.colors[name]}"), f" {name}   "]
         merged = ["+ others flowed in   "] if any(stage.merged for stage in self.life.stages) else []
-        return Text.assemble(*parts, *merged, (f"{_DROPPED} dropped here, blank: before", "dim"))
+        dropped = [] if self.life.words else [(f"{_DROPPED} dropped here, blank: before", "dim")]
+        return Text.assemble(*parts, *merged, *dropped)
 
     def _stages(self) -> Table:
         """A line a stage: tokens, how many each rule kept, by its letter, and the plan."""
@@ -134,7 +139,11 @@ class ScreenLife:
 
     def _layers(self) -> Text:
         shown = "  ".join(map(str, self.life.layers))
-        return Text.assemble(("visual tokens per layer  ", "dim"), shown)
+        return Text.assemble((f"{self.life.unit} per layer  ", "dim"), shown)
+
+
+def _checked(same: bool, said: str) -> Text:
+    return Text(f"{'✓' if same else '!'} {said}", style="green" if same else "yellow")
 
 
 def _first(said: Said) -> Text:

@@ -173,7 +173,8 @@ def _tiles(run: RunFolder, table: Table) -> list[dict[str, str]]:
     rows = {row["arm"]: row for _, row in table.frame.iterrows()}
     row, base = rows[arm], rows.get(run.baseline.arm) if run.baseline else None
     keys = (
-        "slots" if arm_of.evicts else "tokens_avg",
+        *(("tokens_avg",) if arm_of.cuts or not arm_of.evicts else ()),
+        *(("slots",) if arm_of.evicts else ()),
         "macro",
         "reading",
         "agreement",

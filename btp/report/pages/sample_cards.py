@@ -41,21 +41,25 @@ def cards(run: RunFolder, spared: Spared) -> list[dict[str, Any]]:
     for number, sample in enumerate(order):
         with spared.part(f"sample {sample} in the browser"):
             found.append(_card(run, rows, number, sample))
-    explain, numbers = _explain(run), {sample: number for number, sample in numbered(run.samples["sample"]).items()}
+    explain = explain_commands(run)
     for card in found:
-        card["explain"] = f"{explain} {shlex.quote(numbers.get(card['id'], card['id']))}" if explain else ""
+        card["explain"] = explain.get(card["id"], "")
     return sorted(
         found, key=lambda card: (all(a["same"] for a in card["answers"] if a["arm"] in methods), not card["differs"])
     )
 
 
-def _explain(run: RunFolder) -> str:
-    """`python -m btp.explain RUN`, the folder as one writes it where the report is made."""
+def explain_commands(run: RunFolder) -> dict[str, str]:
+    """`python -m btp.explain RUN SAMPLE` for each sample, the folder as one writes it where the report is made; {}
+    where no arm has a stage.
+    """
     if not any(arm.schedule for arm in run.arms):
-        return ""
+        return {}
     path = run.path.resolve()
     where = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return f"python -m btp.explain {shlex.quote(str(where))}"
+    numbers = {sample: number for number, sample in numbered(run.samples["sample"]).items()}
+    command = f"python -m btp.explain {shlex.quote(str(where))}"
+    return {sample: f"{command} {shlex.quote(numbers.get(sample, sample))}" for sample in run.samples["sample"]}
 
 
 def data_uri(png: bytes, kind: str = "png") -> str:

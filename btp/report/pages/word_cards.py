@@ -7,16 +7,17 @@ from itertools import groupby
 from typing import Any
 
 from btp.report.drawing_errors import Spared
+from btp.report.pages.sample_cards import explain_commands
 from btp.results.reader import RunFolder
 
 MOST = 4  # samples on the page
 
 
 def word_cards(run: RunFolder, spared: Spared) -> list[dict[str, Any]]:
-    """Per sample: id, ability, reference, left_out, and per arm: arm, title, answer, mark, layers (layer, held: the
-    share of its words, runs: see `shaded`).
+    """Per sample: id, ability, reference, left_out, explain (the command that says more of it, "" where no arm has a
+    stage), and per arm: arm, title, answer, mark, layers (layer, held: the share of its words, runs: see `shaded`).
     """
-    titles = {arm.arm: arm.title for arm in run.arms}
+    titles, explain = {arm.arm: arm.title for arm in run.arms}, explain_commands(run)
     found = []
     for sample, entry in list(run.words.items())[:MOST]:
         with spared.part(f"the words of sample {sample}"):
@@ -33,6 +34,7 @@ def word_cards(run: RunFolder, spared: Spared) -> list[dict[str, Any]]:
                     "ability": str(first["ability"]),
                     "reference": str(first["reference"]),
                     "left_out": entry["left_out"],
+                    "explain": explain.get(sample, ""),
                     "arms": arms,
                 }
             )

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from btp.report.comparison.groups import Entry, Field
+from btp.report.comparison.groups import Field
 from btp.report.figures.style import Theme, looks
 from btp.report.studies.ablation import NOTABLE, gap_columns, held, said
 from btp.report.studies.setting_names import title
@@ -31,7 +31,7 @@ def grid(fields: Sequence[Field], study: Study) -> Answer:
     frame.loc[frame["role"].eq("baseline"), by] = "–"
     frame = frame.sort_values(by, kind="stable")
     frame = frame.assign(method=frame["series"].where(frame["role"].eq("baseline"), frame["pruner.name"]))
-    held_by_cache = [c.SLOTS, *(x for x in c.COST if x.key in CACHE)] if frame["entry"].map(_evicts).any() else []
+    held_by_cache = [c.SLOTS, *(x for x in c.COST if x.key in CACHE)] if frame["evicts"].any() else []
     shown = [c.METHOD, *map(column_of, by), SHARE, *held_by_cache, *map(metric, scores), *gap_columns()]
     return Answer(frame, shown, said(frame, by), lambda theme: _draw(methods(frame), by, scores, theme))
 
@@ -62,11 +62,6 @@ def _draw(own: pd.DataFrame, by: Sequence[str], scores: Sequence[str], theme: Th
     figure.axes[0].set_ylabel(title(y))
     figure.supxlabel("*: differs from the reference in that score (Holm)", fontsize=8.5, color=theme.soft)
     return figure
-
-
-def _evicts(entry: Entry) -> bool:
-    """Whether an arm has a stage in the K/V cache, alone or beside others."""
-    return any(str(stage["site"]).startswith("llm.cache") for stage in entry.arm.schedule or ())
 
 
 def _place(value: str) -> tuple[bool, float, str]:

@@ -21,7 +21,7 @@ class Table:
 
     Attributes:
         frame: one row per arm; numbers unrounded, shares in [0, 1], FLOPs plain. Beside the shown columns it
-            holds run, model, task, arm, role, note, samples, visual_tokens, unit, evicts and every cost quantity.
+            holds run, model, task, arm, role, note, samples, visual_tokens, unit, evicts, cuts and every cost quantity.
         columns: what formats show; the first one names the row.
         title: what the rows are about.
     """
@@ -87,6 +87,7 @@ def arm_row(run: RunFolder, arm: Arm) -> dict[str, Any]:
         "tokens_avg": float(rows["tokens_avg"].mean()),
         "slots": nan if arm.slots is None else arm.slots,
         "evicts": arm.evicts,
+        "cuts": arm.cuts,
         "unit": run.unit,
         **_spread("macro", macro_interval(list(parts.values()))),
     }

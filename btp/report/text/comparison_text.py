@@ -112,8 +112,10 @@ def _scored(family: str, row: pd.Series) -> str:
 
 
 def _level(row: pd.Series) -> str:
-    """What a row keeps on average over the layers."""
-    return f"{number(row['level'], 'tokens')} {'slots of the K/V cache' if row['evicts'] else row['unit']}"
+    """What a row keeps on average over the layers; of one that cuts and evicts, slots and tokens."""
+    said = f"{number(row['level'], 'tokens')} {'slots of the K/V cache' if row['evicts'] else row['unit']}"
+    both = row["evicts"] and row["cuts"]
+    return f"{said} and {number(row['tokens_avg'], 'tokens')} {row['unit']}" if both else said
 
 
 def _told(methods: pd.DataFrame) -> str:

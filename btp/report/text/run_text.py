@@ -63,14 +63,19 @@ def _method(
 
 
 def _works(run: RunFolder, arm: Arm, row: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
-    """What it keeps: slots where it evicts from the K/V cache, else tokens."""
+    """What it keeps: slots where it evicts from the K/V cache, tokens where it cuts between layers."""
     if arm.evicts and not isnan(row["slots"]):
         whole = nan if base is None else base["slots"]
         of = "" if isnan(whole) else f" of {whole:.4g}"
         share = "" if isnan(whole) else f" ({100 * row['slots'] / whole:.0f}%)"
-        return (
+        held = (
             f"holds {row['slots']:.1f}{of} slots per key head in the K/V cache, averaged over the decoder layers{share}"
         )
+        return f"{_tokens(run, row)}, and {held}" if arm.cuts else held
+    return _tokens(run, row)
+
+
+def _tokens(run: RunFolder, row: Mapping[str, Any]) -> str:
     share = row["tokens_avg"] / row["visual_tokens"] if row["visual_tokens"] else 0.0
     layers = "decoder layers" if run.unit.endswith("tokens") else "layers"
     return (

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from btp.models.loading.load import Loaded
 from btp.runner.arms import Arm
-from btp.schedules.slots import in_cache
+from btp.schedules.slots import chooses_slots
 from btp.tasks.sample import Sample
 
 
@@ -14,9 +14,9 @@ def check_effect(arms: Iterable[Arm], samples: Sequence[Sample], loaded: Loaded)
     """Refuse eviction where all answers have one token, which comes from attention in front of the eviction.
 
     Raises:
-        ValueError: an arm acts in the K/V cache alone, and every choice of every sample is one token.
+        ValueError: an arm chooses slots of the K/V cache, and every choice of every sample is one token.
     """
-    acting = [arm for arm in arms if in_cache(arm.schedule)]
+    acting = [arm for arm in arms if chooses_slots(arm.schedule)]
     choices = [getattr(sample, "continuations", ()) for sample in samples]
     if not acting or not all(choices):
         return
@@ -25,5 +25,5 @@ def check_effect(arms: Iterable[Arm], samples: Sequence[Sample], loaded: Loaded)
         raise ValueError(
             f"pruner {acting[0].name!r} evicts from the K/V cache behind the prompt, but every choice of this task is "
             "one token, which the prompt's own forward scores before anything leaves: eviction would have no effect. "
-            "Choose a task with longer choices or with generated answers, or a method that prunes between layers."
+            "Choose a task with longer choices or with generated answers, or only methods that prune between layers."
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from btp.core.pruner import Pruner
@@ -19,7 +20,8 @@ from btp.models.loading.checkpoint import find_checkpoint
 from btp.models.loading.load import Loaded, load
 from btp.report.figures.token_overlays import stage_views
 from btp.report.pages.explain_data import Life, Said, numbered
-from btp.results.reader import ANEW, RunFolder, View, read_run
+from btp.report.pages.explain_held import HeldLayer
+from btp.results.reader import ANEW, UNIT, RunFolder, View, read_run
 from btp.results.shapes import ANYTHING, NAMED, keys, mapped, number, optional, read_yaml, whole
 from btp.results.status import UNPRUNED
 from btp.runner.arms import Arm
@@ -30,9 +32,13 @@ from btp.runner.devices import Machine
 from btp.runner.evaluation.data import shrink
 from btp.runner.evaluation.model_inputs import model_inputs
 from btp.runner.evaluation.oracle_targets import aim
+from btp.runner.evaluation.prompts.shorten import shortened
 from btp.runner.evaluation.task_protocol import OwnWay, draw
+from btp.runner.evaluation.ways.evaluation_loop import happened
 from btp.runner.evaluation.ways.way import Way
 from btp.runner.evaluation.ways.way_of_task import way_of
+from btp.runner.explain.kept_words import pieces
+from btp.runner.explain.layers import against_run, held_layers, step_lives
 from btp.runner.explain.recording_pruner import Witness
 from btp.runner.explain.stages import stage_lives
 from btp.runner.identity import model_checkpoint
@@ -45,6 +51,7 @@ from btp.tasks.files.local import file_name, id_hash
 from btp.tasks.sample import Sample, Task
 
 HARNESSES = ("btp.runner.lmms_eval.task.LMMSEvalTask", "btp.runner.lm_eval.task.LMEvalTask")
+TEXT = "prompt tokens"  # unit of models whose samples need no picture
 LIKELY = 3  # first answer tokens shown
 CONFIG = keys(  # what is read of a config here; what lies deeper is for the part that it is of
     model=keys(name=ANYTHING),
@@ -94,12 +101,13 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     chosen, sample = _chosen(run, arm), _sample_of(run, sample)
     config = run.config
     task: Task = make_dataset(config["task"]["dataset"])
-    asked = find_sample(task, config["limit"], sample, folder)
+    asked = find_sample(task, config["limit"], sample, folder, run.unit)
     where = find_checkpoint(config["model"])
     accelerator = "cpu" if config["trainer"]["accelerator"] == "cpu" else "auto"
     machine = Machine({**config["trainer"], "devices": 1, "workers": 0, "accelerator": accelerator}, run.path)
     loaded = load(config["model"], where, machine.device)
     way = way_of(task)
+    (asked,) = shortened(task, [asked], loaded)
     plain = _answer(way, loaded, None, Schedule(), asked)
     total = plain.call.total[0]
     share = chosen.schedule[0].count(total) / total if chosen.picture == "shrunk" else 1.0
@@ -113,9 +121,10 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     both = ((plain, UNPRUNED), (pruned, chosen.name))
     unpruned, with_stages = (_said(way, loaded, answer, rows, name) for answer, name in both)
     events = getattr(pruner, "events", None)
-    picture, places = way.picture(loaded, asked, {"events": events[0]} if events else None) or (asked.images[0], {})
-    picture = picture.convert("RGB")
-    return Life(
+    text = run.unit == TEXT
+    picture, places = (None, {}) if text else _picture(way, loaded, asked, events[0] if events else None, share)
+    words = pieces(loaded.processor.tokenizer, pruned.inputs["input_ids"][0].tolist()) if text else []
+    life = Life(
         run=run.path.name,
         command=str(run.run.get("command", "")),
         model=config["model"]["name"],
@@ -124,9 +133,9 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
         pruner=pruner.name if pruner is not None else "none",
         sample=sample,
         ability=str(row["ability"]),
-        question=asked.question,
+        question=asked.bare_question.strip() or asked.question,
         reference=asked.reference,
-        picture=picture if share == 1 else shrink(picture, share),
+        picture=picture,
         pictures=len(asked.images) + len(asked.clips),
         boxes=tuple(map(tuple, places.get("boxes", asked.boxes))),  # type: ignore[arg-type]
         labels=asked.labels,
@@ -139,12 +148,37 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
         stages=stages,
         layers=tuple(layer[0] for layer in pruned.call.visual),
         kl=float((plain.first.exp() * (plain.first - pruned.first)).nansum(-1).mean()),
-        notes=_notes(run, where, asked, row, (unpruned, with_stages), all(stage.same for stage in stages)),
+        unit=run.unit,
+        words=tuple(words),
+        held=_held(loaded, pruned, witness, text),
+        steps=step_lives(pruned.call),
+        checks=against_run(run, chosen.name, sample, happened(pruned.call, 0)),
     )
+    return replace(life, notes=_notes(run, where, asked, row, (unpruned, with_stages), life.same))
 
 
-def find_sample(task: Task, limit: int | None, sample: str, folder: Path) -> Sample:
+def _held(loaded: Loaded, answer: Answer, witness: Witness | None, text: bool) -> tuple[HeldLayer, ...]:
+    """Of a text all layers that lack some of it, of pictures those whose caches lost slots."""
+    if not text and not answer.call.evicted:
+        return ()
+    visual = loaded.host.layout(answer.inputs).visual[0]
+    return held_layers(answer.call, visual, {} if witness is None else witness.ranked, text)
+
+
+def _picture(
+    way: Way, loaded: Loaded, sample: Sample, events: Any, share: float
+) -> tuple[Image.Image, Mapping[str, Any]]:
+    """The first picture as the model saw it, and where its tokens lie."""
+    found, places = way.picture(loaded, sample, {"events": events} if events else None) or (sample.images[0], {})
+    picture = found.convert("RGB")
+    return (picture if share == 1 else shrink(picture, share)), places
+
+
+def find_sample(task: Task, limit: int | None, sample: str, folder: Path, unit: str = UNIT) -> Sample:
     """The task's sample of this id.
+
+    Args:
+        unit: what the run's model has as tokens that may leave; of prompt tokens it has without a picture.
 
     Raises:
         ValueError: another harness owns it, the task does not have it any more, or it shows no picture.
@@ -156,7 +190,7 @@ def find_sample(task: Task, limit: int | None, sample: str, folder: Path) -> Sam
             f"sample {sample!r} is in {folder}, but its task does not have it any more: the files it was read from "
             "were changed. Restore them, or run the command of the run again."
         )
-    if not len(found.images) and not found.clips:
+    if unit != TEXT and not len(found.images) and not found.clips:
         raise ValueError(
             f"sample {sample!r} shows no picture, so that no stage has a visual token to decide about. Choose another."
         )
@@ -238,7 +272,7 @@ def _answer(
     aim(pruner, [sample], batch.clips)
     with torch.inference_mode(), attach(host, pruner, schedule) as trace:
         inputs = model_inputs(loaded, batch)
-        text, first = way.once(loaded, inputs)
+        text, first = way.once(loaded, inputs, sample)
     return Answer(text, first.cpu(), trace[0], inputs)
 
 

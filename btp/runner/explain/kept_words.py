@@ -11,12 +11,13 @@ from torch import Tensor
 from btp.core.trace import Call
 from btp.engine.attach import attach
 from btp.models.loading.load import Loaded
+from btp.report.pages.explain_held import ends
 from btp.runner.arms import Arm
 from btp.runner.evaluation.data import Collate
 from btp.runner.evaluation.oracle_targets import aim
+from btp.runner.explain.layers import held_by_head, spread_over
 from btp.tasks.sample import Sample
 
-MOST_LAYERS = 4  # shown of an arm, spread over those in which something left
 MOST_WORDS = 800  # of a prompt: as many from its beginning as from its end
 _SPACES = ("▁", "Ġ")  # how tokenizers write a space in front of a word
 
@@ -39,9 +40,9 @@ def kept_words(
             if not arm.schedule or arm.picture != "full":
                 continue
             shares = _held(loaded, arm, sample, inputs)
-            mine[arm.name] = {str(at): _ends(_percent(shares[at])) for at in _layers(shares)}
+            mine[arm.name] = {str(at): ends(_percent(shares[at]), MOST_WORDS) for at in _layers(shares)}
         out = max(0, len(words) - MOST_WORDS)
-        found[sample.id] = {"words": _ends(words), "left_out": out, "arms": mine}
+        found[sample.id] = {"words": ends(words, MOST_WORDS), "left_out": out, "arms": mine}
     return found
 
 
@@ -51,17 +52,7 @@ def held(call: Call, visual: Tensor) -> Tensor:
     Args:
         visual: [S] bool, tokens that could leave between layers, of the row without padding.
     """
-    L, S = len(call.tokens), len(visual)
-    shares, places = torch.ones(L, S), visual.nonzero().flatten().tolist()
-    for stage in call.stages:
-        at = stage.site.layer if stage.site.kind == "layer" and stage.site.tower == "llm" else 0
-        shares[at:, places] = 0.0
-        shares[at:, [places[i] for i in stage.kept[0]]] = 1.0
-    for site in dict.fromkeys(record.site for record in call.evicted if record.step == 0):
-        heads = call.gone(site, step=0)[0]
-        for gone in heads:
-            shares[site.layer, sorted(gone)] -= 1.0 / len(heads)
-    return shares.clamp(min=0.0)
+    return torch.stack([heads.float().mean(0) for heads in held_by_head(call, visual)])
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -88,15 +79,8 @@ def _held(loaded: Loaded, arm: Arm, sample: Sample, inputs: Mapping[str, Tensor]
 def _layers(shares: Tensor) -> list[int]:
     """Some layers in which something left, the first and the last of them with it."""
     cut = (shares < 1.0).any(1).nonzero().flatten().tolist()
-    if len(cut) <= MOST_LAYERS:
-        return cut
-    return sorted({cut[round(i * (len(cut) - 1) / (MOST_LAYERS - 1))] for i in range(MOST_LAYERS)})
+    return [cut[i] for i in spread_over(len(cut))]
 
 
 def _percent(shares: Tensor) -> list[int]:
     return (100 * shares).round().int().tolist()
-
-
-def _ends(listed: list) -> list:
-    half = MOST_WORDS // 2
-    return listed if len(listed) <= MOST_WORDS else [*listed[:half], *listed[-half:]]

@@ -12,8 +12,10 @@ from btp.core.pruner import Pruner, Tokens
 from btp.core.schedule import Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signals
+from btp.core.slots import Slots, SlotSelection
 from btp.core.topk import marked
 from btp.core.wrapper import Around
+from btp.report.pages.explain_data import spans
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,26 @@ class Witness(Around):
     Attributes:
         pruner: the method.
         accounts: Accounts of every stage at which it was asked, in order.
+        ranked: what slots of a layer's cache were ranked by behind the prompt, of those that stayed and those that
+            left, by layer.
     """
 
     def __init__(self, pruner: Pruner) -> None:
         super().__init__(pruner)
         self.accounts: list[Account] = []
+        self.ranked: dict[int, str] = {}
+        if hasattr(pruner, "evict"):  # by this the engine knows methods of the cache
+            self.evict = self._evict
+
+    def _evict(self, slots: Slots, signals: Signals, stage: Stage) -> SlotSelection:
+        """The method's own, with what it ranked by on record."""
+        selection = self.pruner.evict(slots, signals, stage)  # type: ignore[attr-defined]
+        if slots.prefill and selection.keep is not None and selection.scores is not None:
+            keep, shape = selection.keep, slots.position.shape
+            stays = marked(keep.flatten(0, 1).long(), shape[2]).view(*keep.shape[:2], -1).expand(shape)
+            scores = selection.scores.expand(shape).float()
+            self.ranked[slots.layer] = spans(*(scores[x & slots.valid].tolist() for x in (stays, ~stays)))
+        return selection
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """The method's own, with its reasons on record.

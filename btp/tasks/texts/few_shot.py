@@ -12,7 +12,7 @@ from btp.tasks.files.tables import Row, read_rows
 from btp.tasks.metric import mean
 from btp.tasks.sample import Sample
 from btp.tasks.scoring import exact_match, normalise
-from btp.tasks.texts.task import Texts
+from btp.tasks.texts.task import Texts, at_least
 
 
 class FewShot(Texts):
@@ -27,7 +27,7 @@ class FewShot(Texts):
         max_new_tokens: Tokens of an answer, of which the first line counts.
 
     Raises:
-        ValueError: a table is broken or lacks a column, or there are too few examples.
+        ValueError: a table is broken, empty or lacks a column, or there are too few examples.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class FewShot(Texts):
         shuffle_seed: int | None = 0,
         name: str = "few_shot",
     ):
+        at_least(0, shots, "task.dataset.shots")
         rows = _rows(path, "task.path")
         shown = rows if examples is None else _rows(examples, "task.dataset.examples")
         if len(shown) - (examples is None) < shots:
@@ -87,6 +88,8 @@ def _rows(path: str, key: str) -> list[Row]:
     if not file.is_file():
         raise ValueError(f"{key} is {path}, but there is no such file. Set {key} to a table of questions and answers.")
     rows = read_rows(file, key)
+    if not rows:
+        raise ValueError(f"{key} is {path}, which holds no row. Set {key} to a table of questions and answers.")
     for number, row in enumerate(rows):
         lost = [column for column in ("question", "answer") if row.get(column) in (None, "")]
         if lost:

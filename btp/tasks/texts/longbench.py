@@ -10,7 +10,8 @@ from btp.tasks.files.entries import Entry
 from btp.tasks.files.local import Place
 from btp.tasks.metric import mean
 from btp.tasks.sample import Sample
-from btp.tasks.texts.task import Texts
+from btp.tasks.shown import brief
+from btp.tasks.texts.task import Texts, at_least, listed, questions
 from btp.tasks.texts.text_scores import best, classification, code_similarity, numbers, qa_f1, rouge_l
 
 
@@ -61,13 +62,13 @@ class LongBench(Texts):
         shuffle_seed: Seed of the order, as in `Texts`.
 
     Raises:
-        ValueError: a file is missing or broken, or a dataset is unknown or needs a segmenter.
+        ValueError: a file is missing, broken or empty, or a dataset is unknown or needs a segmenter.
     """
 
     def __init__(
         self,
         path: str,
-        datasets: Sequence[str] | None = None,
+        datasets: str | Sequence[str] | None = None,
         longest: int | None = None,
         shuffle_seed: int | None = 0,
         name: str = "longbench",
@@ -75,15 +76,25 @@ class LongBench(Texts):
         place = Place(Path(path), "LongBench", LAYOUT, SOURCE)
         config = "config/" if (place.root / "config" / PROMPTS).is_file() else ""
         prompts, lengths = place.entry(config + PROMPTS), place.entry(config + LENGTHS)
-        chosen = _chosen(place, datasets)
+        chosen = _chosen(place, listed(datasets))
+        if longest is not None:
+            at_least(2, longest, "task.dataset.longest")
         self.longest = longest
         self._classes: dict[str, tuple[str, ...]] = {}
         samples = []
         for dataset in chosen:
-            rows = place.entries(f"{dataset}.jsonl")
-            about, prompt, length = DATASETS[dataset], str(prompts[dataset]), int(lengths[dataset])
+            rows = questions(place, f"{dataset}.jsonl", dataset, "task.dataset.datasets")
+            about, prompt, length = DATASETS[dataset], str(prompts[dataset]), lengths[dataset]
+            at_least(1, length, f"{dataset} of {lengths.where}")
+            if "{context}" not in prompt:
+                raise ValueError(f"{prompts.where}: the prompt of {dataset} has no {{context}}. Get the file anew.")
             samples += [_sample(dataset, about, prompt, length, number, row) for number, row in enumerate(rows)]
             self._classes[dataset] = tuple(dict.fromkeys(name for row in rows for name in row.texts("all_classes")))
+            if about.measure == "classes" and not self._classes[dataset]:
+                raise ValueError(
+                    f"{place.root / dataset}.jsonl names no class in `all_classes`, by which answers are scored. Get "
+                    "the file anew."
+                )
         super().__init__(name, samples, shuffle_seed)
 
     def score(self, sample: Sample, prediction: str) -> float:
@@ -107,9 +118,9 @@ class LongBench(Texts):
         return {group: mean(scores) for group, scores in groups.items()} | super().summary(samples, predictions)
 
 
-def _chosen(place: Place, datasets: Sequence[str] | None) -> list[str]:
+def _chosen(place: Place, datasets: list[str]) -> list[str]:
     scored = [name for name, dataset in DATASETS.items() if dataset.measure is not None]
-    if datasets is None:
+    if not datasets:
         there = [name for name in scored if (place.root / f"{name}.jsonl").is_file()]
         return there or [place.find(f"{scored[0]}.jsonl").stem]  # says what must lie where
     for name in datasets:
@@ -120,7 +131,7 @@ def _chosen(place: Place, datasets: Sequence[str] | None) -> list[str]:
                 f"task.dataset.datasets holds {name}, whose answers are Chinese words: its score needs a segmenter "
                 "(jieba), which btp does not bring. Leave it out."
             )
-    return list(datasets)
+    return datasets
 
 
 def _sample(dataset: str, about: Dataset, prompt: str, length: int, number: int, entry: Entry) -> Sample:
@@ -128,11 +139,13 @@ def _sample(dataset: str, about: Dataset, prompt: str, length: int, number: int,
     asked = {"{input}": str(entry["input"])}
     text, first = str(entry["context"]), len(_filled(before, asked))
     answers = entry.texts("answers")
+    if not answers:
+        raise ValueError(f"{entry.where}: `answers` is {brief(entry.get('answers'))}. Get the file anew.")
     return Sample(
         id=f"{dataset}-{entry.get('_id', number)}",
         images=(),
         question=_filled(before, asked) + text + _filled(behind, asked),
-        reference=answers[0] if answers else "",
+        reference=answers[0],
         ability=dataset,
         references=answers,
         context=((first, first + len(text)),),

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from string import Formatter
+from typing import Any
 
 import numpy as np
 
 from btp.tasks.files.local import Place, read_text
 from btp.tasks.sample import Sample
-from btp.tasks.texts.task import Texts
+from btp.tasks.shown import brief
+from btp.tasks.texts.task import Texts, at_least
 from btp.tasks.texts.text_scores import contained
 
 NEEDLE, QUESTION = "The code of the archive in {key} is {value}.", "What is the code of the archive in {key}?"
 KEYS = ("Oslo", "Lima", "Quito", "Hanoi", "Cairo", "Turin", "Osaka", "Perth", "Dakar", "Minsk")
 LEAD = "Read the text. A question about it follows.\n\n"
+_LONGEST = 100  # words of a sentence; lengths are met by whole ones
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -32,7 +36,7 @@ class Niah(Texts):
         max_new_tokens: Tokens of an answer.
 
     Raises:
-        ValueError: there is no text, or too little of it; a needle without its marks; a depth that is none.
+        ValueError: there is no text, or too little of it; a needle without its marks; a length or depth that is none.
     """
 
     def __init__(
@@ -48,14 +52,16 @@ class Niah(Texts):
         shuffle_seed: int | None = 0,
         name: str = "niah",
     ):
-        if "{key}" not in question or "{value}" not in needle or "{key}" not in needle:
+        if _marks(needle) != {"key", "value"} or _marks(question) != {"key"}:
             raise ValueError(
-                "task.dataset.needle needs {key} and {value}, and task.dataset.question {key}, for what is drawn. "
-                f"They are {needle!r} and {question!r}. Correct them."
+                "task.dataset.needle needs {key} and {value}, and task.dataset.question {key}, for what is drawn, and "
+                f"no other braces. They are {needle!r} and {question!r}. Correct them."
             )
-        odd = [depth for depth in depths if not 0 <= depth <= 100]
-        if odd or not depths:
-            raise ValueError(f"task.dataset.depths is {list(depths)}. Write percents from 0 to 100, as [0,50,100].")
+        if not _numbers(depths, lambda depth: 0 <= depth <= 100):
+            raise ValueError(f"task.dataset.depths is {brief(depths)}. Write percents from 0 to 100, as [0,50,100].")
+        if not _numbers(lengths, lambda length: length >= 1 and length == int(length)):
+            raise ValueError(f"task.dataset.lengths is {brief(lengths)}. Write numbers of words, as [750,1500].")
+        at_least(1, repeats, "task.dataset.repeats")
         self._needle, self._question, self._longest_answer = needle, question, max_new_tokens
         sentences = _sentences(Path(path))
         counts = np.cumsum([len(sentence.split()) for sentence in sentences])
@@ -107,12 +113,27 @@ class Niah(Texts):
         return contained(prediction, [sample.reference])
 
 
+def _marks(text: str) -> set[str | None]:
+    """Names in braces; None where braces are no marks."""
+    try:
+        return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+    except ValueError:
+        return {None}
+
+
+def _numbers(given: Any, fits: Callable[[float], bool]) -> bool:
+    """Whether it is a list of numbers that fit, with one at least."""
+    listed = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 0
+    return listed and all(isinstance(n, int | float) and not isinstance(n, bool) and fits(n) for n in given)
+
+
 def _sentences(path: Path) -> list[str]:
-    """The sentences of all texts, in the order of their names."""
+    """The sentences of all texts, in the order of their names; what runs on without an end is divided."""
     place = Place(path, "A haystack", "one or more .txt files", "any long text, as essays or books")
     files = [path] if path.is_file() else sorted(path.glob("*.txt")) or [place.find("haystack.txt")]
     text = " ".join(" ".join(read_text(file, "task.path").split()) for file in files)
-    found = [sentence for sentence in _SENTENCE.split(text) if sentence]
+    words = (sentence.split(" ") for sentence in _SENTENCE.split(text) if sentence)
+    found = [" ".join(part[at : at + _LONGEST]) for part in words for at in range(0, len(part), _LONGEST)]
     if not found:
         raise ValueError(f"task.path is {path}, whose files hold no text. Name others.")
     return found

@@ -11,7 +11,7 @@ from btp.tasks.files.entries import Entry
 from btp.tasks.files.local import Place
 from btp.tasks.sample import Sample
 from btp.tasks.shown import brief
-from btp.tasks.texts.task import Texts
+from btp.tasks.texts.task import Texts, listed, questions
 from btp.tasks.texts.text_scores import best, contained
 
 FILE = "validation.jsonl"
@@ -30,25 +30,32 @@ class Ruler(Texts):
         shuffle_seed: Seed of the order, as in `Texts`.
 
     Raises:
-        ValueError: a file is missing or broken, or a task is unknown.
+        ValueError: a file is missing, broken or empty, or a task is unknown.
     """
 
     def __init__(
         self,
         path: str,
-        tasks: Sequence[str] | None = None,
+        tasks: str | Sequence[str] | None = None,
         chat: bool = True,
         shuffle_seed: int | None = 0,
         name: str = "ruler",
     ):
         place = Place(Path(path), "RULER", LAYOUT, SOURCE)
         there = sorted(file.parent.name for file in place.root.glob(f"*/{FILE}"))
-        chosen = list(tasks or there) or [f"niah_single_1/{FILE}"]
+        named = listed(tasks)
+        if not there:
+            place.find(f"{(named or ['niah_single_1'])[0]}/{FILE}")  # says what must lie where
+        lost = next((task for task in named if task not in there), None)
+        if lost is not None:
+            raise ValueError(
+                f"task.dataset.tasks holds {lost!r}, but {path} has no {lost}/{FILE}. Choose from: {', '.join(there)}."
+            )
         samples = []
-        for task in chosen:
-            file = place.find(f"{task.removesuffix('/' + FILE)}/{FILE}", "task.dataset.tasks")
-            length = _length(task)
-            samples += [_sample(task, length, chat, e) for e in place.entries(str(file.relative_to(place.root)))]
+        for task in named or there:
+            length = _length(task, "task.dataset.tasks holds" if named else f"{path} holds the folder")
+            rows = questions(place, f"{task}/{FILE}", task, "task.dataset.tasks")
+            samples += [_sample(task, length, chat, entry) for entry in rows]
         super().__init__(name, samples, shuffle_seed)
 
     def score(self, sample: Sample, prediction: str) -> float:
@@ -58,12 +65,12 @@ class Ruler(Texts):
         return contained(prediction, sample.answers)
 
 
-def _length(task: str) -> int:
+def _length(task: str, who: str) -> int:
     found = next((length for begins, length in LENGTHS.items() if task.startswith(begins)), None)
     if found is None:
         raise ValueError(
-            f"task.dataset.tasks holds {task!r}, of which nobody knows how long its answers are. RULER's tasks begin "
-            f"with {', '.join(LENGTHS)}. Correct it."
+            f"{who} {task!r}, of which nobody knows how long its answers are. RULER's tasks begin with "
+            f"{', '.join(LENGTHS)}. Name those that you mean in task.dataset.tasks, or correct it."
         )
     return found
 

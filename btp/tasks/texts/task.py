@@ -6,9 +6,42 @@ import json
 from collections.abc import Sequence
 from hashlib import sha256
 
+from btp.tasks.files.entries import Entry
+from btp.tasks.files.local import Place
 from btp.tasks.metric import mean
 from btp.tasks.sample import Sample
+from btp.tasks.shown import brief
 from btp.tasks.vqa import named, shuffled
+
+
+def listed(given: str | Sequence[str] | None) -> list[str]:
+    """Names that a config gives as a list, or as one; none of null."""
+    return [given] if isinstance(given, str) else list(given or ())
+
+
+def questions(place: Place, file: str, name: str, key: str) -> list[Entry]:
+    """The objects of a file, of which a benchmark has some.
+
+    Args:
+        name: what the file is of, as `key` lists it.
+
+    Raises:
+        ValueError: it is missing, broken or empty.
+    """
+    found = place.entries(file)
+    if not found:
+        raise ValueError(f"{place.root / file} holds no question. Get it anew, or leave {name} out of {key}.")
+    return found
+
+
+def at_least(least: int, value: object, key: str) -> None:
+    """Refuse what is no whole number, or too small.
+
+    Raises:
+        ValueError: names the key.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{key} is {brief(value)}. Write a whole number, {least} or more.")
 
 
 class Texts:

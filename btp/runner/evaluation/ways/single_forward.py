@@ -80,7 +80,7 @@ class Looking(Way):
         """What the row of each sample holds of its answer, and [B, ..., V] log-probabilities."""
         raise NotImplementedError
 
-    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor], sample: Sample) -> tuple[str, Tensor]:
         """The prediction of the only row."""
         (row,), found = self.answer(loaded, inputs)
         return row["prediction"], found[0]

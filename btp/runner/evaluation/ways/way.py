@@ -115,7 +115,7 @@ class Way:
         """
         return []
 
-    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor], sample: Sample) -> tuple[str, Tensor]:
         """Answer the only sample of a model's inputs: what a row would hold as its prediction, and its
         log-probabilities [V], or [..., V].
         """
