@@ -394,9 +394,7 @@ def _pictures(folder: Path) -> dict[str, Picture]:
 
 def _view(entry: Mapping[str, Any], sample: str, index: Path) -> View:
     rows, columns = entry["grid"]
-    tokens = entry.get("tokens")
-    if tokens is not None and len(tokens) != rows * columns:
-        raise ValueError(
-            f"{index} is broken: {short(sample, 60)} has {len(tokens)} tokens on a grid of {rows} x {columns}. {ANEW}"
-        )
+    if (tokens := entry.get("tokens")) is not None and len(tokens) != rows * columns:
+        found = f"{short(sample, 60)} has {len(tokens)} tokens on a grid of {rows} x {columns}"
+        raise ValueError(f"{index} is broken: {found}. {ANEW}")
     return View((rows, columns), None if tokens is None else tuple(tokens), entry.get("name") or "")
