@@ -61,7 +61,7 @@ def test_the_optimiser_turns_the_maps_of_blocks_alone():
 
 def test_tubes_are_labelled_by_what_lies_under_their_centres():
     clip = PocketMoves("train", 0, len(CLASSES)).clip(4)
-    labels = {key: value.reshape(8, 8, 8) for key, value in pocket_action.tube_labels(clip).items()}
+    labels = {key: value.reshape(8, 8, 8, *value.shape[1:]) for key, value in pocket_action.tube_labels(clip).items()}
     shown = np.zeros((8, 8, 8), bool)
     for boxes in clip.boxes:
         for chunk in range(8):
@@ -74,6 +74,10 @@ def test_tubes_are_labelled_by_what_lies_under_their_centres():
     assert red.any((1, 2)).all()
     assert set(labels["goes"][red]) == {1 + MOVES.index("clockwise")}
     assert set(labels["name"][red]) == {1 + pocket_action.NAMES.index("circle")}
+    assert set(labels["heading"][red]) <= {2 + eighth for eighth in range(8)}
+    assert len(set(labels["heading"][red])) > 5  # a whole turn
+    bx, by, ax, ay = labels["path"][2:6][red[2:6]].T  # y points down: clockwise is from x to y
+    assert (bx * ay - by * ax > 0).all()
 
 
 def test_patches_are_labelled_by_the_thing_that_covers_most():

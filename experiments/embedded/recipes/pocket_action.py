@@ -15,16 +15,20 @@ from experiments.embedded.recipe import Phase, Recipe, normalised
 
 PATCH, TUBE = 8, 2
 LAYER = 4  # the throw-away heads read what this many blocks have made
-EARLY = 2  # the one of headings reads earlier: a turn is told from the headings of several tubes
+EARLIER = {"heading": 2, "path": 3}  # two read earlier: the sense of a turn is told from where a thing was and will be
 NAMES = (*SHAPES, "star", "digit")
 GOES = (*MOVES, STILL)
 HEADINGS = 8  # eighths of a circle
+REACH = 8  # pixels that ways are measured in
 TUBES = {"name": 1.0, "color": 1.0, "heading": 1.0, "goes": 2.0}
-ALL = TUBES | {"class": 1.0}
+PATHS = TUBES | {"path": 2.0}
+ALL = PATHS | {"class": 1.0}
 
 
 class TubeHeads(nn.Module):
-    """Throw-away heads: what a tube shows, in which colour, which way it heads just then, and where it goes."""
+    """Throw-away heads: what a tube shows, in which colour, which way it heads just then, where it was and will be, and
+    where it goes.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -33,19 +37,21 @@ class TubeHeads(nn.Module):
         self.color = nn.Linear(width, len(COLORS) + 1)
         self.heading = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, HEADINGS + 2))
         self.goes = nn.Linear(width, len(GOES) + 1)
+        self.path = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
 
 
 class PocketAction(Recipe):
     """Cross-entropy of the class, and of what each tube shows.
 
     What tubes show goes first, with the blocks in front of its heads alone. The class then trains at the full rate
-    until most clips are right, and settles while the rate falls. Without headings, behind the first blocks, no block
-    tells the two senses of a turn apart (950 steps without a move).
+    until most clips are right, and settles while the rate falls. Without headings and paths, behind the first blocks,
+    no block tells the two senses of a turn apart (950 steps without a move; 500 with headings alone).
     """
 
     name = "pocket_action"
     phases = (
         Phase("tubes", steps=1500, batch=8, rate=2e-3, losses=TUBES, warmup=50, decay=0.1),
+        Phase("paths", steps=800, batch=8, rate=2e-3, losses=PATHS, warmup=50, decay=0.1),
         Phase("moves", steps=6000, batch=8, rate=2e-3, losses=ALL, warmup=50, decay=0.0, until={"right": 0.85}),
         Phase("settle", steps=1000, batch=8, rate=2e-3, losses=ALL, warmup=50, decay=1.0),
     )
@@ -74,12 +80,11 @@ class PocketAction(Recipe):
         pixels = normalised(batch["pixels"])
         model, heads, label = learner["model"], learner["heads"], batch["class"]
         rows = model.videomae.embeddings(pixels, None)
-        early = rows
+        behind = {}
         for number, block in enumerate(model.videomae.encoder.layer[:LAYER], 1):
-            rows = block(rows)
-            early = rows if number == EARLY else early
-        found = self._tube_losses(heads, early, rows, batch)
-        if phase.name == "tubes":
+            rows = behind[number] = block(rows)
+        found = self._tube_losses(heads, behind, batch)
+        if "class" not in phase.losses:
             return found
         for block in model.videomae.encoder.layer[LAYER:]:
             rows = block(rows)
@@ -93,11 +98,13 @@ class PocketAction(Recipe):
         }
 
     @staticmethod
-    def _tube_losses(heads: TubeHeads, early: Tensor, tubes: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        tubes, shown = heads.norm(tubes), batch["name"] > 0
-        logits = {key: getattr(heads, key)(early if key == "heading" else tubes) for key in TUBES}
+    def _tube_losses(heads: TubeHeads, behind: dict[int, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        shown = batch["name"] > 0
+        states = dict.fromkeys(TUBES, heads.norm(behind[LAYER])) | {key: behind[at] for key, at in EARLIER.items()}
+        logits = {key: getattr(heads, key)(states[key]) for key in TUBES}
         right = {key: (logits[key].argmax(-1) == batch[key])[shown].float().mean() for key in TUBES}
         losses = {key: F.cross_entropy(logits[key].flatten(0, 1), batch[key].flatten()) for key in TUBES}
+        losses["path"] = F.l1_loss(heads.path(states["path"])[shown], batch["path"][shown])
         return losses | {"named": right["name"], "headed": right["heading"], "went": right["goes"]}
 
     def save(self, learner: nn.Module, folder: Path) -> None:
@@ -109,14 +116,16 @@ class PocketAction(Recipe):
 def tube_labels(clip: Clip) -> dict[str, np.ndarray]:
     """What lies under the centre of each tube in its first frame: name, colour, heading and motion, 0 for the ground.
 
-    A heading is the eighth of a circle that the way to the next tube's frame lies in; 1 stands still.
+    A heading is the eighth of a circle that the way to the next tube's frame lies in; 1 stands still. A path is the way
+    from two tubes before and to two tubes behind, (x, y) each, in shares of REACH.
 
     Returns:
-        Arrays of [8 * 8 * 8] in the order of the model's tubes: time, row, column.
+        Arrays of [8 * 8 * 8], the path with 4 numbers each, in the order of the model's tubes: time, row, column.
     """
     grid = SIDE // PATCH
     shape = (FRAMES // TUBE, grid, grid)
     name, color, heading, goes = (np.zeros(shape, np.int64) for _ in range(4))
+    path = np.zeros((*shape, 4), np.float32)
     at = (np.arange(grid) + 0.5) * PATCH
     for mover, boxes in zip(clip.movers, clip.boxes[:, ::TUBE, :, None], strict=True):
         x0, y0, x1, y1 = boxes.swapaxes(0, 1)  # each [8, 1]
@@ -124,8 +133,10 @@ def tube_labels(clip: Clip) -> dict[str, np.ndarray]:
         name[spot] = 1 + NAMES.index("digit" if mover.name.isdigit() else mover.name)
         color[spot] = 1 + list(COLORS).index(mover.color)
         heading[spot] = np.broadcast_to(_headings(mover)[:, None, None], shape)[spot]
+        path[spot] = np.broadcast_to(_paths(mover)[:, None, None], path.shape)[spot]
         goes[spot] = 1 + GOES.index(mover.move)
-    return {"name": name.ravel(), "color": color.ravel(), "heading": heading.ravel(), "goes": goes.ravel()}
+    labels = {"name": name.ravel(), "color": color.ravel(), "heading": heading.ravel(), "goes": goes.ravel()}
+    return labels | {"path": path.reshape(-1, 4)}
 
 
 def _headings(mover: Mover) -> np.ndarray:
@@ -135,6 +146,14 @@ def _headings(mover: Mover) -> np.ndarray:
     dx, dy = (mover.boxes[after] - mover.boxes[after - TUBE])[:, :2].T
     eighth = np.round(np.arctan2(dy, dx) / (2 * np.pi) * HEADINGS).astype(np.int64) % HEADINGS
     return np.where((dx == 0) & (dy == 0), 1, 2 + eighth)
+
+
+def _paths(mover: Mover) -> np.ndarray:
+    """[8, 4] ways from two tubes before and to two tubes behind, of each tube; less where the clip ends."""
+    frames, far = np.arange(0, FRAMES, TUBE), 2 * TUBE
+    corner = mover.boxes[:, :2].astype(np.float32)
+    before, after = corner[np.maximum(frames - far, 0)], corner[np.minimum(frames + far, FRAMES - 1)]
+    return np.concatenate([corner[frames] - before, after - corner[frames]], 1) / REACH
 
 
 RECIPE = PocketAction()
