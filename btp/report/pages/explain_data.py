@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
@@ -122,9 +124,12 @@ class Life:
         unpruned, pruned: the answers without and with the stages.
         others: (title, prediction, score) of the run's further arms.
         stages: Stages in the order in which tokens meet them.
-        layers: visual tokens that entered each decoder layer.
+        layers: visual tokens that entered each layer of the decoder, or of the tower of a model that has none.
         kl: nats, of the first answer token, from the unpruned model.
         notes: what a reader should know.
+        unit: what a token is called: "visual tokens", "patches", "tubes".
+        weighs: what the probabilities beside an answer are of.
+        marks: boxes of the answer without and with the stages, as marks.parquet has them; none where answers are words.
     """
 
     run: str
@@ -151,6 +156,16 @@ class Life:
     kl: float
     notes: tuple[str, ...] = ()
     targets: tuple[tuple[float, float, float, float], ...] = ()
+    unit: str = "visual tokens"
+    weighs: str = "first token"
+    marks: tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[str, Any], ...]] = ((), ())
+
+    def boxes_said(self) -> str:
+        """How the boxes of both answers compare with the labelled ones; "" where answers are no boxes."""
+        if not any(self.marks):
+            return ""
+        whose = zip(("without pruning", f"with {self.arm}"), map(counted, self.marks), strict=True)
+        return "; ".join(f"{name} {said}" for name, said in whose)
 
     @property
     def rules(self) -> list[str]:
@@ -168,8 +183,14 @@ class Life:
 
     @property
     def average(self) -> float:
-        """Visual tokens averaged over the decoder layers."""
+        """Visual tokens averaged over the layers."""
         return sum(self.layers) / len(self.layers)
+
+
+def counted(marks: Iterable[Mapping[str, Any]]) -> str:
+    """Boxes by what they are: "2 matched, 1 wrong, 1 missed"."""
+    kinds = Counter(mark["kind"] for mark in marks)
+    return ", ".join(f"{kinds[kind]} {kind}" for kind in ("matched", "wrong", "missed"))
 
 
 def numbered(samples: Iterable[str]) -> dict[str, str]:
