@@ -200,6 +200,8 @@ _DATASET = {
     "reader.videos": maybe(TEXT),
     "reader.frames": COUNT,
     "reader.stride": maybe(COUNT),
+    "reader.clips": COUNT,
+    "reader.crops": COUNT,
     "threshold": number(0, 1, above=True, why="A box counts as found from this score on."),
     "classes": CLASSES,
     "reader.key": TEXT,

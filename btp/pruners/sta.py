@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -74,25 +76,38 @@ class STA(Pruner):
         if counts == alive:
             every = torch.arange(N, device=tokens.valid.device).expand(B, N)
             return Selection(every.masked_fill(~tokens.valid, -1))
-        chunk = tokens.coord[..., 0].div(stage.settings.get("span", 1), rounding_mode="floor")
-        index, sizes = _chunks(chunk, tokens.valid)
-        keep = [self._shares(n, k, stage) for n, k in zip(sizes, counts, strict=True)]
-        real, safe = index >= 0, index.clamp(min=0)
-        keys = signals[self.needs(stage)[0]].mean(1)
-        orders, _ = accumulate(
-            _taken(keys, safe),
-            _taken(tokens.hidden, safe),
-            real,
-            keep,
-            stage.settings.get("backwards", False),
-            self.first,
-        )
+        index, keep, orders, _ = self._walked(tokens, signals, stage, counts)
         rows = []
         for b, shares in enumerate(keep):
             kept = torch.cat([index[b, t][orders[t][b, :k]] for t, k in enumerate(shares)])
             kept = kept if self.order == "official" else kept.sort().values
             rows.append(torch.cat([kept, kept.new_full((max(counts) - len(kept),), -1)]))
         return Selection(torch.stack(rows), ordered=self.order == "official")
+
+    def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
+        """How little of a token was there before, activity counted: minus the score by which a chunk drops its highest;
+        nothing of the chunk that is looked at first.
+        """
+        index, _, _, scores = self._walked(tokens, signals, stage, tokens.keep_counts(stage))
+        (B, N), T = tokens.valid.shape, index.shape[1]
+        found = tokens.hidden.new_full((B, N + 1), -torch.inf, dtype=torch.float32)  # padding goes behind the last one
+        walk = range(T - 1, -1, -1) if stage.settings.get("backwards", False) else range(T)
+        for t, score in zip(walk[1:], scores, strict=True):
+            at = index[:, t].masked_fill(index[:, t] < 0, N)
+            found = found.scatter(1, at, -score.float())
+        return {"new": found[:, :N]}
+
+    def _walked(
+        self, tokens: Tokens, signals: Signals, stage: Stage, counts: Sequence[int]
+    ) -> tuple[Tensor, list[list[int]], list[Tensor], list[Tensor]]:
+        """[B, T, M] tokens of each chunk, how many each keeps, and what `accumulate` says of them."""
+        chunk = tokens.coord[..., 0].div(stage.settings.get("span", 1), rounding_mode="floor")
+        index, sizes = _chunks(chunk, tokens.valid)
+        keep = [self._shares(n, k, stage) for n, k in zip(sizes, counts, strict=True)]
+        safe, keys = index.clamp(min=0), signals[self.needs(stage)[0]].mean(1)
+        backwards = stage.settings.get("backwards", False)
+        states = _taken(tokens.hidden, safe)
+        return index, keep, *accumulate(_taken(keys, safe), states, index >= 0, keep, backwards, self.first)
 
     def _shares(self, sizes: list[int], count: int, stage: Stage) -> list[int]:
         """Tokens that each chunk keeps: each loses as many, and none its last one."""

@@ -233,7 +233,7 @@ class Run:
         if config["cost"]["enabled"]:
             measured = [s for s, tokens in zip(samples, seen.estimates, strict=True) if tokens] or samples
             some = measured[: config["cost"]["batch"]]
-            self._cost(arms, task_inputs(self.loaded, some, way.collate), some)
+            self._cost(arms, task_inputs(self.loaded, some, way.collate_once), some)
         self._finish()
 
     def _cost_only(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def main() -> int:
     """Measure every cell, print the table after each and write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cell", nargs="+", default=list(CELLS), metavar="MODEL/PRUNER/SHARE")
+    parser.add_argument("--with", nargs="+", default=[], dest="words", help="settings of each cell")
     parser.add_argument("--rounds", type=int, default=4, help="timed ones, of each side in turns")
     parser.add_argument("--warmup", type=int, default=1, help="untimed ones")
     parser.add_argument("--out", type=Path, default=Path("outputs/vision_speed"), help="without an ending")
@@ -49,7 +51,7 @@ def main() -> int:
     found: list[dict[str, Any]] = []
     for cell in args.cell:
         model, pruner, share = cell.split("/")
-        found.append(measured(model, pruner, float(share), args.rounds, args.warmup))
+        found.append(measured(model, pruner, float(share), args.rounds, args.warmup, args.words))
         text = table(found)
         print(text, flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -58,9 +60,11 @@ def main() -> int:
     return 0
 
 
-def measured(model: str, pruner: str, share: float, rounds: int, warmup: int) -> dict[str, Any]:
+def measured(
+    model: str, pruner: str, share: float, rounds: int, warmup: int, words: Sequence[str] = ()
+) -> dict[str, Any]:
     """One method at one budget beside the unpruned model, as a run's cost.json has both."""
-    config = composed(f"model={model}", f"pruner={pruner}", f"budget.share={share}", "model.weights=random")
+    config = composed(f"model={model}", f"pruner={pruner}", f"budget.share={share}", "model.weights=random", *words)
     settings = config["model"] | {"dtype": "float32"}
     device = torch.device("cpu")
     loaded = load(settings, None, device)
@@ -73,6 +77,7 @@ def measured(model: str, pruner: str, share: float, rounds: int, warmup: int) ->
         "pruner": pruner,
         "share": share,
         "rounds": rounds,
+        "words": list(words),
         "hardware": hardware_line(device, "float32"),
     }
     return about | {"schedule": arm.schedule.to_config(), "costs": each[arm.name], UNPRUNED: each[UNPRUNED]}
@@ -92,7 +97,8 @@ def table(cells: list[dict[str, Any]]) -> str:
     for cell in cells:
         mine, whole = cell["costs"], cell[UNPRUNED]
         ups = [1 / mine["forward_ratio"]["median"], whole["flops_model"] / mine["flops_model"]]
-        row = [cell["model"], cell["pruner"], f"{cell['share']:.0%}", f"{mine['gmacs']:.1f}", f"{whole['gmacs']:.1f}"]
+        row = [cell["model"], " ".join([cell["pruner"], *cell["words"]]), f"{cell['share']:.0%}"]
+        row += [f"{mine['gmacs']:.1f}", f"{whole['gmacs']:.1f}"]
         row += [f"{whole['per_second']:.3g}", f"{mine['per_second']:.3g}", *(f"{up:.2f}" for up in ups)]
         row += [_marked(ups[0] / ups[1] >= PROMISED, f"{ups[0] / ups[1]:.2f}")]
         row += [_marked(mine["selection_share"] <= SELECTION, f"{mine['selection_share']:.1%}")]

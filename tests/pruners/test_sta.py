@@ -75,6 +75,22 @@ def test_scale_changes_nothing_and_the_most_active_stays():
             assert strongest in kept[b].tolist()
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_what_it_tells_of_a_choice_is_what_it_goes_by(backwards):
+    seen, signals = clip(2, 4, 6)
+    at = stage("vision.layer.1", 14, span=1, backwards=backwards)
+    kept, told = sta().select(seen, signals, at).keep, sta().explain(seen, signals, at)["new"]
+    first = 3 if backwards else 0
+    for b in range(2):
+        for t in range(4):
+            chunk, mine = set(range(t * 6, t * 6 + 6)), set(kept[b].tolist())
+            if t == first:
+                assert told[b, t * 6 : t * 6 + 6].isinf().all()
+            else:
+                stays, goes = chunk & mine, chunk - mine
+                assert min(told[b, sorted(stays)]) >= max(told[b, sorted(goes)])
+
+
 def test_alike_keys_leave_the_choice_to_activity():
     seen, signals = clip(1, 3, 5)
     same = Signals({s: torch.ones_like(x) for s, x in signals.items()})

@@ -105,6 +105,25 @@ def test_curves_take_controls_with_the_stages_of_the_method_that_is_named(tmp_pa
     assert set(answer(curves, tmp_path, **options).frame["method"]) == {"btp", "dart", "unpruned"}
 
 
+def test_curves_of_a_metric_that_the_task_sums_up(tmp_path):
+    for keep, ap in ((0.5, 0.4), (0.25, 0.3)):
+        found = {arm["arm"]: {"all": {"AP": ap, "AP50": 2 * ap}, "by_ability": {}} for arm in of("btp")}
+        write_run(
+            tmp_path / str(keep),
+            16,
+            overlays=0,
+            arms=of("btp"),
+            config=config(),
+            stages=[("llm.layer.2", keep)],
+            run={"metrics": found},
+        )
+    found = answer(curves, tmp_path, x="tokens_share", y=["metric_AP", "metric_AP50"], line="pruner.name")
+    rows = found.frame[found.frame["method"].eq("btp")]
+    assert sorted(rows["metric_AP"]) == [0.3, 0.4]
+    assert [column.title for column in found.columns if column.key.startswith("metric_")] == ["AP", "AP50"]
+    assert found.said[0].startswith("highest AP is btp's, 40.0% at ")
+
+
 def _regions(folder, samples):
     """Two regions a sample: the left half is needed, the lower right quarter is not."""
     rows = []

@@ -1,16 +1,22 @@
 """Whole runs of models that name classes or find objects: from config to report."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from jobs import job
+from transformers import AutoConfig, AutoImageProcessor
 from vision_models import save
 
+from btp.pruners.bavit import BAViT
 from btp.results.reader import read_run
 from btp.results.status import UNPRUNED
 from btp.runner.explain.answer import explain
+from btp.runner.identity import pictures
 
 QUICK = ("limit=6", "overlays=2", "cost.repeats=2", "cost.warmup=0", "trainer.batch=4", "budget.share=0.5")
 TASKS = {"pocket_action": "pocketmoves", "pocket_det": "pocketboxes", "pocket_vim": "pocketdigits"}
@@ -100,6 +106,34 @@ def test_a_sample_is_explained(runs, name, views):
     assert all(stage.kept == stage.recorded for stage in life.stages)
     assert life.pruned.text == run.rows("random").loc[sample, "prediction"]
     assert life.kl == pytest.approx(run.rows("random").loc[sample, "kl"], abs=1e-4)
+    assert life.unit == ("tubes" if name == "pocket_action" else "patches")
+    assert life.question in ("Which class is it?", "What is where?")
+    kinds = [sorted(mark["kind"] for mark in marks) for marks in life.marks]
+    if name == "pocket_det":
+        truth = len(life.boxes)
+        assert all(found.count("matched") + found.count("missed") == truth for found in kinds)
+        assert "with random" in life.boxes_said()
+    else:
+        assert kinds == [[], []]
+
+
+def test_a_trained_classifier_is_explained_with_its_own_weights(runs, tmp_path):
+    run, shape = read_run(runs("pocket_det")), {"layers": 1, "width": 12, "heads": 1, "patch": 8, "grid": 12}
+    classifier = BAViT(select="budget", threshold=0.5, background=0, floor=0, seed=7, **shape)
+    folder = Path(run.config["model"]["path"])
+    seen = pictures(AutoImageProcessor.from_pretrained(folder), AutoConfig.from_pretrained(folder))
+    card = {"format": 1, "pruner": "bavit", "digest": classifier.save(tmp_path / "own")}
+    card |= {"host": {"name": "pocket_det", "pictures": seen}}
+    (tmp_path / "own" / "trained.yaml").write_text(yaml.safe_dump(card))
+    words = ("model=pocket_det", f"model.path={folder}", "pruner=bavit", f"pruner.weights={tmp_path / 'own'}")
+    mine = (*words, "pruner.method.layers=1", "pruner.method.heads=1", "cost.enabled=false", "controls=null")
+    found = job(tmp_path / "out", *mine, "limit=2", "overlays=0", "budget.share=0.5")
+    life = explain(found, "1")
+    assert all(stage.same for stage in life.stages)
+    assert set(life.stages[0].scores) == {"foreground"}
+    shutil.rmtree(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"pruner.weights is .*own, but it holds no trained.yaml"):
+        explain(found, "1")
 
 
 def test_tokens_merge_in_every_layer_of_a_detector(tmp_path):

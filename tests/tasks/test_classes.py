@@ -59,6 +59,34 @@ def test_frames_are_chosen_inside_the_clip(total, count, stride, found):
     assert chosen(total, count, stride) == found
 
 
+def test_views_of_a_clip_take_turns_in_time():
+    """Dense runs lie from its beginning to its end, uniform ones inside each part; a single one is in the middle."""
+    assert chosen(20, 4, 2, 3) == [0, 2, 4, 6, 6, 8, 10, 12, 13, 15, 17, 19]
+    assert chosen(16, 4, None, 2) == [1, 5, 9, 13, 3, 7, 11, 15]
+    assert chosen(5, 4, 4, 2) == [0, 1, 3, 4] * 2
+
+
+def test_views_of_a_clip_are_squares_along_its_longer_side(tmp_path):
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    for i in range(4):
+        picture = Image.new("RGB", (12, 4), (i * 10, 0, 0))
+        for x in range(12):
+            picture.putpixel((x, 0), (i * 10, x, 0))
+        picture.save(folder / f"{i}.png")
+    (tmp_path / "val.csv").write_text("wide 0\n")
+    task = Classes("mine", Clips(str(tmp_path), "val.csv", None, 2, None, 2, 3))
+    images = task[0].images
+    assert task.views == 6
+    assert images.sizes() == [(4, 4)] * 12
+    found = [(p.size, *p.getpixel((0, 0))[:2]) for p in images]
+    runs, firsts = ([0, 20], [10, 30]), (0, 4, 8)
+    assert found == [((4, 4), red, x) for run in runs for x in firsts for red in run]
+    assert [p.getpixel((0, 0))[1] for p in images[2:4]] == [4, 4]
+    with pytest.raises(ValueError, match=r"task.dataset.reader.crops is 0. Write a whole number"):
+        Clips(str(tmp_path), "val.csv", None, 2, None, 2, 0)
+
+
 def test_a_list_of_clips_that_are_folders_of_frames(tmp_path):
     frames(tmp_path / "walk one", 12)
     frames(tmp_path / "run")

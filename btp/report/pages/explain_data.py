@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
@@ -115,14 +117,16 @@ class Life:
         unpruned, pruned: the answers without and with the stages.
         others: (title, prediction, score) of the run's further arms.
         stages: Stages in the order in which tokens meet them.
-        layers: visual tokens that entered each decoder layer.
+        layers: visual tokens that entered each layer of the decoder, or of the tower of a model that has none.
         kl: nats, of the first answer token, from the unpruned model.
         notes: what a reader should know.
-        unit: what the model has as tokens that may leave, as "visual tokens".
+        unit: what the model has as tokens that may leave: "visual tokens", "patches", "tubes", "prompt tokens".
         words: the prompt's pieces, of texts.
         held: layers that do not hold the whole prompt.
         steps: what stages that act in decode steps did.
         checks: of caches and steps: whether the run did the same, and that in words.
+        weighs: what the probabilities beside an answer are of.
+        marks: boxes of the answer without and with the stages, as marks.parquet has them; none where answers are words.
     """
 
     run: str
@@ -154,11 +158,20 @@ class Life:
     held: tuple[HeldLayer, ...] = ()
     steps: tuple[StepLife, ...] = ()
     checks: tuple[tuple[bool, str], ...] = ()
+    weighs: str = "first token"
+    marks: tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[str, Any], ...]] = ((), ())
 
     @property
     def same(self) -> bool:
         """Whether the run did the same, as far as it tells."""
         return all(stage.same for stage in self.stages) and all(same for same, _ in self.checks)
+
+    def boxes_said(self) -> str:
+        """How the boxes of both answers compare with the labelled ones; "" where answers are no boxes."""
+        if not any(self.marks):
+            return ""
+        whose = zip(("without pruning", f"with {self.arm}"), map(counted, self.marks), strict=True)
+        return "; ".join(f"{name} {said}" for name, said in whose)
 
     @property
     def rules(self) -> list[str]:
@@ -176,7 +189,7 @@ class Life:
 
     @property
     def average(self) -> float:
-        """Visual tokens averaged over the decoder layers."""
+        """Visual tokens averaged over the layers."""
         return sum(self.layers) / len(self.layers)
 
 
@@ -187,6 +200,12 @@ def spans(kept: Iterable[float], dropped: Iterable[float]) -> str:
         finite = [value for value in values if math.isfinite(value)]
         said += [f"{name} {min(finite):.3g} to {max(finite):.3g}"] if finite else []
     return ", ".join(said)
+
+
+def counted(marks: Iterable[Mapping[str, Any]]) -> str:
+    """Boxes by what they are: "2 matched, 1 wrong, 1 missed"."""
+    kinds = Counter(mark["kind"] for mark in marks)
+    return ", ".join(f"{kinds[kind]} {kind}" for kind in ("matched", "wrong", "missed"))
 
 
 def numbered(samples: Iterable[str]) -> dict[str, str]:

@@ -57,6 +57,7 @@ def _render(life: Life) -> str:
             ramp=", ".join(to_hex(colormaps[_HEAT](at)) for at in np.linspace(0, 1, 6)),
             meaning=_meaning(life),
             views=views,
+            marks=life.marks[1],
             stages=[_stage(life, stage) for stage in life.stages],
             layers=[{"tokens": n, "height": 100 * n / max(life.total, 1)} for n in life.layers],
             data={"views": [_cells(view) for view in life.views], "stages": [_facts(s) for s in life.stages]},

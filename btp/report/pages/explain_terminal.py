@@ -37,11 +37,13 @@ class ScreenLife:
         yield Text.assemble((life.question, "bold"), ("   right answer  ", "dim"), life.reference)
         yield Text()
         yield self._answers()
+        if life.boxes_said():
+            yield Text(f"boxes {life.boxes_said()}", style="dim")
         yield Text()
         yield from layers_of(life.held, life.words, console.width)
         for at, view in enumerate(life.views):
             title = f"{view.name}: " if view.name else ""
-            yield Text(f"{title}{view.grid[0]} x {view.grid[1]} visual tokens{self._sites()}", style="dim")
+            yield Text(f"{title}{view.grid[0]} x {view.grid[1]} {life.unit}{self._sites()}", style="dim")
             colored = at == 0 and console.color_system is not None and not console.no_color
             yield Columns([self._panel(panel) for panel in self._panels(colored, view)], padding=(0, 3))
             yield Text()
@@ -66,7 +68,7 @@ class ScreenLife:
     def _answers(self) -> Table:
         life = self.life
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for title in ("", life.unit, "", "answer", "first token"):
+        for title in ("", life.unit, "", "answer", life.weighs):
             table.add_column(title)
         full, cut = str(life.total), f"{life.average:.1f} a layer"
         for title, tokens, said in (("without pruning", full, life.unpruned), (f"with {life.arm}", cut, life.pruned)):

@@ -14,6 +14,7 @@ from btp.report.figures.style import Look, Theme, looks_apart
 from btp.report.studies.setting_names import setting, title
 from btp.report.studies.study import SHARE, Answer, Study, baseline, column_of, metric, scored, study_rows, written
 from btp.report.tables import columns as c
+from btp.report.text.token_names import common, in_unit
 
 OPTIONS = ("x", "y", "line", "facet", "controls", "controls_of")
 HEIGHT, WIDTH = 2.5, 3.4  # inches of a panel
@@ -36,6 +37,7 @@ def curves(fields: Sequence[Field], study: Study) -> Answer:
     shown = [*texts, SHARE, c.TOKENS, *numbers, *(_gaps(frame) if "macro" in scores else ())]
     frame = frame.sort_values(order, ascending=[True] * (len(order) - 1) + [False], kind="stable")
     frame = frame.assign(method=[_named(row, line) for _, row in frame.iterrows()])
+    shown = [column.of(common(frame["unit"])) for column in shown]
     return Answer(
         frame, shown, _said(frame, scores[0], facet), lambda theme: _draw(frame, x, scores, line, facet, theme)
     )
@@ -95,7 +97,7 @@ def _draw(frame: pd.DataFrame, x: str, scores: list[str], line: str, facet: str 
             name = metric(score).title.removesuffix(", %")
             axes.set_title(name if facet is None else f"{name}, {setting(facet, str(value))}")
     for axes in panels[-1]:
-        axes.set_xlabel(title(x))
+        axes.set_xlabel(in_unit(title(x), common(frame["unit"])))
     for row, score in zip(panels, scores if facet else scores[:1], strict=True):
         row[0].set_ylabel("%" if _scale(score) == 100 else metric(score).title)
     legend(figure, panels[0][0])

@@ -23,7 +23,7 @@ SHARE = c.Column(
     "visual tokens, %",
     "Method",
     "percent",
-    "Visual tokens averaged over the decoder layers, of those of the unpruned model.",
+    "Visual tokens averaged over the layers, of those of the unpruned model.",
 )
 
 
@@ -177,11 +177,9 @@ def column_of(key: str) -> c.Column:
 
 
 def metric(key: str) -> c.Column:
-    """A quantity by its key; an ability by its name.
-
-    Raises:
-        ValueError: never; an unknown key is an ability's.
-    """
+    """A quantity by its key; a metric of the task as `metric_AP`; any other is an ability's, by its name."""
+    if key.startswith(c.METRIC):
+        return c.metric_column(key.removeprefix(c.METRIC))
     return METRICS.get(key) or c.ability_column(key.removeprefix("accuracy_"), 0)
 
 

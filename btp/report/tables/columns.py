@@ -11,6 +11,7 @@ from btp.report.text.token_names import in_unit
 
 DASH = "–"
 METRICS, ABILITY = "Benchmark metrics", "Accuracy by ability, %"
+METRIC = "metric_"  # what keys of metrics begin with
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,7 @@ def ability_column(ability: str, n: int) -> Column:
 def metric_column(name: str) -> Column:
     """The column of a metric that the task itself reports, on the scale on which the task has it."""
     return Column(
-        key=f"metric_{name}",
+        key=f"{METRIC}{name}",
         title=name.replace("_", " "),
         group=METRICS,
         kind="metric",

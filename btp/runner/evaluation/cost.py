@@ -175,7 +175,9 @@ def _feature(loaded: Loaded) -> int:
     return -1 if tower is None or tower.feature is None else tower.feature
 
 
-def task_inputs(loaded: Loaded, samples: Sequence[Sample], collate: type[Collate] = Collate) -> dict[str, Tensor]:
+def task_inputs(
+    loaded: Loaded, samples: Sequence[Sample], collate: Callable[..., Collate] = Collate
+) -> dict[str, Tensor]:
     """One batch of the task's samples, on the model's device."""
     batch = collate(loaded.processor)(samples)
     clips = [clip for mine in batch.clips for clip in mine]

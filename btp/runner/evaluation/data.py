@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, takewhile
@@ -149,7 +149,7 @@ class Feed:
         processor: Any,
         workers: int = 0,
         pin: bool = False,
-        collate: type[Collate] = Collate,
+        collate: Callable[..., Collate] = Collate,
         pixels: Sequence[int] = (),
         groups: Sequence[object] = (),
     ):
@@ -287,7 +287,7 @@ class _NoRoom:
 class _Make:
     """Reads samples and turns them into a batch."""
 
-    def __init__(self, samples: Samples, processor: Any, collate: type[Collate]):
+    def __init__(self, samples: Samples, processor: Any, collate: Callable[..., Collate]):
         self.samples, self.processor, self.collate = samples, processor, collate
 
     def __call__(self, items: Sequence[tuple[int, float]]) -> Batch | _Failed | _NoRoom:

@@ -35,7 +35,7 @@ from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.prompts.shorten import shortened
 from btp.runner.evaluation.task_protocol import OwnWay, draw
 from btp.runner.evaluation.ways.evaluation_loop import happened
-from btp.runner.evaluation.ways.way import Way
+from btp.runner.evaluation.ways.way import Row, Way
 from btp.runner.evaluation.ways.way_of_task import way_of
 from btp.runner.explain.kept_words import pieces
 from btp.runner.explain.layers import against_run, held_layers, step_lives
@@ -45,6 +45,7 @@ from btp.runner.identity import model_checkpoint
 from btp.runner.pruner_lists import method_of
 from btp.runner.run_identity import run_identity
 from btp.runner.targets import TARGET, foreign
+from btp.runner.training.find_modules import with_modules
 from btp.schedules.published import with_published
 from btp.schedules.serialize import restored
 from btp.tasks.files.local import file_name, id_hash
@@ -68,13 +69,13 @@ class Answer:
     """One answer to the sample.
 
     Attributes:
-        text: what was said.
+        row: what the run's row would hold of it.
         first: [V], or [..., V] log-probabilities that answers are compared by, such as those of the first token.
         call: what the engine did.
         inputs: Inputs of the model.
     """
 
-    text: str
+    row: Row
     first: Tensor
     call: Call
     inputs: Mapping[str, Tensor]
@@ -108,6 +109,7 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     loaded = load(config["model"], where, machine.device)
     way = way_of(task)
     (asked,) = shortened(task, [asked], loaded)
+    chosen = _with_modules(run, chosen, loaded, where, machine)
     plain = _answer(way, loaded, None, Schedule(), asked)
     total = plain.call.total[0]
     share = chosen.schedule[0].count(total) / total if chosen.picture == "shrunk" else 1.0
@@ -133,10 +135,10 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
         pruner=pruner.name if pruner is not None else "none",
         sample=sample,
         ability=str(row["ability"]),
-        question=asked.bare_question.strip() or asked.question,
+        question=asked.bare_question.strip() or asked.question or way.asks,
         reference=asked.reference,
         picture=picture,
-        pictures=len(asked.images) + len(asked.clips),
+        pictures=len(asked.images) + len(asked.clips) if loaded.host.decoder is not None else 1,
         boxes=tuple(map(tuple, places.get("boxes", asked.boxes))),  # type: ignore[arg-type]
         labels=asked.labels,
         targets=asked.targets,
@@ -148,13 +150,16 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
         stages=stages,
         layers=tuple(layer[0] for layer in pruned.call.visual),
         kl=float((plain.first.exp() * (plain.first - pruned.first)).nansum(-1).mean()),
-        unit=run.unit,
+        unit=run.unit if text else loaded.host.unit,
         words=tuple(words),
         held=_held(loaded, pruned, witness, text),
         steps=step_lives(pruned.call),
         checks=against_run(run, chosen.name, sample, happened(pruned.call, 0)),
+        weighs=way.weighs,
+        marks=(tuple(way.marks([asked], {sample: plain.row})), tuple(way.marks([asked], {sample: pruned.row}))),
     )
-    return replace(life, notes=_notes(run, where, asked, row, (unpruned, with_stages), life.same))
+    said = _notes(run, where, asked, row, (unpruned, with_stages), life.same)
+    return replace(life, notes=(*_of_views(getattr(task, "views", 1)), *said))
 
 
 def _held(loaded: Loaded, answer: Answer, witness: Witness | None, text: bool) -> tuple[HeldLayer, ...]:
@@ -252,6 +257,16 @@ def _chosen(run: RunFolder, arm: str | None) -> Arm:
     return Arm(name, entry["role"], node, schedule, entry.get("picture", "full"))
 
 
+def _with_modules(run: RunFolder, arm: Arm, loaded: Loaded, where: Path | None, machine: Machine) -> Arm:
+    """The arm with the trained modules that it ran with, where its pruner has some."""
+    pruner = run.config["pruner"] if arm.role == "method" else (run.config.get("controls") or {}).get(arm.name, {})
+    if "weights" not in pruner:
+        return arm
+    checkpoint = model_checkpoint(run.config["model"], where)
+    found = with_modules(run.config, loaded, checkpoint, run.path.parent / ".store", machine, pruner, train=False)
+    return replace(arm, method=found["method"])
+
+
 def _sample_of(run: RunFolder, sample: str) -> str:
     """Its id, from the id as the run or the table has it, or the number that the id ends in."""
     known = list(dict.fromkeys(run.samples["sample"]))
@@ -268,17 +283,18 @@ def _answer(
 ) -> Answer:
     """Answer the sample alone, as a run does in a batch."""
     host = loaded.host
-    batch = way.collate(loaded.processor)([sample], shares=() if share == 1 else [share])
+    batch = way.collate_once(loaded.processor)([sample], shares=() if share == 1 else [share])
     aim(pruner, [sample], batch.clips)
     with torch.inference_mode(), attach(host, pruner, schedule) as trace:
         inputs = model_inputs(loaded, batch)
-        text, first = way.once(loaded, inputs, sample)
-    return Answer(text, first.cpu(), trace[0], inputs)
+        row, first = way.once(loaded, inputs, sample)
+    return Answer(row, first.cpu(), trace[0], inputs)
 
 
 def _said(way: Way, loaded: Loaded, answer: Answer, rows: Any, arm: str) -> Said:
     first = tuple(way.likely(loaded, answer.first, LIKELY))
-    return Said(answer.text, first, str(rows.loc[arm, "prediction"]), float(rows.loc[arm, "score"]))
+    recorded = str(rows.loc[arm, "prediction"])
+    return Said(str(answer.row["prediction"]), first, recorded, float(rows.loc[arm, "score"]))
 
 
 def _others(run: RunFolder, rows: Any, shown: Sequence[str]) -> tuple[tuple[str, str, float], ...]:
@@ -294,6 +310,11 @@ def _views(found: Mapping[str, Any]) -> tuple[View, ...]:
     return tuple(
         View(tuple(v["grid"]), tuple(v["tokens"]) if "tokens" in v else None, v.get("name", "")) for v in listed
     )
+
+
+def _of_views(views: int) -> tuple[str, ...]:
+    said = f"The run's answer is of {views} views of the clip, the one here of the middle view alone."
+    return (said,) if views > 1 else ()
 
 
 def _notes(

@@ -28,6 +28,7 @@ def with_modules(
     machine: Machine,
     pruner: Mapping[str, Any],
     shipped: Path = SHIPPED,
+    train: bool = True,
 ) -> Mapping[str, Any]:
     """A pruner's config with the folder of its modules and their digest in `method`.
 
@@ -36,6 +37,7 @@ def with_modules(
         checkpoint: identity of the model.
         store: Folder of the artifacts that runs share.
         pruner: Pruner with `weights`: auto, none, or a folder.
+        train: train modules that are nowhere.
 
     Raises:
         ValueError: the modules named are of another model or method, or a training fails.
@@ -46,7 +48,8 @@ def with_modules(
     model = model_of(loaded, checkpoint)
     folder = Path(asked)
     if asked == AUTO:
-        folder = shipped_for(pruner, model, shipped) or _found(config, loaded, checkpoint, store, machine, pruner)
+        where = (config, loaded, checkpoint, store, machine, pruner)
+        folder = shipped_for(pruner, model, shipped) or _found(*where, train)
     card = read_card(folder)
     if (other := _other(card, model)) is not None:
         host = card.get("host") or {}
@@ -92,6 +95,7 @@ def _found(
     store: Path,
     machine: Machine,
     pruner: Mapping[str, Any],
+    train: bool,
 ) -> Path:
     if config["training"]["train"] == "host":
         raise ValueError(
@@ -101,6 +105,8 @@ def _found(
         )
     training = module_training(config, loaded, checkpoint, store, machine, pruner)
     there = machine.agree(training.finished and config["resume"])
+    if not (there or train):
+        raise ValueError(f"the modules of pruner {pruner['name']} are gone from {store}. Run the run's command again.")
     if machine.leads and not there:
         print(
             f"pruner {pruner['name']} has no modules for this model yet: they are trained now, "

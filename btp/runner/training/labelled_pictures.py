@@ -50,7 +50,7 @@ class Shown:
         tested: Collection[str] = (),
     ) -> None:
         self.samples: Any = way.task
-        self.collate, self.batch, self.seed = way.collate(loaded.processor), batch, seed
+        self.collate, self.batch, self.seed = way.collate_once(loaded.processor), batch, seed
         self.rank, self.world, self.tested = rank, world, frozenset(tested)
         self._order = lru_cache(2)(self._shuffled)
 

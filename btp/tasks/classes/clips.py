@@ -8,7 +8,7 @@ from pathlib import Path
 
 from btp.tasks.classes.picture_folder import subfolders
 from btp.tasks.classes.task import Named, in_order
-from btp.tasks.files.clip import VIDEOS, clip_of
+from btp.tasks.files.clip import VIDEOS, Views, clip_of
 from btp.tasks.files.local import Place, lines_of, read_text
 from btp.tasks.shown import brief
 
@@ -24,15 +24,24 @@ class Clips:
         path: folder with the list.
         listed: the list's file in it.
         videos: folder of the clips below it; None where paths begin there.
-        frames: Frames that are looked at of each clip.
-        stride: see `btp.tasks.files.clip.chosen`.
+        frames: Frames of a view.
+        stride, clips, crops: see `btp.tasks.files.clip.Views`.
     """
 
-    def __init__(self, path: str, listed: str, videos: str | None, frames: int, stride: int | None):
-        check_frames(frames, stride)
+    def __init__(
+        self,
+        path: str,
+        listed: str,
+        videos: str | None,
+        frames: int,
+        stride: int | None,
+        clips: int = 1,
+        crops: int = 1,
+    ):
+        self.looked = Views(frames, stride, clips, crops)
         layout = f"{listed} with a line `path label` for each clip, and the clips in {videos or 'the same folder'}"
         self.place = Place(Path(path), "A task of clips", layout, "your own lists, or those of VideoMAE's repository")
-        self.listed, self.videos, self.frames, self.stride = listed, videos, frames, stride
+        self.listed, self.videos = listed, videos
         self.classes: Sequence[str] = ()
 
     def read(self) -> list[Named]:
@@ -48,7 +57,7 @@ class Clips:
             where = f"{file}, line {number}"
             if not path.exists():
                 raise ValueError(f"{where}: there is no {path}. Put the clip there, or correct {KEY}.")
-            found.append(Named(name, clip_of(name, path, self.frames, self.stride, KEY), label, where))
+            found.append(Named(name, clip_of(name, path, self.looked, KEY), label, where))
         self.classes = _known([one.label for one in found])
         return found
 
@@ -59,12 +68,12 @@ class ClassFolders:
     Args:
         path: folder with one of the split in it.
         split: Split that folder.
-        frames, stride: as for `Clips`.
+        frames, stride, clips, crops: as for `Clips`.
     """
 
-    def __init__(self, path: str, split: str, frames: int, stride: int | None):
-        check_frames(frames, stride)
-        self.root, self.frames, self.stride = Path(path) / split, frames, stride
+    def __init__(self, path: str, split: str, frames: int, stride: int | None, clips: int = 1, crops: int = 1):
+        self.looked = Views(frames, stride, clips, crops)
+        self.root = Path(path) / split
         self.folders = subfolders(Path(path), "a folder of clips for each class", split)
         self.classes: Sequence[str] = tuple(folder.name for folder in self.folders)
 
@@ -80,7 +89,7 @@ class ClassFolders:
                 )
             for clip in clips:
                 name = clip.relative_to(self.root).as_posix()
-                found.append(Named(name, clip_of(name, clip, self.frames, self.stride, KEY), folder.name, str(clip)))
+                found.append(Named(name, clip_of(name, clip, self.looked, KEY), folder.name, str(clip)))
         return found
 
 
@@ -91,15 +100,17 @@ class SomethingSomething:
         path: folder with labels.json, the split's file and the clips.
         split: name of its file, without .json: validation | train.
         videos: folder of the clips: ID.webm, or a folder ID of frames.
-        frames, stride: as for `Clips`.
+        frames, stride, clips, crops: as for `Clips`.
     """
 
-    def __init__(self, path: str, split: str, videos: str, frames: int, stride: int | None):
-        check_frames(frames, stride)
+    def __init__(
+        self, path: str, split: str, videos: str, frames: int, stride: int | None, clips: int = 1, crops: int = 1
+    ):
+        self.looked = Views(frames, stride, clips, crops)
         layout = f"labels.json, {split}.json with id and template of each clip, and {videos}/ID.webm"
         source = "20bn-something-something-v2 of developer.qualcomm.com"
         self.place = Place(Path(path), "Something-Something V2", layout, source)
-        self.split, self.videos, self.frames, self.stride = split, videos, frames, stride
+        self.split, self.videos = split, videos
         self.classes: Sequence[str] = ()
 
     def read(self) -> list[Named]:
@@ -116,21 +127,8 @@ class SomethingSomething:
                     f"{entry.where}: there is neither {root / name}.webm nor a folder {root / name}. Put the clip "
                     f"there, or correct {KEY}."
                 )
-            found.append(Named(name, clip_of(name, path, self.frames, self.stride, KEY), label, entry.where))
+            found.append(Named(name, clip_of(name, path, self.looked, KEY), label, entry.where))
         return found
-
-
-def check_frames(frames: int, stride: int | None) -> None:
-    """Refuse numbers that choose no frames.
-
-    Raises:
-        ValueError: names the key.
-    """
-    for key, value in (("frames", frames), ("stride", stride)):
-        if value is None and key == "stride":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"task.dataset.reader.{key} is {brief(value)}. Write a whole number from 1 on.")
 
 
 def _parts(line: str, where: str) -> tuple[str, str]:

@@ -52,6 +52,9 @@ class ClassReader(Protocol):
 class Classes:
     """Pictures or clips with a class each.
 
+    Attributes:
+        views: of each sample, its pictures being those of one view behind those of the other.
+
     Args:
         name: Name of the task.
         reader: Reader of the files.
@@ -72,7 +75,7 @@ class Classes:
         classes: Sequence[str] | str | None = None,
         shuffle_seed: int | None = None,
     ):
-        self.name = name
+        self.name, self.views = name, getattr(getattr(reader, "looked", None), "count", 1)
         found = reader.read()
         if not found:
             raise ValueError("task.path holds no picture or clip. Name files that list some.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from btp.models.loading.load import Loaded
@@ -27,12 +29,17 @@ class Classifying(Evaluate):
         self.names = names_of(loaded.host.labels, task)
 
     def say(self, inputs: Mapping[str, Any], batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
-        """The likeliest classes, best first, and [B, C] log-probabilities."""
+        """The likeliest classes, best first, and [B, C] log-probabilities, of their mean over views where there are
+        several (as VideoMAE's code has it).
+        """
         return _named(self.host, self.names, inputs)
 
 
 def _named(host: Any, names: Mapping[int, str], inputs: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Tensor]:
-    found = host(**inputs).logits.float().log_softmax(-1)
+    pixels = inputs["pixel_values"]
+    views = pixels.unbind(1) if pixels.dim() == 6 else [pixels]  # one forward each, so that a row is a sample
+    found = torch.stack([host(**{**inputs, "pixel_values": x}).logits.float().log_softmax(-1) for x in views])
+    found = found.logsumexp(0) - math.log(len(views)) if len(views) > 1 else found[0]
     best = [[names[i] for i in row] for row in found.topk(min(BEST, found.shape[-1])).indices.tolist()]
     return [{"prediction": row[0], "best": row} for row in best], found
 
@@ -41,6 +48,7 @@ class Classify(Looking):
     """A class for each picture or clip."""
 
     name, does = "classify", DOES["classify"]
+    weighs, asks = "likeliest classes", "Which class is it?"
     evaluate = Classifying
 
     def check(self, loaded: Loaded, samples: Sequence[Sample]) -> None:

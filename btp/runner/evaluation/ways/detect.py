@@ -57,6 +57,7 @@ class Detect(Looking):
     """Objects of each picture."""
 
     name, does = "detect", DOES["detect"]
+    weighs, asks = "likeliest objects", "What is where?"
     evaluate = Detecting
 
     def check(self, loaded: Loaded, samples: Sequence[Sample]) -> None:

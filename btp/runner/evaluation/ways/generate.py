@@ -135,13 +135,13 @@ class Generate(Way):
         """The task's own."""
         return self.task.summary(samples, [rows[s.id]["prediction"] for s in samples])  # type: ignore[attr-defined]
 
-    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor], sample: Sample) -> tuple[str, Tensor]:
+    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor], sample: Sample) -> tuple[Row, Tensor]:
         """The text, and [V] log-probabilities of its first token."""
         most = sample.max_new_tokens or self.task.max_new_tokens
         with first_logits(loaded.host) as seen:
             ids = loaded.host.generate(**inputs, max_new_tokens=most)
         text = loaded.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return text.strip(), seen[0][0].float().log_softmax(-1)
+        return {"prediction": text.strip()}, seen[0][0].float().log_softmax(-1)
 
     def likely(self, loaded: Loaded, first: Tensor, most: int) -> list[tuple[str, float]]:
         """First tokens."""

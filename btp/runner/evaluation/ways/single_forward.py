@@ -20,7 +20,7 @@ from btp.runner.evaluation.oracle_targets import aim
 from btp.runner.evaluation.processing import processed, try_unusual
 from btp.runner.evaluation.visual_totals import visual_count
 from btp.runner.evaluation.ways.way import Row, Seen, Sizes, Way
-from btp.tasks.sample import Sample
+from btp.tasks.sample import Sample, Task
 
 
 class Look(Collate):
@@ -28,13 +28,30 @@ class Look(Collate):
 
     Args:
         processor: Processor of pictures, or of clips.
+        views: Views of a sample, equal parts of its pictures.
+        every: take all of them, the middle one first, and not the middle one alone.
     """
+
+    def __init__(self, processor: Any, views: int = 1, every: bool = True):
+        super().__init__(processor)
+        self.views, self.every = views, every
 
     def __call__(self, samples: Sequence[Sample], indices: Sequence[int] = (), shares: Sequence[float] = ()) -> Batch:
         """Prepare the first picture of each sample, or all of them where the processor takes clips."""
-        pictures = shrunk([list(s.images) for s in samples], shares)
-        inputs = processed(partial(_prepare, self.processor), samples, ["" for _ in samples], pictures)
+        shown = [view for sample in samples for view in self.views_of(sample)]
+        each = len(shown) // len(samples)
+        pictures = shrunk(shown, [share for share in shares for _ in range(each)])
+        asked = [sample for sample in samples for _ in range(each)]
+        inputs = processed(partial(_prepare, self.processor), asked, ["" for _ in asked], pictures)
+        if each > 1:
+            inputs = {key: x.unflatten(0, (len(samples), each)) for key, x in inputs.items()}
         return Batch(inputs, [replace(s, images=()) for s in samples], [s.id for s in samples], indices)
+
+    def views_of(self, sample: Sample) -> list[list[Image.Image]]:
+        """The pictures of each view that is taken."""
+        size, middle = len(sample.images) // self.views, self.views // 2
+        rest = [view for view in range(self.views) if view != middle] if self.every else []
+        return [list(sample.images[view * size : (view + 1) * size]) for view in (middle, *rest)]
 
 
 def _prepare(processor: Any, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
@@ -51,23 +68,32 @@ def takes_clips(processor: Any) -> bool:
 class Looking(Way):
     """Pictures or clips without a question."""
 
-    collate = Look
+    def __init__(self, task: Task):
+        super().__init__(task)
+        self.views = getattr(task, "views", 1)
+        self.collate = partial(Look, views=self.views)
+
+    @property
+    def collate_once(self) -> partial[Look]:
+        """The middle view of each sample."""
+        return partial(Look, views=self.views, every=False)
 
     def check(self, loaded: Loaded, samples: Sequence[Sample]) -> None:
         """Also: a model of clips needs as many frames as it was made for, one of pictures a picture."""
         super().check(loaded, samples)
         wanted = loaded.host.config.num_frames if takes_clips(loaded.processor) else 1
         for sample in samples:
-            if len(sample.images) != wanted:
+            if len(sample.images) != wanted * self.views:
                 what = f"clips of {wanted} frames" if wanted > 1 else "one picture"
+                found = len(sample.images) // self.views
                 raise ValueError(
-                    f"sample {sample.id} has {len(sample.images)} pictures, but the model takes {what} (num_frames of "
+                    f"sample {sample.id} has {found} pictures, but the model takes {what} (num_frames of "
                     "its config.json). Set task.dataset.reader.frames, or choose another model."
                 )
 
     def look(self, loaded: Loaded, samples: Sequence[Sample], sizes: Sizes) -> Seen:
         """One sample of each size is counted; those of one size share batches, the largest first."""
-        collate = self.collate(loaded.processor)
+        collate = self.collate_once(loaded.processor)
         groups = [tuple(mine[:1]) for mine in sizes] if varies(loaded.processor) else [()] * len(samples)
         shown = dict(zip(reversed(groups), reversed(samples), strict=True))
         counted = {group: visual_count(loaded.host, collate([sample]).inputs) for group, sample in shown.items()}
@@ -80,14 +106,14 @@ class Looking(Way):
         """What the row of each sample holds of its answer, and [B, ..., V] log-probabilities."""
         raise NotImplementedError
 
-    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor], sample: Sample) -> tuple[str, Tensor]:
-        """The prediction of the only row."""
+    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor], sample: Sample) -> tuple[Row, Tensor]:
+        """The only row."""
         (row,), found = self.answer(loaded, inputs)
-        return row["prediction"], found[0]
+        return row, found[0]
 
     def inert(self, loaded: Loaded, arm: Arm, samples: Sequence[Sample]) -> dict[str, Any]:
         """All that the head puts out. Samples of another size than the first are left out."""
-        host, collate = loaded.host, self.collate(loaded.processor)
+        host, collate = loaded.host, self.collate_once(loaded.processor)
         made = [collate([sample]) for sample in samples]
         size = made[0].inputs["pixel_values"].shape
         same = [i for i, batch in enumerate(made) if batch.inputs["pixel_values"].shape == size]
@@ -109,12 +135,12 @@ class Looking(Way):
         self, loaded: Loaded, sample: Sample, row: Row | None = None
     ) -> tuple[Image.Image, dict[str, Any]] | None:
         """The picture; of a clip the first frame of each row of tubes, side by side."""
-        inputs = self.collate(loaded.processor)([sample]).inputs
-        layout = loaded.host.layout(inputs)
+        batch = self.collate_once(loaded.processor)
+        layout = loaded.host.layout(batch([sample]).inputs)
         if not takes_clips(loaded.processor):
             return sample.images[0], describe_views(loaded.host, layout, sample.images[0])
-        frames = list(sample.images)[:: loaded.host.frames_per_tube]
-        return strip_of(frames, layout, sample.boxes)
+        (frames,) = batch.views_of(sample)
+        return strip_of(frames[:: loaded.host.frames_per_tube], layout, sample.boxes)
 
 
 def varies(processor: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,17 +49,26 @@ class Way:
     Attributes:
         name: Name as tasks write it.
         does: what a model does that answers so, for messages.
+        weighs: what the probabilities of `once` are of, for reports.
+        asks: what a sample without a question is asked, for reports.
         collate: makes batches.
         evaluate: answers them.
     """
 
     name: ClassVar[str]
     does: ClassVar[str]
-    collate: type[Collate]
+    weighs: ClassVar[str] = "first token"
+    asks: ClassVar[str] = ""
+    collate: Callable[..., Collate]
     evaluate: type[Evaluate]
 
     def __init__(self, task: Task):
         self.task = task
+
+    @property
+    def collate_once(self) -> Callable[..., Collate]:
+        """Makes batches of what a single forward sees, where an answer may take several."""
+        return self.collate
 
     def draw(self, limit: int | None) -> list[Sample]:
         """The samples of a run."""
@@ -115,14 +124,14 @@ class Way:
         """
         return []
 
-    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor], sample: Sample) -> tuple[str, Tensor]:
-        """Answer the only sample of a model's inputs: what a row would hold as its prediction, and its
-        log-probabilities [V], or [..., V].
+    def once(self, loaded: Loaded, inputs: Mapping[str, Tensor], sample: Sample) -> tuple[Row, Tensor]:
+        """Answer the only sample of a model's inputs: what its row would hold of the answer, and its log-probabilities
+        [V], or [..., V].
         """
         raise NotImplementedError
 
     def likely(self, loaded: Loaded, first: Tensor, most: int) -> list[tuple[str, float]]:
-        """The likeliest of what `once` weighed: names and probabilities, the likeliest first."""
+        """The likeliest of what `once` weighed (`weighs`): names and probabilities, the likeliest first."""
         raise NotImplementedError
 
     def inert(self, loaded: Loaded, arm: Arm, samples: Sequence[Sample]) -> dict[str, Any]:
