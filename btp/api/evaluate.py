@@ -83,7 +83,7 @@ def evaluate(
         task: name of a yaml in conf/task.
         path: Path of the task's files, task.path.
         limit: samples; None takes all of the task.
-        output: where run folders go.
+        output: Folder that run folders go to.
         overrides: further words of the command line, such as "cost.enabled=false" or "trainer.batch=4".
 
     Raises:

@@ -17,7 +17,7 @@ class Kind:
     """The values that a key takes.
 
     Attributes:
-        takes: in words, behind "Set KEY to" or as a sentence of its own.
+        takes: Its values in words, behind "Set KEY to" or as a sentence of its own.
         holds: True of these values.
         why: a sentence before that, "" for none.
     """

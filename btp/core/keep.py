@@ -80,8 +80,8 @@ def on_device(numbers: Any, device: torch.device, dtype: torch.dtype | None = No
     """`torch.tensor(numbers, device=device)` without its wait, which on a GPU is for all work that is queued there.
 
     Args:
-        numbers: that the host knows: one, or nested sequences of them.
-        device: where to.
+        numbers: Numbers that the host knows: one, or nested sequences of them.
+        device: Device to put them on.
         dtype: None takes what the numbers ask for.
     """
     return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)

@@ -85,7 +85,7 @@ def architecture(config: Any, *, gated: bool = True, strict: bool = True) -> Arc
     language model alone. For another family, build an `Architecture` by hand.
 
     Args:
-        config: of the whole model.
+        config: Config of the whole model.
         gated: the decoder's MLP has three matrices; a config does not say so.
         strict: refuse other families; False reads their decoder and says `counted`.
 

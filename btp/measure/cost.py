@@ -40,7 +40,7 @@ class Subject:
         vision: the vision tower; None without one.
         feature: the vision layer that the projector reads; -1 where it is not known.
         decoder: the language model, called once per new token.
-        device: where it runs.
+        device: Device that it runs on.
         dtype: Data type of weights and cache.
     """
 

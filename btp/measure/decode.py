@@ -50,7 +50,7 @@ def decode(sizes: Architecture, call: Call, looked: Collection[int] = (), select
     Counted as a prefill's are: real rows and slots, and the output head for the newest token of each row.
 
     Args:
-        sizes: of the model.
+        sizes: Sizes of the model.
         call: a prefill with decode steps behind it.
         looked: decoder layers whose attention of the newest token was computed once more in each step, for a pruner.
         selection: operations of the pruner in one step, counted apart.

@@ -18,7 +18,7 @@ class KVBytes:
     Attributes:
         computed: from sizes and the tokens that entered each layer; those that its cache holds behind the prompt where
             it was evicted from.
-        measured: of the cache's own tensors; None where no cache was used.
+        measured: Bytes of the cache's own tensors; None where no cache was used.
     """
 
     computed: tuple[int, ...]

@@ -15,10 +15,10 @@ class Times:
     """Seconds of one batch.
 
     Attributes:
-        vision: of the vision tower, with the projector where it is known.
-        selection: of choosing tokens.
-        prefill: of all else up to the first token.
-        per_token: of every further token.
+        vision: Seconds of the vision tower, with the projector where it is known.
+        selection: Seconds of choosing tokens.
+        prefill: Seconds of all else up to the first token.
+        per_token: Seconds of every further token.
     """
 
     vision: float

@@ -39,7 +39,7 @@ class Backbone:
     Attributes:
         read: what its answers are: "classify" (logits [B, classes]) or "detect" (logits and boxes of detection tokens).
         unit: what its tokens are called: "patches" or "tubes".
-        kind: which models these are, for loading.
+        kind: Kind of these models, for loading.
         averaged: the module whose rows the head averages; None where the head reads rows of its own.
         tables: modules that make position tables [layers, 1, rows, C], of which the model adds one behind each layer.
 
@@ -162,7 +162,7 @@ class Backbone:
 
         Args:
             batch: Batch of them.
-            height, width: in pixels; None takes the size that the model was trained with.
+            height, width: Size in pixels; None takes the size that the model was trained with.
             frames: Frames of a clip; None likewise.
 
         Raises:

@@ -29,7 +29,7 @@ class DecoderHost:
 
     Attributes:
         unit: what a prunable token is called in reports and messages, in the plural.
-        kind: which models these are, a key of `btp.models.loading.kinds.KINDS`.
+        kind: Kind of these models, a key of `btp.models.loading.kinds.KINDS`.
 
     Args:
         model: a model of transformers with `input_ids`.

@@ -156,7 +156,7 @@ class LVLM(DecoderHost):
         Args:
             batch: rows.
             words: text tokens behind the picture.
-            height, width: of the picture, in pixels.
+            height, width: Size of the picture in pixels.
             frames: Frames of a video in place of the picture.
 
         Raises:

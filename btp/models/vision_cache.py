@@ -43,7 +43,7 @@ class PictureFeatures:
 
     Args:
         host: the model; its towers are not cut while this is used.
-        shelf: where they lie.
+        shelf: Folder of cached features.
         pictures: how many a run has, to see whether there is room for them.
     """
 

@@ -19,7 +19,7 @@ def gray_levels(pixels: Tensor, gray: str, mean: Sequence[float], std: Sequence[
         pixels: [P, 3, height, width] as a vision tower gets them: (x / 255 - mean) / std.
         gray: paper, the mean of the channels in 0..255 | official, as the released code computes it: of the normalised
             values, times 255 and cut to unsigned 8 bit, so that negative ones wrap around.
-        mean, std: of the normalisation, one number per channel; not used for official.
+        mean, std: Mean and deviation of the normalisation, one number per channel; not used for official.
 
     Returns:
         [P, height, width] int64 in 0..255.

@@ -17,7 +17,7 @@ def longest_keys(keys: Tensor, valid: Tensor, most: int) -> Tensor:
     Args:
         keys: [B, H, N, d]; grouped heads may be repeated or not.
         valid: [B, N] bool, tokens that count.
-        most: of a row.
+        most: Most pivots of a row.
 
     Returns:
         [B, min(most, N)] indices, longest first, -1 where a row has fewer.

@@ -57,7 +57,7 @@ def most_alike(keys: Tensor, real: Tensor, drop: Sequence[int]) -> tuple[Tensor,
     Args:
         keys: [B, M, d] unit keys.
         real: [B, M] bool, real ones in front.
-        drop: of each row, below its real ones.
+        drop: Tokens dropped of each row, fewer than its real ones.
 
     Returns:
         [B, M] every token once, those to keep in front in their order, and [B, ceil(M / 2)] the similarities of the

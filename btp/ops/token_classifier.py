@@ -34,7 +34,7 @@ class TokenClassifier(nn.Module):
 
     Args:
         layers: 2 (small) or 10 (large) in the paper.
-        width, heads: of a block.
+        width, heads: Width and heads of a block.
         patch: side of a patch in pixels; that of the model behind it.
         grid: patches along each side of the position table, which is resized to the picture's.
         channels: Channels of a picture.

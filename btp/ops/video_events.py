@@ -22,7 +22,7 @@ class Events:
         spans: first and behind the last frame of each; they follow each other and cover all frames.
         key: whether each is a key event.
         key_frames: numbers of the frames that match the text best, a few of each event.
-        match: of each event, the best of its frames.
+        match: Match of each event with the text, the best of its frames.
     """
 
     spans: tuple[tuple[int, int], ...]
@@ -53,7 +53,7 @@ def cut_events(similarity: Sequence[float], events: int) -> tuple[tuple[int, int
     """Cut behind the frames that are least like the next one; of equal ones behind the earlier.
 
     Args:
-        similarity: of each frame to the next, T - 1 numbers.
+        similarity: Similarity of each frame to the next, T - 1 numbers.
         events: most of them; a video of fewer frames has as many as frames.
 
     Returns:
@@ -68,8 +68,8 @@ def judge_events(spans: Sequence[tuple[int, int]], match: Sequence[float], key_e
     """Find key events and key frames by how well frames match the text; of equal ones the first.
 
     Args:
-        spans: of the events.
-        match: of each frame.
+        spans: Spans of the events.
+        match: Match of each frame with the text.
         key_events: events that are key events.
         key_frames: frames of each event that are key frames; an event of fewer has them all.
     """
@@ -137,7 +137,7 @@ def best_of_each(scores: Tensor, events: Tensor, keeps: Sequence[int]) -> Tensor
     Args:
         scores: [N].
         events: [N] which event each is in; anything else than 0, 1, ... is in none and stays.
-        keeps: of each event.
+        keeps: Tokens that each event keeps.
     """
     kept = [((events < 0) | (events >= len(keeps))).nonzero()[:, 0]]
     for event, count in enumerate(keeps):

@@ -90,8 +90,8 @@ class BAViT(Pruner):
 
         Args:
             size: height and width of a picture in pixels.
-            patches: that the model cuts it into.
-            width: of the model.
+            patches: Patches that the model cuts it into.
+            width: Width of the model.
         """
         if self.classifier is None:
             side = round((size[0] * size[1] / max(patches, 1)) ** 0.5)

@@ -149,7 +149,7 @@ class Decision(nn.Module):
     Args:
         width: Width of the states.
         inner: Inner of the module; another one is reached by a linear map in front.
-        blocks, heads: of the attention.
+        blocks, heads: Blocks and heads of the attention.
     """
 
     def __init__(self, width: int, inner: int, blocks: int, heads: int) -> None:

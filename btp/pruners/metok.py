@@ -54,7 +54,7 @@ class Video:
     Attributes:
         places: [n] which of the row's tokens are its.
         frame: [n] row of tokens in time of each; -1 off the grid.
-        events: of it.
+        events: Its events.
     """
 
     places: Tensor
@@ -77,8 +77,8 @@ class METok(Pruner):
     Args:
         matcher: (question, frames, device) -> [T] how well frames match.
         events: most events of a video.
-        key_events: of them that matter.
-        key_frames: of each event that matter.
+        key_events: Number of key events.
+        key_frames: Number of key frames of each event.
         pool: bilinear | average | max.
 
     Source: Wang et al. 2025, arXiv:2506.02850, and its released code, whose constants are 5 events (4 cuts), 3 and 6.

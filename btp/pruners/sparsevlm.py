@@ -49,7 +49,7 @@ class SparseVLM(Pruner):
         count: table (the stage's keep) | rank: of N tokens, min(int(rank scale + bias), N - 1) are kept as they are,
             at least one, with the matrix rank of the raters' attention; all of them where that is N. A stage's keep is
             no more than an aim then, but 1.0 still keeps all.
-        scale, bias: of `count: rank`.
+        scale, bias: Constants of `count: rank`.
 
     Source: Zhang et al. 2024, arXiv:2410.04417, and the released code (91fb6d9 for v1, 26a5f48). Its tables list tokens
     kept as they are and cut the output of a layer: "layer 2" there is `llm.layer.3` here. It adds noise to the

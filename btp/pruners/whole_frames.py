@@ -19,7 +19,7 @@ class WholeFrames(Pruner):
     Tokens off the grid (newlines, class tokens) go. A picture counts as a video of as many frames as it has views.
 
     Args:
-        frames: of each picture or video.
+        frames: Frames that stay of each picture or video.
     """
 
     adaptive = True

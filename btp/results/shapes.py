@@ -27,7 +27,7 @@ class Shape:
     """Schema of a value.
 
     Attributes:
-        takes: that in words, as in "not a number".
+        takes: Its values in words, as in "not a number".
         fits: whether a value is of this kind, whatever lies inside.
         parts: key, value and shape of what lies inside of one that fits.
     """

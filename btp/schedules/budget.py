@@ -55,7 +55,7 @@ class PerSample:
 
     Attributes:
         stages: Stages before their budget.
-        budget: which they meet.
+        budget: Budget that they meet.
     """
 
     stages: tuple[Stage, ...]

@@ -29,7 +29,7 @@ class Facts:
         layers: decoder layers; of a model without a language model those of its vision tower.
         total: visual tokens of a sample before any pruning; of samples that differ, their mean, rounded.
         vision_layers: layers of the vision tower up to and with the one the projector reads; 0 where none can be cut.
-        pictures: of a sample, tiles counted one by one, the most; stages in the vision tower count tokens of each.
+        pictures: Most pictures of a sample, tiles counted one by one; stages in the vision tower count tokens of each.
         totals: Totals of every sample with a picture, in any order; () where all have `total`.
         unequal: samples differ, so that each is solved for its own total.
         tower: over whose layers tokens are averaged: "llm", or "vision" without a language model.

@@ -61,7 +61,7 @@ class Mention:
         letter: Letter in upper case.
         before, after: the text on both sides of it and of its brackets.
         bracketed: it stands in brackets.
-        start, end: of it with its brackets.
+        start, end: Place of its first sign and behind its last, brackets included.
     """
 
     letter: str

@@ -13,7 +13,7 @@ def check_followed(run: Run, host: Host, plan: Sequence[PlannedStage], first: in
     """Refuse a forward in which a planned stage, or a layer behind a cut, did not run.
 
     Args:
-        run: of the forward.
+        run: Prefill of the forward.
         host: the model.
         plan: all stages.
         first: decoder layer from which on each has a hook.

@@ -53,7 +53,7 @@ def check_flash_windows(kinds: Sequence[LayerKind], attention: str, length: int)
     """Refuse prompts beyond a window where windows count rows: behind a cut these are fewer than places.
 
     Args:
-        kinds: of the layers.
+        kinds: Kinds of the layers.
         attention: the decoder's implementation.
         length: places of the prompt.
 

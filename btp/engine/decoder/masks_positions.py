@@ -150,7 +150,7 @@ def needs_nothing(run: Run, mask: Tensor | None, attention: str, kinds: Sequence
     Args:
         mask: what the host gave the first layer that was looked at; layers without a window share it.
         attention: as `decode_mask`.
-        kinds: of all layers.
+        kinds: Kinds of all layers.
     """
     if mask is not None or attention != "sdpa" or run.step_mask is not None:
         return False

@@ -21,7 +21,7 @@ class Run:
 
     Attributes:
         ledger: who is alive where; exchanged at each cut.
-        layout: where the visual tokens lay in the prompt.
+        layout: Layout of the visual tokens in the prompt.
         call: the record that goes into the trace.
         cache: the host's cache object in a step, and in prefill once a stage of the cache met it; else None.
         in_prefill: False from the first decode step on.
@@ -147,7 +147,7 @@ def open_run(host: Host, inputs: Mapping[str, Any], grid: bool = False) -> Run:
 
     Args:
         host: the model.
-        inputs: of its forward, by name.
+        inputs: Inputs of its forward, by name.
         grid: read with it where the visual tokens lie (`Run.host_grid`).
 
     Raises:

@@ -336,7 +336,7 @@ def make_tokens(run: Run, hidden: Tensor, planned: PlannedStage, seen: dict, row
     Args:
         hidden: [B, S', D], rows of the ledger's latest view.
         seen: signals over these tokens.
-        rows_valid: of signals with padded rows.
+        rows_valid: Real rows of signals with padded rows.
     """
     view, device = run.ledger.now, hidden.device
     where = run.places(view, device)

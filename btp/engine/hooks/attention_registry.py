@@ -58,7 +58,7 @@ def watch_attention(
     """Call `look(layer, query, key, value, mask, scaling)` whenever one of `layers` attends.
 
     Args:
-        root: whose configs choose the implementation: the decoder, or the vision tower.
+        root: Module whose configs choose the implementation: the decoder, or the vision tower.
         layers: number -> module.
         undo: receives what takes all of it back.
         bias: query -> what is added to the logits of these layers, [B, 1, 1, S] of the query's dtype; masks of
@@ -91,7 +91,7 @@ def stand_around_attention(
     one sees.
 
     Args:
-        root: whose configs choose the implementation: the decoder, or the vision tower.
+        root: Module whose configs choose the implementation: the decoder, or the vision tower.
         layers: number -> module.
         undo: receives what takes all of it back.
     """

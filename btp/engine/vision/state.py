@@ -90,7 +90,7 @@ class Pictures:
         """All tokens alive, in raster order on a grid of (rows, columns) or (frames, rows, columns).
 
         Args:
-            fixed: of the tower.
+            fixed: Fixed rows of the tower.
         """
         frames, rows, columns = (1, *grid) if len(grid) == 2 else grid
         coord = torch.cartesian_prod(*(torch.arange(n, device=device) for n in (frames, rows, columns)))

@@ -29,7 +29,7 @@ class Forward:
         model: Model that runs.
         run: one forward of the batch, without gradients.
         cost: Cost of its tower, for operations by formula.
-        device: where it runs.
+        device: Device that it runs on.
     """
 
     model: nn.Module

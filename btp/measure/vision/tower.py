@@ -22,9 +22,9 @@ class LayerCost:
 
     Attributes:
         attention: operations of its linear maps in the attention block, or in the mixer.
-        mlp: of those behind it.
+        mlp: Operations of the layers behind it.
         pairs: operations of each pair of rows that attend to each other.
-        scan: of convolutions and scans, all directions.
+        scan: Operations of convolutions and scans, all directions.
     """
 
     attention: int
@@ -41,7 +41,7 @@ class TowerCost:
         layers: Layers of its tower, in order.
         fixed: rows that are no patches.
         patch: operations of making a row of a patch.
-        head: of the head, for a picture.
+        head: Operations of the head, for a picture.
     """
 
     layers: tuple[LayerCost, ...]

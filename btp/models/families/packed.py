@@ -81,7 +81,7 @@ def frames(count: int, rows: int, columns: int, extra: int = 0) -> Tensor:
 
     Args:
         count: frames.
-        rows, columns: of each.
+        rows, columns: Rows and columns of each grid.
         extra: tokens in front of each that lie on no grid.
     """
     frame, row, column = (torch.arange(n) for n in (count, rows, columns))

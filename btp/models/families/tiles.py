@@ -30,7 +30,7 @@ def stacked(visual: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
     Args:
         visual: [B, S] bool.
-        rows, columns: of a tile.
+        rows, columns: Rows and columns of a tile.
 
     Returns:
         coord [B, S, 3] with the view of the whole in frame 0 and the tiles in frames 1, 2, ...; image [B, S].

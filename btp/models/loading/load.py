@@ -61,7 +61,7 @@ def load(config: Mapping[str, Any], folder: Path | None, device: torch.device) -
     Args:
         config: the model group's keys.
         folder: what `find_checkpoint` returned.
-        device: where the weights go, unless model.device_map spreads them.
+        device: Device that the weights go to, unless model.device_map spreads them.
 
     Raises:
         ValueError: the checkpoint is of another kind than model.adapter is for, is broken or does not

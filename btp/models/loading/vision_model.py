@@ -38,7 +38,7 @@ def load_model(
     Args:
         config: the model group's keys.
         folder: what `find_checkpoint` returned.
-        device: where the weights go.
+        device: Device that the weights go to.
 
     Raises:
         ValueError: the checkpoint is no vision model that can be followed, or is broken; or a key has no effect here.

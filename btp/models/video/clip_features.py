@@ -34,7 +34,7 @@ def encode_clips(host: Any, processor: Any, clips: Sequence[Frames], chunk: int 
     Args:
         host: the model.
         processor: its own.
-        clips: of all rows in order; frames are opened as they are needed.
+        clips: Clips of all rows in order; frames are opened as they are needed.
         chunk: frames that are encoded together.
     """
     writer, device = clip_writer(processor), host.device

@@ -24,7 +24,7 @@ class ClipWriter:
     """How one family prepares its frames and writes their placeholders; a subclass for each.
 
     Args:
-        processor: of the model, for pictures and text.
+        processor: Processor of the model, for pictures and text.
 
     Attributes:
         together: frames that become one row of tokens.
@@ -190,7 +190,7 @@ def with_clips(
 
     Args:
         texts: as the chat template writes them.
-        clips: of each.
+        clips: Clips of each prompt.
         call: (texts) -> what the processor makes of them.
 
     Raises:

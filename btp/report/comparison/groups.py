@@ -20,7 +20,7 @@ class Entry:
     """One row of a comparison.
 
     Attributes:
-        run, arm: where it comes from.
+        run, arm: Run and arm that it comes from.
         role: Role as the arm's, but random selection is a control wherever it was run.
         series: what its points at several budgets have in common: the method and, where runs differ in settings, those.
         note: what tells it from other rows of its series, "" where nothing needs to.

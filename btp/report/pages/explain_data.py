@@ -110,7 +110,7 @@ class Life:
         sample, ability, question, reference: as the task has them.
         picture: the first one, as the model saw it under this arm; None where the prompt is a text alone.
         pictures: Number of pictures.
-        boxes, labels: of objects of the first picture.
+        boxes, labels: Boxes and labels of objects of the first picture.
         targets: boxes that hold what the answer needs; empty where the task does not know.
         views: grids of visual tokens that cover the first picture; tokens of none of them are counted, not drawn.
         total: visual tokens before any stage.

@@ -98,7 +98,7 @@ def find_or_make(
     """Make an artifact where it is not there yet, or broken; one process does, the others wait.
 
     Args:
-        path: where it lies, or will.
+        path: Place of the artifact.
         make: makes it.
         shape: Shape that it has beside `HEAD`; what has another is broken.
         what: is computed, for who has to wait.

@@ -228,7 +228,7 @@ def similarity(host: Host, kept: Sequence[Kept], pruner: Pruner, schedule: Sched
     """Mean cosine of the last prompt token's state behind the final norm, unpruned and pruned; NaN counts as 0.
 
     Args:
-        kept: of the unpruned model, with the signals that `pruner` asks for.
+        kept: Reference of the unpruned model, with the signals that `pruner` asks for.
         schedule: Schedule with every `fit` solved.
     """
     replay, total, rows = Replay(pruner), 0.0, 0

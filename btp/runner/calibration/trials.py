@@ -28,7 +28,7 @@ class Trials:
         optimiser: gp, a Gaussian process and the log of the expected improvement | tpe, a tree of Parzen estimators.
         startup: random proposals to begin with.
         seed: Seed of the proposals.
-        rows: where finished trials lie; None keeps them in memory alone.
+        rows: File of finished trials; None keeps them in memory alone.
         writes: this process writes them down.
 
     Raises:

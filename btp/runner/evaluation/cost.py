@@ -87,7 +87,7 @@ def profile(
         inputs: one batch on the model's device.
         costs: Costs of controls, shared.
         now: reads the clock, in seconds.
-        samples: that the inputs are made of; () for noise.
+        samples: Samples that the inputs are made of; () for noise.
 
     Returns:
         cost.json's content: arm -> costs per sample, and the hardware.

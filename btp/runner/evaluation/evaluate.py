@@ -36,7 +36,7 @@ def answer(
     Args:
         samples: of the task, of which `feed` makes batches; `order` holds indices into them, as they are batched.
         folder: Folder of this arm's answers; `reference` that of the unpruned ones.
-        features: where pictures behind the vision tower lie; None has every arm compute its own.
+        features: Cache of projected pictures; None has every arm compute its own.
         totals: visual tokens of each sample without pruning, for an arm whose pictures are shrunk to fewer.
     """
     answers = Answers(folder, machine.rank, ANSWER)

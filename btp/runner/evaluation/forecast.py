@@ -122,7 +122,7 @@ def forecast(
     Args:
         sketch, arms, inputs: as for `by_formula`.
         device: Device that would measure.
-        repeats, warmup, output_tokens: of `cost`.
+        repeats, warmup, output_tokens: Settings of `cost`.
     """
     sizes, total, text, _ = _facts(sketch, inputs)
     batch, layers = len(inputs["input_ids"]), sizes.decoder.layers

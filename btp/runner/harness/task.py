@@ -26,6 +26,8 @@ class HarnessTask(ABC):
 
     Attributes:
         name: Name of our task, a key of `LIBRARIES`.
+        tree: Tasks and groups, as the harness has them; `leaves` are the tasks alone, by name.
+        limit: Documents of a task that were drawn at most; None for all.
     """
 
     name: str
@@ -49,15 +51,15 @@ class HarnessTask(ABC):
             ValueError: the harness or a task is not there, its data cannot be loaded, or it asks for what is not built.
         """
         check_asked(self.name, tasks, include_path)
-        self._tree = self.load([tasks] if isinstance(tasks, str) else list(tasks), include_path)
-        self.leaves = leaves_of(self._tree)
+        self.tree = self.load([tasks] if isinstance(tasks, str) else list(tasks), include_path)
+        self.leaves = leaves_of(self.tree)
         for leaf in self.leaves.values():
             if num_fewshot is not None and leaf.config.num_fewshot != 0:  # a task that says 0 cannot do otherwise
                 leaf.set_config(key="num_fewshot", value=num_fewshot)
             leaf.set_fewshot_seed(SEED)
             if generation and leaf.config.generation_kwargs is not None:
                 leaf.set_config(key="generation_kwargs", value=dict(generation), update=True)
-        self._limit: int | None = None
+        self.limit: int | None = None
         self._drawn: list[Document] | None = None
         self._judged: tuple[Mapping[str, Any], Judgement] | None = None
 
@@ -86,9 +88,14 @@ class HarnessTask(ABC):
         """
 
     @property
+    def drawn(self) -> list[Document]:
+        """The documents of a run; none before `draw`."""
+        return self._drawn or []
+
+    @property
     def max_new_tokens(self) -> int:
         """The most that a document allows."""
-        return max((document.max_new_tokens for document in self._drawn or ()), default=0) or 1
+        return max((document.max_new_tokens for document in self.drawn), default=0) or 1
 
     def __getitem__(self, index: int) -> Document:
         return (self.draw(None) if self._drawn is None else self._drawn)[index]
@@ -107,7 +114,7 @@ class HarnessTask(ABC):
             with silent():
                 leaf.build_all_requests(limit=limit, rank=0, world_size=1)
             drawn += self.documents(name, leaf)
-        self._limit, self._drawn = limit, drawn
+        self.limit, self._drawn = limit, drawn
         return drawn
 
     def score(self, sample: Sample, prediction: str) -> float:

@@ -9,9 +9,9 @@ from lm_eval.api.model import LM  # type: ignore[import-not-found]
 from lm_eval.evaluator import evaluate  # type: ignore[import-not-found]
 
 from btp.runner.evaluation.task_protocol import Judgement
-from btp.runner.harness.document import Document
 from btp.runner.harness.judge import Rows, judgement, responses_of
 from btp.runner.harness.quiet import reason_of, silent
+from btp.runner.harness.task import HarnessTask
 
 
 class Replay(LM):
@@ -39,24 +39,16 @@ class Replay(LM):
         raise NotImplementedError
 
 
-def judged(
-    tree: Mapping[Any, Any], leaves: Mapping[str, Any], documents: Sequence[Document], rows: Rows, limit: int | None
-) -> Judgement:
-    """Score an arm.
-
-    Args:
-        tree: Tree of tasks, as they were loaded; `leaves` are those in it.
-        documents: Documents that were answered.
-        rows: Their answers.
-        limit: Documents of a task.
+def judged(task: HarnessTask, rows: Rows) -> Judgement:
+    """Have lm-eval score an arm's answers.
 
     Raises:
-        ValueError: a metric of lm-eval cannot sum these answers up.
+        ValueError: one of its metrics cannot sum these up.
     """
-    replay = Replay(responses_of(documents, rows))
+    replay = Replay(responses_of(task.drawn, rows))
     try:
         with silent():
-            found = evaluate(replay, dict(tree), limit=limit, bootstrap_iters=0, log_samples=True)
+            found = evaluate(replay, dict(task.tree), limit=task.limit, bootstrap_iters=0, log_samples=True)
     except Exception as error:
         raise ValueError(f"lm-eval cannot score these answers: {reason_of(error)}.") from error
-    return judgement(documents, rows, leaves, found)
+    return judgement(task.drawn, rows, task.leaves, found)

@@ -110,4 +110,4 @@ class LMEvalTask(HarnessTask):
         """lm-eval's own scores and sums."""
         from btp.runner.lm_eval.judge import judged
 
-        return judged(self._tree, self.leaves, self._drawn or [], rows, self._limit)
+        return judged(self, rows)

@@ -12,9 +12,9 @@ from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from lmms_eval.evaluator import evaluate  # type: ignore[import-not-found]
 
 from btp.runner.evaluation.task_protocol import Judgement
-from btp.runner.harness.document import Document
 from btp.runner.harness.judge import Rows, judgement, responses_of
 from btp.runner.harness.quiet import reason_of, silent
+from btp.runner.harness.task import HarnessTask
 from btp.runner.lmms_eval.requests import key_of
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -52,30 +52,23 @@ def wrapped(score: Sequence[Any]) -> GenerationResult:
     return GenerationResult(text=(float(score[0]), bool(score[1])))  # type: ignore[arg-type]
 
 
-def judged(
-    tree: Mapping[Any, Any], leaves: Mapping[str, Any], documents: Sequence[Document], rows: Rows, limit: int | None
-) -> Judgement:
-    """Score an arm.
-
-    Args:
-        tree: Tree of tasks, as they were loaded; `leaves` are those in it.
-        documents: Documents that were answered.
-        rows: Their answers.
-        limit: Documents of a task.
+def judged(task: HarnessTask, rows: Rows) -> Judgement:
+    """Have lmms-eval score an arm's answers.
 
     Raises:
-        ValueError: a metric of lmms-eval cannot sum these answers up.
+        ValueError: one of its metrics cannot sum these up.
     """
-    replay = Replay(responses_of(documents, rows), {leaf.config.task: leaf.dataset for leaf in leaves.values()})
+    docs = {leaf.config.task: leaf.dataset for leaf in task.leaves.values()}
+    replay = Replay(responses_of(task.drawn, rows), docs)
     try:
         with silent(), _alone():
-            found = evaluate(lm=replay, task_dict=tree, limit=limit, bootstrap_iters=0, log_samples=True)
+            found = evaluate(lm=replay, task_dict=task.tree, limit=task.limit, bootstrap_iters=0, log_samples=True)
     except Exception as error:
         raise ValueError(
             f"lmms-eval cannot score these answers: {reason_of(error)}. Some metrics need all documents of "
             "their task, or an even number of them: set limit=null."
         ) from error
-    return judgement(documents, rows, leaves, found)
+    return judgement(task.drawn, rows, task.leaves, found)
 
 
 @contextmanager

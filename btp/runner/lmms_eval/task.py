@@ -84,7 +84,7 @@ class LMMSEvalTask(HarnessTask):
         """lmms-eval's own scores and sums."""
         from btp.runner.lmms_eval.judge import judged
 
-        return judged(self._tree, self.leaves, self._drawn or [], rows, self._limit)
+        return judged(self, rows)
 
 
 def _check_built(name: str, leaf: Any) -> None:

@@ -57,7 +57,7 @@ class Cell:
             (not begun).
         reason: why it is not finished.
         folder: Folder of the run, as far as known.
-        host, pid, job: where it runs; job is that of a batch system.
+        host, pid, job: Host, process and batch job that it runs in.
         starts: how often it was begun.
         began, ended: times.
     """

@@ -30,7 +30,7 @@ class Sweep:
     """The cells below a sweep's folder.
 
     Args:
-        folder: where the comparison goes.
+        folder: Folder that the comparison goes to.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -31,10 +31,10 @@ class Shown:
     """Batches of a step.
 
     Args:
-        loaded: whose processor makes them.
-        way: of the samples' task.
+        loaded: Model whose processor makes them.
+        way: Way of answering of the samples' task.
         batch: samples of a step, over all processes.
-        seed: of the order, which is another one in every pass over the samples.
+        seed: Seed of the order, which is another one in every pass over the samples.
         rank, world: of this process, which makes every `world`-th row.
         tested: keys of samples that must not be trained on.
     """
@@ -85,9 +85,9 @@ class LookingCourse(Course):
         name: for messages.
         loaded: the model.
         learner: what trains.
-        pace: of the training.
+        pace: Steps and rates of the training.
         shown: makes batches.
-        decay: of the weights, as AdamW.
+        decay: Weight decay, as AdamW's.
         workers: processes that draw batches ahead.
     """
 
@@ -160,7 +160,7 @@ class HostCourse(LookingCourse):
 
     Args:
         arm: what is pruned.
-        way: of the samples' task.
+        way: Way of answering of the samples' task.
         dense: share of the steps in which nothing is pruned.
     """
 

@@ -50,7 +50,7 @@ def subfolders(path: Path, layout: str, below: str = "") -> list[Path]:
     Args:
         path: the folder, as the config names it.
         layout: what must lie there, for messages.
-        below: where in it they lie.
+        below: Path of the folders below it.
 
     Raises:
         ValueError: there is no such folder, or none in it.

@@ -37,7 +37,7 @@ class Labelled:
     Attributes:
         name: what messages and ids call it.
         source: Source of the picture.
-        width, height: in pixels.
+        width, height: Size in pixels.
         objects: labelled in it.
     """
 

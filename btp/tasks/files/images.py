@@ -86,8 +86,8 @@ class PictureCell:
     """A picture in a parquet file: bytes, or {bytes, path} as dataset libraries write it.
 
     Attributes:
-        path: of the parquet file.
-        column, row: of the cell; `group` is the row group that holds it, `row` counts in it.
+        path: Path of the parquet file.
+        column, row: Column and row of the cell; `group` is the row group that holds it, `row` counts in it.
         place: Number of the picture, where the cell lists several.
     """
 
@@ -120,7 +120,7 @@ class Pictures(Sequence[Image.Image]):
 
     Args:
         sample: id, for messages.
-        sources: where they are.
+        sources: Sources of the pictures' bytes.
         key: config key that says where to look for them.
     """
 

@@ -49,7 +49,7 @@ class Sampling:
 
         Args:
             total: frames that there are, at least one.
-            rate: of them a second.
+            rate: Frames a second.
             span: seconds from and to which the video is about; None for all of it.
 
         Source: METok's demo and lmms-eval sample one frame a second, every round(rate)-th, and a linspace of the most
@@ -72,7 +72,7 @@ def footage(name: str, path: Path, sampling: Sampling, key: str, span: tuple[flo
     """A video file, or a folder that holds its frames as pictures in the order of their names.
 
     Args:
-        name: of the sample, for messages.
+        name: Name of the sample, for messages.
         sampling: which frames are shown.
         key: config key that says where videos lie.
         span: as for `Sampling.chosen`.

@@ -41,7 +41,7 @@ class Event:
 
     Attributes:
         first, end: its frames, `end` exclusive.
-        name, color: of its thing, a shape and a colour of pocketvqa.
+        name, color: Shape and colour of its thing, as pocketvqa has them.
         move: one of MOVES, or still.
         boxes: [end - first, 4] pixels (x0, y0, x1, y1) of the thing.
         sign: what can be read in it, None where there is nothing.

@@ -22,8 +22,8 @@ class Scene:
 
     Attributes:
         frames: [16, 64, 64, 3] RGB, one second apart.
-        events: of the clip in order.
-        question, answer: of the ability asked for.
+        events: Events of the clip in order.
+        question, answer: Question of the ability asked for, and its answer.
         concerned: the events that one has to look at.
     """
 
@@ -47,7 +47,7 @@ class PocketClips(Drawn):
         """
         Args:
             split: train | calibration | validation | test.
-            seed: of the clips and questions.
+            seed: Seed of the clips and questions.
             size: number of samples.
             abilities: a subset of the task's abilities; None = all.
 

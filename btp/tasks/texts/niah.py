@@ -32,7 +32,7 @@ class Niah(Texts):
         depths: percent of the text in front of the needle.
         repeats: samples of each length and depth, each with a needle and a part of the text of its own.
         seed: Seed of what is drawn.
-        needle, question: with {key} and {value}, of which the question has {key} alone.
+        needle, question: Texts with {key} and {value}, of which the question has {key} alone.
         max_new_tokens: Tokens of an answer.
 
     Raises:

@@ -21,7 +21,7 @@ class MLVU:
 
     Attributes:
         path: folder with json and video.
-        tasks: that are asked; null asks all seven.
+        tasks: Tasks that are asked; null asks all seven.
         frames, fps, folder_fps: see `btp.tasks.files.video_frames.Sampling`.
     """
 

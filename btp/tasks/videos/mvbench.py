@@ -43,7 +43,7 @@ class MVBench:
     Attributes:
         path: folder with json and the videos' folder.
         videos: folder of the videos below it.
-        kinds: that are asked; null asks all twenty.
+        kinds: Kinds that are asked; null asks all twenty.
         frames, fps, folder_fps: see `btp.tasks.files.video_frames.Sampling`.
     """
 

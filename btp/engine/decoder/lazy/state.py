@@ -57,7 +57,7 @@ class State:
         memo, masks: positions and masks of the layers that run now, by device.
         entered: (first layer, visual tokens, all tokens) behind each stage in the prefill, per row.
         first: [B, n] slots of the layers in front of the first stage.
-        behind: of each stage passed, by its number.
+        behind: Layers behind each stage passed, by its number.
         tables: what the host passes by position (ids; cos and sin), by column: [B, T, ...] each.
     """
 

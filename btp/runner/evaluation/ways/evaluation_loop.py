@@ -29,8 +29,8 @@ class Evaluate(Pass):
         loaded: model and processor.
         pruner: the attached method, to pass targets to.
         trace: Trace of the attached engine.
-        task: whose samples they are.
-        answers: where rows go.
+        task: Task of the samples.
+        answers: Store that rows go to.
         reference: the unpruned answers, for the divergence; None for the unpruned arm itself, which keeps its
             distributions for the others.
         batches: makes batches again where they do not fit.

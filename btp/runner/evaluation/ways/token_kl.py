@@ -23,7 +23,7 @@ class Drift:
     Both are weighed behind the same tokens: from the first token on that the answers do not share, nothing is compared.
 
     Args:
-        unpruned: of each row, [T, 2, K] as `likeliest` made it in each of its forwards.
+        unpruned: Likeliest tokens of each row, [T, 2, K] as `likeliest` made it in each of its forwards.
     """
 
     def __init__(self, unpruned: Sequence[np.ndarray], device: torch.device) -> None:

@@ -44,7 +44,7 @@ class Way:
     """How the samples of a task are asked, answered, scored and compared.
 
     Args:
-        task: which declares it by its name (`way`).
+        task: Task that declares it by its name (`way`).
 
     Attributes:
         name: Name as tasks write it.
