@@ -45,14 +45,15 @@ class KeyDiff(ScoreSlots):
         if slots.due:
             known = replace(slots, carried={SIZE: size}, running={SUM: total})
             found = super().evict(known, signals, stage)
-            total = _without(known, keys, found.keep, slots.keep_counts(stage))
+            if stage.phase != "prefill":  # no step asks for it otherwise
+                total = _without(known, keys, found.keep, slots.keep_counts(stage))
         return replace(found, carried={SIZE: size}, running={SUM: total})
 
     def score(self, slots: Slots, signals: Signals, stage: Stage) -> Tensor:
         """[B, Hkv, n]."""
         keys = signals[self.needs(stage)[0]].float()
-        anchor = normalize(slots.running[SUM], dim=-1, eps=EPSILON).float()  # [B, Hkv, d] where the mean points
-        return -(keys @ anchor[..., None])[..., 0] / slots.carried[SIZE]
+        anchor = normalize(slots.running[SUM], dim=-1, eps=EPSILON).float()[:, :, None]  # [B, Hkv, 1, d]: of the mean
+        return -(keys @ anchor.transpose(-1, -2))[..., 0] / slots.carried[SIZE]  # on a CPU faster than by a column
 
 
 def _sizes(slots: Slots, keys: Tensor) -> Tensor:

@@ -11,10 +11,45 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from btp.core.schedule import Stage
 from btp.pruners.a2sf import A2SF
+from parity.kinds import check_kinds
 from parity.plain_llama import recorded
+from parity.whole_texts import CASE
 
 ARRAYS, FACTS = recorded("a2sf")
 CASES = {case["case"]: case for case in FACTS["cases"]}
+
+
+KINDS = {
+    r"m_[a-z]\w*": ("logits", "mask"),
+    r"c_[a-z]\w*": ("q", "k", "kept", "score"),
+    r"p_[a-z]\w*": ("q", "k", "v", "out", "indices"),
+}
+
+
+def test_everything_recorded_has_a_handler():
+    """Arrays that lie here, those that the json describes and its cases."""
+    check_kinds("a2sf", ARRAYS, FACTS, KINDS, CASE)
+    assert {group.removesuffix("*") for group in FACTS["groups"]} <= {"m_", "c_", "p_"}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "cases", "said"),
+    [
+        (["m_new_logits", "m_new_attention"], [], "no handler reads m_new_attention. Known are m_"),
+        (["d_new_kept"], [], "no handler reads d_new_kept"),
+        ([], ["d_new"], "its json lists d_new, of no kind"),
+        (["c_new_q", "c_new_kept"], ["c_new"], "case c_new has q, kept, but lacks k, score"),
+        (["h2o_C10/logits"], ["h2o_C10"], None),
+    ],
+)
+def test_what_no_handler_takes_fails(arrays, cases, said):
+    """By its name; whole models have handlers of their own."""
+    facts = {"cases": [{"case": case} for case in cases]}
+    if said is None:
+        check_kinds("new", arrays, facts, KINDS, CASE)
+        return
+    with pytest.raises(AssertionError, match=said):
+        check_kinds("new", arrays, facts, KINDS, CASE)
 
 
 def of(kind, array):

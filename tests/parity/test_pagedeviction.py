@@ -12,11 +12,28 @@ from torch.nn.functional import scaled_dot_product_attention
 from btp.core.schedule import Stage
 from btp.ops.slots import page_sums
 from btp.pruners.pagedeviction import PagedEviction
+from parity.kinds import check_kinds
 from parity.paged_prototype import method_of, prototype
 from parity.plain_llama import recorded
+from parity.whole_texts import CASE
 
 ARRAYS, FACTS = recorded("pagedeviction")
 CASES = {case["case"]: case for case in FACTS["cases"]}
+
+
+KINDS = {
+    "s": ("keys", "values", r"token_\w+", r"page_\w+"),
+    r"h_[a-z]\w*": ("q", "k", "v", "kept", "out_last"),
+    r"v_prompt\w*": ("k", "v", "k_pruned", "v_pruned", "src_token", "src_head", "pruned_len", "block_scores"),
+    r"v_decode\w*": ("kv_cache", "block_table", "scores", "removed_index", "new_block_table"),
+    "r": ("k", "v", "value_l2_div_key_l2", "key_l2_div_value_l2", "value_l2", "inverse_key_l2", "cosine"),
+}
+
+
+def test_everything_recorded_has_a_handler():
+    """Arrays that lie here, those that the json describes and its cases."""
+    check_kinds("pagedeviction", ARRAYS, FACTS, KINDS, CASE)
+    assert {group.removesuffix("*") for group in FACTS["groups"]} <= {"s_", "h_", "v_prompt", "v_decode", "r_"}
 
 
 def of(kind, array):

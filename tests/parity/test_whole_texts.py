@@ -10,10 +10,11 @@ import numpy
 import pytest
 import torch
 from lazy_toys import rows_per_step
+from who_saw_whom import saw
 
 from btp.engine.attach import attach
 from parity.plain_slots import PlainSlots, a2sf, paged
-from parity.whole_texts import cases, read
+from parity.whole_texts import HERE, WholeText, cases, read, strangers
 
 RECORDED = cases()
 RULES = {
@@ -41,9 +42,82 @@ def held_against(case, attention):
             gone = gone * len(recorded) if len(gone) == 1 else gone
             all_places = range(lengths[b] + call.decode_steps)
             assert [[p for p in all_places if p not in head] for head in gone] == recorded
+    if case.saw is not None:
+        for b, length in enumerate(lengths):
+            check_sight(case.saw[:, b], saw(call, b, length + call.decode_steps), case.ids.shape[1] - length)
     if case.rows is not None:
         ours = torch.tensor([rows_per_step(call, b) for b in range(len(lengths))]).permute(1, 2, 0)
         assert torch.equal(ours, case.rows.view_as(ours).long())
+
+
+def check_sight(recorded, ours, lead):
+    """Who saw whom at each stage; that everybody sees itself is not compared.
+
+    Args:
+        recorded: [stages, n, n] of one row, with its padding or without; the stage in front of all cuts may be first.
+        ours: (first layer, [length, length] bool) of each stage.
+        lead: padding in front.
+    """
+    for stage, (layer, mask) in zip(recorded[len(recorded) - len(ours) :], ours, strict=True):
+        n = len(mask)
+        parts = [stage[at : at + n, at : at + n] for at in {0, lead}]
+        others = [part.clone().fill_diagonal_(False) for part in parts if part.shape == mask.shape]
+        assert any(torch.equal(part, mask.clone().fill_diagonal_(False)) for part in others), f"stage at layer {layer}"
+
+
+@pytest.mark.parametrize(("file", "name"), RECORDED, ids=[name for _, name in RECORDED])
+def test_every_array_is_read(file, name):
+    unread = read(file, name).unread
+    assert not unread, f"{file.name}: case {name} holds arrays that nothing is held against: {', '.join(unread)}."
+
+
+def test_every_file_has_a_handler(tmp_path):
+    """A file that is dropped in is read, or fails by its name."""
+    source = "".join(file.read_text() for file in HERE.glob("test_*.py"))
+    named = {file.stem for file in HERE.glob("*.npz") if f'"{file.stem}"' in source or f"{file.stem}.npz" in source}
+    assert not strangers(named)
+    numpy.savez(tmp_path / "texts.npz", **{"lazy_thirty/logits": numpy.zeros(3)})
+    assert "texts.npz is read by no handler" in strangers(named, tmp_path)[0]
+
+
+def test_a_case_without_its_parts_fails_by_their_names(tmp_path):
+    _, made = walk("h2o_C10")
+    made["log_probs"] = made.pop("logits")
+    numpy.savez(tmp_path / "text.npz", **{f"h2o_C10/{k}": x.numpy() for k, x in made.items()})
+    with pytest.raises(AssertionError, match=r"h2o_C10 lacks logits, weights; it holds attention_mask, .*log_probs"):
+        read(*cases(tmp_path)[0])
+
+
+def test_a_lazy_record_is_held_against(tmp_path):
+    """Rows of every step and who saw whom, padding counted or not; a single entry that is other is noticed."""
+    weights, made = walk("h2o_C10")
+    made = {key: made[key] for key in ("input_ids", "attention_mask")}
+    case = WholeText("lazy30", {"bounds": (1, 3)}, weights, *made.values(), None, None, None, None, None, [])
+    host, (method, schedule) = case.host("sdpa"), case.method()
+    host.model.generation_config.eos_token_id, host.model.generation_config.pad_token_id = None, 0
+    ask = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with torch.no_grad(), attach(host, method, schedule) as trace:
+        ran = host.generate(**made, **ask)
+    lengths = made["attention_mask"].sum(1).tolist()
+    rows = torch.tensor([rows_per_step(trace.last, b) for b in range(ROWS)]).permute(1, 2, 0)
+    made |= {"tokens": ran.sequences[:, PROMPT:], "logits": torch.stack(ran.logits, 1), "rows": rows}
+    sight = torch.zeros(2, ROWS, PROMPT + 5, PROMPT + 5, dtype=torch.bool)
+    for b, length in enumerate(lengths):
+        for at, (_, mask) in enumerate(saw(trace.last, b, length + 5)):
+            sight[at, b, PROMPT - length :, PROMPT - length :] = mask
+    other = sight.clone()
+    other[1, 1, -3, 9] ^= True
+    for seen, right in ((sight, True), (other, False)):
+        whole = {f"lazy30_{k}": x.numpy() for k, x in (made | {"saw": seen}).items()}
+        numpy.savez(tmp_path / "text.npz", **whole, **{f"w_{k}": x.numpy() for k, x in weights.items()})
+        (tmp_path / "text.json").write_text(json.dumps({"cases": {"lazy30": {"bounds": [1, 3]}}}))
+        found = read(*cases(tmp_path)[0])
+        assert found.unread == []
+        if right:
+            held_against(found, "sdpa")
+        else:
+            with pytest.raises(AssertionError, match="stage at layer 3"):
+                held_against(found, "sdpa")
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -1,9 +1,11 @@
 """`python -m btp.explain` of text models: what layers and heads hold, what steps computed, from calls and from runs."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+import tiny
 import tiny_text
 import torch
 from jobs import job
@@ -13,8 +15,11 @@ from slot_methods import METHODS
 from test_explain import refused
 from test_text_runs import checkpoint  # noqa: F401, a fixture
 
+from btp.core.schedule import Schedule, Stage
 from btp.engine.attach import attach
 from btp.explain import main
+from btp.pruners.composition import Chain
+from btp.pruners.fastv import FastV
 from btp.pruners.lazyllm import LazyLLM
 from btp.results.reader import read_run
 from btp.runner.explain.answer import explain
@@ -47,6 +52,21 @@ def test_heads_hold_what_did_not_leave(name):
         assert layer.ranked.startswith("kept ")
         assert ", dropped " in layer.ranked
     assert any(any(layer.later) for layer in layers) == (METHODS[name][1][0].phase == "both")
+
+
+def test_pictures_have_heads_where_their_cache_lost_slots():
+    """Over the whole prompt, text and picture; no layer is shown for a cut alone."""
+    host = tiny.shared("llava")
+    inputs = tiny.prompts(host, [[2, "i", 5]])
+    cut, kept = Stage("llm.layer.2", 4), Stage("llm.cache.3", 6, settings={"recent": 2})
+    parts = {"fastv": FastV(score="probs", query="last", seed=0), "snapkv": METHODS["snapkv"][0]}
+    stages = [replace(s, settings={**s.settings, "by": by}) for s, by in ((cut, "fastv"), (kept, "snapkv"))]
+    with attach(host, Witness(Chain(parts=parts)), Schedule(tuple(stages))) as trace:
+        steps(host, inputs, n=3)
+    (layer,) = held_layers(trace.last, host.visual_mask(inputs)[0], {}, False)
+    assert (layer.layer, layer.counts, layer.heads.shape[1]) == (3, [6] * len(layer.heads), 16)
+    gone = set(range(2, 11)) - {2 + i for i in trace.last.stages[0].kept[0]}
+    assert all(not held[at] for held in layer.heads for at in gone)
 
 
 def test_rows_that_came_back_are_named():
