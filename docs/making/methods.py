@@ -193,6 +193,7 @@ def _support(name: str, root: Path) -> Iterator[str]:
             yield f"- {words}: {', '.join(says[mark])}"
 
 
+@cache
 def _needs(target: str) -> str:
     """First paragraph of the docstring of a class's `needs`; "" where it inherits the one that asks for nothing."""
     module, name = target.rsplit(".", 1)
