@@ -12,6 +12,8 @@ def one_by_one(*axes):
         axes: Values of each, the hardest first; one that is named again further on counts once.
     """
     axes = [list(dict.fromkeys(axis)) for axis in axes]
+    found = []
     for case in product(*axes):
         other = sum(value != axis[0] for value, axis in zip(case, axes, strict=True))
-        yield pytest.param(*case, marks=pytest.mark.long if other > 1 else ())
+        found.append(pytest.param(*case, marks=pytest.mark.long if other > 1 else ()))
+    return found

@@ -30,10 +30,12 @@ EAGER = ("llava15", "qwen25vl", "gemma3")  # the common mask, M-RoPE, pictures s
 
 def crossings(*axes):
     """Both attentions, every kind of row and every value of other axes in each family; most under eager take long."""
+    found = []
     for name in NAMES:
         for case in one_by_one(["sdpa", "eager"], [PADDED, *kit.rows(name)], *axes):
             late = case.values[0] == "eager" and name not in EAGER
-            yield pytest.param(name, *case.values, marks=[*case.marks, *[pytest.mark.long] * late])
+            found.append(pytest.param(name, *case.values, marks=[*case.marks, *[pytest.mark.long] * late]))
+    return found
 
 
 @cache
