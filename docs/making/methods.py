@@ -194,6 +194,7 @@ def _support(name: str, root: Path) -> Iterator[str]:
             yield f"- {words}: {', '.join(says[mark])}"
 
 
+@cache
 def _needs(target: str) -> str:
     """First paragraph of the docstring of a class's `needs`, its own or a base's among the pruners; "" without one."""
     module, name = target.rsplit(".", 1)

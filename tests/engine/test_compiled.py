@@ -105,6 +105,7 @@ def test_it_is_said_where_it_can_be_seen():
         pass
 
 
+@pytest.mark.long
 def test_observe_sees_a_compiled_model():
     """What calibration is built on."""
     lvlm, signal = tiny.llava(), Signal("keys", "llm.layer.2")

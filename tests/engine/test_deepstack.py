@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from crossings import one_by_one
 from oracle import hiding, steps, withdrawn
 from toys import Content, Fold, Scatter, Watch, plan
 
@@ -27,6 +28,7 @@ SCHEDULES = {
     "three stages to none": plan(("llm.input", 0.8), ("llm.layer.1", 0.4), ("llm.layer.2", 0)),
     "none at the input": plan(("llm.input", 0)),
 }
+PADDED, MANY = "left padded, unequal pictures", "three stages to none"
 VIDEO = tiny.IMAGE + 5
 FRAMES = (  # one video of two frames with text between, a picture, text
     [5, 6, tiny.VISION_START, *[VIDEO] * 4, tiny.VISION_END, 7, tiny.VISION_START, *[VIDEO] * 4, tiny.VISION_END]
@@ -62,9 +64,9 @@ def compare(lvlm, inputs, schedule, **more):
     return trace
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("attention", "rows", "schedule"), one_by_one(["sdpa", "eager"], [PADDED, *ROWS], [MANY, *SCHEDULES])
+)
 @pytest.mark.parametrize("family", tiny.DEEPSTACK)
 def test_removing_equals_hiding(family, attention, rows, schedule):
     """At any site, in prefill and in decode, where the features end early and where they reach the last layer."""

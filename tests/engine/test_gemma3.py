@@ -5,6 +5,7 @@ import functools
 import pytest
 import tiny
 import torch
+from crossings import one_by_one
 from oracle import steps, withdrawn
 from toys import Content, Scatter, Watch, plan
 from transformers import DynamicCache, MistralConfig
@@ -60,9 +61,10 @@ def test_the_oracle_is_the_host(window, attention, rows):
         assert (steps(lvlm, inputs, n=6)[1] - logits).abs().max() < 1e-6 * logits.abs().max().clamp(min=1)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("attention", "rows", "schedule"),
+    one_by_one(["sdpa", "eager"], reversed(ROWS), ["three stages to none", *SCHEDULES]),
+)
 @pytest.mark.parametrize("window", [WIDE, 20, 7])
 def test_removing_equals_hiding(window, attention, rows, schedule):
     """Within the window, where an answer grows out of it, and where the prompt is far longer than it."""

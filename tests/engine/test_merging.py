@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from byhand import answer, merged, project, summed, tower
+from crossings import one_by_one
 from oracle import alone, steps
 from toys import Content, Fold, plan
 
@@ -37,10 +38,10 @@ def agree(lvlm, inputs, batch, moves_of, features_for=None):
         assert (logits[:, b] - wanted).abs().max() < 2e-6 * max(1, wanted.abs().max())
 
 
-@pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("combine", ["mean", "sum"])
-@pytest.mark.parametrize("site", ["llm.input", "llm.layer.0", "llm.layer.2"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("attention", "site", "combine", "ordered"),
+    one_by_one(["sdpa", "eager"], ["llm.layer.2", "llm.input", "llm.layer.0"], ["mean", "sum"], [True, False]),
+)
 def test_in_the_decoder(attention, site, combine, ordered):
     """Mean and sum, in their places or in falling order, contiguous positions, prefill and decode."""
     lvlm = tiny.shared("llava", attention)
@@ -139,8 +140,7 @@ def in_tower(lvlm, pruner, schedule, bias=lambda sizes, layer: 0.0):
     agree(lvlm, inputs, batch, lambda b: [(0, kept[b], None, True)], features_for)
 
 
-@pytest.mark.parametrize("schedule", TOWER)
-@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(("schedule", "ordered"), one_by_one(["all", *TOWER], [True, False]))
 @pytest.mark.parametrize("family", ["llava", "llava_deep", "llava_siglip"])
 def test_in_the_tower(family, ordered, schedule):
     """In front of a block, inside it and in front of the projector, picture by picture."""

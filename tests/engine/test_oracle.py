@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from crossings import one_by_one
 from oracle import hiding, steps, withdrawn
 from toys import Scatter, plan
 
@@ -23,6 +24,8 @@ SCHEDULES = {
     "three stages to none": plan(("llm.input", 0.8), ("llm.layer.1", 0.4), ("llm.layer.2", 0)),
     "none at the input": plan(("llm.input", 0)),
 }
+PADDED, MANY = "left padded, other image counts", "three stages to none"
+FORMS = ("sdpa", "eager")
 # eager attention takes its softmax in float32, whatever the model's dtype
 TOLERANCE = {(torch.float32, "sdpa"): 1e-6, (torch.float32, "eager"): 1e-6, (torch.float64, "sdpa"): 1e-12}
 
@@ -43,9 +46,7 @@ def compare(lvlm, inputs, schedule, renumber=False, **more):
     return trace
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("attention", "rows", "schedule"), one_by_one(FORMS, [PADDED, *ROWS], [MANY, *SCHEDULES]))
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_removing_equals_hiding(family, attention, rows, schedule):
     """Tokens cut at any site change nothing that hiding them from there on would not, at any step."""
@@ -53,8 +54,7 @@ def test_removing_equals_hiding(family, attention, rows, schedule):
     compare(lvlm, tiny.prompts(lvlm, ROWS[rows]), SCHEDULES[schedule])
 
 
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("attention", "rows"), one_by_one(FORMS, [PADDED, *ROWS]))
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_removing_equals_hiding_in_float64(family, attention, rows):
     """In double precision the two agree to the last digits."""
@@ -66,9 +66,9 @@ def test_removing_equals_hiding_in_float64(family, attention, rows):
     compare(lvlm, inputs, SCHEDULES["two stages"])
 
 
-@pytest.mark.parametrize("schedule", ["input", "two stages", "three stages to none"])
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("attention", "rows", "schedule"), one_by_one(FORMS, [PADDED, *ROWS], [MANY, "input", "two stages"])
+)
 @pytest.mark.parametrize("family", ["llava", "llava_qwen"])
 def test_renumbering_equals_hiding_with_lowered_positions(family, attention, rows, schedule):
     """Closing the gaps lowers each position by the tokens withdrawn in front of it, per layer and at

@@ -1,7 +1,10 @@
 """Every family, saved and loaded again: nothing pruned changes nothing, and removing equals hiding."""
 
+from functools import cache
+
 import pytest
 import torch
+from crossings import one_by_one
 from oracle import steps, withdrawn
 from toys import Content, Watch, plan
 
@@ -20,6 +23,25 @@ SCHEDULES = {
     "none at the input": plan(("llm.input", 0)),
 }
 CASES = [(name, rows) for name in NAMES for rows in kit.rows(name)]
+PADDED = "left padded, unequal pictures"
+MANY = "three stages to none"
+EAGER = ("llava15", "qwen25vl", "gemma3")  # the common mask, M-RoPE, pictures seen both ways
+
+
+def crossings(*axes):
+    """Both attentions, every kind of row and every value of other axes in each family; most under eager take long."""
+    found = []
+    for name in NAMES:
+        for case in one_by_one(["sdpa", "eager"], [PADDED, *kit.rows(name)], *axes):
+            late = case.values[0] == "eager" and name not in EAGER
+            found.append(pytest.param(name, *case.values, marks=[*case.marks, *[pytest.mark.long] * late]))
+    return found
+
+
+@cache
+def unpruned(name, rows, attention):
+    """Tokens and logits of every step."""
+    return steps(kit.loaded(name, attention).host, kit.batch(name, kit.rows(name)[rows]))
 
 
 def clean(lvlm):
@@ -56,13 +78,12 @@ def test_layout(name, rows):
             assert placed, "no token of the picture lies on a grid"
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(("name", "rows"), CASES)
-def test_keeping_everything_changes_nothing(name, rows, attention):
+@pytest.mark.parametrize(("name", "attention", "rows"), crossings())
+def test_keeping_everything_changes_nothing(name, attention, rows):
     """Hooks and probes attached, keep 1.0: tokens and logits are bit-identical."""
     lvlm = kit.loaded(name, attention).host
     inputs = kit.batch(name, kit.rows(name)[rows])
-    tokens, logits = steps(lvlm, inputs)
+    tokens, logits = unpruned(name, rows, attention)
     seen = [Signal("attention", "llm.layer.0", "last"), Signal("keys", "llm.layer.0"), Signal("update", "llm.layer.0")]
     pruner = Watch(*seen)
     with attach(lvlm, pruner, plan(("llm.layer.1", 1.0), ("llm.layer.3", 1.0))):
@@ -72,10 +93,8 @@ def test_keeping_everything_changes_nothing(name, rows, attention):
     assert pruner.seen
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(("name", "rows"), CASES)
-def test_removing_equals_hiding(name, rows, attention, schedule):
+@pytest.mark.parametrize(("name", "attention", "rows", "schedule"), crossings([MANY, *SCHEDULES]))
+def test_removing_equals_hiding(name, attention, rows, schedule):
     """In prefill and at every decode step, batched with left padding and unequal pictures."""
     lvlm = kit.loaded(name, attention).host
     inputs = kit.batch(name, kit.rows(name)[rows])
@@ -86,14 +105,14 @@ def test_removing_equals_hiding(name, rows, attention, schedule):
     scale = hidden_logits.abs().max().clamp(min=1)
     assert (logits - hidden_logits).abs().max() / scale < 2e-6
     assert torch.equal(tokens, hidden_tokens)
-    plain = steps(lvlm, inputs)[1]
+    plain = unpruned(name, rows, attention)[1]
     assert (logits - plain).abs().max() / scale > 1e-4, "nothing was withdrawn, so nothing was proved"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_keeps_the_same_alone_and_in_a_batch(name):
     """Batching changes neither which tokens stay nor what is answered."""
-    lvlm, rows = kit.loaded(name).host, kit.rows(name)["left padded, unequal pictures"]
+    lvlm, rows = kit.loaded(name).host, kit.rows(name)[PADDED]
     picked = [row for row in rows if len([p for p in row if not isinstance(p, str)]) == 1]
     picked = [*picked, *kit.rows(name)["one row"]]
     schedule = plan(("llm.input", 0.7), ("llm.layer.2", 0.3))

@@ -61,12 +61,23 @@ def shown(keys):
     return [f"{key}={value!r:.40}" for key, value in keys.items()]
 
 
+@pytest.fixture(scope="module")
+def plain(whole):
+    """The checkpoint as it is."""
+    return loaded(whole)
+
+
+@pytest.fixture(scope="module")
+def plainly(plain):
+    """What it answers."""
+    return answers(plain.host)
+
+
 @pytest.mark.parametrize("keys", ODD, ids=lambda keys: "-".join(keys))
-def test_generation_settings_of_a_checkpoint_are_set_aside_and_said(whole, copied, keys):
-    plain = loaded(whole)
+def test_generation_settings_of_a_checkpoint_are_set_aside_and_said(plain, plainly, copied, keys):
     edit(copied / FILE, **keys)
     odd = loaded(copied)
-    assert torch.equal(answers(odd.host), answers(plain.host))
+    assert torch.equal(answers(odd.host), plainly)
     assert plain.notes == ()
     (note,) = odd.notes
     assert "answers are greedy, with a cache; " in note
@@ -79,12 +90,12 @@ def test_generation_settings_of_a_checkpoint_are_set_aside_and_said(whole, copie
     ids=lambda keys: "-".join(keys),
 )
 @pytest.mark.parametrize("of_text", [False, True])
-def test_so_is_what_a_config_says_of_forwards(whole, copied, keys, of_text):
+def test_so_is_what_a_config_says_of_forwards(plainly, copied, keys, of_text):
     """A forward returns what it does from any other checkpoint, with a cache that grows."""
     config = json.loads((copied / "config.json").read_text())
     edit(copied / "config.json", **({"text_config": config["text_config"] | keys} if of_text else keys))
-    odd, plain = loaded(copied), loaded(whole)
-    assert torch.equal(answers(odd.host), answers(plain.host))
+    odd = loaded(copied)
+    assert torch.equal(answers(odd.host), plainly)
     with torch.inference_mode():
         out = odd.host(**odd.host.example(2, 6, 24, 24))
     assert isinstance(out.past_key_values, DynamicCache)
@@ -93,24 +104,24 @@ def test_so_is_what_a_config_says_of_forwards(whole, copied, keys, of_text):
     assert shown(keys)[0] in odd.notes[0]
 
 
-def test_without_the_file_a_configs_settings_are_set_aside_too(whole, copied):
+def test_without_the_file_a_configs_settings_are_set_aside_too(plain, plainly, copied):
     (copied / FILE).unlink()
     edit(copied / "config.json", repetition_penalty=1.7, num_beams=2)
     odd = loaded(copied)
-    assert torch.equal(answers(odd.host), answers(loaded(whole).host))
+    assert torch.equal(answers(odd.host), plainly)
     assert all(word in odd.notes[0] for word in ("repetition_penalty=1.7", "num_beams=2"))
-    eos = loaded(whole).host.model.generation_config.eos_token_id
+    eos = plain.host.model.generation_config.eos_token_id
     assert odd.host.model.generation_config.eos_token_id == eos == 2
 
 
-def test_who_generates_may_still_ask_for_something_else(whole):
-    out = answers(loaded(whole).host, return_dict_in_generate=True, output_logits=True)
+def test_who_generates_may_still_ask_for_something_else(plain):
+    out = answers(plain.host, return_dict_in_generate=True, output_logits=True)
     assert len(out.logits) == 5
 
 
-def test_all_tokens_that_end_an_answer_are_the_checkpoints(whole, copied):
+def test_all_tokens_that_end_an_answer_are_the_checkpoints(plainly, copied):
     """The first of them that comes ends the answer."""
-    said = answers(loaded(whole).host)[0, -5:].tolist()
+    said = plainly[0, -5:].tolist()
     edit(copied / FILE, eos_token_id=[2, said[2]])
     odd = loaded(copied)
     ended = said[: said.index(said[2]) + 1]
@@ -118,9 +129,8 @@ def test_all_tokens_that_end_an_answer_are_the_checkpoints(whole, copied):
     assert odd.notes == ()
 
 
-def test_what_stands_behind_a_shorter_answer_is_not_decoded(whole, copied):
+def test_what_stands_behind_a_shorter_answer_is_not_decoded(plain, copied):
     """A checkpoint may name an ordinary word as padding; an answer would end in it in a batch, and not alone."""
-    plain = loaded(whole)
     inputs = plain.host.example(2, 6, 24, 24)
     inputs["input_ids"][1, 9:] = torch.arange(20, 26)
     with torch.inference_mode():
@@ -157,13 +167,13 @@ def test_a_note_stays_short(copied):
     assert re.search(r"suppress_tokens=\[0, 1, 2", note)
 
 
-def test_a_decoding_of_its_own_is_set_aside(whole, copied):
+def test_a_decoding_of_its_own_is_set_aside(plainly, copied):
     """transformers would run it in place of generate, where code of the checkpoint is trusted."""
     (copied / "custom_generate").mkdir()
     (copied / "custom_generate" / "generate.py").write_text("def generate(model, **inputs):\n    return 'own'\n")
     config = settings(copied, trust_remote_code=True)
     odd = load(config, copied, torch.device("cpu"))
-    assert torch.equal(answers(odd.host), answers(loaded(whole).host))
+    assert torch.equal(answers(odd.host), plainly)
     assert "custom_generate=" in odd.notes[0]
 
 

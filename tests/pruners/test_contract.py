@@ -1,6 +1,8 @@
 """Every method that has a yaml: what it keeps is sound, and the same in a batch as alone."""
 
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,14 @@ CONF = Path(btp.__file__).parents[1] / "conf"
 ALL = sorted(path.stem for path in (CONF / "pruner").glob("*.yaml"))
 
 
-def load(name):
+@cache
+def read(name):
     root = OmegaConf.create({"seed": 0, "stages": 3, "pruner": OmegaConf.load(CONF / "pruner" / f"{name}.yaml")})
     return OmegaConf.to_container(root, resolve=True)["pruner"]
+
+
+def load(name):
+    return deepcopy(read(name))
 
 
 def build(name):
@@ -123,8 +130,9 @@ def decide(pruner, seen, values, at):
     return Decider(pruner, Doubts()).ask(at, seen, values, valid, seen.keep_counts(at))
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["in part", "whole"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize(
+    ("value", "whole"), [(float("nan"), False), (float("inf"), True)], ids=["nan in part", "inf all over"]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_not_finite_is_refused(name, value, whole):
     """In the states or any signal, named with the pruner, the stage and the row: the method is not even asked."""
