@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypedDict, cast
+from typing import Any, ClassVar, Protocol, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.generation.utils import GenerationMixin
 
 from btp.core.host import Packed, Tower, unwrapped
 
@@ -19,6 +18,14 @@ _PARTS = {
     "attention_norm": ("input_layernorm", "self_attn_layer_norm", "layer_norm1", "norm1", "layernorm_before"),
     "mlp_norm": ("pre_feedforward_layernorm", "layernorm_after", "post_attention_layernorm", "layer_norm2", "norm2"),
 }
+
+
+class Generating(Protocol):
+    """A model of transformers that generates, or a wrapper around one."""
+
+    def generate(self, **inputs: Any) -> Any:
+        """Token ids, or an output that holds them."""
+        ...
 
 
 class DecoderHost:
@@ -108,7 +115,7 @@ class DecoderHost:
     def generate(self, **inputs: Any) -> Any:
         """The model's own generate."""
         outside = self._outside if hasattr(self._outside, "generate") else self.model
-        return cast(GenerationMixin, outside).generate(**inputs)
+        return cast(Generating, outside).generate(**inputs)
 
     def __call__(self, **inputs: Any) -> Any:
         """The model's own forward."""
