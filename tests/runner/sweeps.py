@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 from forked import Forked
-from jobs import ROOT
+from jobs import ROOT, command
 
 import btp.sweep
 from btp.cli.run import main
@@ -25,6 +25,12 @@ def words(output, *more):
 def start(home, *more):
     """`run.py -m` with these words, in a process forked from this one."""
     return Forked(main, words(home / "out", *more, f"hydra.sweep.dir={home / 'sweep'}"))
+
+
+def as_typed(home, *more, **kwargs):
+    """The same as a user starts it, for launchers that start processes of their own; its output is read by nobody."""
+    line = words(home / "out", *more, f"hydra.sweep.dir={home / 'sweep'}")
+    return command(*line, stdout=subprocess.DEVNULL, **kwargs)
 
 
 def resume(folder):
@@ -57,5 +63,5 @@ def times_computed(output):
 
 def sweep_command(*arguments, env=None):
     """`python -m btp.sweep ...`, as a user starts it."""
-    command = [sys.executable, "-m", "btp.sweep", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    line = [sys.executable, "-m", "btp.sweep", *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)

@@ -192,6 +192,7 @@ def test_a_control_is_measured_again_where_asked(finished):
     assert costs[0]["no_image"]["prefill_ms"] != costs[1]["no_image"]["prefill_ms"]
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_kept_pictures(finished, tmp_path):
     """Pictures behind tower and projector are the same from the store as from the model: every word, every nat."""
     output, run = finished
@@ -220,6 +221,7 @@ def test_the_budget_is_on_record(finished):
     assert asked["random"] == asked["downsampled"] == state["budget"]["reached"]
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_the_batch(finished, tmp_path):
     _, run = finished
     found = f"calibration.artifact={run / 'calibration.yaml'}"
@@ -229,6 +231,7 @@ def test_answers_do_not_depend_on_the_batch(finished, tmp_path):
     assert (both[0].loc[shared, "prediction"] == both[1]["prediction"]).all()
 
 
+@pytest.mark.slow
 def test_the_oracle_is_told_what_matters(finished):
     output, _ = finished
     run = job(output, SHORT, "pruner=oracle", "budget.share=0.5", "cost.enabled=false", "overlays=0")
@@ -348,6 +351,7 @@ def test_a_run_that_fails_half_way_names_its_log(tmp_path, monkeypatch, capsys):
 SMOKE = ["experiment=smoke", "logger=none", "trainer=cpu", "cost.enabled=false", "limit=9", "overlays=0", SHORT]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_behind_a_failed_cell(tmp_path):
     """One process, one comparison, and the cells are the runs that they would be alone."""
     code, out = typed("-m", *SMOKE, f"output={tmp_path}", "stages=9,1")
@@ -365,6 +369,7 @@ def test_a_sweep_goes_on_behind_a_failed_cell(tmp_path):
     assert job(tmp_path, *SMOKE[3:], "stages=1") == run
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_budgets_are_out_of_reach_has_not_failed(tmp_path):
     """Compositions are cells too; a budget that a method cannot meet is a result of the sweep."""
     words = ["pruner=fastv,[fastervlm,btp]", "budget.share=0.1", "~pruner@controls.random"]

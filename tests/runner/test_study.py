@@ -132,6 +132,7 @@ def test_metrics_of_local_files_are_left_to_the_run(tmp_path):
 def test_every_outcome_of_a_run_may_be_an_objective(tmp_path):
     """What is refused before the first cell is refused behind it as well: no name of a real run is unknown."""
     words = ("experiment=smoke", "trainer=cpu", "limit=9", "overlays=0", "pruner=random", "budget.share=0.5")
+    words += ("calibration.samples=8",)
     found = outcomes(job(tmp_path, *words[2:]))
     expected = Prospect(composed(*words))
     assert len(found) > 50
@@ -154,6 +155,7 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path):
         open_study(settings(), space | {"x": FloatDistribution(0, 1)}, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_search_is_killed_and_goes_on(tmp_path):
     """Killed hard in its second cell: what was found is kept, the cell under way goes on, and no trial is lost."""
     process = start(tmp_path, *SEARCH)

@@ -9,8 +9,8 @@ from contextlib import nullcontext
 
 import psutil
 import pytest
-from jobs import command, composed
-from sweeps import cells, resume, start, sweep_command, table, times_computed, words
+from jobs import composed
+from sweeps import as_typed, cells, resume, start, sweep_command, table, times_computed
 
 import btp.sweep
 from btp.runner.run_identity import is_settled
@@ -38,9 +38,8 @@ def test_cells_are_noted(undisturbed, capsys):
 
 
 def side_by_side(home):
-    """The sweep with two cells at a time, as a user starts it."""
-    more = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={home / 'sweep'}"]
-    return command(*words(home / "out", *CELLS, *more), stdout=subprocess.DEVNULL)
+    """The sweep with two cells at a time."""
+    return as_typed(home, *CELLS, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
 def one_by_one(home):
