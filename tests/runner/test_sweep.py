@@ -46,8 +46,15 @@ def one_by_one(home):
     return start(home, *CELLS)
 
 
-@pytest.mark.parametrize("begin", [one_by_one, pytest.param(side_by_side, marks=pytest.mark.slow)])
-def test_killed_and_resumed(undisturbed, tmp_path, capsys, begin):
+def resume_as_typed(folder):
+    return sweep_command("resume", folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize(
+    ("begin", "go_on"),
+    [(one_by_one, resume), pytest.param(side_by_side, resume_as_typed, marks=pytest.mark.slow)],
+)
+def test_killed_and_resumed(undisturbed, tmp_path, capsys, begin, go_on):
     """Killed hard with all that it started as soon as answers lie on disk."""
     process = begin(tmp_path)
     until = time.monotonic() + 200
@@ -64,8 +71,7 @@ def test_killed_and_resumed(undisturbed, tmp_path, capsys, begin):
     assert f"{4 - open_cells} died, {open_cells} open" in " ".join(capsys.readouterr().out.split())
     assert btp.sweep.main(["table", str(tmp_path / "sweep")]) == 1
     assert f"not finished: {open_cells} cell(s) not begun" in capsys.readouterr().err
-    resumed = resume(tmp_path / "sweep")
-    assert resumed.returncode == 0, resumed.printed()
+    assert go_on(tmp_path / "sweep").returncode == 0
     counts = times_computed(tmp_path / "out")
     assert set(counts.values()) == {1}
     assert set(before) < set(counts)
