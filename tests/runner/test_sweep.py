@@ -17,7 +17,7 @@ from btp.runner.run_identity import is_settled
 from btp.runner.sweeps.cells import FINISHED, OPEN, Cells
 from btp.runner.workers.launch import Outcome
 
-CELLS = ("pruner=random,diversity", "budget.share=0.4,0.3", "limit=9")
+CELLS, COUNT = ("pruner=random,diversity", "budget.share=0.4", "limit=9"), 2
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,10 @@ def undisturbed(tmp_path_factory):
 
 def test_cells_are_noted(undisturbed, capsys):
     noted = cells(undisturbed / "sweep")
-    assert [cell["state"] for cell in noted] == ["finished"] * 4
-    assert [cell["starts"] for cell in noted] == [1] * 4
+    assert [cell["state"] for cell in noted] == ["finished"] * COUNT
+    assert [cell["starts"] for cell in noted] == [1] * COUNT
     assert btp.sweep.main(["status", str(undisturbed / "sweep")]) == 0
-    assert "4 finished" in capsys.readouterr().out
+    assert f"{COUNT} finished" in capsys.readouterr().out
 
 
 def side_by_side(home):
@@ -66,9 +66,9 @@ def test_killed_and_resumed(undisturbed, tmp_path, capsys, begin, go_on):
     before = times_computed(tmp_path / "out")
     assert before
     assert {cell["state"] for cell in cells(tmp_path / "sweep")} == {"running"}
-    open_cells = 4 - len(cells(tmp_path / "sweep"))
+    open_cells = COUNT - len(cells(tmp_path / "sweep"))
     assert btp.sweep.main(["status", str(tmp_path / "sweep")]) == 1
-    assert f"{4 - open_cells} died, {open_cells} open" in " ".join(capsys.readouterr().out.split())
+    assert f"{COUNT - open_cells} died, {open_cells} open" in " ".join(capsys.readouterr().out.split())
     assert btp.sweep.main(["table", str(tmp_path / "sweep")]) == 1
     assert f"not finished: {open_cells} cell(s) not begun" in capsys.readouterr().err
     assert go_on(tmp_path / "sweep").returncode == 0
@@ -87,7 +87,7 @@ def test_finished_cells_are_recognised_without_a_worker(undisturbed, tmp_path):
     before = times_computed(undisturbed / "out")
     resumed = sweep_command("resume", undisturbed / "sweep", env=env)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert resumed.stdout.count("this run is finished") == 4
+    assert resumed.stdout.count("this run is finished") == COUNT
     assert times_computed(undisturbed / "out") == before
     worker = subprocess.run([sys.executable, "-m", "btp.runner.run"], env=env, capture_output=True, text=True)
     assert "torch was imported" in worker.stderr, "the test can fail"
