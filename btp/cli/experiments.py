@@ -65,9 +65,9 @@ def study_of(conf: Path, name: str) -> Mapping[str, Any]:
         ValueError: there is no such experiment, or it makes no study.
     """
     file = conf / GROUP / f"{name}.yaml"
-    studies = [f.stem for f in sorted((conf / GROUP).glob("*.yaml")) if _study(f)]
     found = _study(file) if file.is_file() else None
     if not found:
+        studies = [f.stem for f in sorted((conf / GROUP).glob("*.yaml")) if _study(f)]
         raise ValueError(f"{name!r} is no study. Studies are: {', '.join(studies)}.")
     return {"name": name, **found}
 

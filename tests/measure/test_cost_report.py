@@ -148,6 +148,7 @@ def test_planned_tokens(pocket):
     assert arm.reached == pytest.approx(0.22 * 144, abs=0.5)
 
 
+@pytest.mark.long
 def test_every_pruner_has_stages_or_a_reason(pocket):
     """On the embedded model all apply."""
     for name in all_pruners():

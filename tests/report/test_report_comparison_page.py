@@ -40,8 +40,12 @@ def comparison(root):
     return page
 
 
+LOOKS = [(screen, scheme) for screen in SCREENS for scheme in ("light", "dark")]
+FIRST = [("laptop", "light"), ("phone", "dark")]  # each screen and each scheme once; the rest takes long
+
+
 @pytest.fixture(
-    scope="module", params=[(screen, scheme) for screen in SCREENS for scheme in ("light", "dark")], ids=str
+    scope="module", params=[pytest.param(one, marks=() if one in FIRST else pytest.mark.long) for one in LOOKS], ids=str
 )
 def tab(request, browser, comparison, tmp_path_factory):
     """The page alone, without the files beside it."""

@@ -4,6 +4,7 @@ import json
 import re
 
 import matplotlib
+import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sample_run import BLIND, SHRUNK, of, write_run
 
@@ -25,10 +26,16 @@ def gathered(*folders):
     return runs, field, table, fronts.series_looks(table.frame)
 
 
-def test_marks_say_every_number_of_the_table(tmp_path):
-    folder = write_run(tmp_path / "a", samples=8, overlays=0, arms=of("btp", SHRUNK, BLIND))
+@pytest.fixture(scope="module")
+def plotted(tmp_path_factory):
+    """A run with every control: its table, its looks and the plots of its page."""
+    folder = write_run(tmp_path_factory.mktemp("a") / "a", samples=8, overlays=0, arms=of("btp", SHRUNK, BLIND))
     _, _, table, looks = gathered(folder)
-    found = page_plots(table.frame, table.columns, looks, {str(folder): 7}, "0")
+    return table, looks, page_plots(table.frame, table.columns, looks, {str(folder): 7}, "0")
+
+
+def test_marks_say_every_number_of_the_table(plotted):
+    table, looks, found = plotted
     data = found["data"]
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     ours = [p.key for p in fronts.PRICES if p.key in table.frame and table.frame[p.key].notna().any()]
@@ -46,15 +53,14 @@ def test_marks_say_every_number_of_the_table(tmp_path):
     assert data["rows"][0]["texts"]["prefill_ratio"] == "1.00"  # the unpruned model's own
 
 
-def test_every_mark_knows_its_row(tmp_path):
+def test_every_mark_knows_its_row(plotted):
     """The order of a group's marks is that of its rows: by height, as by the numbers."""
-    folder = write_run(tmp_path / "a", samples=8, overlays=0, arms=of("btp", SHRUNK, BLIND))
-    _, _, table, looks = gathered(folder)
-    drawing = page_plots(table.frame, table.columns, looks, {str(folder): 7}, "0")["drawings"][0]["svg"]
+    table, _, found = plotted
+    drawing = found["drawings"][0]["svg"]
     heights = {}
     for rows, body in re.findall(r'class="marks"[^>]*data-rows="([\d,]*)">(.*?)</g>\s*</g>', drawing, re.DOTALL):
-        found = [float(y) for y in re.findall(r'<use [^>]*y="([\d.]+)"', body)]
-        heights |= dict(zip(map(int, rows.split(",")), found, strict=True))
+        high = [float(y) for y in re.findall(r'<use [^>]*y="([\d.]+)"', body)]
+        heights |= dict(zip(map(int, rows.split(",")), high, strict=True))
     order = sorted(heights, key=heights.get)
     scores = [table.frame["macro"].iloc[row] for row in order]
     assert scores == sorted(scores, reverse=True)

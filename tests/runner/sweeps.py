@@ -7,7 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
+from forked import Forked
 from jobs import ROOT, command
+
+import btp.sweep
+from btp.cli.run import main
 
 ASIDE = ("run", "folder", "command", "hardware", "note")  # where a run lies and ran
 
@@ -18,10 +22,22 @@ def words(output, *more):
     return ["-m", *quick, f"output={output}", *more]
 
 
-def start(home, *more, **kwargs):
-    """`run.py -m` with these words, its output in a file of `home`, where nobody has to read it."""
-    with (home / "printed.txt").open("w") as printed:
-        return command(*words(home / "out", *more, f"hydra.sweep.dir={home / 'sweep'}"), stdout=printed, **kwargs)
+def start(home, *more):
+    """`run.py -m` with these words, in a process forked from this one."""
+    return Forked(main, words(home / "out", *more, f"hydra.sweep.dir={home / 'sweep'}"))
+
+
+def as_typed(home, *more, **kwargs):
+    """The same as a user starts it, for launchers that start processes of their own; its output is read by nobody."""
+    line = words(home / "out", *more, f"hydra.sweep.dir={home / 'sweep'}")
+    return command(*line, stdout=subprocess.DEVNULL, **kwargs)
+
+
+def resume(folder):
+    """`python -m btp.sweep resume`, ended."""
+    process = Forked(btp.sweep.main, ["resume", folder])
+    process.wait(timeout=600)
+    return process
 
 
 def table(folder):
@@ -46,6 +62,6 @@ def times_computed(output):
 
 
 def sweep_command(*arguments, env=None):
-    """`python -m btp.sweep ...`."""
-    command = [sys.executable, "-m", "btp.sweep", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    """`python -m btp.sweep ...`, as a user starts it."""
+    line = [sys.executable, "-m", "btp.sweep", *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)

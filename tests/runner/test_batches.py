@@ -54,7 +54,9 @@ def answers(pocket, folder, pruner, **trainer):
         return answer(loaded, arm, task, samples, feed, order, folder / pruner, None, None, machine), machine
 
 
-@pytest.mark.parametrize("pruner", ["btp", "fastv", "random"])
+@pytest.mark.parametrize(
+    "pruner", ["btp", *(pytest.param(name, marks=pytest.mark.long) for name in ("fastv", "random"))]
+)
 def test_results_do_not_depend_on_the_batch(pocket, pruner, tmp_path):
     """One at a time, in threes, in eights with a rest: the same words, tokens at every stage, and scores."""
     _, task, samples = pocket
@@ -187,15 +189,19 @@ def crowded(pocket):
         each.hook.remove()
 
 
+@pytest.fixture(scope="module")
+def plenty(pocket, tmp_path_factory):
+    """Rows by sample id where memory never ends."""
+    return answers(pocket, tmp_path_factory.mktemp("plenty"), "btp", batch=8)[0]
+
+
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(NOT_ENOUGH), MemoryError()]
+    ("workers", "error"), [(0, torch.OutOfMemoryError("CUDA out of memory.")), (1, RuntimeError(NOT_ENOUGH))]
 )
-@pytest.mark.parametrize("workers", [0, 1])
 def test_where_memory_ends_the_batch_is_halved_and_nothing_else_changes(
-    pocket, crowded, tmp_path, capsys, error, workers
+    pocket, crowded, plenty, tmp_path, capsys, error, workers
 ):
     """Ten rows, then five, then two, once each; the rest goes on in twos, with every answer as it would be."""
-    plenty, _ = answers(pocket, tmp_path / "plenty", "btp", batch=8)
     model = crowded(2, error)
     tight, machine = answers(pocket, tmp_path / "tight", "btp", batch=10, workers=workers)
     assert model.failed == [10, 5]
@@ -223,11 +229,14 @@ def test_other_errors_are_not_taken_for_it(pocket, crowded, tmp_path):
         answers(pocket, tmp_path, "btp", batch=4)
     assert model.failed == [4]
     assert not out_of_memory(ValueError("out of memory"))
+    assert out_of_memory(MemoryError())
 
 
+@pytest.mark.slow
 def test_a_run_says_what_fits_and_calibrates_the_same(tmp_path, monkeypatch, crowded):
     """Calibration and answers in smaller batches: the same curves, and run.json says what was asked and used."""
     words = ["cost.enabled=false", "calibration.samples=16", "trainer.workers=0", "limit=9", "overlays=0"]
+    words += ["~pruner@controls.random", "~pruner@controls.downsampled"]
     plenty = job(tmp_path / "plenty", *words)
     assert json.loads((plenty / "run.json").read_text())["batch"] == {"asked": 32, "used": 32}
     models = []
@@ -270,9 +279,8 @@ class Cramped(Collate):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_that_cannot_be_made_is_halved(pocket, tmp_path, monkeypatch, capsys, workers):
+def test_a_batch_that_cannot_be_made_is_halved(pocket, plenty, tmp_path, monkeypatch, capsys, workers):
     """Memory may end while pictures are read, in this process or in one that makes batches ahead."""
-    plenty, _ = answers(pocket, tmp_path / "plenty", "btp", batch=2)
     monkeypatch.setattr(
         Machine, "feed", lambda machine, samples, processor: Feed(samples, processor, workers, False, Cramped)
     )

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from jobs import command, composed, job
+from forked import typed
+from jobs import composed, job
 
 from btp.cli.check_config import check_config
 from btp.cli.overrides import find_fault
@@ -24,6 +25,7 @@ from btp.runner.run_identity import run_identity
 from btp.tasks.pocketvqa.questions import words
 
 SMALL = {"num_attention_heads": 2, "num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48}
+QUICK = ("limit=3", "cost.enabled=false", "overlays=0", "calibration.samples=4")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,8 @@ def checkpoint(tmp_path_factory):
 
 
 def test_llava15_runs_the_same_job_from_a_path(checkpoint, tmp_path):
-    run = job(tmp_path, "model=llava15", f"model.path={checkpoint}", "model.dtype=float32", "limit=9")
+    words = ["model=llava15", f"model.path={checkpoint}", "model.dtype=float32", "limit=9", "calibration.samples=8"]
+    run = job(tmp_path, *words, "overlays=1")
     frame = pd.read_parquet(run / "samples.parquet")
     assert (frame["total"] == 36).all()
     assert frame[frame["arm"] == "btp"]["tokens_avg"].mean() == pytest.approx(0.22 * 36, abs=1)
@@ -59,6 +62,7 @@ def test_what_a_checkpoint_asks_of_generation_changes_no_answer_and_is_said_once
     said = {}
     for folder in (checkpoint, odd):
         words = ["model=llava15", f"model.path={folder}", "model.dtype=float32", "limit=9", "calibration.samples=8"]
+        words += ["overlays=0", "~pruner@controls.downsampled"]
         run = job(tmp_path / f"of-{folder.name}", *words)
         said[folder] = pd.read_parquet(run / "samples.parquet").set_index(["arm", "sample"])["prediction"]
         about = json.loads((run / "run.json").read_text())
@@ -72,9 +76,9 @@ def test_what_a_checkpoint_asks_of_generation_changes_no_answer_and_is_said_once
 
 
 def test_a_calibration_of_another_model_is_refused(checkpoint, tmp_path):
-    run = job(tmp_path, "limit=9", "cost.enabled=false")
+    run = job(tmp_path, *QUICK)
     with pytest.raises(ValueError, match="was made for model 'pocket_mini'"):
-        job(tmp_path, f"model.path={checkpoint}", f"calibration.artifact={run / 'calibration.yaml'}", "limit=9")
+        job(tmp_path, f"model.path={checkpoint}", f"calibration.artifact={run / 'calibration.yaml'}", *QUICK)
 
 
 @pytest.mark.parametrize(
@@ -262,9 +266,8 @@ def test_random_weights_refuse_what_has_no_effect_first(tmp_path):
 
 
 def test_the_command_line_says_it_in_a_line_and_names_the_page(tmp_path):
-    process = command("model.path=checkpoints/pocke", f"output={tmp_path}")
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
+    code, said = typed("model.path=checkpoints/pocke", f"output={tmp_path}")
+    assert code == 1
     assert said.startswith("error: model.path is checkpoints/pocke, but there is no such folder.")
     assert said.splitlines()[1:] == ["  see docs/models.md"]
 

@@ -10,7 +10,7 @@ from jobs import ROOT, composed, job
 from btp.runner.sweeps.outcomes import outcomes
 from btp.runner.tracking.tracker import NoTracker, tracker_of
 
-QUICK = ("limit=9", "overlays=0", "cost.enabled=false")
+QUICK = ("limit=9", "overlays=0", "cost.enabled=false", "calibration.samples=8")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from forked import typed
 from jobs import command
 from tqdm import tqdm
 
@@ -65,9 +66,8 @@ def test_of_a_run(tmp_path):
 
 
 def test_a_wrong_setting_of_a_method_is_said_before_weights_are_read(tmp_path):
-    started = command("pruner.method.score=softmax", "logger=none", "trainer=cpu", f"output={tmp_path}")
-    printed, _ = started.communicate(timeout=120)
-    assert started.returncode == 1
+    code, printed = typed("pruner.method.score=softmax", "logger=none", "trainer=cpu", f"output={tmp_path}")
+    assert code == 1
     assert "pruner.method.score is 'softmax'. Choose from: logits, probs. Correct pruner.method.\n" in printed
     assert "Loading weights" not in printed
     assert not list(tmp_path.glob("pocket-*"))

@@ -23,6 +23,7 @@ def test_the_sample_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Attention, "score", overflown)
     words = ["pruner=attention", "limit=8", "trainer.batch=4", "cost.enabled=false", "overlays=0"]
+    words += ["calibration.samples=8"]
     message = (
         r"pruner 'attention' scored tokens with NaN at llm\.layer\.\d, in row 3 of the batch, .* It is sample \S+\.$"
     )

@@ -13,7 +13,7 @@ from experiments.embedded.measures.pocket import BATCH, Arm, answers
 
 READING = ["digit", "number"]
 HOPS = ["relation", "same_as"]
-QUESTIONS = 80
+QUESTIONS = 40
 
 
 def controls(layers, share):
@@ -27,7 +27,13 @@ def controls(layers, share):
     ]
 
 
-@pytest.fixture(scope="module", params=[("pocket", 0.05), ("pocket_mini", 0.1)], ids=lambda p: p[0])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("pocket", 0.05), id="pocket", marks=pytest.mark.long),
+        pytest.param(("pocket_mini", 0.1), id="pocket_mini"),
+    ],
+)
 def scores(request):
     """Percent by ability of one shipped model under each control."""
     name, share = request.param

@@ -109,6 +109,7 @@ def test_an_edit_renews_what_it_makes_and_nothing_else(clone):
     assert found == RENEWED
 
 
+@pytest.mark.slow
 def test_an_edited_prompt_is_calibrated_and_answered_anew(clone, tmp_path):
     """The same command after an edit: of a page nothing is computed, of the prompt everything."""
     words = ["experiment=smoke", "logger=none", "trainer=cpu", "trainer.workers=0", f"output={tmp_path}", "limit=4"]

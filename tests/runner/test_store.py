@@ -9,8 +9,10 @@ import yaml
 
 from btp.results.atomic import write_json
 from btp.results.shapes import keys, number
+from btp.runner.arms import Arm
 from btp.runner.calibration.artifact import find_or_make
 from btp.runner.evaluation.answer_store import ANSWER, Answers
+from btp.runner.evaluation.cost import Costs
 from btp.runner.identity import checkpoint, digest
 
 
@@ -121,3 +123,14 @@ def test_json_is_replaced_whole(tmp_path):
     write_json(tmp_path / "run.json", {"state": "finished"})
     assert json.loads((tmp_path / "run.json").read_text()) == {"state": "finished"}
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_costs_of_a_control_are_found_unless_all_is_computed_anew(tmp_path):
+    """resume=false measures it again; another machine does as well."""
+    arm, kept = Arm.unpruned(), {"control": {"kv_mib": 1.0}, "unpruned": {"kv_mib": 2.0}}
+    path = Costs(tmp_path, "shared", reuse=True).path(arm, "here")
+    assert Costs(tmp_path, "shared", reuse=True).find(path) is None
+    write_json(path, kept)
+    assert Costs(tmp_path, "shared", reuse=True).find(path) == kept
+    assert Costs(tmp_path, "shared", reuse=False).find(path) is None
+    assert Costs(tmp_path, "shared", reuse=True).path(arm, "there") != path

@@ -10,35 +10,53 @@ from contextlib import nullcontext
 import psutil
 import pytest
 from jobs import composed
-from sweeps import cells, start, sweep_command, table, times_computed
+from sweeps import as_typed, cells, resume, start, sweep_command, table, times_computed
 
+import btp.sweep
 from btp.runner.run_identity import is_settled
 from btp.runner.sweeps.cells import FINISHED, OPEN, Cells
 from btp.runner.workers.launch import Outcome
 
-CELLS = ("pruner=random,diversity", "budget.share=0.4,0.3", "limit=18")
+CELLS, COUNT = ("pruner=random,diversity", "budget.share=0.4", "limit=9"), 2
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The sweep in order, in one process."""
+    """The sweep in order."""
     home = tmp_path_factory.mktemp("undisturbed")
-    assert start(home, *CELLS).wait(timeout=400) == 0, (home / "printed.txt").read_text()
+    process = start(home, *CELLS)
+    assert process.wait(timeout=600) == 0, process.printed()
     return home
 
 
-def test_cells_are_noted(undisturbed):
+def test_cells_are_noted(undisturbed, capsys):
     noted = cells(undisturbed / "sweep")
-    assert [cell["state"] for cell in noted] == ["finished"] * 4
-    assert [cell["starts"] for cell in noted] == [1] * 4
-    shown = sweep_command("status", undisturbed / "sweep")
-    assert shown.returncode == 0
-    assert "4 finished" in shown.stdout
+    assert [cell["state"] for cell in noted] == ["finished"] * COUNT
+    assert [cell["starts"] for cell in noted] == [1] * COUNT
+    assert btp.sweep.main(["status", str(undisturbed / "sweep")]) == 0
+    assert f"{COUNT} finished" in capsys.readouterr().out
 
 
-def test_killed_side_by_side_and_resumed(undisturbed, tmp_path):
-    """Two cells at a time, killed hard with all they started as soon as answers lie on disk."""
-    process = start(tmp_path, *CELLS, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+def side_by_side(home):
+    """The sweep with two cells at a time."""
+    return as_typed(home, *CELLS, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+
+
+def one_by_one(home):
+    return start(home, *CELLS)
+
+
+def resume_as_typed(folder):
+    return sweep_command("resume", folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize(
+    ("begin", "go_on"),
+    [(one_by_one, resume), pytest.param(side_by_side, resume_as_typed, marks=pytest.mark.slow)],
+)
+def test_killed_and_resumed(undisturbed, tmp_path, capsys, begin, go_on):
+    """Killed hard with all that it started as soon as answers lie on disk."""
+    process = begin(tmp_path)
     until = time.monotonic() + 200
     while not times_computed(tmp_path / "out") and time.monotonic() < until:
         time.sleep(0.02)
@@ -46,17 +64,14 @@ def test_killed_side_by_side_and_resumed(undisturbed, tmp_path):
         child.send_signal(signal.SIGKILL)
     process.wait()
     before = times_computed(tmp_path / "out")
-    assert before, (tmp_path / "printed.txt").read_text()
+    assert before
     assert {cell["state"] for cell in cells(tmp_path / "sweep")} == {"running"}
-    open_cells = 4 - len(cells(tmp_path / "sweep"))
-    shown = sweep_command("status", tmp_path / "sweep")
-    assert shown.returncode == 1
-    assert f"{4 - open_cells} died, {open_cells} open" in " ".join(shown.stdout.split())
-    compared = sweep_command("table", tmp_path / "sweep")
-    assert compared.returncode == 1
-    assert f"not finished: {open_cells} cell(s) not begun" in compared.stderr
-    resumed = sweep_command("resume", tmp_path / "sweep", env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert resumed.returncode == 0, resumed.stderr
+    open_cells = COUNT - len(cells(tmp_path / "sweep"))
+    assert btp.sweep.main(["status", str(tmp_path / "sweep")]) == 1
+    assert f"{COUNT - open_cells} died, {open_cells} open" in " ".join(capsys.readouterr().out.split())
+    assert btp.sweep.main(["table", str(tmp_path / "sweep")]) == 1
+    assert f"not finished: {open_cells} cell(s) not begun" in capsys.readouterr().err
+    assert go_on(tmp_path / "sweep").returncode == 0
     counts = times_computed(tmp_path / "out")
     assert set(counts.values()) == {1}
     assert set(before) < set(counts)
@@ -72,7 +87,7 @@ def test_finished_cells_are_recognised_without_a_worker(undisturbed, tmp_path):
     before = times_computed(undisturbed / "out")
     resumed = sweep_command("resume", undisturbed / "sweep", env=env)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert resumed.stdout.count("this run is finished") == 4
+    assert resumed.stdout.count("this run is finished") == COUNT
     assert times_computed(undisturbed / "out") == before
     worker = subprocess.run([sys.executable, "-m", "btp.runner.run"], env=env, capture_output=True, text=True)
     assert "torch was imported" in worker.stderr, "the test can fail"
@@ -92,15 +107,15 @@ def test_what_has_changed_is_left_to_a_worker(undisturbed):
         assert is_settled(config) is None
 
 
-def test_a_failing_cell_is_said_and_the_others_go_on(tmp_path):
+def test_a_failing_cell_is_said_and_the_others_go_on(tmp_path, capsys):
     """One cell names a checkpoint that is not there."""
     paths = f"model.path=checkpoints/pocket_mini,{tmp_path / 'nowhere'}"
     assert start(tmp_path, "pruner=random", paths, "limit=9").wait(timeout=300) == 1
     assert [cell["state"] for cell in cells(tmp_path / "sweep")] == ["finished", "failed"]
-    shown = sweep_command("table", tmp_path / "sweep")
-    assert shown.returncode == 1
-    assert "there is no such folder" in shown.stdout + shown.stderr
-    assert "btp.sweep resume" in shown.stderr
+    assert btp.sweep.main(["table", str(tmp_path / "sweep")]) == 1
+    shown = capsys.readouterr()
+    assert "there is no such folder" in shown.out + shown.err
+    assert "btp.sweep resume" in shown.err
     assert len(table(tmp_path / "sweep")) == 4
 
 
@@ -109,7 +124,7 @@ def test_the_folder_of_another_sweep_is_refused(undisturbed):
     before, more = cells(undisturbed / "sweep"), f"hydra.sweep.dir={undisturbed / 'sweep'}"
     process = start(undisturbed, "pruner=random,fastv", "limit=9", more)
     assert process.wait(timeout=60) == 1
-    assert "is the folder of another sweep: python run.py -m" in (undisturbed / "printed.txt").read_text()
+    assert "is the folder of another sweep: python run.py -m" in process.printed()
     assert cells(undisturbed / "sweep") == before
 
 
@@ -131,11 +146,10 @@ def test_which_words_make_another_sweep(tmp_path, word, same):
         Cells(tmp_path).open(["-m", "pruner=random,fastv", word])
 
 
-def test_what_is_no_sweep_is_refused(tmp_path):
+def test_what_is_no_sweep_is_refused(tmp_path, capsys):
     for do in ("status", "resume", "table"):
-        found = sweep_command(do, tmp_path)
-        assert found.returncode == 2
-        assert "holds no sweep.json, so it is no sweep's folder" in found.stderr
+        assert btp.sweep.main([do, str(tmp_path)]) == 2
+        assert "holds no sweep.json, so it is no sweep's folder" in capsys.readouterr().err
 
 
 def test_cells_that_have_not_begun_are_open(tmp_path):

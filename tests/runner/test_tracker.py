@@ -11,6 +11,8 @@ from offline import load
 from btp.runner.sweeps.outcomes import corpus, outcomes
 from btp.runner.tracking.wandb_run import attempt
 
+SHORT = ("limit=9", "calibration.samples=16")
+
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
@@ -20,7 +22,7 @@ def output(tmp_path_factory):
 @pytest.fixture(scope="module")
 def recorded(output):
     """A run logged offline: its folder and the log's content."""
-    run = job(output, "logger=offline", "limit=9", "logger.tags=[mine]")
+    run = job(output, "logger=offline", *SHORT, "logger.tags=[mine]")
     (log,) = logs(run)
     return run, load(log)
 
@@ -88,7 +90,7 @@ def test_the_sample_table_has_all_rows_and_the_pictures_of_the_report(recorded):
 def test_a_finished_run_is_logged_once(recorded, output, capsys):
     run, _ = recorded
     before = logs(run)
-    assert job(output, "logger=offline", "limit=9", "logger.tags=[mine]") == run
+    assert job(output, "logger=offline", *SHORT, "logger.tags=[mine]") == run
     assert "this run is finished" in capsys.readouterr().out
     assert logs(run) == before
     assert json.loads((run / "run.json").read_text())["wandb"]["id"] == before[0].stem.removeprefix("run-")
@@ -96,7 +98,7 @@ def test_a_finished_run_is_logged_once(recorded, output, capsys):
 
 def test_what_was_not_logged_is_logged_at_its_next_start(recorded, output):
     """The second run finds the calibration of the first: it says so, and does not log it again."""
-    words = ("limit=9", "budget.share=0.4", "overlays=0", "cost.enabled=false")
+    words = (*SHORT, "budget.share=0.4", "overlays=0", "cost.enabled=false")
     run = job(output, "logger=none", *words)
     assert not logs(run)
     assert job(output, "logger=offline", "logger.group=mine", *words) == run
@@ -112,7 +114,7 @@ def test_what_was_not_logged_is_logged_at_its_next_start(recorded, output):
 
 @pytest.mark.slow
 def test_a_run_computed_anew_replaces_its_unsent_record(recorded, output):
-    words = ("limit=9", "budget.share=0.4", "overlays=0", "cost.enabled=false")
+    words = (*SHORT, "budget.share=0.4", "overlays=0", "cost.enabled=false")
     run = job(output, "logger=offline", *words)
     before = logs(run)
     assert job(output, "logger=offline", "resume=false", *words) == run

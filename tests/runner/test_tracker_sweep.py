@@ -1,14 +1,15 @@
 """The W&B run of a sweep: comparison, plots, its cells' runs; one run however often the sweep goes on."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
-from jobs import command, composed
+from forked import typed
+from jobs import composed
 from offline import load
-from sweeps import cells, sweep_command
+from sweeps import cells, resume
 
+import btp.sweep
 from btp.models.loading.checkpoint import find_checkpoint
 from btp.runner.tracking.groups import grouped, logger_of, sweep_id
 
@@ -16,9 +17,7 @@ QUICK = ("-m", "experiment=smoke", "trainer=cpu", "limit=9", "overlays=0", "cost
 
 
 def start(home, *more):
-    process = command(*QUICK, f"output={home / 'out'}", f"hydra.sweep.dir={home / 'mine'}", *more)
-    printed, _ = process.communicate(timeout=300)
-    return process.returncode, printed
+    return typed(*QUICK, f"output={home / 'out'}", f"hydra.sweep.dir={home / 'mine'}", *more)
 
 
 def record(folder):
@@ -40,8 +39,8 @@ def twice(tmp_path_factory):
     assert code == 1, printed
     before = record(home / "mine")
     late.symlink_to(find_checkpoint(composed("model=pocket_mini")["model"]).resolve())
-    resumed = sweep_command("resume", home / "mine", env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    resumed = resume(home / "mine")
+    assert resumed.returncode == 0, resumed.printed()
     return home, before, record(home / "mine")
 
 
@@ -51,6 +50,7 @@ def run_of_cells(home):
     return Path(folder)
 
 
+@pytest.mark.slow
 def test_cells_are_grouped_by_the_sweep(twice):
     home, _, _ = twice
     log, _ = record(run_of_cells(home))
@@ -59,6 +59,7 @@ def test_cells_are_grouped_by_the_sweep(twice):
     assert log["config"]["logger"]["sweep"] == sweep_id(home / "mine")
 
 
+@pytest.mark.slow
 def test_the_sweep_has_a_run_with_its_table_and_plots(twice):
     home, _, (log, tables) = twice
     assert (log["run"]["run_group"], log["run"]["job_type"], log["exit"]) == ("mine", "sweep", 0)
@@ -70,6 +71,7 @@ def test_the_sweep_has_a_run_with_its_table_and_plots(twice):
     assert {"comparison.csv", "comparison.html"} <= set(files)
 
 
+@pytest.mark.slow
 def test_going_on_updates_the_same_run(twice):
     home, (first, old), (second, new) = twice
     assert first["run"]["run_id"] == second["run"]["run_id"] == sweep_id(home / "mine")
@@ -81,10 +83,11 @@ def test_going_on_updates_the_same_run(twice):
     assert set(second["config"]["cells"]) == {identity}
 
 
+@pytest.mark.slow
 def test_looking_at_the_table_logs_nothing_more(twice):
     home, _, _ = twice
     before = list((home / "mine").glob("wandb/offline-run-*"))
-    assert sweep_command("table", home / "mine").returncode == 0
+    assert btp.sweep.main(["table", str(home / "mine")]) == 0
     assert list((home / "mine").glob("wandb/offline-run-*")) == before
 
 

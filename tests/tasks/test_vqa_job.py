@@ -15,7 +15,13 @@ from btp.report.tables.screen_table import screen_table
 from btp.runner.calibration.calibrate import curves_identity
 from btp.runner.datasets import with_contents
 
-QUICK = ["cost.enabled=false", "trainer.workers=0", "~pruner@controls.downsampled", "~pruner@controls.no_image"]
+QUICK = [
+    "cost.enabled=false",
+    "trainer.workers=0",
+    "calibration.samples=8",
+    "~pruner@controls.downsampled",
+    "~pruner@controls.no_image",
+]
 ABILITIES = "presence,attribute,counting,digit,number"
 
 

@@ -136,6 +136,7 @@ def test_another_model_is_not_trained_on_the_way_to_answers(tmp_path):
         with_modules({**run.config, "action": "run"}, *where)
 
 
+@pytest.mark.slow
 def test_curves_are_in_wandb(tmp_path):
     run = prepared(tmp_path, "pruner=lvpruning", "training.steps=4", "logger=offline")
     run.go()

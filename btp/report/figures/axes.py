@@ -59,6 +59,18 @@ def new_figure(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def lay_out(figure: Figure) -> None:
+    """Give everything its place, once: whoever draws or saves the figure behind it moves nothing any more.
+
+    Matplotlib would do it again at each draw, of which saving needs two, and it takes as long as drawing.
+    """
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        FigureCanvasAgg(figure)
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+
+
 def legend(figure: Figure, *axes: Axes) -> float:
     """Name what is drawn above the axes, in reading order, in as many lines as the width asks for.
 

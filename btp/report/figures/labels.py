@@ -8,6 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.patheffects import AbstractPathEffect
 from matplotlib.transforms import Bbox
 
+from btp.report.figures.axes import lay_out
+
 _AROUND = (0, 4, 12, 2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11, 8)  # sixteenths of a turn, best first
 _AWAY = (8, 13, 20, 28)  # points from the mark
 _LINE = 15  # from here on a line leads to the mark
@@ -34,9 +36,8 @@ def name_points(
         How many were written.
     """
     figure = axes.figure
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer, scale = canvas.get_renderer(), figure.dpi / 72
+    lay_out(figure)
+    renderer, scale = FigureCanvasAgg(figure).get_renderer(), figure.dpi / 72
     room = axes.get_window_extent(renderer)
     taken = [_around(*axes.transData.transform(mark), _DOT * scale) for mark in marks]
     taken += [text.get_window_extent(renderer) for text in axes.texts if text.get_text()]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 
 from btp.report.comparison.table import SLOTS, price
+from btp.report.figures.axes import lay_out
 from btp.report.figures.pareto_figures import PRICES, Price, by_ability, score_over_price, score_title, shortened
 from btp.report.figures.style import LIGHT, Look
 from btp.report.tables.columns import ABILITY, DASH, METRICS, Column, number, spread
@@ -92,6 +93,7 @@ def _svg(draw: Callable[..., Figure | None], looks: Mapping[str, Look], title: s
         figure = draw(theme=LIGHT)
         if figure is None:
             return None
+        lay_out(figure)
         FigureCanvasSVG(figure)
         buffer = StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})

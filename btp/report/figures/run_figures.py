@@ -6,12 +6,11 @@ from io import BytesIO
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from btp.report.figures.axes import WIDTH, legend, new_figure, tradeoff
+from btp.report.figures.axes import WIDTH, lay_out, legend, new_figure, tradeoff
 from btp.report.figures.lazy_rows import rows_per_step
 from btp.report.figures.needles import needles
 from btp.report.figures.pareto_figures import shortened
@@ -29,7 +28,7 @@ def to_png(draw: Callable[..., Figure | None], data: object, more: object, theme
         figure = draw(data, more, theme)
         if figure is None:
             return None
-        FigureCanvasAgg(figure)
+        lay_out(figure)
         buffer = BytesIO()
         figure.savefig(buffer, dpi=DPI, format="png")
     return buffer.getvalue()

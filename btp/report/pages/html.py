@@ -1,6 +1,7 @@
 """HTML helpers of all pages: templates, cells, numbers."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -9,6 +10,7 @@ from btp.report.tables.columns import DASH, Column, number, spread, told_from_on
 from btp.report.text.run_text import NOTABLE
 
 
+@cache
 def environment() -> Environment:
     """Templates that escape what they are given and refuse what they are not."""
     return Environment(

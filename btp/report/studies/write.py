@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from btp.core.check_settings import check_one_of
 from btp.report.comparison.groups import Field, fields
+from btp.report.figures.axes import lay_out
 from btp.report.figures.style import LIGHT
 from btp.report.pages.html import cell
 from btp.report.pages.sample_cards import data_uri
@@ -146,7 +146,7 @@ def _cells(answer: Answer) -> dict[str, Any]:
 def _png(answer: Answer, caption: str) -> bytes:
     with matplotlib.rc_context(LIGHT.style()):
         figure = answer.draw(LIGHT)
-        FigureCanvasAgg(figure)
+        lay_out(figure)
         below = textwrap.fill(caption, int(18 * figure.get_figwidth()))
         figure.text(0.01, -0.01, below, va="top", fontsize=7.5, color=LIGHT.soft)
         buffer = BytesIO()
