@@ -158,11 +158,10 @@ def test_a_figure_of_many_variants_of_one_method_has_room(tmp_path, recwarn):
         for i in range(44)
     ]
     frame = type(table.frame)([*table.frame.to_dict("records"), *many])
-    for draw in fronts.PLOTS.values():
+    for name in ("accuracy_over_tokens_avg", "reading_and_rest", "by_ability"):  # one of each kind
+        draw = fronts.PLOTS[name]
         with matplotlib.rc_context(LIGHT.style()):
             figure = draw(frame, fronts.series_looks(frame), LIGHT)
-            if figure is None:  # of what nobody here costs
-                continue
             FigureCanvasAgg(figure).draw()
         shown = [axes for axes in figure.axes if axes.get_visible()]
         assert min(axes.get_position().height for axes in shown) * figure.get_figheight() > 0.7  # inches

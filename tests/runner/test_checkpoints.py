@@ -51,6 +51,7 @@ def test_llava15_runs_the_same_job_from_a_path(checkpoint, tmp_path):
     assert json.loads((run / "run.json").read_text())["inert"]["identical"]
 
 
+@pytest.mark.slow
 def test_what_a_checkpoint_asks_of_generation_changes_no_answer_and_is_said_once(checkpoint, tmp_path, capsys):
     """Calibrated, answered with every arm, checked and timed without beams, penalties and a missing cache."""
     odd = tmp_path / "odd"

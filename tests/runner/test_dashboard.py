@@ -47,6 +47,7 @@ def test_without_a_login_the_layout_is_written_and_that_is_said(tmp_path):
     assert '"comparison"' in json.dumps(found["Sweeps"][0][1])
 
 
+@pytest.mark.slow
 def test_abilities_can_be_named(tmp_path):
     done = dashboard(tmp_path, "--ability", "color", "--entity", "team", "--out", "deep/er/layout.json")
     assert done.returncode == 0, done.stderr
@@ -55,6 +56,7 @@ def test_abilities_can_be_named(tmp_path):
     assert json.loads(file.read_text())["entity"] == "team"
 
 
+@pytest.mark.slow
 def test_without_a_network_too(tmp_path):
     with serving() as server:
         gone = server.address

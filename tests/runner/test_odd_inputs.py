@@ -107,7 +107,9 @@ def test_a_run_may_have_no_control(tmp_path):
     assert is_settled(config) is None
 
 
-@pytest.mark.parametrize("name", ["explain", "sweep", "study", "dashboard", "report"])
+@pytest.mark.parametrize(
+    "name", ["sweep", *(pytest.param(n, marks=pytest.mark.slow) for n in ("explain", "study", "dashboard", "report"))]
+)
 def test_commands_explain_themselves_without_docstrings(name):
     shown = subprocess.run(
         [sys.executable, "-OO", "-m", f"btp.{name}", "--help"], cwd=ROOT, capture_output=True, encoding="utf-8"

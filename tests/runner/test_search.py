@@ -160,6 +160,7 @@ def test_a_named_artifact_is_used_and_one_of_another_budget_or_kind_refused(pock
 QUICK = ["limit=9", "cost.enabled=false", "~pruner@controls.downsampled", "~pruner@controls.no_image"]
 
 
+@pytest.mark.slow
 def test_the_main_job_searches_and_runs_what_was_found(strategy, tmp_path):
     """The trace holds the searched counts, and the run folder the artifact, which another run may name."""
     words = ["pruner=vflowopt", "pruner.strategy=search", "budget.share=0.25", *SMALL, *QUICK]

@@ -129,6 +129,7 @@ def test_metrics_of_local_files_are_left_to_the_run(tmp_path):
         check_objectives({"three": "maximize"}, local)
 
 
+@pytest.mark.slow
 def test_every_outcome_of_a_run_may_be_an_objective(tmp_path):
     """What is refused before the first cell is refused behind it as well: no name of a real run is unknown."""
     words = ("experiment=smoke", "trainer=cpu", "limit=9", "overlays=0", "pruner=random", "budget.share=0.5")

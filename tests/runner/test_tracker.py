@@ -96,6 +96,7 @@ def test_a_finished_run_is_logged_once(recorded, output, capsys):
     assert json.loads((run / "run.json").read_text())["wandb"]["id"] == before[0].stem.removeprefix("run-")
 
 
+@pytest.mark.slow
 def test_what_was_not_logged_is_logged_at_its_next_start(recorded, output):
     """The second run finds the calibration of the first: it says so, and does not log it again."""
     words = (*SHORT, "budget.share=0.4", "overlays=0", "cost.enabled=false")
