@@ -43,7 +43,7 @@ def with_modules(
         ValueError: the modules named are of another model or method, or a training fails.
     """
     asked = pruner["weights"]
-    if asked == NONE or config["model"]["weights"] == "random":
+    if asked == NONE or config["model"]["weights"] == "random" or "digest" in pruner["method"]:  # the last: has them
         return pruner
     model = model_of(loaded, checkpoint)
     folder = Path(asked)
