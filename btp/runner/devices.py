@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,7 +131,7 @@ class Machine:
         self,
         samples: Samples,
         processor: Any,
-        collate: type[Collate] = Collate,
+        collate: Callable[..., Collate] = Collate,
         pixels: Sequence[int] = (),
         groups: Sequence[object] = (),
     ) -> Feed:

@@ -81,7 +81,7 @@ class ScreenLife:
 
     def _panels(self, colored: bool, view: View) -> Iterator[tuple[str, Text]]:
         """The picture, where the terminal has colours, and every stage."""
-        if colored:
+        if colored and self.life.picture is not None:
             yield "picture", _colors(self.life.picture, view)
         for stage in self.life.stages:
             yield f"{short_site(stage.site)}  {len(stage.alive)} → {len(stage.kept)}", self._grid(stage, view)

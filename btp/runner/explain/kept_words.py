@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ _SPACES = ("▁", "Ġ")  # how tokenizers write a space in front of a word
 
 
 def kept_words(
-    loaded: Loaded, arms: Sequence[Arm], samples: Sequence[Sample], collate: type[Collate] = Collate
+    loaded: Loaded, arms: Sequence[Arm], samples: Sequence[Sample], collate: Callable[..., Collate] = Collate
 ) -> dict[str, dict[str, Any]]:
     """Per sample: the prompt's pieces, and per arm with stages the share of key heads that hold each, in some layers.
 
