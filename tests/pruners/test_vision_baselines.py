@@ -12,11 +12,9 @@ from toys import plan
 from btp.core.schedule import Schedule
 from btp.core.signals import Signal, Signals
 from btp.engine.attach import attach
-from btp.models import missing_rows
 from btp.models.missing_rows import time_passed
 from btp.models.scan import scan_sequential
 from btp.ops.scan_importance import importance
-from btp.pruners import ssm
 from btp.pruners.evit import EViT
 from btp.pruners.fewer_frames import FewerFrames
 from btp.pruners.rlt import RLT
@@ -57,8 +55,7 @@ def test_gaps_of_the_worked_example():
     assert states("none", x.flip(0), back)[::-1] == pytest.approx([4.25, 6.5, 5])
 
 
-def test_the_method_knows_the_mixers_readings():
-    assert (ssm.GAPS, ssm.CONVS) == (missing_rows.GAPS, missing_rows.CONVS)
+def test_settings_that_no_mixer_has_are_refused():
     for key in ("score", "branch", "gap", "conv"):
         given = {"score": "clip", "branch": "both", "gap": "own", "conv": "aligned"} | {key: "x"}
         with pytest.raises(ValueError, match=f"method.{key} is 'x'"):

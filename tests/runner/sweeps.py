@@ -7,11 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
-from forked import Forked
+from command_lines import RUN, SWEEP, Started
 from jobs import ROOT, command
-
-import btp.sweep
-from btp.cli.run import main
 
 ASIDE = ("run", "folder", "command", "hardware", "note")  # where a run lies and ran
 
@@ -23,8 +20,8 @@ def words(output, *more):
 
 
 def start(home, *more):
-    """`run.py -m` with these words, in a process forked from this one."""
-    return Forked(main, words(home / "out", *more, f"hydra.sweep.dir={home / 'sweep'}"))
+    """`run.py -m` with these words."""
+    return Started(RUN, words(home / "out", *more, f"hydra.sweep.dir={home / 'sweep'}"))
 
 
 def as_typed(home, *more, **kwargs):
@@ -35,7 +32,7 @@ def as_typed(home, *more, **kwargs):
 
 def resume(folder):
     """`python -m btp.sweep resume`, ended."""
-    process = Forked(btp.sweep.main, ["resume", folder])
+    process = Started(SWEEP, ["resume", folder])
     process.wait(timeout=600)
     return process
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from forked import typed
+from command_lines import typed
 from jobs import composed, job
 
 from btp.cli.check_config import check_config

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from forked import typed
+from command_lines import typed
 from jobs import command
 from tqdm import tqdm
 

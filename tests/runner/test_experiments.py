@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from forked import typed
+from command_lines import typed
 from hydra import compose, initialize_config_dir
 from jobs import ROOT
 from omegaconf import OmegaConf

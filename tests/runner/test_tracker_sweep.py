@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from forked import typed
+from command_lines import typed
 from jobs import composed
 from offline import load
 from sweeps import cells, resume
