@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        Exit code: 0 where the run kept the same tokens, 1 where it kept others, 2 where there is nothing to explain.
+        Exit code: 0 where the run kept and computed the same, 1 where it did otherwise, 2 where there is nothing to
+            explain.
     """
     settle_output()
     parser = argparse.ArgumentParser(prog="python -m btp.explain", description=(__doc__ or "").split("\n\n")[0])
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     screen.print(ScreenLife(life))
     if page is not None:
         screen.print(f"page: {page}", soft_wrap=True, highlight=False)
-    return int(not all(stage.same for stage in life.stages))
+    return int(not life.same)
 
 
 if __name__ == "__main__":

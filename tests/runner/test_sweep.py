@@ -60,9 +60,11 @@ def test_killed_and_resumed(undisturbed, tmp_path, capsys, begin, go_on):
     until = time.monotonic() + 200
     while not times_computed(tmp_path / "out") and time.monotonic() < until:
         time.sleep(0.02)
-    for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for child in family:
         child.send_signal(signal.SIGKILL)
     process.wait()
+    psutil.wait_procs(family, timeout=20)  # those of others are gone a moment later
     before = times_computed(tmp_path / "out")
     assert before
     assert {cell["state"] for cell in cells(tmp_path / "sweep")} == {"running"}
