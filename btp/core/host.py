@@ -11,6 +11,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 FixedRows = Callable[[int], Sequence[int]]
 
+PROMPT_TOKENS = "prompt tokens"  # unit of hosts that take no pictures
+
 
 def front_rows(count: int) -> FixedRows:
     """The first `count` rows, whatever there is behind them: class and register tokens of most towers."""
@@ -135,7 +137,7 @@ class Host(Protocol):
 
     @property
     def unit(self) -> str:
-        """What a token that may be withdrawn is called: "visual tokens", "prompt tokens", "patches", "tubes"."""
+        """What a token that may be withdrawn is called: "visual tokens", PROMPT_TOKENS, "patches", "tubes"."""
         ...
 
     @property

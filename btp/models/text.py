@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from btp.core.host import Layout
+from btp.core.host import PROMPT_TOKENS, Layout
 from btp.models.decoder_host import DecoderHost
 
 
@@ -19,7 +19,7 @@ class TextLM(DecoderHost):
     come from no vision tower, so methods that go by either are refused.
     """
 
-    unit = "prompt tokens"
+    unit = PROMPT_TOKENS
     kind = "text"
 
     def __init__(self, model: Any, *, decoder: str | None = None, layers: str | None = None) -> None:

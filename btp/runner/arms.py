@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from btp.core.host import PROMPT_TOKENS
 from btp.core.keep import FIT
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
@@ -110,7 +111,7 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         pruner = found.searched(config["pruner"])
         config = {**config, "pruner": pruner}
         planned = plan(config, facts, lambda one: build_method(one["name"], one["method"]), found)
-        slots = facts.mean() + (facts.unit == "prompt tokens")
+        slots = facts.mean() + (facts.unit == PROMPT_TOKENS)
         fitted = fit_slots(planned.schedule, config["budget"], facts.layers, slots)
         slotted, planned = fitted != planned.schedule, replace(planned, schedule=fitted)
         asked = wanted_budget(config, planned, facts, slotted)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from btp.core.host import PROMPT_TOKENS
 from btp.engine.checks.plan import make_plan
 from btp.models.loading.load import Loaded
 from btp.runner.arms import Arm, build_arms, build_method
@@ -43,7 +44,7 @@ def plan_arms(
         ValueError: nothing to prune, a budget that cannot be met, a schedule that the model or the engine refuses.
     """
     pictured = [total for total in totals if total]
-    if not pictured and config["pruner"]["name"] != "none" and loaded.host.unit == "prompt tokens":
+    if not pictured and config["pruner"]["name"] != "none" and loaded.host.unit == PROMPT_TOKENS:
         raise ValueError("Every prompt is empty, so there is nothing to prune. Look at the task's samples.")
     if not pictured and config["pruner"]["name"] != "none":
         raise ValueError(

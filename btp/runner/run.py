@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from btp.core.host import PROMPT_TOKENS
 from btp.models.loading.checks import check_library
 from btp.models.loading.load import Loaded, load, sketch
 from btp.models.vision_cache import Shelf
@@ -228,7 +229,7 @@ class Run:
         self.folder.write_marks({arm.name: way.marks(drawn, rows[arm.name]) for arm in arms})
         told = rows[method.name] if method is not None else {}
         self.folder.write_pictures(drawn, {s.id: way.picture(self.loaded, s, told.get(s.id)) for s in drawn})
-        if self.loaded.host.unit == "prompt tokens" and not isinstance(way, Foreign):
+        if self.loaded.host.unit == PROMPT_TOKENS and not isinstance(way, Foreign):
             self.folder.write_words(kept_words(self.loaded, arms, drawn, way.collate))
         if config["cost"]["enabled"]:
             measured = [s for s, tokens in zip(samples, seen.estimates, strict=True) if tokens] or samples

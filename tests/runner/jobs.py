@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -28,10 +29,40 @@ def job(output, *overrides):
     return run.folder.path
 
 
+class Started(subprocess.Popen):
+    """run.py started as a user does, in a session of its own so that it may be killed with its workers.
+
+    Args:
+        words: the command line behind the program's name.
+        env: all variables, in place of those that are set here.
+        kwargs: what subprocess.Popen takes.
+    """
+
+    def __init__(self, words, env=None, **kwargs):
+        env = (os.environ if env is None else env) | {"OMP_NUM_THREADS": "1"}
+        line = [sys.executable, "run.py", *map(str, words)]
+        super().__init__(line, cwd=ROOT, env=env, text=True, start_new_session=True, stderr=subprocess.STDOUT, **kwargs)
+
+
+class Noted(Started):
+    """The same, with all that it and its workers print kept in a file, so that no pipe fills while nobody reads."""
+
+    def __init__(self, words, env=None):
+        self._printed, name = tempfile.mkstemp()
+        os.unlink(name)
+        super().__init__(words, env, stdin=subprocess.DEVNULL, stdout=self._printed)
+
+    def printed(self):
+        """What was printed so far."""
+        return os.pread(self._printed, os.fstat(self._printed).st_size, 0).decode()
+
+
 def command(*overrides, **kwargs):
-    """Start run.py as a user does."""
-    env = kwargs.pop("env", os.environ) | {"OMP_NUM_THREADS": "1"}
-    kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | kwargs
-    return subprocess.Popen(
-        [sys.executable, "run.py", *overrides], cwd=ROOT, env=env, text=True, start_new_session=True, **kwargs
-    )
+    """run.py with these words; what it prints goes into a pipe, unless `stdout` says where."""
+    return Started(overrides, **{"stdout": subprocess.PIPE} | kwargs)
+
+
+def typed(*words, **env):
+    """What run.py came to with these words and further variables: its exit code, and all that was printed."""
+    process = Noted(words, os.environ | env)
+    return process.wait(timeout=600), process.printed()

@@ -1,14 +1,14 @@
 """Sweeps for tests: what they came to, whatever happened to them on the way."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
-from command_lines import RUN, SWEEP, Started
-from jobs import ROOT, command
+from jobs import ROOT, Noted
 
 ASIDE = ("run", "folder", "command", "hardware", "note")  # where a run lies and ran
 
@@ -19,22 +19,9 @@ def words(output, *more):
     return ["-m", *quick, f"output={output}", *more]
 
 
-def start(home, *more):
-    """`run.py -m` with these words."""
-    return Started(RUN, words(home / "out", *more, f"hydra.sweep.dir={home / 'sweep'}"))
-
-
-def as_typed(home, *more, **kwargs):
-    """The same as a user starts it, for launchers that start processes of their own; its output is read by nobody."""
-    line = words(home / "out", *more, f"hydra.sweep.dir={home / 'sweep'}")
-    return command(*line, stdout=subprocess.DEVNULL, **kwargs)
-
-
-def resume(folder):
-    """`python -m btp.sweep resume`, ended."""
-    process = Started(SWEEP, ["resume", folder])
-    process.wait(timeout=600)
-    return process
+def start(home, *more, env=None):
+    """`run.py -m` with these words; `env` in place of the variables that are set here."""
+    return Noted(words(home / "out", *more, f"hydra.sweep.dir={home / 'sweep'}"), env)
 
 
 def table(folder):
@@ -59,6 +46,7 @@ def times_computed(output):
 
 
 def sweep_command(*arguments, env=None):
-    """`python -m btp.sweep ...`, as a user starts it."""
+    """`python -m btp.sweep ...`, ended; `env` in place of the variables that are set here."""
     line = [sys.executable, "-m", "btp.sweep", *map(str, arguments)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"} if env is None else env
     return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from command_lines import typed
-from jobs import composed, job
+from jobs import composed, job, typed
 
 from btp.cli.check_config import check_config
 from btp.cli.overrides import find_fault

@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from command_lines import typed
-from jobs import command
+from jobs import command, typed
 from tqdm import tqdm
 
 from btp.results.shipped import DOCS

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_lines import typed
 from hydra import compose, initialize_config_dir
-from jobs import ROOT
+from jobs import ROOT, typed
 from omegaconf import OmegaConf
 
 import btp.study

@@ -10,9 +10,8 @@ import time
 import pandas as pd
 import pytest
 import yaml
-from command_lines import RUN, Started, typed
 from hydra.utils import instantiate
-from jobs import ROOT, composed, job
+from jobs import ROOT, Noted, composed, job, typed
 
 from btp.runner.evaluation.answer_store import Answers
 from btp.runner.run import handle
@@ -255,7 +254,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_table(finished, tmp_path):
     words += ["cost.enabled=false", f"calibration.artifact={undisturbed / 'calibration.yaml'}"]
     kills = 0
     for wanted in (4, 26, 60):
-        process = Started(RUN, words)
+        process = Noted(words)
         deadline = time.time() + 240
         while process.poll() is None and time.time() < deadline:
             if sum(f.read_bytes().count(b"\n") for f in tmp_path.glob(".store/answers/*/rows-0.jsonl")) >= wanted:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from jobs import composed, job
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from sweeps import cells, resume, start, times_computed
+from sweeps import cells, start, sweep_command, times_computed
 
 from btp.runner.sweeps.optuna_sweep import check_objectives, knobs, open_study
 from btp.runner.sweeps.outcomes import Prospect, outcomes
@@ -170,14 +170,14 @@ def test_a_search_is_killed_and_goes_on(tmp_path):
     process.wait()
     before = trials(tmp_path / "sweep")
     assert [t.state.name for t in before] == ["COMPLETE", "RUNNING"], process.printed()
-    resumed = resume(tmp_path / "sweep")
-    assert resumed.returncode == 0, resumed.printed()
+    resumed = sweep_command("resume", tmp_path / "sweep")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     after = trials(tmp_path / "sweep")
     assert [t.state.name for t in after] == ["COMPLETE"] * 3
     assert [t.params for t in after[:2]] == [t.params for t in before]
     assert after[0].values == before[0].values
     assert set(times_computed(tmp_path / "out").values()) == {1}
-    assert "not beaten in every objective" in resumed.printed()
+    assert "not beaten in every objective" in resumed.stdout
     assert (tmp_path / "sweep" / "comparison.html").is_file()
     accuracy, tokens = after[0].values
     assert 0 <= accuracy <= 1

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import psutil
 import pytest
 from jobs import composed
-from sweeps import as_typed, cells, resume, start, sweep_command, table, times_computed
+from sweeps import cells, start, sweep_command, table, times_computed
 
 import btp.sweep
 from btp.runner.run_identity import is_settled
@@ -39,22 +39,15 @@ def test_cells_are_noted(undisturbed, capsys):
 
 def side_by_side(home):
     """The sweep with two cells at a time."""
-    return as_typed(home, *CELLS, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    return start(home, *CELLS, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
 def one_by_one(home):
     return start(home, *CELLS)
 
 
-def resume_as_typed(folder):
-    return sweep_command("resume", folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-@pytest.mark.parametrize(
-    ("begin", "go_on"),
-    [(one_by_one, resume), pytest.param(side_by_side, resume_as_typed, marks=pytest.mark.slow)],
-)
-def test_killed_and_resumed(undisturbed, tmp_path, capsys, begin, go_on):
+@pytest.mark.parametrize("begin", [one_by_one, pytest.param(side_by_side, marks=pytest.mark.slow)])
+def test_killed_and_resumed(undisturbed, tmp_path, capsys, begin):
     """Killed hard with all that it started as soon as answers lie on disk."""
     process = begin(tmp_path)
     until = time.monotonic() + 200
@@ -77,7 +70,7 @@ def test_killed_and_resumed(undisturbed, tmp_path, capsys, begin, go_on):
     missing = capsys.readouterr().err
     assert "not finish" in missing
     assert not open_cells or f"{open_cells} cell(s) not begun" in missing
-    assert go_on(tmp_path / "sweep").returncode == 0
+    assert sweep_command("resume", tmp_path / "sweep").returncode == 0
     counts = times_computed(tmp_path / "out")
     assert set(counts.values()) == {1}
     assert set(before) < set(counts)

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from command_lines import typed
-from jobs import composed
+from jobs import composed, typed
 from offline import load
-from sweeps import cells, resume
+from sweeps import cells, sweep_command
 
 import btp.sweep
 from btp.models.loading.checkpoint import find_checkpoint
@@ -39,8 +38,8 @@ def twice(tmp_path_factory):
     assert code == 1, printed
     before = record(home / "mine")
     late.symlink_to(find_checkpoint(composed("model=pocket_mini")["model"]).resolve())
-    resumed = resume(home / "mine")
-    assert resumed.returncode == 0, resumed.printed()
+    resumed = sweep_command("resume", home / "mine")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     return home, before, record(home / "mine")
 
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sweeps import as_typed, cells, start, sweep_command, table, times_computed
+from sweeps import cells, start, sweep_command, table, times_computed
 
 HERE = Path(__file__).parent
 CELLS = ("pruner=random,diversity,attention", "budget.share=0.5,0.4,0.35,0.3", "limit=18")
@@ -72,7 +72,7 @@ def workers(pid):
 def test_twelve_cells_disturbed(lab, undisturbed, tmp_path):
     """scancel, kill -9 of a job and of its worker, pre-emption by USR2 and requeue at random moments; then resume."""
     sweep, chance = tmp_path / "sweep", random.Random(0)
-    process = as_typed(tmp_path, *CELLS, *LAUNCHER, env=lab)
+    process = start(tmp_path, *CELLS, *LAUNCHER, env=lab)
     until, blows = time.monotonic() + 400, []
     kinds = ["cancel", "kill job", "kill worker", "preempt", "requeue", "cancel", "kill worker"]
     while kinds and process.poll() is None and time.monotonic() < until:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from btp.core.cache_pruner import check_cache_settings, evicts_nothing, scope_of
-from btp.core.host import Host
+from btp.core.host import PROMPT_TOKENS, Host
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
@@ -43,7 +43,7 @@ def check_cache_stages(host: Host, pruner: Pruner | None, schedule: Schedule) ->
                 f"turned. Set pruner.schedule.{i}.positions=original."
             )
         scope, kept = scope_of(stage), stage.withdraws_all or evicts_nothing(stage)
-        if scope != "all" and host.unit == "prompt tokens":
+        if scope != "all" and host.unit == PROMPT_TOKENS:
             raise ValueError(
                 f"schedule.{i}.scope is {scope}, but {type(host.model).__name__} has no pictures: all of its slots are "
                 f"one kind. Set pruner.schedule.{i}.scope=all."

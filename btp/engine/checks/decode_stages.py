@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from btp.core.host import Host
+from btp.core.host import PROMPT_TOKENS, Host
 from btp.core.pruner import Pruner
 from btp.core.schedule import IN_DECODE, Schedule, Stage
 from btp.core.signals import Signal
@@ -14,7 +14,6 @@ from btp.engine.decoder.deepstack import FEATURES
 from btp.engine.hooks.arguments import Binding
 from btp.engine.hooks.flash import FLASH
 
-TEXT = "prompt tokens"  # the unit of hosts that take no pictures
 PROTECT = ("none", "generated")
 SCOPES = ("all", "visual", "text")
 
@@ -101,13 +100,13 @@ def _check_settings(host: Host, i: int, stage: Stage) -> None:
             "would ask. Remove it."
         )
     scope, revive = stage.settings.get("scope"), stage.settings.get("revive", True)
-    if scope in ("visual", "text") and host.unit == TEXT:
+    if scope in ("visual", "text") and host.unit == PROMPT_TOKENS:
         raise ValueError(
             f"schedule.{i}.scope is {scope}, but {type(host.model).__name__} takes text alone, so that nothing would "
             "tell the two apart. Remove it."
         )
     if stage.settings.get("protect", "none") != "none":
-        answers = scope in ("all", "text") or (scope is None and host.unit == TEXT)
+        answers = scope in ("all", "text") or (scope is None and host.unit == PROMPT_TOKENS)
         if not (answers and revive):
             why = "revive is false" if answers else "generated tokens are out of its scope"
             raise ValueError(f"schedule.{i}.protect is generated, which has no effect, because {why}. Remove it.")

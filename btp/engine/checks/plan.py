@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from btp.core.cache_pruner import CachePruner
-from btp.core.host import Host, unwrapped
+from btp.core.host import PROMPT_TOKENS, Host, unwrapped
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
@@ -163,7 +163,7 @@ def _check_stage(host: Host, i: int, stage: Stage) -> None:
 
 def _check_text(host: Host, pruner: Pruner, schedule: Schedule) -> None:
     """Refuse a method that goes by a picture, where all of a prompt is text."""
-    if host.unit != "prompt tokens":
+    if host.unit != PROMPT_TOKENS:
         return
     for i, stage in enumerate(schedule):
         if stage.withdraws_all:

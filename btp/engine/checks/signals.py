@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from btp.core.host import Host, Packed, Tower
+from btp.core.host import PROMPT_TOKENS, Host, Packed, Tower
 from btp.core.signals import BLOCKS, Signal
 from btp.core.site import Site
 from btp.engine.decoder.probe import IN_ATTENTION
@@ -35,7 +35,7 @@ def vision_tower(host: Host, who: str, instead: str = "Use stages and signals of
             f"tower's tokens into each visual token, so that none of them stays or leaves by itself. {instead}: "
             "llm.input and llm.layer.N (docs/support.md has what works on which model)."
         )
-    if tower is None and host.unit == "prompt tokens":
+    if tower is None and host.unit == PROMPT_TOKENS:
         raise ValueError(
             f"{who} works in the vision tower, but {type(host.model).__name__} has none: all of its prompt is text. "
             "Use a method that works in the language model, as random, diversity or fastv."

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from btp.report.tables import columns as c
+from btp.report.text.token_names import PROMPT
 from btp.results.reader import Arm, RunFolder
 from btp.results.stats import Interval, holm, macro_interval, mean_interval, paired_p
 
@@ -36,7 +37,7 @@ def run_table(run: RunFolder) -> Table:
     frame = pd.DataFrame([arm_row(run, arm) for arm in run.arms])
     counts = {a: int(run.rows(run.arms[0].arm)["ability"].eq(a).sum()) for a in run.abilities}
     abilities = [c.ability_column(ability, n) for ability, n in counts.items()]
-    hidden = set() if evicts(frame) else {c.SLOTS} if run.unit == "prompt tokens" else {c.SLOTS, c.KL_STEPS}
+    hidden = set() if evicts(frame) else {c.SLOTS} if run.unit == PROMPT else {c.SLOTS, c.KL_STEPS}
     columns = [x for x in (*_ANSWERS, *metric_columns([run]), *_COST, *abilities) if x not in hidden]
     return Table(frame, with_numbers(frame, [x.of(run.unit) for x in columns]), run_title(run))
 

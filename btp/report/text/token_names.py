@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 VISUAL = "visual tokens"
+PROMPT = "prompt tokens"  # of text models
 
 
 def in_unit(text: str, unit: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from btp.core.host import PROMPT_TOKENS
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule
 from btp.core.trace import Call
@@ -52,7 +53,6 @@ from btp.tasks.files.local import file_name, id_hash
 from btp.tasks.sample import Sample, Task
 
 HARNESSES = ("btp.runner.lmms_eval.task.LMMSEvalTask", "btp.runner.lm_eval.task.LMEvalTask")
-TEXT = "prompt tokens"  # unit of models whose samples need no picture
 LIKELY = 3  # first answer tokens shown
 CONFIG = keys(  # what is read of a config here; what lies deeper is for the part that it is of
     model=keys(name=ANYTHING),
@@ -123,7 +123,7 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
     both = ((plain, UNPRUNED), (pruned, chosen.name))
     unpruned, with_stages = (_said(way, loaded, answer, rows, name) for answer, name in both)
     events = getattr(pruner, "events", None)
-    text = run.unit == TEXT
+    text = run.unit == PROMPT_TOKENS
     picture, places = (None, {}) if text else _picture(way, loaded, asked, events[0] if events else None, share)
     words = pieces(loaded.processor.tokenizer, pruned.inputs["input_ids"][0].tolist()) if text else []
     life = Life(
@@ -150,7 +150,7 @@ def explain(folder: Path, sample: str, arm: str | None = None, trust: bool = Fal
         stages=stages,
         layers=tuple(layer[0] for layer in pruned.call.visual),
         kl=float((plain.first.exp() * (plain.first - pruned.first)).nansum(-1).mean()),
-        unit=run.unit if text else loaded.host.unit,
+        unit=loaded.host.unit,
         words=tuple(words),
         held=_held(loaded, pruned, witness, text),
         steps=step_lives(pruned.call),
@@ -195,7 +195,7 @@ def find_sample(task: Task, limit: int | None, sample: str, folder: Path, unit: 
             f"sample {sample!r} is in {folder}, but its task does not have it any more: the files it was read from "
             "were changed. Restore them, or run the command of the run again."
         )
-    if unit != TEXT and not len(found.images) and not found.clips:
+    if unit != PROMPT_TOKENS and not len(found.images) and not found.clips:
         raise ValueError(
             f"sample {sample!r} shows no picture, so that no stage has a visual token to decide about. Choose another."
         )

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from btp.core.host import Host
+from btp.core.host import PROMPT_TOKENS, Host
 from btp.core.schedule import IN_DECODE, Stage
-from btp.engine.checks.decode_stages import TEXT
 from btp.engine.decoder.lazy.state import State
 from btp.engine.decoder.prefill import Run
 
@@ -41,12 +40,12 @@ class Rule:
 
     def counts_answers(self, host: Host) -> bool:
         """Whether tokens of the answer are in scope."""
-        return self.scope in ("all", "text") or (self.scope is None and host.unit == TEXT)
+        return self.scope in ("all", "text") or (self.scope is None and host.unit == PROMPT_TOKENS)
 
     def domain(self, host: Host, run: Run, state: State) -> Tensor:
         """[B, T] bool, columns in scope."""
         visual = run.ledger.visual
-        scope = self.scope or ("all" if host.unit == TEXT else "visual")
+        scope = self.scope or ("all" if host.unit == PROMPT_TOKENS else "visual")
         prompt = {"all": torch.ones_like(visual), "visual": visual, "text": ~visual}[scope] & run.ledger.valid
         answer = prompt.new_full((len(prompt), state.total - prompt.shape[1]), self.counts_answers(host))
         return torch.cat([prompt, answer], dim=1)

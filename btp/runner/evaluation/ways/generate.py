@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from btp.core.host import PROMPT_TOKENS
 from btp.models.loading.load import Loaded
 from btp.models.lvlm import LVLM
 from btp.models.token_layout import describe_views, strip_of
@@ -105,7 +106,7 @@ class Generate(Way):
     def look(self, loaded: Loaded, samples: Sequence[Sample], sizes: Sizes) -> Seen:
         """Prompts of like length share a batch; those that are too long for the model are refused."""
         collate = self.collate(loaded.processor)
-        if loaded.host.unit == "prompt tokens":
+        if loaded.host.unit == PROMPT_TOKENS:
             return _look_at_texts(loaded, samples, collate)
         estimates = visual_tokens(samples, loaded.processor, sizes)
         order = by_length(samples, loaded.processor, estimates)
