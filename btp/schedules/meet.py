@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from btp.core.host import Host
+from btp.core.host import PROMPT_TOKENS, Host
 from btp.core.pruner import Pruner
 from btp.core.schedule import PART, Schedule, Stage
 from btp.schedules.budget import Budget, fit_each
 from btp.schedules.fit import OutOfReach
-from btp.schedules.place import move_stages
+from btp.schedules.place import lies_between, move_stages
 from btp.schedules.solve import solve_fit
 
 FREE_LAYER = "budget"
@@ -148,7 +148,7 @@ def budget_of(config: Mapping[str, Any], facts: Facts, in_cache: bool = False) -
         in_cache: `budget.slots` is for stages in the K/V cache.
     """
     tokens, share, slots = (config["budget"].get(key) for key in ("tokens", "share", "slots"))
-    if slots is not None and facts.unit == "prompt tokens" and not in_cache:
+    if slots is not None and facts.unit == PROMPT_TOKENS and not in_cache:
         return Budget(facts.layers, tokens=slots - 1, tower=facts.tower)  # the last token of a prompt has one too
     if tokens is None and share is None:
         return None
@@ -166,7 +166,7 @@ def wanted_budget(config: Mapping[str, Any], planned: Planned, facts: Facts, in_
         ValueError: a budget was asked for and has no effect, or is needed and missing.
     """
     slots = config["budget"].get("slots")
-    if slots is not None and not in_cache and facts.unit != "prompt tokens":
+    if slots is not None and not in_cache and facts.unit != PROMPT_TOKENS:
         raise ValueError(
             f"budget.slots is {slots:g}, but pruner {config['pruner']['name']!r} has no stage in the K/V cache. Set "
             "budget.tokens or budget.share, or choose a cache method, as snapkv."
@@ -193,9 +193,10 @@ def meet(
 ) -> Met:
     """Solve a schedule for a budget.
 
-    Where no counts meet it and `move` is set, the movable stages in front of decoder layers go towards the input
-    together, layer by layer, as far as it takes and the method accepts. Where they stand is one for all samples; how
-    many tokens stay is solved for each sample's own total where these differ.
+    Where no counts meet it and `move` is set, the movable stages in front of decoder layers (of a model without a
+    language model: of its vision tower's) go towards the input together, layer by layer, as far as it takes and the
+    method accepts. Where they stand is one for all samples; how many tokens stay is solved for each sample's own total
+    where these differ.
 
     Args:
         planned: what to solve.
@@ -219,9 +220,9 @@ def meet(
         return _meet_by_layer(planned.schedule, facts, budget, nearest)
     asked = facts.mean(budget.asked)
     best: tuple[Met, OutOfReach] | None = None
-    for by in range(_deepest(planned) + 1 if move else 1):
+    for by in range(_deepest(planned, facts.tower) + 1 if move else 1):
         try:
-            schedule = move_stages(planned.schedule, by, planned.movable) if by else planned.schedule
+            schedule = move_stages(planned.schedule, by, planned.movable, facts.tower) if by else planned.schedule
             solved, error = _solved(schedule, facts, budget)
             if by and method is not None:
                 accept(method, solved, planned.schedule)
@@ -335,9 +336,9 @@ def _blind(method: Pruner, schedule: Schedule) -> int:
     return sum(not stage.withdraws_all and not method.needs(stage) for stage in schedule)
 
 
-def _deepest(planned: Planned) -> int:
+def _deepest(planned: Planned, tower: str) -> int:
     """Layers that the deepest movable stage has in front of it."""
-    mine = [s for s in planned.schedule if s.site.tower == "llm" and s.site.kind == "layer" and planned.movable(s)]
+    mine = [stage for stage in planned.schedule if lies_between(stage, tower) and planned.movable(stage)]
     return max((stage.site.layer for stage in mine), default=0)
 
 

@@ -100,8 +100,15 @@ def _layer_of(key: str, share: re.Match[str], num_layers: int, vision_layers: in
     return f"{share[1]}.{nearest_layer(layer, depth, layers)}"
 
 
-def move_stages(schedule: Schedule, by: int, movable: Callable[[Stage], bool] = lambda stage: True) -> Schedule:
-    """Move stages in front of decoder layers towards the input, all by the same number of layers.
+def lies_between(stage: Stage, tower: str) -> bool:
+    """True for a stage in front of a layer of the tower."""
+    return stage.site.tower == tower and stage.site.kind == "layer"
+
+
+def move_stages(
+    schedule: Schedule, by: int, movable: Callable[[Stage], bool] = lambda stage: True, tower: str = "llm"
+) -> Schedule:
+    """Move stages in front of a tower's layers towards its input, all by the same number of layers.
 
     None goes past layer 0. Stages that fall together become one, the last of them, as in `place_stages`.
 
@@ -109,6 +116,7 @@ def move_stages(schedule: Schedule, by: int, movable: Callable[[Stage], bool] = 
         schedule: solved or not.
         by: layers, 0 or more.
         movable: which stages may move at all.
+        tower: whose layers; stages in another tower stay.
 
     Raises:
         ValueError: a stage falls on one that does not move or belongs to another method, or passes it.
@@ -117,8 +125,8 @@ def move_stages(schedule: Schedule, by: int, movable: Callable[[Stage], bool] = 
     owner: dict[str, tuple[bool, Any]] = {}
     for stage in schedule:
         entry = stage.to_config()
-        moves = stage.site.tower == "llm" and stage.site.kind == "layer" and movable(stage)
-        site = f"llm.layer.{max(0, stage.site.layer - by)}" if moves else entry["site"]
+        moves = lies_between(stage, tower) and movable(stage)
+        site = f"{tower}.layer.{max(0, stage.site.layer - by)}" if moves else entry["site"]
         mine = (moves, stage.settings.get(PART))
         if owner.get(site, mine) != mine:
             raise ValueError(f"Moved by {by} layers, two stages that are not one method's would both lie at {site}.")

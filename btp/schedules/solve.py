@@ -178,7 +178,7 @@ def _in_tower(
                 wish = round(alive * share) if k != free[-1] or last is None else last
                 count = min(max(wish, least, 1), max(alive - 1, 1))
                 first = first or count
-            found |= _spread(stages, knot, alive, None if times is not None and count == alive else count)
+            found |= _spread(stages, knot, alive, None if is_fit(stage.keep) and count == alive else count)
             alive = count
         return _mean(stages, found, total, layers), found
 

@@ -63,6 +63,8 @@ def test_a_budget_out_of_reach_says_what_is_in_reach():
     with pytest.raises(OutOfReach, match=r"with 60 tokens in 6 layers the schedule reaches 30.50 to 59.50.*nearest"):
         solve_fit(stages("vision.layer.3"), 60, 6, 10, tower="vision")
     assert solve_fit(stages("vision.layer.3"), 60, 6, 10, nearest=True, tower="vision")[0].keep == 1
+    two = solve_fit(stages("vision.layer.3", "vision.layer.4"), 60, 6, 10, nearest=True, tower="vision")
+    assert [(str(stage.site), stage.keep) for stage in two] == [("vision.layer.3", 1)]  # nothing is left for the other
 
 
 def test_a_run_meets_its_share_of_the_patches():
@@ -71,6 +73,17 @@ def test_a_run_meets_its_share_of_the_patches():
     )
     assert met.schedule[0].keep == 32
     assert met.reached == met.asked == 32
+
+
+def test_stages_move_towards_the_pixels_where_counts_do_not_reach_a_share():
+    """With the first cut in front of layer 4 of 6, two thirds of the patches stay at least."""
+    planned = Planned(stages("vision.layer.4", "vision.layer.5"), movable=lambda stage: True)
+    budget = Budget(6, share=0.5, tower="vision")
+    met = meet(planned, facts(), budget, None, move=True, nearest=False)
+    assert [str(stage.site) for stage in met.schedule] == ["vision.layer.2", "vision.layer.3"]
+    assert (met.moved, met.missed, met.reached) == (2, False, pytest.approx(32, abs=0.2))
+    with pytest.raises(OutOfReach, match="the schedule reaches"):
+        meet(planned, facts(), budget, None, move=False, nearest=False)
 
 
 def test_pictures_of_unequal_size_are_solved_one_by_one():
