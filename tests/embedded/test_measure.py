@@ -3,15 +3,18 @@
 import json
 import math
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from btp.models.embedded.pocket_text import build_text_model
+from btp.tasks.pocketclips.task import PocketClips
 from btp.tasks.pocketdocs.task import PocketDocs
 from experiments.embedded import measure
 from experiments.embedded.measures import controls
 from experiments.embedded.recipes.pocket_text import TEXT, PocketText
+from experiments.embedded.train import load_recipe
 from tests.runner.vision_models import save
 
 
@@ -25,6 +28,17 @@ def save_text(folder):
     recipe.tokenizer.save_pretrained(folder)
 
 
+def save_video(folder):
+    """An untrained pocket_video."""
+    recipe = load_recipe("pocket_video")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        recipe.save(recipe.build().eval(), folder)
+
+
+SAVE = {"pocket_text": save_text, "pocket_video": save_video}
+
+
 @pytest.mark.parametrize(
     ("name", "samples", "head", "empty", "control", "depth"),
     [
@@ -32,13 +46,15 @@ def save_text(folder):
         ("pocket_det", 8, "AP50", "blank picture", "oracle boxes 10.0%", "withdrawn at 5"),
         ("pocket_action", 6, "top1", "blank clip", "fewer frames 12.5%", "random 10% at 5"),
         ("pocket_text", 9, "macro", "no context", "window of slots 25.0%", "withdrawn at 1"),
+        ("pocket_video", 8, "macro", "blank video", "fewer frames 25.0%", "withdrawn at 7"),
     ],
 )
 def test_a_card_has_every_control_and_says_what_is_not_met(
     name, samples, head, empty, control, depth, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(PocketDocs, "max_new_tokens", 4)  # an untrained model does not end by itself
-    save_text(tmp_path / "model") if name == "pocket_text" else save(name, tmp_path / "model")
+    for task in (PocketDocs, PocketClips):
+        monkeypatch.setattr(task, "max_new_tokens", 4)  # an untrained model does not end by itself
+    SAVE.get(name, partial(save, name))(tmp_path / "model")
     words = [name, "--checkpoint", str(tmp_path / "model"), "--samples", str(samples), "--out", str(tmp_path / "card")]
     monkeypatch.setattr(sys, "argv", ["measure", *words])
     measure.main()
@@ -53,6 +69,20 @@ def test_a_card_has_every_control_and_says_what_is_not_met(
     assert ("chance" in scores) == (name != "pocket_det")
     assert not all(check["met"] for check in found["acceptance"])
     assert not next(check for check in found["acceptance"] if check["what"].startswith("unpruned"))["met"]
+
+
+def test_the_matchers_card_is_beside_frames_at_random(tmp_path, monkeypatch):
+    """An untrained matcher is held against the share of frames that are of the event."""
+    recipe = load_recipe("pocket_matcher")
+    recipe.save(recipe.build().eval(), tmp_path / "model")
+    words = ["pocket_matcher", "--checkpoint", str(tmp_path / "model"), "--samples", "8", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["measure", *words])
+    measure.main()
+    scores = json.loads((tmp_path / "pocket_matcher.json").read_text(encoding="utf-8"))["scores"]
+    best = {ability: share for ability, share in scores["best frame"].items() if ability != "macro"}
+    assert set(best.values()) <= {0.0, 50.0, 100.0}  # of 8 questions two ask for each ability
+    assert sum(best.values()) / len(best) == scores["best frame"]["macro"]
+    assert 12.5 <= scores["frames at random"]["macro"] <= 50
 
 
 def test_random_that_does_not_fall_and_a_shallow_knee_are_not_met():

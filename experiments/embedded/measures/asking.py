@@ -1,6 +1,7 @@
 """Answers of the embedded models that answer in words, under one arm."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -9,6 +10,7 @@ from btp.engine.attach import attach
 from btp.models.loading.load import Loaded
 from btp.pruners.oracle import Oracle
 from btp.runner.evaluation.data import Collate, by_length
+from btp.runner.evaluation.model_inputs import model_inputs
 from btp.tasks.sample import Sample, Task
 from experiments.embedded.measures.controls import Arm
 
@@ -33,7 +35,7 @@ def answers(loaded: Loaded, task: Task, samples: list[Sample], arm: Arm, batch: 
         for start in range(0, len(order), batch):
             part = [samples[i] for i in order[start : start + batch]]
             shares = [0.0 if arm.picture == "none" else 1.0] * len(part)
-            inputs = collate([_seen(s, arm) for s in part], shares=shares).to(loaded.host.device).inputs
+            inputs = model_inputs(loaded, collate([_seen(s, arm) for s in part], shares=shares))
             if isinstance(arm.pruner, Oracle):
                 arm.pruner.set_targets([s.targets for s in part])
             out = loaded.host.generate(**inputs, max_new_tokens=task.max_new_tokens)
@@ -46,13 +48,16 @@ def answers(loaded: Loaded, task: Task, samples: list[Sample], arm: Arm, batch: 
 
 
 def _seen(sample: Sample, arm: Arm) -> Sample:
-    """The sample with the picture that the arm shows."""
+    """The sample with the pictures and videos that the arm shows."""
     if arm.picture in ("whole", "none"):
         return sample
-    picture = sample.images[0]
+    images = tuple(_changed(image, arm) for image in sample.images)
+    clips = tuple(tuple(_changed(frame, arm) for frame in clip) for clip in sample.clips)
+    return replace(sample, images=images, clips=clips)
+
+
+def _changed(picture: Image.Image, arm: Arm) -> Image.Image:
     if arm.picture == "blank":
-        picture = Image.new("RGB", picture.size, GREY)
-    if arm.picture == "shrunk":
-        side = max(1, round(picture.width * arm.share**0.5))
-        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
-    return Sample(**{**sample.__dict__, "images": (picture,)})
+        return Image.new("RGB", picture.size, GREY)
+    side = max(1, round(picture.width * arm.share**0.5))
+    return picture.resize((side, side), Image.Resampling.BICUBIC)

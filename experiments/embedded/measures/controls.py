@@ -109,7 +109,7 @@ def knee(scores: Scores, layers: int, head: str, floor: str = "blank picture", a
 
 def scores_table(scores: Scores) -> str:
     """One row per arm; an arm has no number where a column means nothing for it."""
-    columns = list(scores["unpruned"])
+    columns = max(scores.values(), key=len)
     lines = ["| arm | " + " | ".join(columns) + " |", "|:--|" + "--:|" * len(columns)]
     for arm, row in scores.items():
         lines.append("| " + " | ".join([arm, *(f"{row[c]:.1f}" if c in row else "–" for c in columns)]) + " |")
