@@ -1,20 +1,60 @@
 """Answers of the embedded models that answer in words, under one arm."""
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from btp.engine.attach import attach
 from btp.models.loading.load import Loaded
 from btp.pruners.oracle import Oracle
 from btp.runner.evaluation.data import Collate, by_length
 from btp.runner.evaluation.model_inputs import model_inputs
+from btp.tasks.drawn import Drawn
 from btp.tasks.sample import Sample, Task
-from experiments.embedded.measures.controls import Arm
+from experiments.embedded.measures.controls import CHANCE, Arm, Scores, load_embedded, percent, scores_table, with_mean
 
 GREY = (110, 110, 110)
+MACRO = "macro"
+
+
+def measure_asking(
+    name: str,
+    checkpoint: Path,
+    task: Drawn,
+    arms: Callable[[int], Iterable[Arm]],
+    acceptance: Callable[[Scores, int], list[dict]],
+    batch: int = 16,
+) -> dict:
+    """Score every arm, and hold the scores against what the model must be.
+
+    Args:
+        name: Of the recipe.
+        checkpoint: Folder of the model.
+        task: Its questions, all abilities in turn.
+        arms: Controls for a decoder of so many layers; the first one is the unpruned model.
+        acceptance: What is asked of the scores, for so many layers.
+        batch: Questions a batch.
+
+    Returns:
+        scores (arm -> ability -> percent), acceptance, tables.
+    """
+    loaded, drawn = load_embedded(name, checkpoint), [task[i] for i in range(len(task))]
+    layers = loaded.host.num_layers
+    scores: Scores = {CHANCE: percent(with_mean(task.chance(drawn), MACRO))}
+    for arm in tqdm(list(arms(layers)), desc="arms"):
+        scores[arm.name] = percent(with_mean(answers(loaded, task, drawn, arm, batch), MACRO))
+    return {
+        "split": task.split,
+        "samples": len(drawn),
+        "scores": scores,
+        "acceptance": acceptance(scores, layers),
+        "tables": {"scores": scores_table(scores)},
+    }
 
 
 @torch.inference_mode()

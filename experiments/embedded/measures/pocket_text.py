@@ -6,17 +6,14 @@ Tokens of the prompt leave in front of the model, or slots leave its K/V cache b
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from btp.core.schedule import Schedule, Stage
 from btp.pruners.random_slots import RandomSlots
 from btp.pruners.streaming import Streaming
 from btp.pruners.window import Window
 from btp.tasks.pocketdocs.questions import ABILITIES
 from btp.tasks.pocketdocs.task import PocketDocs
-from experiments.embedded.measures.asking import answers
+from experiments.embedded.measures.asking import MACRO, measure_asking
 from experiments.embedded.measures.controls import (
-    CHANCE,
     SHARES,
     Arm,
     Scores,
@@ -25,16 +22,10 @@ from experiments.embedded.measures.controls import (
     falls,
     hurts,
     knee_lies_deep,
-    load_embedded,
-    percent,
     randoms,
-    scores_table,
-    with_mean,
     withdrawals,
 )
 
-MACRO = "macro"
-BATCH = 16
 EMPTY = "no context"
 TARGETS = {
     "needle": 98,
@@ -85,26 +76,5 @@ def acceptance(scores: Scores, layers: int) -> list[dict]:
 
 
 def measure(checkpoint: Path, split: str, samples: int) -> dict:
-    """Score every arm, and hold the scores against what the model must be.
-
-    Args:
-        checkpoint: Folder of the model.
-        split: Split of pocketdocs.
-        samples: Questions of each arm, all abilities in turn, each in all lengths by turns.
-
-    Returns:
-        scores (arm -> ability -> percent), acceptance, tables.
-    """
-    loaded, task = load_embedded("pocket_text", checkpoint), PocketDocs(split, 0, samples)
-    drawn = [task[i] for i in range(samples)]
-    layers = loaded.host.num_layers
-    scores: Scores = {CHANCE: percent(with_mean(task.chance(drawn), MACRO))}
-    for arm in tqdm(list(arms(layers)), desc="arms"):
-        scores[arm.name] = percent(with_mean(answers(loaded, task, drawn, arm, BATCH), MACRO))
-    return {
-        "split": split,
-        "samples": samples,
-        "scores": scores,
-        "acceptance": acceptance(scores, layers),
-        "tables": {"scores": scores_table(scores)},
-    }
+    """See `measure_asking`; questions of all abilities in turn, each in all lengths by turns."""
+    return measure_asking("pocket_text", checkpoint, PocketDocs(split, 0, samples), arms, acceptance)

@@ -3,16 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from btp.core.schedule import Schedule, Stage
 from btp.pruners.fewer_frames import FewerFrames
 from btp.pruners.pooled import Pooled
 from btp.tasks.pocketclips.questions import ABILITIES
 from btp.tasks.pocketclips.task import PocketClips
-from experiments.embedded.measures.asking import answers
+from experiments.embedded.measures.asking import MACRO, measure_asking
 from experiments.embedded.measures.controls import (
-    CHANCE,
     SHARES,
     Arm,
     Scores,
@@ -20,16 +17,10 @@ from experiments.embedded.measures.controls import (
     falls,
     hurts,
     knee_lies_deep,
-    load_embedded,
-    percent,
     randoms,
-    scores_table,
-    with_mean,
     withdrawals,
 )
 
-MACRO = "macro"
-BATCH = 16
 SITE = "llm.input"
 EMPTY = "blank video"
 NEEDLE = ("digit", "number")  # what one event alone shows
@@ -66,26 +57,5 @@ def acceptance(scores: Scores, layers: int) -> list[dict]:
 
 
 def measure(checkpoint: Path, split: str, samples: int) -> dict:
-    """Score every arm, and hold the scores against what the model must be.
-
-    Args:
-        checkpoint: Folder of the model.
-        split: Split of pocketclips.
-        samples: Questions of each arm, all abilities in turn.
-
-    Returns:
-        scores (arm -> ability -> percent), acceptance, tables.
-    """
-    loaded, task = load_embedded("pocket_video", checkpoint), PocketClips(split, 0, samples)
-    drawn = [task[i] for i in range(samples)]
-    layers = loaded.host.num_layers
-    scores: Scores = {CHANCE: percent(with_mean(task.chance(drawn), MACRO))}
-    for arm in tqdm(list(arms(layers)), desc="arms"):
-        scores[arm.name] = percent(with_mean(answers(loaded, task, drawn, arm, BATCH), MACRO))
-    return {
-        "split": split,
-        "samples": samples,
-        "scores": scores,
-        "acceptance": acceptance(scores, layers),
-        "tables": {"scores": scores_table(scores)},
-    }
+    """See `measure_asking`; questions of all abilities in turn."""
+    return measure_asking("pocket_video", checkpoint, PocketClips(split, 0, samples), arms, acceptance)
