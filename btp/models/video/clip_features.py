@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from btp.core.host import Encoding
-from btp.models.video.clips import ClipWriter, Frames, QwenClips, clip_writer
+from btp.models.video.clips import ClipWriter, Frames, QwenClips, clip_writer, frame_size
 
 CHUNK = 16  # frames that are encoded together
 
@@ -29,7 +29,8 @@ class ClipFeatures(BaseModelOutputWithPooling):
 def encode_clips(host: Any, processor: Any, clips: Sequence[Frames], chunk: int = CHUNK) -> dict[str, Any]:
     """Inputs of a forward in place of pixels: features of all clips of a batch, made some frames at a time.
 
-    Memory for pixels and inside the vision tower is that of one chunk, however long a clip is.
+    Memory for pixels and inside the vision tower is that of one chunk, however long a clip is, and features are held
+    once.
 
     Args:
         host: the model.
@@ -40,21 +41,27 @@ def encode_clips(host: Any, processor: Any, clips: Sequence[Frames], chunk: int 
     writer, device = clip_writer(processor), host.device
     base = host.model.base_model
     step = max(chunk // writer.together, 1) * writer.together
-    features, shape = [], (3, 1, 1)
+    lengths = [writer.tokens(len(clip), frame_size(clip)) for clip in clips]
+    joined, shape = Tensor(), (3, 1, 1)
+    at, behind = 0, writer.extra()[1]
     for clip in clips:
-        parts: list[Tensor] = []
         for frames in chunks_of(clip, step):
             pixels = writer.pixels(frames).to(device, host.dtype)
             if isinstance(writer, QwenClips):
                 grid = writer.inputs([frames])["video_grid_thw"].to(device)
                 found = base.get_video_features(pixel_values_videos=pixels, video_grid_thw=grid, return_dict=True)
-                parts.append(torch.cat(list(found.pooler_output)))
+                part = torch.cat(list(found.pooler_output))
             else:
                 shape = pixels.shape[1:]
                 found = base.get_video_features(pixel_values_videos=pixels[None], return_dict=True)
-                parts.append(found.pooler_output.reshape(-1, found.pooler_output.shape[-1]))
-        features.append(_joined(writer, parts))
-    return {"mm_encoder_outputs": {"video": _outputs(host, writer, clips, features, shape)}}
+                part = found.pooler_output.reshape(-1, found.pooler_output.shape[-1])
+            if not joined.numel():
+                joined = part.new_empty(sum(lengths), part.shape[-1])
+            joined[at : at + len(part)] = part
+            at += len(part) - behind  # what stands behind all frames, the last chunk alone leaves there
+        at += behind
+    assert at == len(joined)
+    return {"mm_encoder_outputs": {"video": _outputs(host, writer, clips, joined, lengths, shape)}}
 
 
 def clip_pixels(processor: Any, clips: Sequence[Frames]) -> dict[str, Tensor]:
@@ -84,12 +91,6 @@ def chunks_of(clip: Frames, size: int) -> Iterator[Frames]:
         yield clip[first : first + size]
 
 
-def _joined(writer: ClipWriter, parts: list[Tensor]) -> Tensor:
-    """[T, D] of one clip: what stands behind all frames stands behind the last chunk alone."""
-    behind = writer.extra()[1]
-    return torch.cat([part[: len(part) - behind] for part in parts[:-1]] + parts[-1:])
-
-
 def clip_layout(host: Any, processor: Any, clips: Sequence[Frames]) -> dict[str, Any]:
     """What a host's `layout` needs to know of some videos; no frame is opened for it."""
     writer, side = clip_writer(processor), getattr(host.config.vision_config, "image_size", 1)
@@ -111,9 +112,9 @@ def _all(entries: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _outputs(
-    host: Any, writer: ClipWriter, clips: Sequence[Frames], features: list[Tensor], shape: Sequence[int]
+    host: Any, writer: ClipWriter, clips: Sequence[Frames], joined: Tensor, lengths: list[int], shape: Sequence[int]
 ) -> ClipFeatures:
-    found: Any = features if isinstance(writer, QwenClips) else torch.cat(features)[None]
+    found: Any = joined.split(lengths) if isinstance(writer, QwenClips) else joined[None]
     out = ClipFeatures(pooler_output=found)
     out.encoding = _encoding(host, writer, clips, shape)
     return out
