@@ -4,28 +4,20 @@ import json
 
 import pandas as pd
 import pytest
-import torch
 from jobs import job
 
 from btp.results.reader import read_run
 from btp.results.status import UNPRUNED
 from btp.runner.explain.answer import explain
-from experiments.embedded.train import load_recipe
 
 QUICK = ("limit=4", "overlays=2", "cost.repeats=1", "cost.warmup=0", "cost.output_tokens=2", "trainer.batch=2")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """METok on an untrained pocket_video with an untrained matcher."""
-    root = tmp_path_factory.mktemp("video")
-    for name in ("pocket_video", "pocket_matcher"):
-        torch.manual_seed(0)
-        recipe = load_recipe(name)
-        recipe.save(recipe.build().eval(), root / name)
-    model = ("model=pocket_video", f"model.path={root / 'pocket_video'}")
-    method = ("pruner=metok", f"pruner.method.matcher.path={root / 'pocket_matcher'}", "budget.share=0.25")
-    return read_run(job(root / "out", *model, *method, *QUICK))
+    """METok on pocket_video with its matcher."""
+    out = tmp_path_factory.mktemp("video") / "out"
+    return read_run(job(out, "model=pocket_video", "pruner=metok", "budget.share=0.25", *QUICK))
 
 
 @pytest.mark.slow

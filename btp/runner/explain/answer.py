@@ -19,6 +19,7 @@ from btp.core.trace import Call
 from btp.engine.attach import attach
 from btp.models.loading.checkpoint import find_checkpoint
 from btp.models.loading.load import Loaded, load
+from btp.models.video.clip_features import clip_layout
 from btp.report.figures.token_overlays import stage_views
 from btp.report.pages.explain_data import Life, Said, numbered
 from btp.report.pages.explain_held import HeldLayer
@@ -72,7 +73,7 @@ class Answer:
         row: what the run's row would hold of it.
         first: [V], or [..., V] log-probabilities that answers are compared by, such as those of the first token.
         call: what the engine did.
-        inputs: Inputs of the model.
+        inputs: Inputs of the model; of videos also how they were packed.
     """
 
     row: Row
@@ -288,7 +289,8 @@ def _answer(
     with torch.inference_mode(), attach(host, pruner, schedule) as trace:
         inputs = model_inputs(loaded, batch)
         row, first = way.once(loaded, inputs, sample)
-    return Answer(row, first.cpu(), trace[0], inputs)
+    shown = clip_layout(host, loaded.processor, sample.clips) if sample.clips else {}
+    return Answer(row, first.cpu(), trace[0], inputs | shown)
 
 
 def _said(way: Way, loaded: Loaded, answer: Answer, rows: Any, arm: str) -> Said:
