@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from sample_run import ARMS, BLIND, SHRUNK, method, of, set_scores, write_run
+from sample_run import ARMS, BLIND, SHRUNK, STAGES, method, of, set_scores, write_run
 
 from btp.report.comparison.groups import fields, pair
 from btp.report.comparison.series_names import variants
@@ -29,6 +29,16 @@ def test_one_baseline_and_each_control_once(tmp_path):
     ]
     assert field.shared == 2 * 3
     assert field.remarks == ()
+
+
+def test_a_method_that_is_a_control_of_others_stands_as_a_method(tmp_path):
+    """Beside BTP, read first, it is a control; its own run has fewer samples."""
+    beside = method("dart", "control") | {"schedule": [{"site": site, "keep": keep} for site, keep in STAGES]}
+    one = read_run(write_run(tmp_path / "one", **SMALL, arms=of("btp", beside)))
+    two = write_run(tmp_path / "two", samples=9, overlays=0, name="dart", arms=of("dart"))
+    (field,) = fields([one, read_run(two)])
+    (own,) = [e for e in field.entries if e.arm.arm == "dart"]
+    assert (own.role, own.run.path) == ("method", two)
 
 
 def test_controls_that_answer_otherwise_or_stand_elsewhere_stay_apart(tmp_path):

@@ -148,7 +148,7 @@ def _field(model: str, task: str, runs: Sequence[RunFolder], groups: int) -> Fie
             continue
         shared += 1
         known = entries[twin]
-        better = entry if _weight(entry.run, entry.arm) > _weight(known.run, known.arm) else known
+        better = entry if _claim(entry) > _claim(known) else known
         entries[twin] = replace(better, owners=tuple(dict.fromkeys((*known.owners, *entry.owners))))
     remarks = _remarks(runs, base, groups)
     return Field(model, task, tuple(_noted(entries)), tuple(runs), shared, tuple(remarks))
@@ -156,6 +156,11 @@ def _field(model: str, task: str, runs: Sequence[RunFolder], groups: int) -> Fie
 
 def _role(arm: Arm) -> str:
     return "control" if arm.pruner in RANDOM else arm.role
+
+
+def _claim(entry: Entry) -> tuple[bool, int, bool]:
+    """Which of two copies of an arm stands for both: that of the run whose method it is, not one beside another."""
+    return entry.role == "method", *_weight(entry.run, entry.arm)
 
 
 def _weight(run: RunFolder, arm: Arm) -> tuple[int, bool]:
