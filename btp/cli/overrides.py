@@ -93,7 +93,26 @@ def _or_quoted(conf: Path, word: str) -> str:
 def with_sweep(conf: Path, argv: list[str]) -> list[str]:
     """The words of a command line, and in front of those that name keys what its experiment sweeps over beside them."""
     at = next((i for i, word in enumerate(argv) if "=" in word), len(argv))
-    return [*argv[:at], *experiment_of(conf, argv).before(argv[at:])]
+    return [*argv[:at], *_beside_swept(conf, experiment_of(conf, argv).before(argv[at:]))]
+
+
+def _beside_swept(conf: Path, words: list[str]) -> list[str]:
+    """The same, with settings of a group that is swept written as sweeps of one value.
+
+    Hydra composes once without what is swept, where such a setting would meet the group's default.
+    """
+    parsed = {str(override.input_line): override for override in _parsed(conf, overrides_of(words))}
+    groups = [str(o.key_or_group) for o in parsed.values() if o.is_sweep_override()]
+    inside = tuple(f"{group}." for group in groups if not group.startswith("hydra"))
+
+    def one(word: str) -> str:
+        override = parsed.get(word)
+        if override is None or override.is_delete() or override.is_sweep_override():
+            return word
+        key, _, value = word.partition("=")
+        return f"{key}=choice({value})" if value and str(override.key_or_group).startswith(inside) else word
+
+    return [one(word) for word in words]
 
 
 def sweep_folder(conf: Path, argv: list[str]) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from btp.cli.command_words import hydra_words, stray_word
-from btp.cli.overrides import check_overrides, find_fault, planned_cells, sweep_folder
+from btp.cli.overrides import check_overrides, find_fault, planned_cells, sweep_folder, with_sweep
 from btp.runner.pruner_lists import as_typed, name_lists
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -148,6 +148,28 @@ def test_the_cells_of_a_sweep_are_known_before_it_begins():
     assert len({words.split()[0] for words in everything}) * len(some) == len(set(everything)) > len(some)
     assert all("pruner=dart" in words for words in some)
     assert planned("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "stages=1,2") == [""] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (["pruner=fastvid,holitom", "pruner.method.salience=none"], "pruner.method.salience=choice(none)"),
+        (["pruner.method.k=[1,2]", "pruner=random,dart", "limit=3"], "pruner.method.k=choice([1,2])"),
+        (["pruner=fastvid,holitom", "pruner.method.salience=none,received"], "pruner.method.salience=none,received"),
+        (["pruner=btp,attention", "stages=2"], "stages=2"),
+        (["pruner=btp", "pruner.method.over=2", "stages=2,3"], "pruner.method.over=2"),
+        (["experiment=budget_sweep", "pruner.method=null"], "pruner.method=choice(null)"),
+    ],
+)
+def test_a_setting_of_a_swept_group_is_part_of_its_sweep(words, written):
+    """Hydra composes once without what is swept, where the default's pruner has no such key."""
+    assert written in with_sweep(CONF, ["-m", *words])
+    assert with_sweep(CONF, ["-m", *words])[0] == "-m"
+
+
+def test_a_setting_that_the_default_has_not_reaches_every_cell():
+    line = "pruner=fastvid,holitom pruner.method.salience=none budget.share=0.4"
+    assert planned(*line.split()) == [line.replace("fastvid,holitom", name) for name in ("fastvid", "holitom")]
 
 
 def test_sweeps_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
