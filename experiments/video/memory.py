@@ -2,7 +2,7 @@
 
 python -m experiments.video.memory
 
-Freed memory goes back to the system at once here, so that resident memory is what is in use: glibc would keep some of it.
+Freed memory goes back to the system at once here, so that resident memory is what is in use; glibc would keep some.
 """
 
 import argparse
