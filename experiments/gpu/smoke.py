@@ -18,7 +18,7 @@ from experiments.gpu.setting import ROOT, Cell, LeftOut, Setting
 WAYS = (("bfloat16", "sdpa"), ("float16", "sdpa"), ("bfloat16", FLASH))
 SMALL = (("float32", "sdpa"),)
 PATIENCE_S = 900
-SHORT = ("pruner=divprune", "limit=4", "overlays=0", "cost.enabled=false", "controls={}", "trainer.workers=0")
+SHORT = ("pruner=divprune", "limit=4", "overlays=0", "cost.enabled=false", "controls=null", "trainer.workers=0")
 
 
 def cells(setting: Setting) -> Iterator[Cell]:
