@@ -16,9 +16,8 @@ from btp.runner.evaluation.data import Collate, by_length
 from btp.runner.evaluation.model_inputs import model_inputs
 from btp.tasks.drawn import Drawn
 from btp.tasks.sample import Sample, Task
-from experiments.embedded.measures.controls import CHANCE, Arm, Scores, load_embedded, percent, scores_table, with_mean
+from experiments.embedded.measures.controls import CHANCE, Arm, Scores, blank, card, load_embedded, percent, with_mean
 
-GREY = (110, 110, 110)
 MACRO = "macro"
 
 
@@ -48,13 +47,7 @@ def measure_asking(
     scores: Scores = {CHANCE: percent(with_mean(task.chance(drawn), MACRO))}
     for arm in tqdm(list(arms(layers)), desc="arms"):
         scores[arm.name] = percent(with_mean(answers(loaded, task, drawn, arm, batch), MACRO))
-    return {
-        "split": task.split,
-        "samples": len(drawn),
-        "scores": scores,
-        "acceptance": acceptance(scores, layers),
-        "tables": {"scores": scores_table(scores)},
-    }
+    return card(task, scores, acceptance(scores, layers))
 
 
 @torch.inference_mode()
@@ -98,6 +91,6 @@ def _seen(sample: Sample, arm: Arm) -> Sample:
 
 def _changed(picture: Image.Image, arm: Arm) -> Image.Image:
     if arm.picture == "blank":
-        return Image.new("RGB", picture.size, GREY)
+        return blank(picture)
     side = max(1, round(picture.width * arm.share**0.5))
     return picture.resize((side, side), Image.Resampling.BICUBIC)

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import torch
 import yaml
+from PIL import Image
 
 from btp.core.pruner import Pruner
 from btp.core.schedule import Schedule, Stage
 from btp.models.loading.load import Loaded, load
 from btp.pruners.random import Random
+from btp.tasks.drawn import Drawn
 
 Scores = dict[str, dict[str, float]]  # arm -> column -> percent
 SHARES = (0.5, 0.25, 0.1)
 CHANCE = "chance"
+GREY = (110, 110, 110)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,22 @@ def knee(scores: Scores, layers: int, head: str, floor: str = "blank picture", a
         if low < half <= high:
             return 100 * (before + (half - low) / (high - low) * (after - before)) / layers
     return 0.0
+
+
+def card(task: Drawn, scores: Scores, checks: list[dict]) -> dict:
+    """What a measure returns: split, samples, scores (arm -> column -> percent), acceptance, tables."""
+    return {
+        "split": task.split,
+        "samples": len(task),
+        "scores": scores,
+        "acceptance": checks,
+        "tables": {"scores": scores_table(scores)},
+    }
+
+
+def blank(picture: Image.Image) -> Image.Image:
+    """Grey in place of a picture."""
+    return Image.new("RGB", picture.size, GREY)
 
 
 def scores_table(scores: Scores) -> str:

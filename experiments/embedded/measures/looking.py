@@ -1,10 +1,10 @@
 """Answers of the embedded models that are a vision tower alone, under every arm, by their own way of answering."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from btp.engine.attach import attach
@@ -22,18 +22,18 @@ from experiments.embedded.measures.controls import (
     SHARES,
     Arm,
     Scores,
+    blank,
+    card,
     cut,
     load_embedded,
     percent,
     randoms,
-    scores_table,
     with_mean,
     withdrawals,
 )
 
 BATCH = 32
 SITE = "vision.layer.0"
-GREY = (110, 110, 110)
 TOP1 = "top1"
 
 
@@ -77,13 +77,7 @@ def measure_looking(
     shown = _Shown(loaded, way, samples)
     for arm in tqdm(list(arms(layers)), desc="arms"):
         scores[arm.name] = percent(_columns(way, samples, _rows(loaded, way, shown, arm)))
-    return {
-        "split": task.split,
-        "samples": len(task),
-        "scores": scores,
-        "acceptance": acceptance(scores, layers),
-        "tables": {"scores": scores_table(scores)},
-    }
+    return card(task, scores, acceptance(scores, layers))
 
 
 class _Shown:
@@ -99,14 +93,9 @@ class _Shown:
     def _made(self, picture: str, share: float) -> list[Batch]:
         parts = [self.samples[i : i + BATCH] for i in range(0, len(self.samples), BATCH)]
         if picture == "blank":
-            parts = [[_blank(s) for s in part] for part in parts]
+            parts = [[replace(s, images=tuple(map(blank, s.images))) for s in part] for part in parts]
         shares = share if picture == "shrunk" else 1.0
         return [self.collate(part, shares=[shares] * len(part)).to(self.device) for part in parts]
-
-
-def _blank(sample: Sample) -> Sample:
-    grey = tuple(Image.new("RGB", image.size, GREY) for image in sample.images)
-    return Sample(**{**sample.__dict__, "images": grey})
 
 
 @torch.inference_mode()

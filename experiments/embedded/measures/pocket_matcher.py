@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 from btp.models.video.matcher import Matcher
 from btp.tasks.pocketclips.task import PocketClips
-from experiments.embedded.measures.controls import Scores, check, percent, scores_table, with_mean
+from experiments.embedded.measures.asking import MACRO
+from experiments.embedded.measures.controls import Scores, card, check, percent, with_mean
 from experiments.embedded.recipes.pocket_matcher import ABOUT_ONE
 
-MACRO = "macro"
 BEST, SIX, RANDOM = "best frame", "6 best frames", "frames at random"
 OVER = 30  # points
 
@@ -40,10 +40,4 @@ def measure(checkpoint: Path, split: str, samples: int) -> dict:
         for arm, rows in found.items()
     }
     over = scores[BEST][MACRO] - scores[RANDOM][MACRO]
-    return {
-        "split": split,
-        "samples": samples,
-        "scores": scores,
-        "acceptance": [check("best frame over frames at random", over, OVER)],
-        "tables": {"scores": scores_table(scores)},
-    }
+    return card(task, scores, [check("best frame over frames at random", over, OVER)])
