@@ -46,7 +46,7 @@ def test_packed_questions_answer_as_if_alone(learner):
     model, samples = learner["model"], drawn()
     total = weights = 0.0
     for sample in samples:
-        for _, question, answer in sample["parts"]:
+        for _, question, answer, _ in sample["parts"]:
             model.set_attn_implementation("sdpa")
             ids = torch.tensor([sample["prefix"] + question + answer])
             logits = model(input_ids=ids).logits[0, -len(answer) - 1 : -1]
@@ -111,7 +111,7 @@ def test_prompts_are_encoded_as_the_tokenizer_does(tmp_path):
 def test_a_string_to_copy_is_in_its_text():
     sample = draw_copy(np.random.default_rng(0), RECIPE.encode, 20, 4)
     text = " ".join(map(str, sample["prefix"]))
-    assert all(" ".join(map(str, cue + rest)) in text for _, cue, rest in sample["parts"])
+    assert all(" ".join(map(str, cue + rest)) in text for _, cue, rest, _ in sample["parts"])
 
 
 @pytest.mark.parametrize("phase", RECIPE.phases, ids=lambda phase: phase.name)

@@ -1,5 +1,6 @@
 """Training samples of pocket_text: one text and several questions packed behind it, or a random string to copy from."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -7,11 +8,16 @@ import torch
 from torch import Tensor
 
 from btp.tasks.pocketdocs.questions import ABILITIES, ask
-from btp.tasks.pocketdocs.text import Sentence, draw_text
+from btp.tasks.pocketdocs.text import MOST, Sentence, draw_text
+from btp.tasks.pocketdocs.vocabulary import CATEGORIES
 
 KINDS = (*ABILITIES, "copy")
 DOCUMENTS = 16  # classes of the head that names documents
+TIMES = MOST + 1  # and of the one that counts documents from a city
 NOTHING = -100
+TOLD = ("key", "kin", "home", "times")  # what heads tell at the tokens of the text
+KIND_OF = {word: kind[0] for kind in CATEGORIES.values() for word in kind}  # a kind is named by its first word
+ASKED_BY_KEY = ("lookup", "hop", "latest", "few_shot")  # abilities whose answer is the value of one key
 
 
 class Encoder:
@@ -48,16 +54,22 @@ def draw_docs(
     parts: dict[str, tuple] = {}
     for ability in drawn:
         if len(parts) < questions and (asked := ask(ability, text, rng)):
-            question, answer, _ = asked
+            question, answer, evidence = asked
             tail = encode.words(["question", ":", *question.split()]) + encode.answer
-            parts.setdefault(question, (KINDS.index(ability), tail, encode.words(answer.split()) + [encode.end]))
+            hint = NOTHING
+            if ability in ASKED_BY_KEY:
+                hint = encode.ids[KIND_OF.get(evidence[-1].key, evidence[-1].key)]
+            parts.setdefault(question, (KINDS.index(ability), tail, encode.words(answer.split()) + [encode.end], hint))
     return {"parts": list(parts.values())} | _prefix(text, encode)
 
 
 def _prefix(text: list[Sentence], encode: Encoder) -> dict:
-    """Token ids of the text; at the tokens of a value, what it belongs to and in which document it stands."""
+    """Token ids of the text; at the tokens of a value, what it belongs to, of which kind that is, in which document it
+    stands, and how many documents so far are from it.
+    """
     ids = list(encode.start)
-    keys, homes = [NOTHING] * len(ids), [NOTHING] * len(ids)
+    keys, kinds, homes, times = ([NOTHING] * len(ids) for _ in range(4))
+    met: Counter[str] = Counter()
     for sentence in text:
         bound = sentence.kind not in ("filler", "poem")
         place = 5 if sentence.kind == "header" else len(sentence.words) - 2
@@ -68,7 +80,12 @@ def _prefix(text: list[Sentence], encode: Encoder) -> dict:
             keys += [encode.ids[sentence.key] if value else NOTHING] * len(tokens)
             named = sentence.kind == "header" and number in (3, 5)
             homes += [sentence.document if named else NOTHING] * len(tokens)
-    return {"prefix": ids, "key": keys, "home": homes}
+            kind = encode.ids[KIND_OF[sentence.key]] if value and sentence.kind == "gives" else NOTHING
+            kinds += [kind] * len(tokens)
+            counted = value and sentence.kind == "header"
+            met.update([word] if counted else [])
+            times += [met[word] if counted else NOTHING] * len(tokens)
+    return {"prefix": ids, "key": keys, "kin": kinds, "home": homes, "times": times}
 
 
 def draw_copy(rng: np.random.Generator, encode: Encoder, longest: int, parts: int, more: int = 8) -> dict:
@@ -79,46 +96,47 @@ def draw_copy(rng: np.random.Generator, encode: Encoder, longest: int, parts: in
     for _ in range(parts):
         start = int(rng.integers(len(string) - 2))
         piece = string[start : start + 2 + more].tolist()
-        found.append((KINDS.index("copy"), piece[:2], piece[2:]))
-    return {"prefix": ids, "key": [NOTHING] * len(ids), "home": [NOTHING] * len(ids), "parts": found}
+        found.append((KINDS.index("copy"), piece[:2], piece[2:], NOTHING))
+    return {"prefix": ids, "parts": found} | {name: [NOTHING] * len(ids) for name in TOLD}
 
 
 def collate(samples: list[dict]) -> dict[str, Tensor]:
     """Texts of a batch, padded behind, and their questions.
 
     Returns:
-        `prefix`, `key`, `home` [B, P] and `length` [B] of the texts; `ids`, `segment` (from 1; 0 is padding),
-        `position` (which goes on behind the text) and `target` (-100 where nothing is asked) [B, T]; `kind` [B, Q],
-        what each segment asks for, -1 where there is none.
+        `prefix`, those of TOLD [B, P] and `length` [B] of the texts; `ids`, `segment` (from 1; 0 is padding),
+        `position` (which goes on behind the text), `target` and `hint`, whose value the answer is (-100 where nothing
+        is asked) [B, T]; `kind` [B, Q], what each segment asks for, -1 where there is none.
     """
     rows = len(samples)
     length = torch.tensor([len(s["prefix"]) for s in samples])
     shared = -(-int(length.max()) // 8) * 8
-    width = -(-max(sum(len(q) + len(a) for _, q, a in s["parts"]) for s in samples) // 8) * 8
+    width = -(-max(sum(len(q) + len(a) for _, q, a, _ in s["parts"]) for s in samples) // 8) * 8
     prefix = torch.zeros(rows, shared, dtype=torch.long)
-    key, home = (torch.full((rows, shared), NOTHING) for _ in range(2))
+    told = {name: torch.full((rows, shared), NOTHING) for name in TOLD}
     ids, segment, position = (torch.zeros(rows, width, dtype=torch.long) for _ in range(3))
-    target = torch.full((rows, width), NOTHING)
+    target, hint = (torch.full((rows, width), NOTHING) for _ in range(2))
     kind = torch.full((rows, max(len(s["parts"]) for s in samples)), -1)
     for row, sample in enumerate(samples):
-        for tensor, name in ((prefix, "prefix"), (key, "key"), (home, "home")):
+        for name, tensor in {"prefix": prefix, **told}.items():
             tensor[row, : length[row]] = torch.tensor(sample[name])
         start = 0
-        for number, (what, q, a) in enumerate(sample["parts"]):
+        for number, (what, q, a, of) in enumerate(sample["parts"]):
             end = start + len(q) + len(a)
             ids[row, start:end], segment[row, start:end] = torch.tensor(q + a), number + 1
             position[row, start:end] = torch.arange(end - start) + length[row]
             target[row, start + len(q) - 1 : end - 1] = torch.tensor(a)
+            hint[row, start + len(q) - 1 : end - 1] = of
             kind[row, number] = what
             start = end
     return {
         "prefix": prefix,
-        "key": key,
-        "home": home,
+        **told,
         "length": length,
         "ids": ids,
         "segment": segment,
         "position": position,
         "target": target,
+        "hint": hint,
         "kind": kind,
     }

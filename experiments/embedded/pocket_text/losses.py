@@ -9,13 +9,16 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 import experiments.embedded.packed  # noqa: F401  (registers the attention)
-from experiments.embedded.pocket_text.data import DOCUMENTS, KINDS, NOTHING
+from experiments.embedded.pocket_text.data import DOCUMENTS, KINDS, NOTHING, TIMES, TOLD
 
-DEPTH = 4  # layers in front of the throw-away heads
+DEPTH = 4  # layers in front of the throw-away heads that look at the text
+DEEPER = 6  # and of the one that looks at the answers
 
 
 class BindingHeads(nn.Module):
-    """What each value of the text belongs to and what stands before each word, told behind layer `DEPTH`."""
+    """What is told of the text behind `DEPTH` layers (each value's key, the key's kind, its document, how many documents
+    so far are from it, and the word before each word), and behind `DEEPER` the key whose value the answer is.
+    """
 
     def __init__(self, width: int, words: int):
         super().__init__()
@@ -23,6 +26,10 @@ class BindingHeads(nn.Module):
         self.key = nn.Linear(width, words)
         self.before = nn.Linear(width, words)
         self.home = nn.Linear(width, DOCUMENTS)
+        self.kin = nn.Linear(width, words)
+        self.times = nn.Linear(width, TIMES)
+        self.deeper = nn.RMSNorm(width)
+        self.hint = nn.Linear(width, words)
 
 
 @contextmanager
@@ -63,8 +70,8 @@ def text_losses(
     rows = torch.cat([shown[:, None].expand(-1, t, -1), own], 2)
     blind = torch.cat([torch.zeros_like(rows[:, :, :p]), own], 2)
     states: list[Tensor] = []
-    last = max(i for i in layers if i < DEPTH)
-    hook = model.model.layers[last].register_forward_hook(lambda _, args, out: states.append(out))
+    behind = [max(i for i in layers if i < depth) for depth in (DEPTH, DEEPER)]
+    hooks = [model.model.layers[i].register_forward_hook(lambda _, args, out: states.append(out)) for i in behind]
     try:
         with only(model, layers):
             out = model.model(
@@ -76,15 +83,18 @@ def text_losses(
                 packed_early=(early, _whole(blind)) if early else None,
             )
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     found = answers(model.lm_head, out.last_hidden_state[:, p:], batch)
     bound = heads.norm(states[0][:, :p])
     before = F.pad(prefix[:, :-1], (1, 0)).masked_fill(~shown, NOTHING)
     before[:, 0] = NOTHING
-    for name, named in (("key", batch["key"]), ("home", batch["home"]), ("before", before)):
-        told = named >= 0
+    asked = heads.deeper(states[1][:, p:])
+    named = {name: (bound, batch[name]) for name in TOLD} | {"before": (bound, before), "hint": (asked, batch["hint"])}
+    for name, (seen, answer) in named.items():
+        told = answer >= 0
         if told.any():
-            found[name] = F.cross_entropy(getattr(heads, name)(bound[told]), named[told])
+            found[name] = F.cross_entropy(getattr(heads, name)(seen[told]), answer[told])
     return found
 
 
