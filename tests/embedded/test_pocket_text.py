@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from btp.tasks.pocketdocs.questions import ABILITIES
 from btp.tasks.pocketdocs.task import PocketDocs
-from experiments.embedded.pocket_text.data import KINDS, collate, draw_copy
+from experiments.embedded.pocket_text.data import KIND_OF, KINDS, collate, draw_copy
 from experiments.embedded.pocket_text.losses import answers, text_losses
 from experiments.embedded.recipes.pocket_text import ALL, FIRST, RECIPE, PocketText
 from experiments.embedded.train import train
@@ -106,6 +106,35 @@ def test_prompts_are_encoded_as_the_tokenizer_does(tmp_path):
     assert ids == RECIPE.encode.start + RECIPE.encode.words(sample.question.split()) + RECIPE.encode.answer
     assert RECIPE.tokenizer.unk_token_id not in ids
     assert len(ids) <= 256
+
+
+def test_heads_are_told_what_the_text_says():
+    """Read back from the tokens alone: the count of a city, the kind of a word, whose value is asked."""
+    words = {number: word for word, number in RECIPE.encode.ids.items()}
+    said = {}
+    for seed in range(12):
+        drawn = RECIPE.sample(np.random.default_rng(seed), RECIPE.phases[-1], 492)
+        text = [words[i] for i in drawn["prefix"]]
+        counted = [(text[i], n) for i, n in enumerate(drawn["times"]) if n >= 0]
+        assert [n for _, n in counted] == [
+            [c for c, _ in counted[: i + 1]].count(c) for i, (c, _) in enumerate(counted)
+        ]
+        assert [text[i - 1] for i, n in enumerate(drawn["times"]) if n >= 0] == ["from"] * len(counted)
+        for place, kin in enumerate(drawn["kin"]):
+            if kin >= 0:
+                assert text[place - 1] == "gives"
+                assert words[kin] == KIND_OF[text[place - 2]]
+        written = {text[i - 3]: text[i - 1] for i, word in enumerate(text) if word == ":" and text[i - 2] == "from"}
+        for kind, question, _, hint in drawn["parts"]:
+            asked = [words[i] for i in question][2:-3]  # without "question :" and "? ASSISTANT :"
+            said.setdefault(KINDS[kind], []).append(hint >= 0)
+            if KINDS[kind] in ("lookup", "hop", "few_shot"):
+                key = {"lookup": asked[-1], "hop": written.get(asked[-1]), "few_shot": KIND_OF.get(asked[2])}[
+                    KINDS[kind]
+                ]
+                assert words[hint] == key
+    assert {ability for ability, given in said.items() if all(given)} == {"lookup", "hop", "latest", "few_shot"}
+    assert not any(any(said[ability]) for ability in ("needle", "count", "recite"))
 
 
 def test_a_string_to_copy_is_in_its_text():

@@ -16,8 +16,8 @@ DEEPER = 6  # and of the one that looks at the answers
 
 
 class BindingHeads(nn.Module):
-    """What is told of the text behind `DEPTH` layers (each value's key, the key's kind, its document, how many documents
-    so far are from it, and the word before each word), and behind `DEEPER` the key whose value the answer is.
+    """What is told behind `DEPTH` layers (each value's key, the key's kind, its document, how many documents so
+    far are from it, and the word before each word), and behind `DEEPER` the key whose value the answer is.
     """
 
     def __init__(self, width: int, words: int):
