@@ -1,7 +1,6 @@
 """Reader of run folders, the only way in which results reach the report.
 
-A run folder holds the files below. The first three are required; the report leaves out what a missing other
-one would show.
+The files of a run folder: the first three are required, and the report leaves out what a missing other one would show.
 
 - `config.yaml`: the resolved config. Read here: model.name, pruner.name, pruner.schedule, task.name,
   task.reading (abilities that read text in the picture), budget, seed, limit.
@@ -55,6 +54,7 @@ from typing import Any
 import pandas as pd
 
 from btp.results import run_folder_schema as shapes
+from btp.results.natural_order import natural_order
 from btp.results.shapes import read_json, read_yaml
 from btp.tasks.files.local import file_name
 from btp.tasks.shown import short
@@ -178,8 +178,8 @@ class RunFolder:
 
     @property
     def abilities(self) -> list[str]:
-        """Abilities in the order in which the samples show them."""
-        return list(dict.fromkeys(self.samples["ability"]))
+        """Abilities in the order in which the samples show them; lengths and depths by their numbers."""
+        return natural_order(self.samples["ability"])
 
     @property
     def reading(self) -> list[str]:

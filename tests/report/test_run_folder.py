@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from sample_run import ABILITIES, ARMS, write_run
 
+from btp.results.natural_order import natural_order
 from btp.results.reader import read_run
 
 
@@ -121,3 +122,19 @@ def test_samples_that_cannot_be_right(tmp_path, change, message):
     change(pd.read_parquet(folder / "samples.parquet")).to_parquet(folder / "samples.parquet")
     with pytest.raises(ValueError, match=message):
         read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("shown", "ordered"),
+    [
+        (["color", "digit", "color", "area"], ["color", "digit", "area"]),
+        (
+            ["750 words, 50%", "1500 words, 0%", "750 words, 12.5%"],
+            ["750 words, 12.5%", "750 words, 50%", "1500 words, 0%"],
+        ),
+        (["2 words, 5%", "10 lines, 1%", "1 words, 5%"], ["2 words, 5%", "10 lines, 1%", "1 words, 5%"]),
+        ([], []),
+    ],
+)
+def test_lengths_and_depths_stand_in_their_order(shown, ordered):
+    assert natural_order(shown) == ordered
