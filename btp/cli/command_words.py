@@ -14,6 +14,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from btp.runner.yaml_keys import LOADER
+
 FOLDER = ("--config-dir", "-cd")
 SEARCHPATH = "hydra.searchpath"
 VALUED = ("--config-name", "-cn", "--config-path", "-cp", *FOLDER, "--cfg", "-c", "--package", "-p")
@@ -132,7 +134,7 @@ def _empty_mappings(conf: Path) -> list[str]:
     """Dotted keys that yamls of a group have as `{}`: the user fills them with keys of any name."""
     found: set[str] = set()
     for file in conf.glob("*/*.yaml"):
-        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content: Any = yaml.load(file.read_text(encoding="utf-8"), LOADER)
         found.update(f"{file.parent.name}.{path}" for path in _empty(content))
     return sorted(found)
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 OTHERS = ("hydra", "experiment")  # groups whose yamls have little in common
 MANY = 5  # yamls that have a key in common, from which on it is no coincidence
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast; each command reads every yaml of conf
 NEAR = 0.75  # from this likeness on, a key that only one yaml has is another one misspelt
 
 
@@ -66,7 +67,7 @@ def _yamls(folder: Path) -> dict[str, frozenset[str] | None]:
 
 def _keys(file: Path) -> frozenset[str] | None:
     try:
-        found: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found: Any = yaml.load(file.read_text(encoding="utf-8"), LOADER)
     except (OSError, ValueError, yaml.YAMLError):
         return None
     return frozenset(map(str, found)) if isinstance(found, dict) and "defaults" not in found else None
