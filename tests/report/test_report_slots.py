@@ -1,5 +1,7 @@
 """Methods of the K/V cache in tables and comparisons: an axis and a front of their own, and words for their tokens."""
 
+import re
+
 import matplotlib
 import pandas as pd
 import pytest
@@ -12,6 +14,8 @@ from btp.report.comparison.table import comparable, ranking
 from btp.report.figures.needles import needles
 from btp.report.figures.style import LIGHT
 from btp.report.pages.run_page import _tiles
+from btp.report.studies.curves import curves
+from btp.report.studies.study import Study
 from btp.report.tables.run_table import run_table
 from btp.report.text.executed_stages import fired
 from btp.report.text.run_text import headline, remarks
@@ -198,3 +202,14 @@ def test_needles_are_a_map_of_lengths_and_depths(tmp_path):
     assert cells[1, 1] == pytest.approx(100 * row["accuracy_2000 words, 50%"])
     other = read_run(write_run(tmp_path / "other", overlays=0))
     assert needles(other, run_table(other), LIGHT) is None
+
+
+def test_curves_over_slots_speak_of_slots(tmp_path):
+    runs = [read_run(cached(tmp_path / name, name, slots)) for name, slots in (("snapkv", 100.0), ("tova", 50.0))]
+    options = {"x": "slots_share", "y": ["macro"], "line": "pruner.name", "controls": ["random"]}
+    found = curves(fields(runs), Study("cache", "What?", "curves", options))
+    assert [column.title for column in found.columns][:3] == ["method", "KV slots, %", "KV slots"]
+    shares = found.frame.groupby("method")["slots_share"].agg(list)
+    assert shares.to_dict() == {"unpruned": [1.0], "snapkv": [0.5], "tova": [0.25], "random": [0.5, 0.25]}
+    assert re.search(r"% at (100|50)\.0 slots", found.said[0])
+    assert found.draw(LIGHT).axes[0].get_xlabel() == "KV slots, %"

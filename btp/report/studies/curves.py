@@ -12,7 +12,18 @@ from btp.report.comparison.groups import Field
 from btp.report.figures.axes import legend
 from btp.report.figures.style import Look, Theme, looks_apart
 from btp.report.studies.setting_names import setting, title
-from btp.report.studies.study import SHARE, Answer, Study, baseline, column_of, metric, scored, study_rows, written
+from btp.report.studies.study import (
+    SHARE,
+    SLOTS_SHARE,
+    Answer,
+    Study,
+    baseline,
+    column_of,
+    metric,
+    scored,
+    study_rows,
+    written,
+)
 from btp.report.tables import columns as c
 from btp.report.text.token_names import common, in_unit
 
@@ -23,8 +34,8 @@ HEIGHT, WIDTH = 2.5, 3.4  # inches of a panel
 def curves(fields: Sequence[Field], study: Study) -> Answer:
     """Scores with their 95% intervals over `x`.
 
-    Options: x (a config key, or tokens_share), y (scores), line (a config key), facet (a config key or none), controls
-    and controls_of as `study_rows` has them.
+    Options: x (a config key, tokens_share, or slots_share of methods of the cache), y (scores), line (a config key),
+    facet (a config key or none), controls and controls_of as `study_rows` has them.
     """
     study.check(OPTIONS)
     x, line, facet = study.options["x"], study.options.get("line", "series"), study.options.get("facet")
@@ -34,12 +45,13 @@ def curves(fields: Sequence[Field], study: Study) -> Answer:
     numbers = [metric(key) for key in scores]
     frame = frame.assign(**{key: frame[key].map(written) for key in (facet,) if key})
     order = ([facet] if facet else []) + [x]
-    shown = [*texts, SHARE, c.TOKENS, *numbers, *(_gaps(frame) if "macro" in scores else ())]
+    held = [SLOTS_SHARE, c.SLOTS] if x == SLOTS_SHARE.key else [SHARE, c.TOKENS]
+    shown = [*texts, *held, *numbers, *(_gaps(frame) if "macro" in scores else ())]
     frame = frame.sort_values(order, ascending=[True] * (len(order) - 1) + [False], kind="stable")
     frame = frame.assign(method=[_named(row, line) for _, row in frame.iterrows()])
     shown = [column.of(common(frame["unit"])) for column in shown]
     return Answer(
-        frame, shown, _said(frame, scores[0], facet), lambda theme: _draw(frame, x, scores, line, facet, theme)
+        frame, shown, _said(frame, scores[0], facet, held[1]), lambda theme: _draw(frame, x, scores, line, facet, theme)
     )
 
 
@@ -57,8 +69,12 @@ def _gaps(frame: pd.DataFrame) -> list[c.Column]:
     return out
 
 
-def _said(frame: pd.DataFrame, score: str, facet: str | None) -> list[str]:
-    """The best row by the first score, controls among them, and how far rows of one budget lie apart, by facet."""
+def _said(frame: pd.DataFrame, score: str, facet: str | None, held: c.Column) -> list[str]:
+    """The best row by the first score, controls among them, and how far rows of one budget lie apart, by facet.
+
+    Args:
+        held: what the best row keeps.
+    """
     said = []
     rows, name = frame[~frame["role"].eq("baseline")], metric(score).title.removesuffix(", %")
     for value, group in [("", rows)] if facet is None else rows.groupby(facet, sort=False):
@@ -67,9 +83,8 @@ def _said(frame: pd.DataFrame, score: str, facet: str | None) -> list[str]:
         who = "methods and controls" if group["role"].eq("control").any() else "methods"
         gaps = (apart["max"] - apart["min"])[apart["size"] > 1]
         where = f"{setting(facet, value)}: " if facet else ""
-        text = (
-            f"{where}highest {name} is {best['method']}'s, {100 * best[score]:.1f}% at {best['tokens_avg']:.1f} tokens"
-        )
+        kept = f"{best[held.key]:.1f} {'slots' if held.key == c.SLOTS.key else 'tokens'}"
+        text = f"{where}highest {name} is {best['method']}'s, {100 * best[score]:.1f}% at {kept}"
         if len(gaps):
             low, high = 100 * gaps.min(), 100 * gaps.max()
             text += f"; at one budget {who} lie {low:.1f} to {high:.1f} points apart (median {100 * gaps.median():.1f})"
@@ -111,7 +126,7 @@ def _scale(score: str) -> int:
 def _panel(axes: Axes, rows: pd.DataFrame, x: str, score: str, mine: dict[str, Look], theme: Theme) -> None:
     for method, group in rows.groupby("method", sort=False):
         group = group.sort_values(x)
-        at = (100 if x == "tokens_share" else 1) * group[x].astype(float)
+        at = (100 if x in (SHARE.key, SLOTS_SHARE.key) else 1) * group[x].astype(float)
         color, scale = mine[method].color(theme.name), _scale(score)
         if f"{score}_low" in group:
             ends = (scale * group[f"{score}_{end}"] for end in ("low", "high"))

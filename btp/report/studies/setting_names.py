@@ -20,6 +20,7 @@ TITLES = {
     "schedule.balance.last": "lambda of the last stage",
     "schedule.kind": "schedule",
     "schedule.withdraw_last": "withdrawal at the end",
+    "slots_share": "KV slots, %",
     "tokens_share": "visual tokens, %",
 }
 VALUES = {("calibration.dataset.abilities", "null"): "anything"}

@@ -26,6 +26,14 @@ SHARE = c.Column(
     "Visual tokens averaged over the layers, of those of the unpruned model.",
 )
 
+SLOTS_SHARE = c.Column(
+    "slots_share",
+    "KV slots, %",
+    "Method",
+    "percent",
+    "Slots of the K/V cache per key head, averaged over the layers, of those of the unpruned model.",
+)
+
 
 @dataclass(frozen=True)
 class Study:
@@ -96,10 +104,10 @@ def study_rows(fields: Sequence[Field], keys: Sequence[str], study: Study) -> pd
     had beside the method `controls_of`, where that is given.
 
     Args:
-        keys: dotted keys of the config, each a column; `tokens_share` is there anyway.
+        keys: dotted keys of the config, each a column; `tokens_share` and `slots_share` are there anyway.
 
     Returns:
-        Those of `ranking`, and: entry, tokens_share, pruner.name (of the arm), and the keys.
+        Those of `ranking`, and: entry, tokens_share, slots_share, pruner.name (of the arm), and the keys.
 
     Raises:
         ValueError: none of the runs is of a method.
@@ -110,6 +118,8 @@ def study_rows(fields: Sequence[Field], keys: Sequence[str], study: Study) -> pd
         entry=[entries[folder, arm] for folder, arm in zip(frame["folder"], frame["arm"], strict=True)]
     )
     frame["tokens_share"] = frame["tokens_avg"] / frame["visual_tokens"]
+    whole = frame[frame["role"].eq("baseline")].groupby("field")["slots"].max()
+    frame["slots_share"] = frame["slots"] / frame["field"].map(whole)
     controls, of = study.options.get("controls") or (), study.options.get("controls_of")
     named = frame["arm"].isin(list(controls)) & frame["role"].eq("control")
     if of is not None:

@@ -100,13 +100,18 @@ def draw_copy(rng: np.random.Generator, encode: Encoder, longest: int, parts: in
     return {"prefix": ids, "parts": found} | {name: [NOTHING] * len(ids) for name in TOLD}
 
 
-def collate(samples: list[dict]) -> dict[str, Tensor]:
+def collate(samples: list[dict], tail: int = 1) -> dict[str, Tensor]:
     """Texts of a batch, padded behind, and their questions.
+
+    Args:
+        samples: What `draw_docs` and `draw_copy` return.
+        tail: Last tokens of a question that are told whose value its answer is.
 
     Returns:
         `prefix`, those of TOLD [B, P] and `length` [B] of the texts; `ids`, `segment` (from 1; 0 is padding),
-        `position` (which goes on behind the text), `target` and `hint`, whose value the answer is (-100 where nothing
-        is asked) [B, T]; `kind` [B, Q], what each segment asks for, -1 where there is none.
+        `position` (which goes on behind the text), `target` and, at a question's tail and its answer, `hint`, whose
+        value that is (-100 where nothing is asked) [B, T]; `kind` [B, Q], what each segment asks for, -1 where there is
+        none.
     """
     rows = len(samples)
     length = torch.tensor([len(s["prefix"]) for s in samples])
@@ -126,7 +131,7 @@ def collate(samples: list[dict]) -> dict[str, Tensor]:
             ids[row, start:end], segment[row, start:end] = torch.tensor(q + a), number + 1
             position[row, start:end] = torch.arange(end - start) + length[row]
             target[row, start + len(q) - 1 : end - 1] = torch.tensor(a)
-            hint[row, start + len(q) - 1 : end - 1] = of
+            hint[row, start + len(q) - tail : end - 1] = of
             kind[row, number] = what
             start = end
     return {

@@ -2,11 +2,13 @@
 
 The curriculum goes by what is learnt, not by steps: first to copy, which is how looking up begins, then to look up in
 short texts, then in longer ones. It begins with four layers, which is where most is learnt for the time, and four that
-add nothing at first come between them. In the last two phases half of the batches forbid the questions to look at the
+add nothing at first come between them. In the last three phases half of the batches forbid the questions to look at the
 text in the first half of the layers, so that what a text says is bound together before it is asked for; asked earlier,
 that kept questions over two sentences at one half (700 steps without a move). By answers alone questions over two
 sentences, counts and kinds of words stayed at chance in the first of them (1400 steps), and a code's third digit was
-taken from any code. So the last phase also tells, by throw-away heads, whose value an answer is and what is counted.
+taken from any code. So the phases behind it also tell, by throw-away heads, what is counted and whose value an answer
+is: at the answer, which teaches kinds and digits within 500 steps, then from the asked name on, for the two steps that
+a question over two sentences takes.
 """
 
 from pathlib import Path
@@ -30,6 +32,7 @@ TEXT = {
 }
 LOSSES = {"answer": 1.0, "key": 0.3, "home": 0.2, "before": 0.3}
 BOUND = LOSSES | {"kin": 0.3, "times": 0.3, "hint": 0.5}
+HOPS = BOUND | {"times": 1.0, "hint": 1.0}
 WEIGHTS = {
     "needle": 1.0,
     "lookup": 3.0,
@@ -102,7 +105,8 @@ class PocketText(Recipe):
             decay=0.0,
             data=_data(LONG, 12, late=0.5),
         ),
-        Phase("bound", steps=3000, batch=16, rate=2.5e-3, losses=BOUND, data=_data(LONG, 12, late=0.5)),
+        Phase("bound", steps=800, batch=16, rate=2.5e-3, losses=BOUND, decay=0.0, data=_data(LONG, 12, late=0.5)),
+        Phase("hops", steps=2500, batch=16, rate=2.5e-3, losses=HOPS, data=_data(LONG, 12, late=0.5, tail=4)),
     )
 
     def __init__(self):
@@ -139,7 +143,7 @@ class PocketText(Recipe):
         samples = [draw_copy(rng, self.encode, phase.data["string"], phase.data["parts"]) for _ in range(copies)]
         while len(samples) < rows:
             samples.append(self.sample(rng, phase, length))
-        return collate(samples) | {"late": torch.tensor(late)}
+        return collate(samples, phase.data.get("tail", 1)) | {"late": torch.tensor(late)}
 
     def sample(self, rng: np.random.Generator, phase: Phase, length: int = 236) -> dict:
         """A text with its questions."""
