@@ -21,8 +21,8 @@ from transformers import (
 
 from btp.models.loading.processor_without_video import without_videos
 
-POCKET = Path(__file__).parents[2] / "btp/models/checkpoints/pocket_mini"
-SIDE, PATCH = 96, 4  # 24 x 24 patches, 12 x 12 visual tokens, as many as the embedded model has
+POCKET = Path(__file__).parents[2] / "btp/models/checkpoints/pocket"
+SIDE, PATCH = 96, 2  # 48 x 48 patches, 24 x 24 visual tokens, as many as the embedded model has
 TOKENS = {
     "image": "<|image_pad|>",
     "video": "<|video_pad|>",
@@ -51,7 +51,7 @@ def build(seed: int) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProc
             "vocab_size": len(words),
             "hidden_size": 64,
             "intermediate_size": 128,
-            "num_hidden_layers": 8,
+            "num_hidden_layers": 16,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
