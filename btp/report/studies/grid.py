@@ -32,7 +32,8 @@ def grid(fields: Sequence[Field], study: Study) -> Answer:
     frame = frame.sort_values(by, kind="stable")
     frame = frame.assign(method=frame["series"].where(frame["role"].eq("baseline"), frame["pruner.name"]))
     held_by_cache = [c.SLOTS, *(x for x in c.COST if x.key in CACHE)] if frame["evicts"].any() else []
-    shown = [c.METHOD, *map(column_of, by), SHARE, *held_by_cache, *map(metric, scores), *gap_columns()]
+    settings = [column_of(key) for key in by if key != "pruner.name"]  # which the method's column has
+    shown = [c.METHOD, *settings, SHARE, *held_by_cache, *map(metric, scores), *gap_columns()]
     return Answer(frame, shown, said(frame, by), lambda theme: _draw(methods(frame), by, scores, theme))
 
 
