@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from btp.tasks.pocketdocs.questions import ABILITIES
 from btp.tasks.pocketdocs.task import PocketDocs
-from experiments.embedded.pocket_text.data import KIND_OF, KINDS, collate, draw_copy
+from experiments.embedded.pocket_text.data import KIND_OF, KINDS, SOLD, collate, draw_copy
 from experiments.embedded.pocket_text.losses import answers, text_losses
 from experiments.embedded.recipes.pocket_text import ALL, FIRST, RECIPE, PocketText
 from experiments.embedded.train import train
@@ -82,6 +82,17 @@ def test_questions_that_may_not_look_do_not_depend_on_the_text(learner):
     assert not torch.allclose(*late)
 
 
+def test_in_deep_batches_one_kind_of_question_looks_late(learner):
+    """Others answer as ever; that kind does not depend on the text before the last layers."""
+    samples = (RECIPE.sample(np.random.default_rng(seed), RECIPE.phases[-1], 236) for seed in range(20))
+    sample = next(one for one in samples if SOLD in {KINDS[part[0]] for part in one["parts"]})
+    sold = [part for part in sample["parts"] if KINDS[part[0]] == SOLD]
+    others = [part for part in sample["parts"] if KINDS[part[0]] != SOLD]
+    for parts, same in ((others, True), (sold, False)):
+        plain, deep = (losses(learner, [sample | {"parts": parts}], deep=deep)["answer"] for deep in (False, True))
+        assert torch.allclose(plain, deep) == same
+
+
 def test_right_answers_count_as_whole():
     """An answer with one wrong token is wrong; of a string that is copied the share of its tokens counts."""
 
@@ -148,7 +159,7 @@ def test_batches_repeat_and_hold_what_a_phase_waits_for(phase):
     one, two = (RECIPE.draw(np.random.default_rng([0, 1]), phase) for _ in range(2))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert set(phase.until) <= set(KINDS)
-    assert set(phase.data["weights"]) == set(ABILITIES)
+    assert set(phase.data["weights"]) - {SOLD} == set(ABILITIES)
     assert one["prefix"].shape[1] <= 1024
 
 

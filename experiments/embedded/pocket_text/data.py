@@ -7,17 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from btp.tasks.pocketdocs.questions import ABILITIES, ask
+from btp.tasks.pocketdocs.questions import ABILITIES, QA, ask
 from btp.tasks.pocketdocs.text import MOST, Sentence, draw_text
 from btp.tasks.pocketdocs.vocabulary import CATEGORIES
 
-KINDS = (*ABILITIES, "copy")
+SOLD = "sold"  # asked in training alone: the second step of a question over two sentences
+KINDS = (*ABILITIES, "copy", SOLD)
 DOCUMENTS = 16  # classes of the head that names documents
 TIMES = MOST + 1  # and of the one that counts documents from a city
 NOTHING = -100
 TOLD = ("key", "kin", "home", "times")  # what heads tell at the tokens of the text
 KIND_OF = {word: kind[0] for kind in CATEGORIES.values() for word in kind}  # a kind is named by its first word
-ASKED_BY_KEY = ("lookup", "hop", "latest", "few_shot")  # abilities whose answer is the value of one key
+ASKED_BY_KEY = ("lookup", "hop", "latest", "few_shot", SOLD)  # those whose answer is the value of one key
 
 
 class Encoder:
@@ -48,12 +49,12 @@ def draw_docs(
         questions: How many questions, at most.
         weights: How often each ability is asked.
     """
-    odds = np.array([weights[a] for a in ABILITIES], float)
-    drawn = [list(ABILITIES)[i] for i in rng.choice(len(ABILITIES), 2 * questions, p=odds / odds.sum())]
-    text = draw_text(rng, "train", length, ABILITIES[drawn[0]][0])
+    odds = np.array(list(weights.values()), float)
+    drawn = [list(weights)[i] for i in rng.choice(len(weights), 2 * questions, p=odds / odds.sum())]
+    text = draw_text(rng, "train", length, "sells" if drawn[0] == SOLD else ABILITIES[drawn[0]][0])
     parts: dict[str, tuple] = {}
     for ability in drawn:
-        if len(parts) < questions and (asked := ask(ability, text, rng)):
+        if len(parts) < questions and (asked := _ask(ability, text, rng)):
             question, answer, evidence = asked
             tail = encode.words(["question", ":", *question.split()]) + encode.answer
             hint = NOTHING
@@ -61,6 +62,16 @@ def draw_docs(
                 hint = encode.ids[KIND_OF.get(evidence[-1].key, evidence[-1].key)]
             parts.setdefault(question, (KINDS.index(ability), tail, encode.words(answer.split()) + [encode.end], hint))
     return {"parts": list(parts.values())} | _prefix(text, encode)
+
+
+def _ask(ability: str, text: list[Sentence], rng: np.random.Generator) -> QA | None:
+    if ability != SOLD:
+        return ask(ability, text, rng)
+    sold = [s for s in text if s.kind == "sells"]
+    if not sold:
+        return None
+    one = sold[rng.integers(len(sold))]
+    return f"what is sold in {one.key} ?", one.value, (one,)
 
 
 def _prefix(text: list[Sentence], encode: Encoder) -> dict:

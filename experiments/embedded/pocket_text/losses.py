@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 import experiments.embedded.packed  # noqa: F401  (registers the attention)
-from experiments.embedded.pocket_text.data import DOCUMENTS, KINDS, NOTHING, TIMES, TOLD
+from experiments.embedded.pocket_text.data import DOCUMENTS, KINDS, NOTHING, SOLD, TIMES, TOLD
 
 DEPTH = 4  # layers in front of the throw-away heads that look at the text
 DEEPER = 6  # and of the one that looks at the answers
@@ -51,6 +51,7 @@ def text_losses(
     *,
     layers: Sequence[int],
     early: int = 0,
+    deep: bool = False,
 ) -> dict[str, Tensor]:
     """Cross-entropy of answers and heads; the share of answers that is right as a whole, of each ability in the batch.
 
@@ -60,6 +61,7 @@ def text_losses(
         batch: What `collate` returns.
         layers: Layers that take part; the others must add nothing.
         early: First layers in which the questions do not look at the text.
+        deep: Only the questions about what is sold do not, in the first DEEPER layers.
     """
     model.config._attn_implementation = "packed"
     prefix, segment = batch["prefix"], batch["segment"]
@@ -68,7 +70,11 @@ def text_losses(
     shown = places < batch["length"][:, None]  # [B, P]
     own = (segment[:, :, None] == segment[:, None, :]).tril()  # [B, T, T]
     rows = torch.cat([shown[:, None].expand(-1, t, -1), own], 2)
-    blind = torch.cat([torch.zeros_like(rows[:, :, :p]), own], 2)
+    seeing = torch.zeros_like(segment, dtype=torch.bool)
+    if deep:
+        early, asked = DEEPER, batch["kind"].gather(1, (segment - 1).clamp(min=0))
+        seeing = (segment > 0) & (asked != KINDS.index(SOLD))
+    blind = torch.cat([rows[:, :, :p] & seeing[:, :, None], own], 2)
     states: list[Tensor] = []
     behind = [max(i for i in layers if i < depth) for depth in (DEPTH, DEEPER)]
     hooks = [model.model.layers[i].register_forward_hook(lambda _, args, out: states.append(out)) for i in behind]
@@ -89,8 +95,8 @@ def text_losses(
     bound = heads.norm(states[0][:, :p])
     before = F.pad(prefix[:, :-1], (1, 0)).masked_fill(~shown, NOTHING)
     before[:, 0] = NOTHING
-    asked = heads.deeper(states[1][:, p:])
-    named = {name: (bound, batch[name]) for name in TOLD} | {"before": (bound, before), "hint": (asked, batch["hint"])}
+    deeper = heads.deeper(states[1][:, p:])
+    named = {name: (bound, batch[name]) for name in TOLD} | {"before": (bound, before), "hint": (deeper, batch["hint"])}
     for name, (seen, answer) in named.items():
         told = answer >= 0
         if told.any():

@@ -2,13 +2,14 @@
 
 The curriculum goes by what is learnt, not by steps: first to copy, which is how looking up begins, then to look up in
 short texts, then in longer ones. It begins with four layers, which is where most is learnt for the time, and four that
-add nothing at first come between them. In the last three phases half of the batches forbid the questions to look at the
+add nothing at first come between them. From then on half of the batches forbid the questions to look at the
 text in the first half of the layers, so that what a text says is bound together before it is asked for; asked earlier,
 that kept questions over two sentences at one half (700 steps without a move). By answers alone questions over two
 sentences, counts and kinds of words stayed at chance in the first of them (1400 steps), and a code's third digit was
 taken from any code. So the phases behind it also tell, by throw-away heads, what is counted and whose value an answer
-is: at the answer, which teaches kinds and digits within 500 steps, then from the asked name on, for the two steps that
-a question over two sentences takes.
+is: at the answer, which teaches kinds and digits within 500 steps, then from the asked name on, so that the city is
+known behind six layers (200 steps), and last the second step of such questions is asked by itself, what a city sells,
+in batches that let only the last two layers look for it.
 """
 
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from btp.models.embedded.pocket_text import build_text_model, build_text_tokenizer
 from btp.tasks.pocketdocs.vocabulary import words
-from experiments.embedded.pocket_text.data import Encoder, collate, draw_copy, draw_docs
+from experiments.embedded.pocket_text.data import SOLD, Encoder, collate, draw_copy, draw_docs
 from experiments.embedded.pocket_text.losses import DEPTH, BindingHeads, text_losses
 from experiments.embedded.recipe import Phase, Recipe
 
@@ -45,6 +46,7 @@ WEIGHTS = {
     "recite": 0.7,
 }
 LONG = {128: 0.1, 236: 0.4, 492: 0.4, 1004: 0.1}
+STEPS = {"weights": WEIGHTS | {"hop": 3.5, SOLD: 2.5}, "late": 0.35, "deep": 0.35}
 FIRST = (0, 2, 4, 6)  # layers of the first phases; the others begin by adding nothing
 ALL = tuple(range(TEXT["num_hidden_layers"]))
 LEAST = 4  # rows of a batch, however long its texts are
@@ -106,7 +108,10 @@ class PocketText(Recipe):
             data=_data(LONG, 12, late=0.5),
         ),
         Phase("bound", steps=800, batch=16, rate=2.5e-3, losses=BOUND, decay=0.0, data=_data(LONG, 12, late=0.5)),
-        Phase("hops", steps=2500, batch=16, rate=2.5e-3, losses=HOPS, data=_data(LONG, 12, late=0.5, tail=4)),
+        Phase(
+            "asked", steps=900, batch=16, rate=2.5e-3, losses=HOPS, decay=0.0, data=_data(LONG, 12, late=0.5, tail=4)
+        ),
+        Phase("hops", steps=1600, batch=16, rate=2.5e-3, losses=HOPS, data=_data(LONG, 12, tail=4) | STEPS),
     )
 
     def __init__(self):
@@ -138,12 +143,15 @@ class PocketText(Recipe):
         lengths = phase.data["lengths"]
         length = int(rng.choice(list(lengths), p=list(lengths.values())))
         rows = max(LEAST, min(phase.batch, phase.data["tokens"] // length))
-        late = rng.random() < phase.data.get("late", 0.0)
+        kind, late = rng.random(), phase.data.get("late", 0.0)
         copies = round(rows * phase.data["copies"])
         samples = [draw_copy(rng, self.encode, phase.data["string"], phase.data["parts"]) for _ in range(copies)]
         while len(samples) < rows:
             samples.append(self.sample(rng, phase, length))
-        return collate(samples, phase.data.get("tail", 1)) | {"late": torch.tensor(late)}
+        return collate(samples, phase.data.get("tail", 1)) | {
+            "late": torch.tensor(kind < late),
+            "deep": torch.tensor(late <= kind < late + phase.data.get("deep", 0.0)),
+        }
 
     def sample(self, rng: np.random.Generator, phase: Phase, length: int = 236) -> dict:
         """A text with its questions."""
@@ -159,7 +167,8 @@ class PocketText(Recipe):
     def losses(self, learner: nn.Module, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
         """What is answered, by ability, and what the heads tell."""
         early = DEPTH if batch["late"] else 0
-        return text_losses(learner["model"], learner["heads"], batch, layers=phase.data["layers"], early=early)
+        layers, deep = phase.data["layers"], bool(batch["deep"])
+        return text_losses(learner["model"], learner["heads"], batch, layers=layers, early=early, deep=deep)
 
     def save(self, learner: nn.Module, folder: Path) -> None:
         """A Llama checkpoint with its tokenizer."""
