@@ -139,12 +139,15 @@ def test_heads_are_told_what_the_text_says():
         for kind, question, _, hint in drawn["parts"]:
             asked = [words[i] for i in question][2:-3]  # without "question :" and "? ASSISTANT :"
             said.setdefault(KINDS[kind], []).append(hint >= 0)
-            if KINDS[kind] in ("lookup", "hop", "few_shot"):
-                key = {"lookup": asked[-1], "hop": written.get(asked[-1]), "few_shot": KIND_OF.get(asked[2])}[
-                    KINDS[kind]
-                ]
-                assert words[hint] == key
-    assert {ability for ability, given in said.items() if all(given)} == {"lookup", "hop", "latest", "few_shot"}
+            keys = {
+                "lookup": asked[-1],
+                "hop": written.get(asked[-1]),
+                SOLD: asked[-1],
+                "few_shot": KIND_OF.get(asked[2]),
+            }
+            if KINDS[kind] in keys:
+                assert words[hint] == keys[KINDS[kind]]
+    assert {ability for ability, given in said.items() if all(given)} == {"lookup", "hop", "latest", "few_shot", SOLD}
     assert not any(any(said[ability]) for ability in ("needle", "count", "recite"))
 
 
