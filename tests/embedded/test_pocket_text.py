@@ -147,8 +147,15 @@ def test_heads_are_told_what_the_text_says():
             }
             if KINDS[kind] in keys:
                 assert words[hint] == keys[KINDS[kind]]
-    assert {ability for ability, given in said.items() if all(given)} == {"lookup", "hop", "latest", "few_shot", SOLD}
-    assert not any(any(said[ability]) for ability in ("needle", "count", "recite"))
+    assert {ability for ability, given in said.items() if all(given)} == {
+        "lookup",
+        "hop",
+        "latest",
+        "count",
+        "few_shot",
+        SOLD,
+    }
+    assert not any(any(said[ability]) for ability in ("needle", "document", "recite"))
 
 
 def test_a_string_to_copy_is_in_its_text():

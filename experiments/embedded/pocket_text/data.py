@@ -18,7 +18,7 @@ TIMES = MOST + 1  # and of the one that counts documents from a city
 NOTHING = -100
 TOLD = ("key", "kin", "home", "times")  # what heads tell at the tokens of the text
 KIND_OF = {word: kind[0] for kind in CATEGORIES.values() for word in kind}  # a kind is named by its first word
-ASKED_BY_KEY = ("lookup", "hop", "latest", "few_shot", SOLD)  # those whose answer is the value of one key
+OF_ONE_THING = ("lookup", "hop", "latest", "count", "few_shot", SOLD)  # those whose answer is told of one thing
 
 
 class Encoder:
@@ -58,8 +58,9 @@ def draw_docs(
             question, answer, evidence = asked
             tail = encode.words(["question", ":", *question.split()]) + encode.answer
             hint = NOTHING
-            if ability in ASKED_BY_KEY:
-                hint = encode.ids[KIND_OF.get(evidence[-1].key, evidence[-1].key)]
+            if ability in OF_ONE_THING:
+                key = evidence[-1].value if ability == "count" else evidence[-1].key
+                hint = encode.ids[KIND_OF.get(key, key)]
             parts.setdefault(question, (KINDS.index(ability), tail, encode.words(answer.split()) + [encode.end], hint))
     return {"parts": list(parts.values())} | _prefix(text, encode)
 
