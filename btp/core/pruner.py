@@ -71,6 +71,12 @@ class Tokens:
     host_grid: tuple[Tensor, Tensor] | None = None
     host_keep: tuple[int, ...] | None = None
 
+    @property
+    def padding(self) -> Tensor | None:
+        """`valid`; None where it is known without a sync that nothing is padded, so that nothing needs to be hidden."""
+        known = self.host_alive is not None and min(self.host_alive, default=0) == self.valid.shape[1]
+        return None if known else self.valid
+
     def keep_counts(self, stage: Stage) -> tuple[int, ...]:
         """How many tokens each row keeps at this stage: the stage's count, capped by what is alive."""
         if self.host_keep is not None:
@@ -173,7 +179,7 @@ class ScorePruner(Pruner):
                 f"{self.name}.score returned a tensor of shape {list(scores.shape)} at {stage.site}, but the visual "
                 f"tokens there are [B, N] = {list(tokens.valid.shape)}. Return one score for each of them."
             )
-        return Selection(top_k(scores, tokens.keep_counts(stage), tokens.valid), scores=scores)
+        return Selection(top_k(scores, tokens.keep_counts(stage), tokens.padding), scores=scores)
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
         """The score; -inf of a token that has none."""

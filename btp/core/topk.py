@@ -10,7 +10,7 @@ from torch import Tensor
 from btp.core.keep import on_device
 
 
-def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None) -> Tensor:
+def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None, distinct: bool = False) -> Tensor:
     """Indices of the k[b] highest scores of each row b, ascending.
 
     Ties go to the lowest index. No host sync. NaN counts as the lowest score.
@@ -19,6 +19,8 @@ def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None) -> Tens
         scores: [B, N], higher = keep.
         k: B counts, each at most the row's valid entries.
         valid: [B, N] bool, real entries in front; None = all.
+        distinct: Whether no two real entries of a row are equal, as `untied` leaves them: then nothing is sorted but
+            what stays.
 
     Returns:
         [B, max(k)] int64, shorter rows padded with -1 at the end.
@@ -39,12 +41,22 @@ def top_k(scores: Tensor, k: Sequence[int], valid: Tensor | None = None) -> Tens
         lowest = torch.iinfo(scores.dtype).min
     if valid is not None:
         scores = scores.masked_fill(~valid, lowest)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :widest]
-    if min(k, default=0) == widest:
+    even = min(k, default=0) == widest
+    if distinct:
+        order = scores.topk(widest, dim=1, sorted=not even).indices
+    else:
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, :widest]
+    if even:
         return order.sort(dim=1).values
     unused = torch.arange(widest, device=order.device) >= on_device(tuple(k), order.device)[:, None]
     order = order.masked_fill(unused, n).sort(dim=1).values
     return order.masked_fill(order == n, -1)
+
+
+def untied(scores: Tensor) -> Tensor:
+    """[B, N] the order of integer scores without ties, which went to the lowest index: |scores| * N fits into int64."""
+    n = scores.shape[1]
+    return torch.add(torch.arange(n - 1, -1, -1, device=scores.device), scores, alpha=n)
 
 
 def keep_best(scores: Tensor, k: Sequence[int], valid: Tensor, alive: Sequence[int]) -> Tensor:

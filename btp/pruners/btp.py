@@ -128,9 +128,7 @@ class BTP(Pruner):
         if tuple(first.sure) == first.counts:  # nothing is left for diversity
             keep = _ascending(first.chosen, tokens.valid.shape[1], first.counts)
         else:
-            padded = tokens.host_alive is None or min(tokens.host_alive) < tokens.valid.shape[1]
-            valid = tokens.valid if padded else None
-            keep = farthest_points(tokens.hidden, first.chosen, first.counts, valid, first.sure)
+            keep = farthest_points(tokens.hidden, first.chosen, first.counts, tokens.padding, first.sure)
         return Selection(keep, scores=first.scores)
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:

@@ -12,8 +12,10 @@ from btp.core.cache_pruner import CachePruner
 from btp.core.check_settings import check_one_of, check_whole
 from btp.core.pruner import ScorePruner, Tokens
 from btp.core.schedule import Schedule, Stage
+from btp.core.selection import Selection
 from btp.core.signals import Signals
 from btp.core.slots import Slots, SlotSelection
+from btp.core.topk import top_k, untied
 from btp.ops.integer_hash import mixed
 from btp.pruners.random_slots import RandomSlots
 
@@ -62,18 +64,25 @@ class Random(ScorePruner):
         """Random slots of a cache."""
         return RandomSlots(seed=self.seed).evict(slots, signals, stage)
 
+    def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
+        """Keep the highest numbers of each row."""
+        scores = self.score(tokens, signals, stage)
+        keep = top_k(untied(scores), tokens.keep_counts(stage), tokens.padding, distinct=True)
+        return Selection(keep, scores=scores)
+
     def score(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] random numbers in 0..2^31 - 1."""
         key = int.from_bytes(hashlib.blake2b(f"{self.seed} {stage.site}".encode(), digest_size=4).digest())
         row = tokens.total.long() + key
         if self.reads_states(stage):
-            row = row + _landmarks(tokens)
+            row += _landmarks(tokens)
         return mixed(tokens.index + mixed(row)[:, None])
 
 
 def _landmarks(tokens: Tokens) -> Tensor:
     """[B] of the original indices of the tokens that stand out in the first channels, as one number."""
-    channels = tokens.hidden.detach()[..., :CHANNELS].float()  # [B, N, CHANNELS]
-    highest = channels.masked_fill(~tokens.valid[..., None], -torch.inf).argmax(1)
-    found = tokens.index.gather(1, highest)
+    channels, padding = tokens.hidden[..., :CHANNELS].float(), tokens.padding  # [B, N, CHANNELS]
+    if padding is not None:
+        channels = channels.masked_fill(~padding[..., None], -torch.inf)
+    found = tokens.index.gather(1, channels.argmax(1))
     return torch.add(found[:, 0], found[:, -1], alpha=ODD)

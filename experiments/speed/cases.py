@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, cycle, pairwise
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from btp.pruners.dart import DART
 from btp.pruners.divprune import DivPrune
 from btp.pruners.fastervlm import FasterVLM
 from btp.pruners.fastv import FastV
+from btp.pruners.random import Random
 from btp.pruners.sparsevlm import SparseVLM
 from btp.pruners.tome import ToMe
 from btp.pruners.visionzip import VisionZip
@@ -324,6 +325,29 @@ def vflowopt(tiles: int, share: float, side: float) -> Case:
     )
 
 
+def random(N: int, k: int, rows: int, salt: str) -> Case:
+    """The draw, of other samples each time: a processor learns the turns that sorting the same numbers takes."""
+    alone = tokens_of(torch.zeros(N, 256))
+    seen = replace(alone, index=alone.index.expand(rows, N), valid=alone.valid.expand(rows, N), host_alive=(N,) * rows)
+
+    def sample(i: int) -> Tokens:
+        total = torch.arange(N + i * rows, N + (i + 1) * rows)
+        return replace(seen, hidden=torch.randn(rows, N, 256), total=total, host_total=tuple(total.tolist()))
+
+    samples = cycle([sample(i) for i in range(64 // rows)])
+    pruner, stage, seeds = Random(seed=0, salt=salt), Stage("llm.layer.2", k), count()
+    return Case(
+        "random",
+        f"choice alone, {rows} at once, salt {salt}",
+        N,
+        k,
+        256,
+        lambda: plain.permuted(N, k, [next(seeds) for _ in range(rows)]),
+        lambda: chosen(pruner, next(samples), {}, stage).keep,
+        comparable=False,
+    )
+
+
 def cases(widths: list[int]) -> Iterator[Case]:
     """All rows of the table, in order; each is made when its turn comes."""
     for width in widths:
@@ -338,3 +362,6 @@ def cases(widths: list[int]) -> Iterator[Case]:
     yield tome(576, 16)
     yield visionzip(576, 54, 10)
     yield vflowopt(2, 0.265, 15.58)
+    for rows in (1, 32):
+        for salt in ("content", "none"):
+            yield random(576, 144, rows, salt)

@@ -150,3 +150,9 @@ def recycled(x: Tensor, worth: Tensor, region: Tensor, coord: Tensor, share: flo
         x[best] = (weights[:, None] * x[members]).sum(0)
         keep[best] = True
     return x[keep]
+
+
+def permuted(N: int, k: int, seeds: list[int]) -> Tensor:
+    """random: a permutation of each sample, from a generator with a seed of its own; [B, k] its first k, ascending."""
+    drawn = [torch.randperm(N, generator=torch.Generator().manual_seed(seed))[:k] for seed in seeds]
+    return torch.stack(drawn).sort(dim=1).values

@@ -10,7 +10,7 @@ from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
 from btp.core.site import Site
-from btp.core.topk import top_k
+from btp.core.topk import top_k, untied
 from btp.core.trace import Call, StageRecord, Trace
 
 
@@ -139,6 +139,17 @@ def test_top_k_ties_and_ragged_rows():
         top_k(scores, (1,))
     with pytest.raises(ValueError, match="Counts must lie in"):
         top_k(scores, (5, 1))
+
+
+@pytest.mark.parametrize("counts", [(4, 4, 4), (5, 0, 3)])
+def test_integers_without_ties_keep_what_a_stable_sort_keeps(counts):
+    """Three numbers among twelve places are full of ties, in whole rows and in one that is padded."""
+    generator = torch.Generator().manual_seed(0)
+    valid = torch.tensor([[True] * 12, [True] * 12, [True] * 7 + [False] * 5])
+    for _ in range(50):
+        scores = torch.randint(2**31 - 3, 2**31, (3, 12), generator=generator)
+        wanted = top_k(scores, counts, valid)
+        assert torch.equal(top_k(untied(scores), counts, valid, distinct=True), wanted)
 
 
 def test_score_pruner_counts_each_row():

@@ -88,6 +88,7 @@ def run_until_interrupted(recipe, out):
         return False
 
 
+@pytest.mark.long
 def test_a_killed_process_goes_on_where_it_stopped(tmp_path):
     """The process dies without a word, as at a power cut."""
     program = (

@@ -227,12 +227,14 @@ def test_checkpointed_layers_compute_the_same_gradient():
             lvlm.model.gradient_checkpointing_enable({"use_reentrant": False})
             lvlm.model.train()
         pruner = lvpruning()
+        before = [dict(vars(layer)) for layer in lvlm.towers["llm"].layers]
         torch.manual_seed(0)
         with masking(lvlm, pruner, SCHEDULE) as masked:
             output, _ = masked(tiny.prompts(lvlm, ROWS))
             output.logits[:, -1].square().mean().backward()
         grads.append([p.grad.clone() for p in pruner.modules.parameters()])
         assert lvlm.model.training == checkpointed
+        assert before == [dict(vars(layer)) for layer in lvlm.towers["llm"].layers], "something stayed behind"
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*grads, strict=True))
 
 

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import tiny_text
 import torch
+from crossings import one_by_one
 from oracle import alone, hiding, steps, withdrawn
 from toys import Scatter, plan
 
@@ -33,9 +34,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("rows", LENGTHS)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("attention", "rows", "schedule"),
+    one_by_one(["sdpa", "eager"], ["left padded", *LENGTHS], ["three stages to none", *SCHEDULES]),
+)
 @pytest.mark.parametrize("family", tiny_text.FAMILIES)
 def test_removing_equals_hiding(family, attention, rows, schedule):
     """In prefill and in every decode step, with grouped heads and without, with RoPE and learned positions."""

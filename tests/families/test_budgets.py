@@ -50,7 +50,10 @@ def kept(run):
     return {(r.arm, r.sample, r.site): tuple(r.kept) for r in trace.itertuples()}
 
 
-@pytest.mark.parametrize(("name", "budget"), [("qwen25vl", "budget.share=0.5"), ("llava_next", "budget.tokens=20")])
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [("qwen25vl", "budget.share=0.5"), pytest.param("llava_next", "budget.tokens=20", marks=pytest.mark.long)],
+)
 def test_neither_order_nor_batch_changes_what_stays(name, budget, tmp_path):
     """And each sample is at its budget, as the whole is."""
     runs = []

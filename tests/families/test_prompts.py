@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from crossings import one_by_one
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
@@ -56,12 +57,11 @@ def real(inputs):
     return [ids[mask.bool()].tolist() for ids, mask in pairs]
 
 
-@pytest.mark.parametrize("adds", [True, False], ids=["tokenizer adds BOS", "tokenizer adds none"])
-@pytest.mark.parametrize("begin", WRITES)
+@pytest.mark.parametrize(("begin", "tokenizer"), one_by_one(WRITES, ["adds BOS", "adds none"]))
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_are_what_transformers_makes_of_each_alone(name, begin, adds):
+def test_rows_are_what_transformers_makes_of_each_alone(name, begin, tokenizer):
     """With a picture, with two, without; with and without a system turn; alone and together in one batch."""
-    processor = processor_of(name, WRITES[begin], adds)
+    processor = processor_of(name, WRITES[begin], tokenizer == "adds BOS")
     rows = [
         (turns("what is shown?", PICTURES[:1]), PICTURES[:1]),
         (turns("what is left of the circle?", PICTURES, "answer with a single word"), PICTURES),

@@ -5,9 +5,11 @@ import importlib
 
 import pytest
 import torch
+import transformers
 import yaml
 from families import kit
 from families.llava_onevision import resized
+from packaging.version import Version
 from toys import Watch, plan
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
@@ -19,6 +21,7 @@ from btp.models.families.llava_onevision import LlavaOneVision
 
 TILED = ("llava_next", "llava_next_mistral", "llava_onevision", "llava_next_video")
 FILMED = ("llava_onevision", "llava_next_video", "video_llava")
+BEAMS_LOSE_VIDEOS = Version(transformers.__version__) < Version("5.21")  # of LLaVA-NeXT-Video, pruned or not
 SIZES = [(80, 50), (50, 80), (84, 84), (120, 110), (30, 70), (200, 41), (13, 90), (43, 42)]
 
 
@@ -189,7 +192,7 @@ def test_pooled_frames_lie_where_they_were():
         late.remove()
         layout = lvlm.layout(inputs)
         coord = layout.coord[0][layout.visual[0]]
-        arrived = found[0][: len(coord), :3][coord[:, 0] >= 0]
+        arrived = found[0].flatten(0, -2)[: len(coord), :3][coord[:, 0] >= 0]
         coord = coord[coord[:, 0] >= 0]
         step = side / (int(coord[:, 1].max()) + 1)
         assert torch.allclose(arrived[:, 0], coord[:, 0].float())
@@ -218,8 +221,13 @@ def test_behind_generate(name, beams):
         inputs, pruner = kit.batch(name, rows), Watch()
         if not lvlm.visual_mask(inputs).any():
             continue
+        said = {"max_new_tokens": 2, "num_beams": beams, "do_sample": False}
+        if BEAMS_LOSE_VIDEOS and beams > 1 and name == "llava_next_video" and "pixel_values_videos" in inputs:
+            with torch.no_grad(), pytest.raises(ValueError, match="non-empty list"):
+                lvlm.model.generate(**inputs, **said)
+            continue
         with torch.no_grad(), attach(lvlm, pruner, plan(("llm.layer.1", 0.5))):
-            lvlm.generate(**inputs, max_new_tokens=2, num_beams=beams, do_sample=False)
+            lvlm.generate(**inputs, **said)
         tokens = pruner.seen[0][1]
         assert torch.equal(tokens.coord, lvlm.coords(inputs).repeat_interleave(beams, dim=0))
 

@@ -43,6 +43,16 @@ def test_random_depends_on_what_it_says():
     assert not torch.equal(picks, draw(replace(seen, host_total=None, total=torch.tensor([101]))))
 
 
+def test_random_keeps_what_it_kept():
+    """Draws of recorded runs: by content and not, alone and beside a longer row, known on the host or not."""
+    a, b = tokens(12, generator=5), tokens(9, 12, generator=6)
+    by_content, of_b = {"salt": "content", "keep": 0.34}, [[0, 2, 6, -1], [4, 6, 8, 11]]
+    assert draw(a, **by_content).tolist() == [[2, 4, 5, 6]]
+    assert draw(b, seed=7, **by_content).tolist() == of_b
+    assert draw(replace(b, host_alive=None, host_total=None), seed=7, **by_content).tolist() == of_b
+    assert draw(a, "llm.input", 0.34).tolist() == [[4, 9, 10, 11]]
+
+
 def test_random_by_content():
     """Different pictures get different tokens, the same picture the same, also with a little noise."""
     a, b = tokens(100), tokens(100, generator=5)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 from jobs import ROOT
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb_server import serving
 
 SWEEP = yaml.safe_load((ROOT / "experiments" / "wandb_sweep.yaml").read_text())
@@ -22,6 +21,9 @@ def chosen(parameter):
 
 def agents_command(sweep):
     """As W&B's agent fills the command in, with its own functions."""
+    # takes two seconds, which whoever collects tests would pay too
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
     args = {name: {"value": chosen(parameter)} for name, parameter in sweep["parameters"].items()}
     known = create_sweep_command_args({"args": args})
     known |= {"interpreter": [sys.executable], "program": [sweep["program"]], "env": ["/usr/bin/env"]}

@@ -28,6 +28,7 @@ from btp.engine.decoder.probe import Probe, Sight
 from btp.engine.decoder.stream import make_tokens
 from btp.engine.hooks.arguments import Binding
 from btp.engine.hooks.attention_registry import implementation, own_eager, standing_for
+from btp.engine.hooks.checkpointed_layers import checkpoint_behind_hooks
 from btp.engine.hooks.flash import FLASH
 from btp.engine.training.masked_attention import masked_attention
 
@@ -109,6 +110,7 @@ class Masking:
         """Register every hook; closing the stack removes them."""
         with ExitStack() as undo:
             layers = self._host.towers["llm"].layers
+            checkpoint_behind_hooks(layers, undo)
             first = min(planned.stage.site.first_layer for planned in self._plan)
             inside = {id(module): at for at in range(first, len(layers)) for module in layers[at].modules()}
             self._stand_for_attention(inside, undo)
