@@ -363,6 +363,7 @@ def test_videos_that_were_not_seen():
                 go()
     with attach(host.host, Content(), at):
         steps(host.host, both)
+    assert run(watch, at, ROWS[2:])[1][0].total == (0,)
 
 
 def test_pictures_are_as_they_were():
