@@ -31,6 +31,8 @@ from btp.pruners.tome import ToMe
 from btp.pruners.vflowopt import VFlowOpt
 from btp.pruners.visionzip import VisionZip
 from btp.pruners.vispruner import VisPruner
+from btp.runner.calibration.reference import Watch as Watching
+from btp.runner.calibration.reference import reference
 from families import kit
 from families.hiding import hiding
 from families.test_clips import Frames, prompts
@@ -364,6 +366,16 @@ def test_videos_that_were_not_seen():
     with attach(host.host, Content(), at):
         steps(host.host, both)
     assert run(watch, at, ROWS[2:])[1][0].total == (0,)
+
+
+def test_a_search_sees_frames():
+    """A reference whose inputs are made inside of its attach shows a watched method what it asks for."""
+    host = kit.loaded(NAME)
+    inputs, clips = prompts(NAME, ROWS)
+    with torch.no_grad():
+        kept = reference(host.host, lambda: inputs | encode_clips(host.host, host.processor, clips), Watching(VFLOWOPT))
+    assert [x.shape[0] for x in kept.signals.values()] == [10, 10]
+    assert VFLOWOPT.most_received(kept.signals) > 1
 
 
 def test_pictures_are_as_they_were():
