@@ -37,8 +37,8 @@ class AIM(Pruner):
         metric: what is compared in merging: hidden, the tokens' states (the paper for video) | vision.feature, the
             keys of the block whose output the projector reads | vision.layer.N, those of another block (released code
             for LLaVA-1.5: vision.layer.23, whose input are the tokens to be merged). Keys of all heads in one. At
-            `llm.input` keys are those of the patches that were pooled, averaged; where a family resizes or pools frames
-            so that they cannot be told, take hidden.
+            `llm.input` keys are those of the patches that were pooled, averaged or, on videos of LLaVA-OneVision,
+            interpolated; where a family resizes or pools so that they cannot be told, take hidden.
         order: raster, tokens stay in their places | official, the tokens that could have gone but stay come first, by
             descending similarity.
         mean: official, each step takes the plain mean, whatever merged before | size, by the tokens each stands for.

@@ -58,10 +58,12 @@ class PatchAttentionPruner(Pruner):
 
 
 def by_token(seen: Tensor, tokens: Tokens) -> Tensor:
-    """[B, N, ...] what was seen of pictures [P, n, ...], for the tokens of a prompt; arbitrary off the grid."""
-    assert tokens.picture is not None  # the engine fills them in wherever a vision signal is asked for
+    """[B, N, ...] what was seen of pictures [P, n, ...], for the tokens of a prompt; 0 for those that are no patch."""
+    patch = is_patch(tokens)
+    assert tokens.picture is not None
     assert tokens.slot is not None
-    return seen[tokens.picture.clamp(min=0), tokens.slot.clamp(min=0)]
+    found = seen[tokens.picture.clamp(min=0), tokens.slot.clamp(min=0)]
+    return found.masked_fill(~patch.view(*patch.shape, *[1] * (found.dim() - 2)), 0)
 
 
 def joined_keys(keys: Tensor, tokens: Tokens, stage: Stage) -> Tensor:
@@ -72,7 +74,7 @@ def joined_keys(keys: Tensor, tokens: Tokens, stage: Stage) -> Tensor:
 
 def is_patch(tokens: Tokens) -> Tensor:
     """[B, N] bool: the token is one of the vision tower's."""
-    assert tokens.picture is not None
+    assert tokens.picture is not None  # the engine fills them in wherever a vision signal is asked for
     assert tokens.slot is not None
     return (tokens.picture >= 0) & (tokens.slot >= 0)
 

@@ -31,8 +31,8 @@ class VisionZip(Pruner):
     joins the contextual token whose keys, averaged over heads, are most like its own. Question-independent. A picture
     of which everything stays is left as it is.
 
-    At `llm.input`, for towers whose tokens are pooled, all pictures of a prompt share one count, what the tower shows
-    of patches is put together for each visual token, and these merge behind the projector.
+    At `llm.input`, for towers whose tokens are pooled, all pictures or frames of a prompt share one count, what the
+    tower shows of patches is put together for each visual token, and these merge behind the projector.
 
     The class token takes the place of the first patch that is neither dominant nor contextual. That patch's content
     flows into its contextual token as any other's, but plan and trace show it where the class token stands.

@@ -29,7 +29,7 @@ from btp.core.schedule import Schedule
 from btp.core.signals import Signal
 from btp.engine.attach import attach
 from btp.engine.checks.plan import make_plan
-from btp.engine.checks.signals import check_signal
+from btp.engine.checks.signals import check_frames, check_signal
 from btp.runner.arms import build_arms, build_method
 from btp.runner.evaluation.oracle_targets import aim_nowhere
 from btp.schedules.meet import facts_of, pictures_of
@@ -242,11 +242,14 @@ def tower(family: str) -> str:
     host = kit.loaded(family).host
     signals = [Signal(kind, "vision.feature", rows) for kind, rows in INSIDE]
     signals += [Signal(kind, "vision.output") for kind in ("hidden", "pixels")]
-    seen = [
-        f"{s.kind}{f' ({s.rows})' if s.rows else ''} at {s.site}" for s in signals if _goes(check_signal, host, s, "")
-    ]
+    named = [(s, f"{s.kind}{f' ({s.rows})' if s.rows else ''} at {s.site}") for s in signals]
+    seen = [name for s, name in named if _goes(check_signal, host, s, "")]
     cuts = [site for site in SITES if _goes(make_plan, host, Content(), plan((site, 0.5)))]
-    return f"signals {', '.join(seen) or 'none'}; stages {', '.join(cuts) or 'none'}"
+    found = f"signals {', '.join(seen) or 'none'}; stages {', '.join(cuts) or 'none'}"
+    if not hasattr(host, "pool_frames"):
+        return found
+    blended = [name for s, name in named if name in seen and _goes(check_frames, host, (), [s], "")]
+    return f"{found}; of videos, whose frames are interpolated, signals {', '.join(blended)}; stages none"
 
 
 def _goes(check: Callable[..., object], *asked: object) -> bool:

@@ -12,7 +12,7 @@ from btp.core.schedule import Schedule, Stage
 from btp.core.signals import Signal
 from btp.engine.checks.cache_plan import check_cache_signal, check_cache_stages, each_layer
 from btp.engine.checks.decode_stages import check_in_decode, check_needs
-from btp.engine.checks.signals import attention_name, check_signal, vision_tower
+from btp.engine.checks.signals import attention_name, check_signal, instead, vision_tower
 from btp.engine.checks.sliding_window import layer_kinds
 from btp.engine.hooks.arguments import Binding
 from btp.engine.hooks.flash import FLASH
@@ -202,8 +202,7 @@ def _check_weighing(host: Host, pruner: Pruner | None, schedule: Schedule) -> No
 
 
 def _check_vision(host: Host, i: int, stage: Stage) -> None:
-    instead = f"Set pruner.schedule.{i}.site=llm.input where the method can, or use one for the language model"
-    tower = vision_tower(host, f"schedule.{i}.site is {stage.site}: the stage", instead)
+    tower = vision_tower(host, f"schedule.{i}.site is {stage.site}: the stage", instead(i))
     assert tower.feature is not None
     if stage.site.layer > tower.feature:
         raise ValueError(

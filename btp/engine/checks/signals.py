@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from btp.core.host import PROMPT_TOKENS, Host, Packed, Tower
+from btp.core.schedule import Stage
 from btp.core.signals import BLOCKS, Signal
 from btp.core.site import Site
 from btp.engine.decoder.probe import IN_ATTENTION
+
+_ELSEWHERE = "llm.input and llm.layer.N (docs/support.md has what works on which model)."
+_TOGETHER = (
+    "What can be put together for these: attention (rows mean, form probs), queries and keys of a layer, and hidden at "
+    "vision.output."
+)
 
 
 def attention_name(host: Host) -> str:
@@ -31,9 +38,8 @@ def vision_tower(host: Host, who: str, instead: str = "Use stages and signals of
         return tower
     if tower is not None and tower.pooled:
         raise ValueError(
-            f"{who} works in the vision tower, but in {type(host.model).__name__} {tower.pooled} joins several of the "
-            f"tower's tokens into each visual token, so that none of them stays or leaves by itself. {instead}: "
-            "llm.input and llm.layer.N (docs/support.md has what works on which model)."
+            f"{who} works in the vision tower, but {_joined(host, tower.pooled)}, so that none of them stays or leaves "
+            f"by itself. {instead}: {_ELSEWHERE}"
         )
     if tower is None and host.unit == PROMPT_TOKENS:
         raise ValueError(
@@ -87,6 +93,11 @@ def check_signal(host: Host, signal: Signal, who: str) -> None:
         merges = tower is not None and tower.pooled and host.projector is not None
         tower = check_merged(host, signal, asks) if merges else vision_tower(host, asks + ": it")
         if signal.rows == "cls" and not tower.fixed_count:
+            if signal.kind == "hidden":
+                raise ValueError(
+                    f"{asks}, but the vision tower of {type(host.model).__name__} has no class token that could be "
+                    "kept. Set pruner.method.cls=false where the method offers it."
+                )
             raise ValueError(
                 f"{asks}, but the vision tower of {type(host.model).__name__} has no class token. What every patch "
                 "gets from all others would work in its place: Signal rows mean, which methods offer as "
@@ -139,23 +150,53 @@ def check_merged(host: Host, signal: Signal, asks: str) -> Tower:
         ValueError: says what can be seen there.
     """
     tower, used = host.towers["vision"], host.vision.config._attn_implementation  # type: ignore[union-attr]
-    mean = signal.kind == "attention" and signal.rows in ("mean", "cls") and signal.form == "probs"
-    if not (
-        mean
-        or signal.kind in ("queries", "keys")
-        or (signal.kind == "hidden" and signal.site.kind == "output" and signal.rows is None)
-    ):
-        raise ValueError(
-            f"{asks}, but in {type(host.model).__name__} {tower.pooled} joins several of the tower's tokens into each "
-            "visual token. What can be put together for these: attention (rows mean, form probs), queries and keys "
-            "of a layer, and hidden at vision.output."
-        )
+    if not _can_be_joined(signal):
+        raise ValueError(f"{asks}, but {_joined(host, tower.pooled)}. {_TOGETHER}")
     if signal.kind != "hidden" and used not in ("sdpa", "eager"):
         raise ValueError(
             f"{asks}, but the vision tower runs attention implementation {used!r}, which takes all pictures in one "
             "call. Load the model with attn_implementation=sdpa."
         )
     return tower
+
+
+def check_frames(host: Host, stages: Iterable[tuple[int, Stage]], signals: Iterable[Signal], method: str) -> None:
+    """Refuse stages and signals in a tower of which the frames of videos, and not pictures, are pooled.
+
+    Args:
+        stages: those in the vision tower, with their numbers in the schedule.
+        signals: those of the vision tower.
+        method: Name of the pruner.
+
+    Raises:
+        ValueError: says which, and what works instead.
+    """
+    joined = _joined(host, host.video_pooling)  # type: ignore[attr-defined]
+    cut = next(iter(stages), None)
+    if cut is not None:
+        raise ValueError(
+            f"schedule.{cut[0]}.site is {cut[1].site}: the stage works in the vision tower, but {joined}, so that none "
+            f"of them stays or leaves by itself. {instead(cut[0])}: {_ELSEWHERE}"
+        )
+    for signal in signals:
+        if not _can_be_joined(signal):
+            raise ValueError(f"pruner {method!r} asks for {signal}, but {joined}. {_TOGETHER}")
+
+
+def instead(index: int) -> str:
+    """What to do where a stage cannot stand in the vision tower."""
+    return f"Set pruner.schedule.{index}.site=llm.input where the method can, or use one for the language model"
+
+
+def _can_be_joined(signal: Signal) -> bool:
+    """Whether what was seen of patches says something of the visual token that several of them become."""
+    mean = signal.kind == "attention" and signal.rows in ("mean", "cls") and signal.form == "probs"
+    features = signal.kind == "hidden" and signal.site.kind == "output" and signal.rows is None
+    return mean or features or signal.kind in ("queries", "keys")
+
+
+def _joined(host: Host, what: str) -> str:
+    return f"in {type(host.model).__name__} {what} joins several of the tower's tokens into each visual token"
 
 
 def unseen_message(who: str, signal: Signal) -> str:

@@ -35,6 +35,7 @@ from btp.engine.hooks.encoder_calls import Encoders
 from btp.engine.hooks.forward_lock import Turn
 from btp.engine.hooks.root_forward import stand_around
 from btp.engine.vision.choose_stream import vision_of
+from btp.engine.vision.passed_frames import PassedFrames
 from btp.engine.vision.projector_frames import ProjectedFrames
 from btp.engine.vision.tower_pass import rows_valid as tower_rows_valid
 
@@ -65,8 +66,9 @@ class Stream:
         self._between = tuple(planned for planned in plan if planned.stage.site.kind != "cache")
         self._cuts = tuple(planned for planned in self._between if not planned.stage.in_decode)
         signals = [signal for planned in self._cuts for signal in planned.needs]
-        self._vision = vision_of(host, self._decider, self._cuts, signals)
-        self._frames = ProjectedFrames(host, signals)
+        self._frames = PassedFrames()
+        self._vision = vision_of(host, self._decider, self._cuts, signals, self._frames)
+        self._projected = ProjectedFrames(host, signals, self._frames)
         self._encoders = Encoders(host, self._turn, self._encoding)
         self._probe = Probe(host, [s for s in signals if s.kind != "projected"], self._prefilling, self._note)
         self._lazy = LazyStages(host, self._decider, [p for p in plan if p.stage.in_decode], self._current)
@@ -87,7 +89,8 @@ class Stream:
                 self._vision.open(undo)
                 enter = layers[0].register_forward_pre_hook(self._enter(Binding(layers[0])), with_kwargs=True)
                 undo.callback(enter.remove)  # in front of the probe, which sees what entered
-            self._frames.open(undo)
+            self._projected.open(undo)
+            undo.callback(self._frames.clear)
             self._lazy.open(undo)  # inside of the probe, whose previews end before they get here
             undo.enter_context(self._probe)
             self._deepstack.open(undo)
@@ -139,7 +142,7 @@ class Stream:
         finally:
             if isinstance(cache, kv.CutCache):
                 cache.followed = False
-            self._frames.end()
+            self._frames.clear()
             if self._run is not None:
                 self._run.cache = None  # which keeps the run, and not the other way round
                 self._run.memo.clear()
@@ -151,8 +154,8 @@ class Stream:
         inputs = self._encoders.told(inputs)
         self._run = run = open_run(self._host, inputs, self._reads_grid)
         self._trace.calls.append(run.call)
-        self._vision.begin(inputs)
         self._frames.begin(inputs)
+        self._vision.begin(inputs)
         if self._plan:
             check_flash_windows(self._kinds, self._attention, run.prompt_length)
         if self._cuts:
@@ -297,7 +300,7 @@ class Stream:
         seen, rows_valid = {}, {}
         for signal in planned.needs:
             if signal.kind == "projected":
-                seen[signal] = self._frames.seen()
+                seen[signal] = self._projected.seen()
                 continue
             if signal.site.tower == "vision":
                 seen[signal] = self._vision.seen(signal)

@@ -31,7 +31,7 @@ from btp.engine.hooks.attention_rows import gather_rows, tower_rows
 from btp.engine.vision.state import Pictures
 from btp.ops.bipartite import size_bias
 
-_AXIS = {"attention": 3, "queries": 2, "keys": 2, "values": 2, "hidden": 1, "scan": 1}
+AXIS = {"attention": 3, "queries": 2, "keys": 2, "values": 2, "hidden": 1, "scan": 1}
 _OUTSIDE = ("hidden", "pixels", "scan")  # signals that are not seen inside attention
 
 
@@ -188,7 +188,7 @@ class TowerPass(threading.local):
             else:
                 x = {"queries": query * scaling, "keys": key, "values": value}[signal.kind]
                 x = x if signal.rows == "all" else pictures.of_tokens(x, 2)
-            pictures.seen[signal] = x if signal.rows == "all" else pictures.spread(x, _AXIS[signal.kind])
+            pictures.seen[signal] = x if signal.rows == "all" else pictures.spread(x, AXIS[signal.kind])
 
     def _attended(self, signal: Signal, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
         """[P, H, 1, T] what the asked rows attend to; attention of no other row is computed."""
@@ -293,7 +293,7 @@ class TowerPass(threading.local):
         """A signal over the tokens alive; the class token, pixels and rows all are as they were seen."""
         x = self._sight(pictures, signal)
         whole = signal.kind == "pixels" or signal.rows == "all" or (signal.kind == "hidden" and signal.rows == "cls")
-        return x if whole else pictures.alive(x, _AXIS[signal.kind])
+        return x if whole else pictures.alive(x, AXIS[signal.kind])
 
 
 def _moved(states: Tensor, decision: Decision, before: tuple[Tensor, Tensor] | None, pictures: Pictures) -> Tensor:

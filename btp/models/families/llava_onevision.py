@@ -24,20 +24,28 @@ class LlavaOneVision(PooledVideos):
     more) is resized bilinearly: its tokens lie on the resized grid and are blends, none of the tower's. Where a prompt
     has several pictures, each is one tile with a newline behind it. A video's frames are pooled, bilinearly too, and
     one newline ends it.
+
+    Attributes:
+        video_pooling: what joins patches into a visual token of a video, for messages.
     """
 
     families = ("llava_onevision",)
     pools_projected = True
+    video_pooling = "interpolation of a video's frames"
 
     blends = (
-        "mosaics of more tiles than the config's vision_aspect_ratio has room for are resized, and the frames of a "
-        "video pooled. Smaller pictures, or several in one prompt, are not resized"
+        "mosaics of more tiles than the config's vision_aspect_ratio has room for are resized. Smaller pictures, or "
+        "several in one prompt, are not"
     )
 
     def video_coord(self, frames: int, pixels: Tensor) -> Tensor:
         """A grid a frame, and one newline behind them all."""
         side = math.ceil(self.side / 2)
         return torch.cat([frames_on(frames, side, side), torch.full((1, 3), OFF)])
+
+    def pool_frames(self, x: Tensor) -> Tensor:
+        """[F, n, D] the visual tokens of frames, made of something of their patches [F, patches, D]."""
+        return self.base.apply_pooling(x.contiguous())
 
     def tiles(self, sizes: Sequence[Sequence[int]], arguments: Mapping[str, Any]) -> list[int]:
         """One where a row has several pictures."""

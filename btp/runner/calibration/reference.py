@@ -122,18 +122,22 @@ class Reference(Pass):
 
     def step(self, batch: Batch) -> None:
         """One prefill."""
-        self.kept.append(reference(self.host, model_inputs(self.loaded, batch), self.watch))
+        self.kept.append(reference(self.host, lambda: model_inputs(self.loaded, batch), self.watch))
 
 
-def reference(host: Host, inputs: Mapping[str, Any], watch: Watch | None = None) -> Kept:
+def reference(
+    host: Host, inputs: Mapping[str, Any] | Callable[[], Mapping[str, Any]], watch: Watch | None = None
+) -> Kept:
     """Run the unpruned model on one batch.
 
     Args:
-        inputs: Inputs of a forward, on the model's device, padded on the left.
+        inputs: Inputs of a forward, on the model's device, padded on the left; or what makes them, where that encodes
+            videos, which the watch would not see otherwise.
         watch: sees signals on the way; None looks at nothing.
     """
     schedule = Schedule() if watch is None else Schedule((Stage(Site.parse("llm.input"), 1.0),))
     with attach(host, watch, schedule):
+        inputs = inputs() if callable(inputs) else inputs
         hidden, out = forward(host, inputs)
     kept = Kept(ready(host, inputs, out), hidden, out.logits[:, -1].float().log_softmax(-1))
     if watch is not None:
