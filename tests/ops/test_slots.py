@@ -88,6 +88,27 @@ def test_decayed_sums(decay, masked):
         assert torch.allclose(slot_signal(signal, now, real, even)[0], plain, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("given", [None, "bool", "added"])
+def test_decayed_sums_of_padded_rows(given):
+    """A row of a padded batch has the sums that it has alone, whoever made the mask, and 0 for its padding."""
+    torch.manual_seed(0)
+    n, gone = BLOCK + 37, 50
+    q, k = torch.randn(2, 4, n, 8), torch.randn(2, 2, n, 8)
+    real = torch.ones(2, n, dtype=torch.bool)
+    real[1, :gone] = False
+    seen = (torch.ones(n, n, dtype=torch.bool).tril() & real[:, None])[:, None]
+    seen[1, :, :gone] |= torch.eye(n, dtype=torch.bool)[:gone]  # as attention masks have it, so that no row is empty
+    added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    mask = {None: None, "bool": seen, "added": added}[given]
+    signal = Signal("attention", "llm.cache.1", "decayed", decay=0.99)
+    both = slot_signal(signal, Attending(1, q, k, k, mask, 8**-0.5, lambda mask: None), real, False)[0]
+    for row, start in enumerate((0, gone)):
+        one = Attending(1, q[row, None, :, start:], *(k[row, None, :, start:],) * 2, None, 8**-0.5, lambda mask: None)
+        alone = slot_signal(signal, one, real[row, None, start:], True)[0]
+        assert torch.allclose(both[row, ..., start:], alone[0], atol=1e-5)
+        assert not both[row, ..., :start].any()
+
+
 def test_rows_that_count():
     """As in the closed form, and never more than there are."""
     assert rows_that_count(0.0, 50) == 1

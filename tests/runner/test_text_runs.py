@@ -10,13 +10,14 @@ from jobs import composed, job
 
 from btp.core.schedule import Schedule, Stage
 from btp.models.embedded.pocket_text import build_text_tokenizer
-from btp.models.loading.load import Loaded
+from btp.models.loading.load import Loaded, load
 from btp.models.text_processor import TextProcessor
 from btp.results.reader import read_run
 from btp.runner.arms import build_arms
-from btp.runner.evaluation.data import Collate
+from btp.runner.evaluation.data import Collate, Feed
 from btp.runner.evaluation.prompts.shorten import check_contexts, shortened, without_middle
 from btp.runner.evaluation.visual_totals import text_totals
+from btp.runner.evaluation.ways.way_of_task import way_of
 from btp.runner.identity import model_identity
 from btp.schedules.meet import Facts
 from btp.schedules.plan import Sources
@@ -253,3 +254,18 @@ def test_tokens_that_come_back_from_prompt_to_report(checkpoint, tmp_path):
     assert {"lazyllm", "random"} == set(steps["arm"])
     assert (steps.loc[steps["step"].eq(0), "revived"] == 0).all()
     assert steps["step"].max() > 0
+
+
+def test_short_prompts_share_no_batch_with_long_ones(checkpoint, processor):
+    """Where a batch would be most of it padding."""
+    task = PocketDocs("test", 0, 54, None, [256, 380, 504])
+    samples = [task[i] for i in range(len(task))]
+    model = composed(f"model.path={checkpoint}", "model=pocket_text")["model"]
+    loaded = load(model, checkpoint, torch.device("cpu"))
+    seen = way_of(task).look(loaded, samples, [()] * len(samples))
+    assert sorted(seen.order) == list(range(len(samples)))
+    with Feed(samples, loaded.processor, groups=seen.groups) as feed:
+        each = [[seen.totals[i] for i in batch.indices] for batch in feed.batches(seen.order, 16)]
+    assert all(max(one) < 1.5 * min(one) for one in each)
+    assert len(each) < 9, "batches are as full as their lengths allow"
+    assert max(each[0]) == max(seen.totals), "the longest come first"

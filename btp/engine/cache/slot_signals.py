@@ -12,7 +12,7 @@ from btp.engine.hooks.attention_registry import Attending
 from btp.engine.hooks.attention_rows import gather_rows
 from btp.ops.slots import decayed, rows_that_count
 
-BLOCK = 256  # query rows whose attention is held at once
+BLOCK = 128  # query rows whose attention is held at once
 
 
 def one_row(now: Attending, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -58,9 +58,7 @@ def slot_signal(
     decay = signal.decay if signal.rows == "decayed" else 0.0
     assert decay is not None
     count = rows_that_count(decay, rows)
-    if not even:
-        return _sum(now, last_rows(attended, count), attended, decay), None
-    return _sum_even(now, count, decay), None
+    return _sum(now, count, decay, attended, None if even else last_rows(attended, count)), None
 
 
 def last_rows(attended: Tensor, count: int) -> Tensor:
@@ -71,40 +69,55 @@ def last_rows(attended: Tensor, count: int) -> Tensor:
     return torch.nn.functional.pad(place, (missing, 0), value=-1) if missing else place
 
 
-def _sum_even(now: Attending, count: int, decay: float) -> Tensor:
-    """[B, Hq, 1, n] decayed sum over the last `count` rows of a forward without padding."""
+def _sum(now: Attending, count: int, decay: float, attended: Tensor, place: Tensor | None) -> Tensor:
+    """[B, Hq, 1, n] decayed sum over the last `count` rows, in which nothing but a block of rows is held.
+
+    Args:
+        place: [B, count] which rows these are in a padded batch, -1 in front; None where they are the last ones.
+    """
     query, key = now.query, now.key
     B, Hq, R, d = query.shape
     Hkv, n = key.shape[1:3]
     exact = torch.promote_types(query.dtype, torch.float32)
-    turned = key.to(exact).transpose(-1, -2)  # [B, Hkv, d, n]
-    weight = decayed(count, decay, query.device).to(exact)
-    total = torch.zeros(B, Hkv, Hq // Hkv, n, dtype=exact, device=query.device)
-    for start in range(R - count, R, BLOCK):
-        end = min(start + BLOCK, R)
-        seen = n - R + end if now.mask is None else n  # columns that any row of the block may see
-        block = (query[:, :, start:end].to(exact) * now.scaling).reshape(B, Hkv, -1, d)  # [B, Hkv, group * rows, d]
-        logits = (block @ turned[..., :seen]).view(B, Hkv, -1, end - start, seen)
-        if now.mask is None:
+    turned = key.to(exact).flatten(0, 1).transpose(-1, -2)  # [B * Hkv, d, n]
+    weight = decayed(count, decay, query.device).to(exact).expand(B, count)
+    if place is not None:
+        weight = weight * (place >= 0)
+    space = query.new_empty(2, B * Hq * min(BLOCK, count) * n, dtype=exact)  # fresh memory would cost as much as all else
+    total = query.new_zeros(B * Hkv, Hq // Hkv, n, dtype=exact)
+    for start in range(0, count, BLOCK):
+        end = min(start + BLOCK, count)
+        first, last = R - count + start, R - count + end
+        seen = n - R + last if now.mask is None and place is None else n  # columns that any row of the block may see
+        rows = query[:, :, first:last] if place is None else gather_rows(query, place[:, start:end], axis=2)
+        block = (rows.to(exact) * now.scaling).reshape(B * Hkv, -1, d)  # [B * Hkv, group * rows, d]
+        logits, probs = (half[: block.shape[0] * block.shape[1] * seen].view(*block.shape[:2], seen) for half in space)
+        torch.bmm(block, turned[..., :seen], out=logits)
+        grouped = logits.view(B, Hkv, -1, end - start, seen)
+        if now.mask is None and place is None:
             ahead = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device).triu(1)
-            logits[..., seen - (end - start) :].masked_fill_(ahead, -torch.inf)
+            grouped[..., seen - (end - start) :].masked_fill_(ahead, -torch.inf)
+        elif place is None:
+            _hide(grouped, now.mask[:, :, first:last])  # type: ignore[index]
         else:
-            logits = _masked(logits, now.mask[:, :, start:end])
-        probs = logits.softmax(-1)
-        part = weight[start - (R - count) : end - (R - count)]
-        total[..., :seen] += (part @ probs.view(-1, end - start, seen)).view(B, Hkv, -1, seen)
+            _hide(grouped, _mask_of(now, place[:, start:end], attended))
+        torch.softmax(logits, -1, out=probs)
+        part = weight[:, None, None, None, start:end]  # [B, 1, 1, 1, rows]
+        total[..., :seen] += (part @ probs.view(B, Hkv, -1, end - start, seen)).view(B * Hkv, -1, seen)
     return total.view(B, Hq, 1, n)
 
 
-def _sum(now: Attending, place: Tensor, attended: Tensor, decay: float) -> Tensor:
-    """The same over rows [B, count] of a padded batch, -1 in front of those that there are."""
-    count = place.shape[1]
-    weight = decayed(count, decay, place.device)
-    total = torch.zeros((), device=place.device)
-    for start in range(0, count, BLOCK):
-        probs = _probs(now, place[:, start : start + BLOCK], attended)
-        total = total + (probs * weight[start : start + BLOCK, None]).sum(2, keepdim=True)
-    return total
+def _mask_of(now: Attending, place: Tensor, attended: Tensor) -> Tensor:
+    """[B, 1 or Hq, R', n] what some rows [B, R'] of a padded batch see; rows that there are not see everything."""
+    if now.mask is None:
+        R, n = attended.shape[1], now.key.shape[2]
+        old = torch.ones(len(place), n - R, dtype=torch.bool, device=place.device)
+        real = torch.cat([old, attended], dim=1)[:, None]  # [B, 1, n]
+        seen = (torch.arange(n, device=place.device) <= (place + n - R)[..., None]) & real
+        return (seen | (place < 0)[..., None])[:, None].to(now.query.device)
+    wide = now.mask.expand(len(place), *now.mask.shape[1:])
+    mask = gather_rows(wide, place, axis=2)
+    return mask | (place < 0)[:, None, :, None].to(mask.device) if mask.dtype == torch.bool else mask
 
 
 def _probs(now: Attending, place: Tensor, attended: Tensor) -> Tensor:
@@ -112,28 +125,19 @@ def _probs(now: Attending, place: Tensor, attended: Tensor) -> Tensor:
     query, key = gather_rows(now.query, place, axis=2), now.key
     B, Hq, rows, d = query.shape
     Hkv, n = key.shape[1:3]
-    R = now.query.shape[2]
     exact = torch.promote_types(query.dtype, torch.float32)
     block = (query.to(exact) * now.scaling).view(B, Hkv, -1, d)
     logits = (block @ key.to(exact).transpose(-1, -2)).view(B, Hkv, Hq // Hkv, rows, n)
-    place = place.to(query.device)
-    if now.mask is None:
-        old = torch.ones(B, n - R, dtype=torch.bool, device=query.device)
-        real = torch.cat([old, attended.to(query.device)], dim=1)[:, None]  # [B, 1, n]
-        seen = (torch.arange(n, device=query.device) <= (place + n - R)[..., None]) & real
-        mask = seen[:, None]
-    else:
-        wide = now.mask.expand(B, *now.mask.shape[1:])
-        mask = gather_rows(wide, place, axis=2)
-    logits = _masked(logits, mask).view(B, Hq, rows, n)
-    padded = (place < 0)[:, None, :, None]
-    return logits.masked_fill(padded, 0.0).softmax(-1).masked_fill(padded, 0.0)
+    _hide(logits, _mask_of(now, place, attended))
+    padded = (place < 0)[:, None, :, None].to(query.device)
+    return logits.view(B, Hq, rows, n).softmax(-1).masked_fill_(padded, 0.0)
 
 
-def _masked(logits: Tensor, mask: Tensor) -> Tensor:
-    """Logits [B, Hkv, group, R, n] under a mask [B, 1 or Hq, R, n], bool or added."""
-    B, Hkv, groups = logits.shape[:3]
-    mask = mask[:, :, None] if mask.shape[1] == 1 else mask.view(B, Hkv, groups, *mask.shape[2:])
+def _hide(logits: Tensor, mask: Tensor) -> None:
+    """Put logits [B, Hkv, group, R, n] under a mask [B or 1, 1 or Hq, R, n], bool or added."""
+    groups = logits.shape[1:3]
+    mask = mask[:, :, None] if mask.shape[1] == 1 else mask.view(len(mask), *groups, *mask.shape[2:])
     if mask.dtype == torch.bool:
-        return logits.masked_fill(~mask, -torch.inf)
-    return logits.masked_fill(mask < torch.finfo(mask.dtype).min / 2, -torch.inf) + mask.to(logits.dtype)
+        logits.masked_fill_(~mask, -torch.inf)
+    else:
+        logits.add_(mask).masked_fill_(mask < torch.finfo(mask.dtype).min / 2, -torch.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -190,10 +191,14 @@ def event_band(events: Sequence[Mapping[str, Any]], frames: int) -> list[tuple[i
 
 
 def _look_at_texts(loaded: Loaded, samples: Sequence[Sample], collate: Collate) -> Seen:
-    """Every prompt is counted; no sample shows a picture."""
+    """Every prompt is counted; no sample shows a picture. Prompts of one batch differ by half at most, or else most of
+    its tokens would be padding.
+    """
     totals, none = text_totals(samples, collate), [0] * len(samples)
     check_lengths(samples, none, loaded, collate)
-    return Seen(totals, totals, 1, by_length(samples, loaded.processor, none))
+    groups = [round(2 * math.log2(max(1, total))) for total in totals]
+    order = sorted(by_length(samples, loaded.processor, none), key=lambda i: -groups[i])
+    return Seen(totals, totals, 1, order, groups)
 
 
 class Foreign(Generate):
