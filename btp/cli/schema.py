@@ -35,6 +35,8 @@ from btp.cli.value_kinds import (
 
 CHOSEN = ("model", "pruner", "calibration", "schedule", "task", "trainer", "logger")  # groups that every run has
 
+_SHARE = number(0, 1)
+
 _RUN = {
     **dict.fromkeys(CHOSEN, GROUP),
     "budget": GROUP,
@@ -130,6 +132,13 @@ _GROUPS = {
     "training.seed": SEED,
     "training.samples": maybe(COUNT),
     "training.answer_tokens": whole(2),
+    "training.distil": GROUP,
+    "training.distil.steps": whole(0),
+    "training.distil.rate": number(0, above=True),
+    "training.distil.layers": Kind(
+        "two numbers between 0 and 1",
+        lambda value: isinstance(value, list) and list(map(_SHARE.holds, value)) == [True] * 2,
+    ),
     "training.gap": whole(0),
     "training.save": COUNT,
     "training.log": COUNT,

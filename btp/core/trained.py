@@ -95,6 +95,14 @@ class Trained(Pruner):
             tokens: all visual tokens of the prompt; `valid` marks those that inference would still have, in any order.
         """
 
+    def ranking(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
+        """[B, N] with gradient, higher = keep: what a distillation teaches the stage's module.
+
+        Raises:
+            NotImplementedError: the modules rank no tokens.
+        """
+        raise NotImplementedError(f"the modules of pruner {self.name!r} rank no tokens.")
+
     @abstractmethod
     def aim(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] bool: what stays where the training's own aim says how much, hard and without noise."""

@@ -94,19 +94,19 @@ class LVPruning(Trained):
         like = next(module.parameters())
         return module(tokens.hidden.to(like), signals[text].to(like), signals.rows_valid(text)).float()
 
-    def scores(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
+    def ranking(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """[B, N] log-odds of staying."""
         keep, drop = self.decide(tokens, signals, stage).unbind(-1)
         return keep - drop
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
         """The stage's number of tokens with the highest scores; no noise."""
-        scores = self.scores(tokens, signals, stage).detach()
+        scores = self.ranking(tokens, signals, stage).detach()
         return Selection(top_k(scores, tokens.keep_counts(stage), tokens.valid), scores=scores)
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
         """The probability of staying."""
-        return {"score": unscored(self.scores(tokens, signals, stage).detach().sigmoid())}
+        return {"score": unscored(self.ranking(tokens, signals, stage).detach().sigmoid())}
 
     def soften(self, tokens: Tokens, signals: Signals, stage: Stage) -> Soft:
         """Sampled decisions, 0 or 1, whose gradient is that of their probabilities (Gumbel-softmax)."""
@@ -116,7 +116,7 @@ class LVPruning(Trained):
     def aim(self, tokens: Tokens, signals: Signals, stage: Stage) -> Tensor:
         """As many as the stage's target, with the highest scores."""
         aimed = replace(stage, keep=_target(stage), solver=None)
-        keep = top_k(self.scores(tokens, signals, stage), tokens.keep_counts(aimed), tokens.valid)
+        keep = top_k(self.ranking(tokens, signals, stage), tokens.keep_counts(aimed), tokens.valid)
         return marked(keep, tokens.valid.shape[1])
 
     def losses(self, stages: Sequence[Masked], num_layers: int) -> dict[str, Tensor]:

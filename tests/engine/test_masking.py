@@ -157,7 +157,7 @@ def test_other_questions_change_decisions():
     for words in (ids, turned, other):
         seen = []
         pruner.select = lambda t, s, st, seen=seen: (
-            seen.append(pruner.scores(t, s, st)),
+            seen.append(pruner.ranking(t, s, st)),
             Selection(torch.arange(4)[None]),
         )[1]
         with torch.no_grad(), attach(lvlm, pruner, first):

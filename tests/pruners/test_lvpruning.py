@@ -63,7 +63,7 @@ def test_sampled_decisions_are_hard_and_follow_their_probabilities():
 def test_a_training_begins_near_keeping_all():
     pruner = method()
     seen, at = tokens(16, 11), stage()
-    scores = pruner.scores(seen, signals(pruner, seen, at), at)
+    scores = pruner.ranking(seen, signals(pruner, seen, at), at)
     assert 3 < scores[seen.valid].min() < scores[seen.valid].max() < 5
     assert scores[seen.valid].std() > 0.01
 
@@ -83,8 +83,8 @@ def test_padded_text_is_not_looked_at():
     spoilt = values[text].clone()
     spoilt[~values.rows_valid(text)] = 7.0
     changed = type(values)({text: spoilt}, {text: values.rows_valid(text)})
-    assert torch.equal(pruner.scores(seen, values, at), pruner.scores(seen, changed, at))
-    assert not torch.equal(pruner.scores(seen, values, at)[0], pruner.scores(seen, values, at)[1])
+    assert torch.equal(pruner.ranking(seen, values, at), pruner.ranking(seen, changed, at))
+    assert not torch.equal(pruner.ranking(seen, values, at)[0], pruner.ranking(seen, values, at)[1])
 
 
 def test_kept_sets_are_nested_where_shares_fall():

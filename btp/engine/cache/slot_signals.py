@@ -83,7 +83,8 @@ def _sum(now: Attending, count: int, decay: float, attended: Tensor, place: Tens
     weight = decayed(count, decay, query.device).to(exact).expand(B, count)
     if place is not None:
         weight = weight * (place >= 0)
-    space = query.new_empty(2, B * Hq * min(BLOCK, count) * n, dtype=exact)  # fresh memory would cost as much as all else
+    # memory that is fresh in every block would cost as much as all else
+    space = query.new_empty(2, B * Hq * min(BLOCK, count) * n, dtype=exact)
     total = query.new_zeros(B * Hkv, Hq // Hkv, n, dtype=exact)
     for start in range(0, count, BLOCK):
         end = min(start + BLOCK, count)

@@ -7,14 +7,16 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from btp.core.schedule import Schedule
 from btp.core.trained import Trained
+from btp.engine.attach import attach
 from btp.engine.training.masking import AIM, SOFT, masking
 from btp.models.loading.load import Loaded
 from btp.pruners.trained_folder import CARD, read_card, write_weights
@@ -31,6 +33,7 @@ from btp.runner.identity import code, code_of, digest, model_identity
 from btp.runner.sources import modules_of
 from btp.runner.training.answers import Teach, key_of
 from btp.runner.training.course import Course, Pace
+from btp.runner.training.distil import LOSS, AttentionTeacher, Distillation, check_distil
 from btp.runner.training.fit import LOG, fit
 from btp.runner.training.modules import ANSWER, ModuleCourse, masked_losses, trainable
 from btp.schedules.place import place_stages
@@ -196,6 +199,7 @@ class Training:
                 flush=True,
             )
         both = settings["train"] == BOTH
+        self._distil(pruner, schedule, teach)
         try:
             with frozen(loaded.host.model), masking(loaded.host, pruner, schedule, SOFT) as masked:
                 course = ModuleCourse(
@@ -217,19 +221,39 @@ class Training:
             gap = self._gap(pruner, schedule, teach)
             self._write(pruner, schedule, gap)
 
+    def _distil(self, pruner: Trained, schedule: Schedule, teach: Teach) -> None:
+        """Let the modules learn from the model's attention first, where the settings say so."""
+        settings, host = self.settings.get("distil") or {"steps": 0}, self.loaded.host
+        if not settings["steps"]:
+            return
+        layers = check_distil(settings, pruner, host.num_layers)
+        teacher = AttentionTeacher(pruner, schedule, layers)
+        pace = replace(self._pace({}, ()), steps=settings["steps"], rate=settings["rate"], losses={LOSS: 1.0})
+        pace = replace(pace, warmup=round(self.settings["warmup"] * pace.steps))
+        with frozen(host.model), attach(host, teacher, teacher.schedule) as trace:
+
+            def forward(inputs: Mapping[str, Any]) -> Tensor:
+                trace.calls.clear()
+                with torch.no_grad():
+                    host(**inputs, use_cache=False)
+                return teacher.loss()
+
+            where = (host, pruner, pace, teach, forward, self.settings["weight_decay"], self._workers)
+            self._fit(Distillation(f"{self.pruner['name']}, {LOSS}", *where), self.work / LOSS)
+
     @property
     def _workers(self) -> int:
         asked = self.settings["workers"]
         return self.machine.workers if asked is None else asked
 
-    def _fit(self, course: Course) -> None:
-        """Train a course in the work folder, which goes where the training cannot go on."""
+    def _fit(self, course: Course, out: Path | None = None) -> None:
+        """Train a course in the work folder or a folder of it; all of that goes where the training cannot go on."""
         machine, settings = self.machine, self.settings
-        make_folder(self.work)
+        make_folder(out or self.work)
         device = machine.device
         where: dict[str, Any] = {"device": device.type, "index": device.index if device.type == "cuda" else None}
         try:
-            fit(course, self.work, **where, keep=settings["save"], every=settings["log"], leads=machine.leads)
+            fit(course, out or self.work, **where, keep=settings["save"], every=settings["log"], leads=machine.leads)
         except ValueError:
             if machine.leads:
                 shutil.rmtree(self.work, ignore_errors=True)
@@ -308,7 +332,8 @@ class Training:
 
     def _keep_curve(self) -> None:
         make_folder(self.folder)
-        write_text(self.folder / CURVE, (self.work / LOG).read_text(encoding="utf-8"))
+        logs = [log for log in (self.work / LOSS / LOG, self.work / LOG) if log.exists()]
+        write_text(self.folder / CURVE, "".join(log.read_text(encoding="utf-8") for log in logs))
 
     def _origin(
         self, goes_with: Mapping[str, Any], stages: list[dict[str, Any]], parameters: int, gap: Mapping[str, float]

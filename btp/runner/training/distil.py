@@ -1,0 +1,117 @@
+"""Attention distillation: modules learn to rank tokens as deeper layers of the unpruned model attend to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from btp.core.pruner import Pruner, Tokens
+from btp.core.schedule import Schedule, Stage
+from btp.core.selection import Selection
+from btp.core.signals import Signal, Signals
+from btp.core.site import Site
+from btp.core.trained import Trained
+from btp.runner.training.answers import Taught
+from btp.runner.training.modules import ModuleCourse
+
+LOSS = "distil"
+
+
+class AttentionTeacher(Pruner):
+    """Keeps every token, and holds the rankings of a trained pruner against the text's attention in deeper layers.
+
+    Args:
+        trained: the pruner whose modules learn.
+        schedule: its stages.
+        layers: first layer that teaches, and the one behind the last.
+
+    Attributes:
+        schedule: stages to attach it with.
+    """
+
+    def __init__(self, trained: Trained, schedule: Schedule, layers: tuple[int, int]) -> None:
+        self.trained, self.layers = trained, layers
+        self.mine = {stage.site: stage for stage in schedule}
+        self.end = Site.parse(f"llm.layer.{layers[1]}")
+        sites = sorted({*self.mine, self.end}, key=lambda site: site.first_layer)
+        self.schedule = Schedule(tuple(Stage(site, 1.0) for site in sites))
+        self._rankings: list[Tensor] = []
+        self._attended: Tensor | None = None
+
+    def needs(self, stage: Stage) -> tuple[Signal, ...]:
+        """What the pruner reads, and behind the layers that teach what the text attends to in them."""
+        own = self.trained.needs(self.mine[stage.site]) if stage.site in self.mine else ()
+        return (*own, *(self._taught_by if stage.site == self.end else ()))
+
+    @property
+    def _taught_by(self) -> tuple[Signal, ...]:
+        return tuple(Signal("attention", Site.parse(f"llm.layer.{at}"), "text") for at in range(*self.layers))
+
+    def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
+        """Everything stays."""
+        if stage.site in self.mine:
+            with torch.enable_grad():
+                found = self.trained.ranking(tokens, signals, self.mine[stage.site]).float()
+                self._rankings.append(found.masked_fill(~tokens.valid, -torch.inf))
+        if stage.site == self.end:
+            real = signals.rows_valid(self._taught_by[0])[:, None, :, None]  # [B, 1, T, 1]
+            seen = [(signals[s] * real).amax(2).mean(1) for s in self._taught_by]  # [B, N] of each layer
+            self._attended = torch.stack(seen).mean(0).float() * tokens.valid
+        every = torch.arange(tokens.valid.shape[1], device=tokens.valid.device).expand_as(tokens.valid)
+        return Selection(every.masked_fill(~tokens.valid, -1))
+
+    def loss(self) -> Tensor:
+        """Mean over stages and rows of the divergence KL(attention || softmax of the ranking), of the last forward."""
+        rankings, self._rankings = self._rankings, []
+        assert self._attended is not None
+        aim = self._attended / self._attended.sum(1, keepdim=True).clamp(min=1e-12)  # [B, N]
+        each = []
+        for found in rankings:
+            divergence = aim * (aim.clamp(min=1e-12).log() - found.log_softmax(1))
+            each.append(divergence.masked_fill(aim == 0, 0.0).sum(1).mean())
+        return torch.stack(each).mean()
+
+
+class Distillation(ModuleCourse):
+    """Trains the modules of a pruner on a teacher's loss; nothing is masked, and no gradient passes the model.
+
+    `masked` of the class is here what runs a forward and returns the loss.
+    """
+
+    def losses(self, batch: Taught, step: int) -> dict[str, Tensor]:
+        """The teacher's."""
+        return {LOSS: self._masked(prompts_of(batch.to(self._host.device, self._host.dtype)))}
+
+
+def prompts_of(batch: Taught) -> dict[str, Tensor]:
+    """The batch's inputs without the answers."""
+    length = batch.prompt.shape[1] - batch.target.shape[1]
+    shape = batch.prompt.shape
+    return {k: v[:, :length] if v.shape[:2] == shape and v.dim() == 2 else v for k, v in batch.inputs.items()}
+
+
+def check_distil(settings: Mapping[str, Any], pruner: Trained, num_layers: int) -> tuple[int, int]:
+    """The layers that teach, counted from 0: the first, and the one behind the last.
+
+    Args:
+        settings: `training.distil`.
+
+    Raises:
+        ValueError: the pruner's modules rank no tokens, or these are no layers of the model.
+    """
+    if type(pruner).ranking is Trained.ranking:
+        raise ValueError(
+            f"training.distil.steps is {settings['steps']}, but the modules of pruner {pruner.name!r} do not rank "
+            "tokens, so attention has nothing to teach them. Set training.distil.steps=0."
+        )
+    first, end = settings["layers"]
+    start, stop = round(first * num_layers), round(end * num_layers)
+    if not 0 <= start < stop < num_layers:
+        raise ValueError(
+            f"training.distil.layers is {list(settings['layers'])}, shares of the depth between which a layer teaches: "
+            f"of {num_layers} layers that is {start} up to {stop}. Write two numbers that rise, both below 1."
+        )
+    return start, stop
