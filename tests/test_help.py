@@ -32,6 +32,7 @@ def examples() -> list[str]:
     return [re.split(r" {3,}|  in ", line)[0].strip() for line in lines]
 
 
+@pytest.mark.long
 def test_it_is_a_screen_and_a_half():
     """Sixty lines of 120 signs at most, the lists of options aside."""
     lines = said().rstrip().splitlines()

@@ -115,6 +115,7 @@ def test_a_pipeline(model):
     assert len(trace) == 1
 
 
+@pytest.mark.long
 def test_an_evaluation(model, tmp_path, capsys):
     """The main job on a model in memory: all arms, found again, and the model as it was."""
     model.generation_config.temperature, model.generation_config.do_sample = 0.7, True

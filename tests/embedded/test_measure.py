@@ -17,6 +17,8 @@ from experiments.embedded.recipes.pocket_text import TEXT, PocketText
 from experiments.embedded.train import load_recipe
 from tests.runner.vision_models import save
 
+pytestmark = pytest.mark.long
+
 
 def save_text(folder):
     """An untrained pocket_text of two layers, which says something."""

@@ -173,6 +173,7 @@ def test_batches_repeat_and_hold_what_a_phase_waits_for(phase):
     assert one["prefix"].shape[1] <= 1024
 
 
+@pytest.mark.long
 def test_all_phases_run_one_after_the_other(tmp_path):
     short = PocketText()
     short.phases = tuple(replace(p, steps=1, batch=2, until={}, data=p.data | {"tokens": 64}) for p in short.phases)

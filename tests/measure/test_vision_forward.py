@@ -17,6 +17,8 @@ from btp.models.backbone import Backbone
 from btp.models.vim import VimConfig, VimForImageClassification
 from btp.pruners.fewer_frames import FewerFrames
 
+pytestmark = pytest.mark.long
+
 
 def cost_of(host):
     tower = host.towers["vision"]

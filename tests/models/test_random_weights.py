@@ -10,6 +10,8 @@ import yaml
 from btp.models.loading.load import load, sketch
 from btp.models.loading.random_weights import BLOCK, STD, build, describe, empty
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 YAMLS = {p.stem: yaml.safe_load(p.read_text()) for p in Path(__file__).parents[2].glob("conf/model/*.yaml")}
 BACKBONE = "btp.models.backbone.Backbone"

@@ -4,6 +4,7 @@ import os
 import re
 import resource
 
+import pytest
 from sample_run import of, write_run
 
 from btp.report.__main__ import main
@@ -44,6 +45,7 @@ def test_several_folders_are_compared(tmp_path, capsys):
     assert "| dart |" in (out / "comparison.md").read_text()
 
 
+@pytest.mark.long
 def test_a_folder_above_runs_is_compared_into_itself(tmp_path, capsys, monkeypatch):
     write_run(tmp_path / "sweep/0", samples=8, overlays=0)
     write_run(tmp_path / "sweep/1", samples=8, overlays=0, name="dart", arms=of("dart"))

@@ -18,6 +18,8 @@ from btp.report.pages.kept_cards import kept_data
 from btp.report.text.checks import checks
 from btp.results.reader import read_costs, read_run
 
+pytestmark = pytest.mark.long
+
 
 def gathered(*folders):
     runs = [read_run(folder) for folder in folders]

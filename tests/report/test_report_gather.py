@@ -50,6 +50,7 @@ def written(sweep, tmp_path_factory):
     return shown, {path.suffix: path for path in paths}, paths
 
 
+@pytest.mark.long
 def test_all_files_are_named(written):
     _, _, paths = written
     assert [p.name for p in paths[:4]] == [f"comparison.{end}" for end in ("html", "csv", "md", "tex")]

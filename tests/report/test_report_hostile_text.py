@@ -23,6 +23,8 @@ from btp.report.tables.screen_table import screen_table
 from btp.report.terminal import literal
 from btp.results.reader import View, read_run
 
+pytestmark = pytest.mark.long
+
 NAMES = ("[/bold]", "[red]signs", "$\\frac{a$", "$5 to $9", "x^_2%", "<b>bold</b>", "_hidden", "字 é")
 NAMES += ("a\x1b[31mb", "long " * 200)
 ROOT = Path(__file__).resolve().parents[2]

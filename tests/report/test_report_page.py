@@ -11,6 +11,8 @@ from btp.report.figures.token_overlays import kept_cells, stage_views
 from btp.report.pages.run_page import write_report
 from btp.results.reader import read_run
 
+pytestmark = pytest.mark.long
+
 PLAIN = ("layers.json", "calibration.yaml")  # fewer plots, less time
 
 

@@ -26,6 +26,8 @@ from btp.report.pages.sample_cards import cards
 from btp.report.tables.run_table import run_table
 from btp.results.reader import View, read_costs, read_run
 
+pytestmark = pytest.mark.long
+
 ELSEWHERE = ("_model", "forward_ratio", "_slots")  # plots of what other models and methods cost
 OTHERS = ("unpruned", "random", "downsampled", "no image")
 

@@ -22,6 +22,8 @@ from btp.report.text.run_text import headline, remarks
 from btp.report.text.token_names import common, in_unit
 from btp.results.reader import read_run
 
+pytestmark = pytest.mark.long
+
 CACHE = [("llm.cache.*", 0.5)]
 UNPRUNED = ARMS[0] | {"slots": 200.0}
 

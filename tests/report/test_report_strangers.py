@@ -15,6 +15,8 @@ from btp.report.studies.study import Study
 from btp.results.reader import read_run
 from btp.results.writer import RunFolder
 
+pytestmark = pytest.mark.long
+
 EPS = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
 
 

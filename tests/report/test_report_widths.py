@@ -7,6 +7,8 @@ from sample_run import ARMS, BLIND, SHRUNK, of, write_run
 from btp.report.comparison.compare import compare
 from btp.report.pages.run_page import write_report
 
+pytestmark = pytest.mark.long
+
 NINE = (*"abcdef", "digit", "number", "describe")
 WIDTHS = (1900, 1400, 1280, 800, 390)
 

@@ -41,6 +41,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_llava15_runs_the_same_job_from_a_path(checkpoint, tmp_path):
     words = ["model=llava15", f"model.path={checkpoint}", "model.dtype=float32", "limit=9", "calibration.samples=8"]
     run = job(tmp_path, *words, "overlays=1")
@@ -100,6 +101,7 @@ def test_a_missing_calibration_is_refused(tmp_path):
         job(tmp_path, f"calibration.artifact={tmp_path / 'none.yaml'}", "limit=9")
 
 
+@pytest.mark.long
 def test_random_weights_measure_cost_alone(tmp_path):
     small = [f"model.config.text_config.{k}={v}" for k, v in SMALL.items()]
     small += ["model.config.text_config.num_key_value_heads=2", "model.config.text_config.num_hidden_layers=24"]
@@ -272,6 +274,7 @@ def test_the_command_line_says_it_in_a_line_and_names_the_page(tmp_path):
     assert said.splitlines()[1:] == ["  see docs/models.md"]
 
 
+@pytest.mark.long
 def test_the_page_on_models_lists_every_yaml_and_its_commands_compose():
     page = (YAMLS.parents[1] / "docs" / "models.md").read_text()
     assert {path.stem for path in YAMLS.glob("*.yaml")} == set(

@@ -14,6 +14,8 @@ from btp.runner.evaluation.ways.single_forward import Look
 from btp.tasks.classes.clips import Clips
 from btp.tasks.classes.task import Classes
 
+pytestmark = pytest.mark.long
+
 CLASSES = [str(i) for i in range(24)]
 
 

@@ -25,6 +25,7 @@ def logged(tmp_path_factory):
     return home / "runs.csv", (first, second)
 
 
+@pytest.mark.long
 def test_each_run_has_one_row_with_its_numbers(logged):
     file, folders = logged
     table = pd.read_csv(file)
@@ -60,6 +61,7 @@ def test_none_logs_nothing(tmp_path):
     assert tracker.is_logged(tmp_path, "abc")
 
 
+@pytest.mark.long
 def test_no_wandb_without_it():
     """Neither the module that runs jobs nor these trackers import wandb."""
     nodes = [composed(f"logger={logger}")["logger"] for logger in ("none", "csv")]

@@ -127,6 +127,7 @@ def run(home: Path, *words):
     return printed
 
 
+@pytest.mark.long
 def test_a_depth_sweep_in_miniature_ends_in_its_figure_and_table(tmp_path):
     """From the one command to the page; a word behind it takes the place of what the yaml sweeps."""
     printed = run(tmp_path, "experiment=depth_sweep", "pruner.layer=1/8,7/8")

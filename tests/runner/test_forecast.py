@@ -10,6 +10,8 @@ from btp.cli.check_config import check_config
 from btp.models.loading.load import sketch
 from btp.runner.evaluation.forecast import CHEAP_S, Forecast
 
+pytestmark = pytest.mark.long
+
 SMALL = {"num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
 WORDS = ["model=llava15", "model.weights=random", "model.dtype=float32", "schedule=paper"]
 WORDS += [f"model.config.text_config.{k}={v}" for k, v in SMALL.items()]

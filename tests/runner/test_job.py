@@ -43,6 +43,7 @@ def test_the_folder_holds_what_design_promises(finished):
 QUICK = ["model=pocket_mini", "cost.enabled=false", "overlays=0", "limit=9", "pruner=none"]
 
 
+@pytest.mark.long
 def test_a_report_that_is_missing_or_cut_is_drawn_from_what_is_there(tmp_path, monkeypatch, capsys):
     """Nothing is loaded for it, and nothing computed."""
     run = job(tmp_path, *QUICK)
@@ -133,6 +134,7 @@ def test_costs_are_measured_beside_the_formula(finished):
     assert costs["btp"]["prefill_ratio"]["median"] > 0
 
 
+@pytest.mark.long
 def test_the_calibration_is_found_again_and_says_where_it_comes_from(finished, tmp_path):
     output, run = finished
     artifact = yaml.safe_load((run / "calibration.yaml").read_text())
@@ -163,6 +165,7 @@ def stamps(folder):
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
 
 
+@pytest.mark.long
 def test_what_runs_share_is_computed_once(finished):
     """Unpruned answers, controls and their costs, the calibration, pictures behind the tower: for every pruner."""
     output, first = finished
@@ -248,6 +251,7 @@ def test_the_oracle_is_told_what_matters(finished):
             assert target <= set(kept) if len(kept) >= len(target) else set(kept) <= target
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_and_ends_in_the_same_table(finished, tmp_path):
     _, undisturbed = finished
     words = ["experiment=smoke", "logger=none", "trainer=cpu", "trainer.batch=2", f"output={tmp_path}"]
@@ -276,6 +280,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_table(finished, tmp_path):
     pd.testing.assert_frame_equal(*tables)
 
 
+@pytest.mark.long
 def test_resume_false_computes_anew(tmp_path):
     first = job(tmp_path, *QUICK)
     answers = next((tmp_path / ".store" / "answers").iterdir())
@@ -304,6 +309,7 @@ def test_errors_are_one_message(words, message, tmp_path):
         job(tmp_path, *words)
 
 
+@pytest.mark.long
 def test_the_command_line_ends_with_code_1_and_no_traceback(tmp_path):
     code, out = typed("experiment=smoke", "logger=none", "stages=9", f"output={tmp_path}")
     assert code == 1
@@ -312,6 +318,7 @@ def test_the_command_line_ends_with_code_1_and_no_traceback(tmp_path):
     assert not list(tmp_path.glob("[!.]*")), "a run that was refused leaves nothing but what runs share"
 
 
+@pytest.mark.long
 def test_what_an_earlier_start_left_outlives_a_refusal(tmp_path, monkeypatch):
     """A finished run that is asked for anew, on a device that has become too small, is still there."""
     words = ["cost.enabled=false", "overlays=0", "limit=9", "pruner=random", SHORT]

@@ -13,6 +13,7 @@ from btp.models.loading.checkpoint import find_checkpoint
 from btp.pruners.attention import Attention
 
 
+@pytest.mark.long
 def test_the_sample_is_named(tmp_path, monkeypatch):
     """The last row of a batch, in a run of four samples a batch."""
     score = Attention.score
@@ -35,6 +36,7 @@ def test_the_sample_is_named(tmp_path, monkeypatch):
     assert sample in pd.read_parquet(run / "samples.parquet").reset_index()["sample"].tolist()
 
 
+@pytest.mark.long
 def test_a_model_that_puts_out_nan_is_refused(tmp_path):
     """One number of its weights is enough; it would answer with the first word of its vocabulary."""
     folder = tmp_path / "broken"

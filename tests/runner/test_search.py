@@ -179,6 +179,7 @@ def test_the_main_job_searches_and_runs_what_was_found(strategy, tmp_path):
     pd.testing.assert_frame_equal(*tables)
 
 
+@pytest.mark.long
 def test_the_main_job_withdraws_at_the_layer_found(tmp_path):
     words = ["pruner=vtw", "pruner.layer=search", "pruner.search.eta=1.0", "pruner.search.samples=6", *QUICK]
     folder = job(tmp_path, *words)

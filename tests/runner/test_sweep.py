@@ -17,6 +17,8 @@ from btp.runner.run_identity import is_settled
 from btp.runner.sweeps.cells import FINISHED, OPEN, Cells
 from btp.runner.workers.launch import Outcome
 
+pytestmark = pytest.mark.long
+
 CELLS, COUNT = ("pruner=random,diversity", "budget.share=0.4", "limit=9"), 2
 
 

@@ -11,6 +11,8 @@ from offline import load
 from btp.runner.sweeps.outcomes import corpus, outcomes
 from btp.runner.tracking.wandb_run import attempt
 
+pytestmark = pytest.mark.long
+
 SHORT = ("limit=9", "calibration.samples=16")
 
 

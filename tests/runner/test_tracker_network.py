@@ -12,6 +12,8 @@ from jobs import command, job
 from offline import load
 from wandb_server import KEY, serving
 
+pytestmark = pytest.mark.long
+
 WORDS = ("experiment=smoke", "trainer=cpu", "limit=9", "overlays=2", "cost.enabled=false")
 
 

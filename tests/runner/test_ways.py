@@ -18,6 +18,8 @@ from btp.results.status import UNPRUNED
 from btp.runner.explain.answer import explain
 from btp.runner.identity import pictures
 
+pytestmark = pytest.mark.long
+
 QUICK = ("limit=6", "overlays=2", "cost.repeats=2", "cost.warmup=0", "trainer.batch=4", "budget.share=0.5")
 TASKS = {"pocket_action": "pocketmoves", "pocket_det": "pocketboxes", "pocket_vim": "pocketdigits"}
 

@@ -15,6 +15,8 @@ from btp.results.command_line import as_line, words_of
 from btp.runner.pruner_lists import name_lists
 from btp.runner.targets import chooses_code
 
+pytestmark = pytest.mark.long
+
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 

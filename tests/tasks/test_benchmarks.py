@@ -145,6 +145,7 @@ def task(name, root, *overrides):
     return make_dataset(config["task"]["dataset"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", COPIES)
 def test_every_picture_of_every_benchmark_opens_and_the_right_answer_scores_1(name, tmp_path):
     COPIES[name](tmp_path)

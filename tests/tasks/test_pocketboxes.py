@@ -39,6 +39,7 @@ def test_splits_share_no_picture(kind):
     assert len(drawn) == 40 * len(SPLITS)
 
 
+@pytest.mark.long
 def test_a_quarter_of_the_patches_is_foreground(scenes):
     shares = np.array([(foreground(s.masks, 8) > 0).mean() for s in scenes])
     assert 0.23 <= shares.mean() <= 0.27

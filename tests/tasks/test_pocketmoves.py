@@ -80,6 +80,7 @@ def test_motions_are_what_they_are_called(clips):
             assert abs(way @ np.array(axis[::-1])) < 6
 
 
+@pytest.mark.long
 def test_one_frame_does_not_tell_the_motion(clips):
     """The red thing's first place says little: no motion claims a part of the picture of its own."""
     task = PocketMoves("train", 1, 20 * len(CLASSES))

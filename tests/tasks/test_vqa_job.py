@@ -15,6 +15,8 @@ from btp.report.tables.screen_table import screen_table
 from btp.runner.calibration.calibrate import curves_identity
 from btp.runner.datasets import with_contents
 
+pytestmark = pytest.mark.long
+
 QUICK = [
     "cost.enabled=false",
     "trainer.workers=0",

@@ -19,6 +19,7 @@ from btp.runner.arms import Arm
 from btp.runner.identity import checkpoint
 from btp.runner.training import modules as training_modules
 from btp.runner.training.answers import key_of
+from btp.runner.training.distil import AttentionTeacher
 from btp.runner.training.find_modules import with_modules
 from btp.runner.training.train import Training
 from btp.tasks.pocketvqa.questions import words
@@ -45,11 +46,17 @@ def test_modules_are_trained_and_say_where_they_come_from(pruner, tmp_path, caps
     assert (folder / "modules.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_training_in_pieces_has_the_curve_and_modules_of_an_unbroken_one(tmp_path, monkeypatch):
-    words = ("pruner=lvpruning", "training.steps=6")
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("where", "what", "steps"),
+    [(training_modules, "masked_losses", ()), (AttentionTeacher, "loss", ("training.distil.steps=6",))],
+    ids=["masked", "distilled"],
+)
+def test_a_training_in_pieces_has_the_curve_and_modules_of_an_unbroken_one(tmp_path, monkeypatch, where, what, steps):
+    words = ("pruner=lvpruning", "training.steps=6", *steps)
     prepared(tmp_path / "whole", *words).go()
     left = [3]
-    once = training_modules.masked_losses
+    once = getattr(where, what)
 
     def interrupted(*args):
         left[0] -= 1
@@ -58,7 +65,7 @@ def test_a_training_in_pieces_has_the_curve_and_modules_of_an_unbroken_one(tmp_p
         return once(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_modules, "masked_losses", interrupted)
+        patch.setattr(where, what, interrupted)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             prepared(tmp_path / "broken", *words).go()
     (begun,) = folders(tmp_path / "broken")
@@ -75,6 +82,7 @@ def test_a_training_in_pieces_has_the_curve_and_modules_of_an_unbroken_one(tmp_p
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+@pytest.mark.long
 def test_a_llava_of_ones_own_learns_from_instruction_files(tmp_path):
     """It starts, steps and saves: model=llava15 with a checkpoint's path, and files in LLaVA's layout."""
     torch.manual_seed(0)
@@ -108,6 +116,7 @@ def test_a_llava_of_ones_own_learns_from_instruction_files(tmp_path):
     assert [stage["site"] for stage in card["stages"]] == ["llm.layer.1", "llm.layer.2", "llm.layer.3"]
 
 
+@pytest.mark.long
 def test_the_language_model_trains_beside(tmp_path, capsys):
     """It is saved with the modules, which go with it alone; the loaded one is as it was."""
     run = prepared(tmp_path, "pruner=lvpruning", "training.steps=2", "training.train=both", "training.host_rate=1e-3")
@@ -124,6 +133,34 @@ def test_the_language_model_trains_beside(tmp_path, capsys):
     assert all(torch.equal(value, loaded[key]) for key, value in shipped.items())
     card = yaml.safe_load((folder / "trained.yaml").read_text())
     assert card["host"]["checkpoint"] == checkpoint(folder / "model", [run.config["model"]["config"]]) != run.checkpoint
+
+
+def test_attention_teaches_before_the_answers_do(tmp_path):
+    """The modules' ranking comes nearer to it, and the curve has both."""
+    words = ("pruner=lvpruning", "training.steps=2", "training.distil.steps=30", "training.distil.rate=1e-2")
+    prepared(tmp_path, *words, "training.log=10").go()
+    (folder,) = folders(tmp_path)
+    lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    assert [line["pruner"] for line in lines] == ["lvpruning, distil"] * 3 + ["lvpruning"]
+    assert 0 < lines[2]["distil"] < 0.9 * lines[0]["distil"]
+    assert yaml.safe_load((folder / "trained.yaml").read_text())["training"]["distil"]["steps"] == 30
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("pruner=atp_llava",),
+            r"distil.steps is 2, but the modules of pruner 'atp_llava' do not rank tokens.*steps=0",
+        ),
+        (("pruner=lvpruning", "training.distil.layers=[0.5,1]"), r"of 8 layers that is 4 up to 8. .* both below 1"),
+        (("pruner=lvpruning", "training.distil.layers=[0.6,0.3]"), r"training.distil.layers is \[0.6, 0.3\]"),
+    ],
+)
+def test_a_distillation_that_teaches_nothing_is_refused(words, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        prepared(tmp_path, *words, "training.distil.steps=2").go()
+    assert not folders(tmp_path)
 
 
 def test_another_model_is_not_trained_on_the_way_to_answers(tmp_path):
@@ -238,6 +275,7 @@ def test_a_loss_that_the_method_does_not_have_is_refused(tmp_path):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "message"),
     [

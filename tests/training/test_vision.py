@@ -16,6 +16,8 @@ from btp.runner.training.find_modules import model_of, shipped_for, with_modules
 from experiments.embedded.ship_modules import ship_modules
 from tests.runner.vision_models import save
 
+pytestmark = pytest.mark.long
+
 SMALL = (
     "logger=none",
     "trainer=cpu",

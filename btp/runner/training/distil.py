@@ -93,18 +93,24 @@ def prompts_of(batch: Taught) -> dict[str, Tensor]:
     return {k: v[:, :length] if v.shape[:2] == shape and v.dim() == 2 else v for k, v in batch.inputs.items()}
 
 
-def check_distil(settings: Mapping[str, Any], pruner: Trained, num_layers: int) -> tuple[int, int]:
-    """The layers that teach, counted from 0: the first, and the one behind the last.
+def teaching_layers(
+    settings: Mapping[str, Any] | None, name: str, pruner: Trained, num_layers: int
+) -> tuple[int, int] | None:
+    """The layers that teach, counted from 0: the first, and the one behind the last; None where there is no
+    distillation.
 
     Args:
         settings: `training.distil`.
+        name: Name of the pruner.
 
     Raises:
         ValueError: the pruner's modules rank no tokens, or these are no layers of the model.
     """
+    if settings is None or not settings["steps"]:
+        return None
     if type(pruner).ranking is Trained.ranking:
         raise ValueError(
-            f"training.distil.steps is {settings['steps']}, but the modules of pruner {pruner.name!r} do not rank "
+            f"training.distil.steps is {settings['steps']}, but the modules of pruner {name!r} do not rank "
             "tokens, so attention has nothing to teach them. Set training.distil.steps=0."
         )
     first, end = settings["layers"]

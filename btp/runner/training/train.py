@@ -33,7 +33,7 @@ from btp.runner.identity import code, code_of, digest, model_identity
 from btp.runner.sources import modules_of
 from btp.runner.training.answers import Teach, key_of
 from btp.runner.training.course import Course, Pace
-from btp.runner.training.distil import LOSS, AttentionTeacher, Distillation, check_distil
+from btp.runner.training.distil import LOSS, AttentionTeacher, Distillation, teaching_layers
 from btp.runner.training.fit import LOG, fit
 from btp.runner.training.modules import ANSWER, ModuleCourse, masked_losses, trainable
 from btp.schedules.place import place_stages
@@ -118,6 +118,8 @@ class Training:
     def _learned_from(self) -> list[Any]:
         """Settings, samples, losses and sources that make a training what it is."""
         asked = {k: v for k, v in self.settings.items() if k not in ASIDE}
+        if not (asked.get("distil") or {"steps": 0})["steps"]:
+            asked.pop("distil", None)  # a training without one is what it was before there was any
         content = None
         data = self.data
         if isinstance(data, Local):  # names and texts: reading every picture would take hours
@@ -184,6 +186,7 @@ class Training:
             raise ValueError(f"pruner {self.pruner['name']!r} has `weights` in its yaml, but no modules of its own.")
         schedule = Schedule.from_config(self.stages)
         pruner.check(schedule)
+        taught = teaching_layers(settings.get("distil"), self.pruner["name"], pruner, loaded.host.num_layers)
         pruner.begin((stage.site for stage in schedule), loaded.host.hidden_size)
         pace = self._pace(dict(self.pruner["losses"]), (ANSWER, *pruner.loss_names))
         workers = self._workers
@@ -199,7 +202,8 @@ class Training:
                 flush=True,
             )
         both = settings["train"] == BOTH
-        self._distil(pruner, schedule, teach)
+        if taught is not None:
+            self._distil(pruner, schedule, teach, taught)
         try:
             with frozen(loaded.host.model), masking(loaded.host, pruner, schedule, SOFT) as masked:
                 course = ModuleCourse(
@@ -221,12 +225,9 @@ class Training:
             gap = self._gap(pruner, schedule, teach)
             self._write(pruner, schedule, gap)
 
-    def _distil(self, pruner: Trained, schedule: Schedule, teach: Teach) -> None:
-        """Let the modules learn from the model's attention first, where the settings say so."""
-        settings, host = self.settings.get("distil") or {"steps": 0}, self.loaded.host
-        if not settings["steps"]:
-            return
-        layers = check_distil(settings, pruner, host.num_layers)
+    def _distil(self, pruner: Trained, schedule: Schedule, teach: Teach, layers: tuple[int, int]) -> None:
+        """Let the modules learn from the model's attention."""
+        settings, host = self.settings["distil"], self.loaded.host
         teacher = AttentionTeacher(pruner, schedule, layers)
         pace = replace(self._pace({}, ()), steps=settings["steps"], rate=settings["rate"], losses={LOSS: 1.0})
         pace = replace(pace, warmup=round(self.settings["warmup"] * pace.steps))
