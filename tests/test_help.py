@@ -49,6 +49,7 @@ def test_it_has_all_groups():
         assert f"hydra/{path.parent.name}={path.stem}" in said()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", examples())
 def test_examples_compose(line):
     """Groups, options and keys of every example exist."""

@@ -26,6 +26,7 @@ def imported(path):
     return module
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "more"),
     [

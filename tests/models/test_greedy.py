@@ -73,6 +73,7 @@ def plainly(plain):
     return answers(plain.host)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keys", ODD, ids=lambda keys: "-".join(keys))
 def test_generation_settings_of_a_checkpoint_are_set_aside_and_said(plain, plainly, copied, keys):
     edit(copied / FILE, **keys)

@@ -31,7 +31,7 @@ def test_what_was_trained_decides_as_it_did(folder):
     made, untrained = method(seed=3), method()
     found = method(weights=str(folder))
     seen, at = tokens(16, 11), stage("llm.layer.2")
-    scores = [m.scores(seen, signals(m, seen, at), at) for m in (made, found, untrained)]
+    scores = [m.ranking(seen, signals(m, seen, at), at) for m in (made, found, untrained)]
     assert torch.equal(scores[0], scores[1])
     assert not torch.equal(scores[0], scores[2])
     assert not any(p.requires_grad for p in found.modules.parameters())

@@ -32,6 +32,7 @@ def test_a_disk_without_room_is_said_and_the_old_report_stays(tmp_path, capsys):
     assert (folder / "report.html").read_text() == "old"
 
 
+@pytest.mark.long
 def test_several_folders_are_compared(tmp_path, capsys):
     one = write_run(tmp_path / "one", samples=8, overlays=1)
     two = write_run(tmp_path / "two", samples=8, overlays=1, name="dart", arms=of("dart"))

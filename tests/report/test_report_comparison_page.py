@@ -59,6 +59,7 @@ def series(tab):
     return tab.eval_on_selector_all("#results tbody tr", "rows => rows.map(row => row.dataset.series)")
 
 
+@pytest.mark.long
 def test_everything_is_there(tab):
     assert tab.title() == "pocket, pocketvqa · btp comparison"
     assert len(series(tab)) == 1 + 2 + 1 + 3 + 2
@@ -364,6 +365,7 @@ def test_an_answer_is_right_or_wrong(tab):
     tab.reload()
 
 
+@pytest.mark.long
 def test_what_a_model_says_is_text_not_markup(tmp_path):
     arms = [dict(arm) for arm in of("btp")]
     arms[1]["title"] = "<i>btp</i>"

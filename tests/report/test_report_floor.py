@@ -47,6 +47,7 @@ def broken(tmp_path):
     return folder
 
 
+@pytest.mark.long
 def test_a_model_that_answers_nothing_is_called_that(broken):
     """In place of how many points the method is off it, with prompt, prediction and reference of a sample."""
     run = read_run(broken)

@@ -59,6 +59,7 @@ def test_all_files_are_named(written):
     assert {p.parent.name for p in paths[4:]} == {"figures"}
 
 
+@pytest.mark.long
 def test_csv_has_a_row_per_arm_with_its_command(sweep, written):
     rows = list(csv.DictReader(written[1][".csv"].open()))
     assert len(rows) == 1 + 2 * 2 + 2 + 2

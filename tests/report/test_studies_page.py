@@ -136,6 +136,7 @@ def test_a_study_s_page_has_its_command_once_and_first(tmp_path):
     assert page.count("python run.py") == 1
 
 
+@pytest.mark.long
 def test_a_comparison_opens_with_the_study(tmp_path):
     """Question, sentences, figure and table, in front of everything else; without a study nothing of it."""
     folder = write_run(tmp_path / "btp", SAMPLES, overlays=0)

@@ -1,9 +1,11 @@
 """Runs of the main job for tests: composed as run.py does, computed in this process or in one of their own."""
 
+import copy
 import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -15,10 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def composed(*overrides):
-    """The resolved config of a command line."""
+    """The resolved config of a command line, a copy of one's own."""
+    return copy.deepcopy(_once(overrides)) | {"command": " ".join(["python run.py", *overrides])}
+
+
+@cache
+def _once(overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
-    return config | {"command": " ".join(["python run.py", *overrides])}
+        return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
 
 
 def job(output, *overrides):

@@ -195,6 +195,7 @@ def plenty(pocket, tmp_path_factory):
     return answers(pocket, tmp_path_factory.mktemp("plenty"), "btp", batch=8)[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("workers", "error"), [(0, torch.OutOfMemoryError("CUDA out of memory.")), (1, RuntimeError(NOT_ENOUGH))]
 )

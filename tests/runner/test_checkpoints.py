@@ -76,6 +76,7 @@ def test_what_a_checkpoint_asks_of_generation_changes_no_answer_and_is_said_once
     assert notes[0].endswith(f"is set aside: {listed}")
 
 
+@pytest.mark.long
 def test_a_calibration_of_another_model_is_refused(checkpoint, tmp_path):
     run = job(tmp_path, *QUICK)
     with pytest.raises(ValueError, match="was made for model 'pocket_mini'"):
@@ -224,6 +225,7 @@ def test_the_wrong_family_names_the_right_yaml(checkpoint, tmp_path):
             job(tmp_path, "model=llava15", "model.weights=random", f"model.path={folder}")
 
 
+@pytest.mark.long
 def test_every_yaml_names_its_family():
     """So that the right one can be named."""
     for path in YAMLS.glob("*.yaml"):
@@ -233,6 +235,7 @@ def test_every_yaml_names_its_family():
         assert (path.stem in yamls_for(about["config"]["model_type"])) == bool(about["hub"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("word", "message"),
     [

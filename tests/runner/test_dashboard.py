@@ -66,6 +66,7 @@ def test_without_a_network_too(tmp_path):
     assert (tmp_path / "dashboard.json").is_file()
 
 
+@pytest.mark.long
 def test_with_a_login_it_is_published(tmp_path):
     with serving() as server:
         done = dashboard(tmp_path, "--entity", "team", **server.environment({}))

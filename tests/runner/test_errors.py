@@ -64,6 +64,7 @@ def test_of_a_run(tmp_path):
     assert "  see docs/concepts.md#budgets" in printed.splitlines()
 
 
+@pytest.mark.long
 def test_a_wrong_setting_of_a_method_is_said_before_weights_are_read(tmp_path):
     code, printed = typed("pruner.method.score=softmax", "logger=none", "trainer=cpu", f"output={tmp_path}")
     assert code == 1

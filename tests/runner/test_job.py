@@ -59,6 +59,7 @@ def test_a_report_that_is_missing_or_cut_is_drawn_from_what_is_there(tmp_path, m
         assert report.read_text() == before
 
 
+@pytest.mark.long
 def test_a_run_is_finished_once_its_report_is_there(tmp_path, monkeypatch):
     """A kill or a full disk while the report is written costs the report alone; the state comes last."""
     seen = []
@@ -336,6 +337,7 @@ def test_what_an_earlier_start_left_outlives_a_refusal(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.glob("pocket_mini-*")] == [run.name]
 
 
+@pytest.mark.long
 def test_a_run_that_fails_half_way_names_its_log(tmp_path, monkeypatch, capsys):
     """What was answered is kept, and the traceback is found."""
 

@@ -138,6 +138,7 @@ def planned(*words):
     return planned_cells(CONF, name_lists(["-m", *words]))
 
 
+@pytest.mark.long
 def test_the_cells_of_a_sweep_are_known_before_it_begins():
     """In Hydra's order and as they are typed; those of an experiment's own sweep too, and of a search their number."""
     found = planned("limit=9", "pruner=btp,[fastervlm,btp]", "budget.share=0.3,0.4", "hydra.sweep.dir=x")
@@ -172,6 +173,7 @@ def test_a_setting_that_the_default_has_not_reaches_every_cell():
     assert planned(*line.split()) == [line.replace("fastvid,holitom", name) for name in ("fastvid", "holitom")]
 
 
+@pytest.mark.long
 def test_sweeps_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
     """Unless the user names one, in which an earlier sweep goes on."""
 

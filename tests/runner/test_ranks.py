@@ -156,6 +156,7 @@ def test_all_well(together):
     assert not said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("what", "reason"),
     [

@@ -103,6 +103,7 @@ def python(clone, *words):
     return done.stdout
 
 
+@pytest.mark.long
 def test_an_edit_renews_what_it_makes_and_nothing_else(clone):
     """The module of the prompt, an op, a task's scoring, the oracle's targets; not another method, a page or a text."""
     found = json.loads(python(clone, "-c", COUNT, *RENEWED).splitlines()[-1])

@@ -140,6 +140,7 @@ def test_every_outcome_of_a_run_may_be_an_objective(tmp_path):
     assert [name for name in found if not expected.reports(name)] == []
 
 
+@pytest.mark.long
 def test_a_wrong_objective_ends_a_search_before_its_first_cell(tmp_path):
     process = start(tmp_path, *SEARCH, "hydra.sweeper.maximize=[digitt]")
     assert process.wait(timeout=120) == 1

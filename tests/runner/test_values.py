@@ -23,8 +23,9 @@ def composed(*words):
         return compose("config", overrides=list(words), return_hydra_config=True)
 
 
+@cache
 def config(*words):
-    """Resolved, Hydra's own part as it was written."""
+    """Resolved, Hydra's own part as it was written; `put` changes a copy."""
     found = composed(*words)
     job = resolved(OmegaConf.masked_copy(found, [key for key in found if key != "hydra"]))
     hydra = {part: OmegaConf.to_container(found.hydra[part], resolve=False) for part in ("sweeper", "launcher")}
@@ -254,7 +255,7 @@ def test_every_key_of_the_yamls_that_the_run_reads_is_declared():
 
 @pytest.mark.parametrize("key", ["limit", "seed", "budget", "trainer", "cost", "cost.repeats", "trainer.batch"])
 def test_a_key_that_is_not_there_is_named(key):
-    found = config()
+    found = copy.deepcopy(config())
     *places, last = key.split(".")
     inner = found
     for place in places:

@@ -191,6 +191,7 @@ def test_groups_and_references_come_along(tmp_path):
     assert len(task("textvqa", tmp_path / "textvqa")[0].references) == 10
 
 
+@pytest.mark.long
 def test_other_splits_and_parts_are_a_setting(tmp_path):
     for name in ("scienceqa", "docvqa", "mme", "pope", "chartqa"):
         COPIES[name](tmp_path / name)
@@ -203,6 +204,7 @@ def test_other_splits_and_parts_are_a_setting(tmp_path):
     assert len(task("chartqa", tmp_path / "chartqa", f"{reader}.parts=[human]")) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "gone", "message"),
     [
@@ -234,6 +236,7 @@ def test_what_is_missing_and_where_it_comes_from_is_said(name, gone, message, tm
     assert f"{tmp_path / gone} is missing" in str(found.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", COPIES)
 def test_a_missing_folder_and_a_missing_picture_are_named(name, tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"task.path is {tmp_path / 'no'}, but there is no folder")):
@@ -248,6 +251,7 @@ def test_a_missing_folder_and_a_missing_picture_are_named(name, tmp_path):
         found[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [

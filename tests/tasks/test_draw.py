@@ -66,6 +66,7 @@ def test_llava_instruct_asks_the_first_question(conversations):
         assert abs(sample.images[0].getpixel((5, 3))[0] - 8 * number) < 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["folder", "llava_instruct"])
 def test_the_draw_is_on_record_and_follows_the_pictures(name, conversations):
     asked = config(name, conversations)
@@ -104,6 +105,7 @@ def test_only_pictures_count(pictures):
         with_contents(config("folder", pictures, "calibration.samples=31"))
 
 
+@pytest.mark.long
 def test_what_is_missing_is_said(conversations, tmp_path):
     def refused(name, message, *overrides):
         with pytest.raises(ValueError, match=re.escape(message)):

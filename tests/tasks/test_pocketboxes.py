@@ -31,6 +31,7 @@ def test_a_picture_is_the_same_whenever_it_is_drawn(kind):
     assert not np.array_equal(kind("test", 1, 30).scene(17).picture, one.picture)
 
 
+@pytest.mark.long
 @BOTH
 def test_splits_share_no_picture(kind):
     drawn = {

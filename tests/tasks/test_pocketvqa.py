@@ -148,6 +148,7 @@ def test_bad_settings_say_which_key(change, message):
         PocketVQA(**({"split": "test", "seed": 0, "size": 9} | change))
 
 
+@pytest.mark.long
 def test_an_earlier_question():
     """Of another ability about the same scene, the same for an index; the sample itself is as without it."""
     plain, two = (PocketVQA("test", 0, 200, earlier=asked) for asked in (False, True))

@@ -253,6 +253,7 @@ def test_a_loss_that_is_not_finite_is_refused(tmp_path):
     refused(tmp_path, r"the loss is not finite at step \d .*Lower training.rate, which is 1e\+20", "training.rate=1e20")
 
 
+@pytest.mark.long
 def test_a_loss_that_only_grows_is_refused(tmp_path, monkeypatch):
     once = training_modules.masked_losses
     calls = iter(range(1, 100))
