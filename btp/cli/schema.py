@@ -137,7 +137,7 @@ _GROUPS = {
     "training.distil.rate": number(0, above=True),
     "training.distil.layers": Kind(
         "two numbers between 0 and 1",
-        lambda value: isinstance(value, list) and list(map(_SHARE.holds, value)) == [True] * 2,
+        lambda value: isinstance(value, list | tuple) and list(map(_SHARE.holds, value)) == [True] * 2,
     ),
     "training.gap": whole(0),
     "training.save": COUNT,

@@ -184,6 +184,12 @@ def _no_host_rate(config: Config) -> str | None:
     return "training.train is modules. Drop it, or set training.train=both."
 
 
+def _no_distil(config: Config) -> str | None:
+    if config["training"]["distil"]["steps"]:
+        return None
+    return "training.distil.steps is 0, so nothing is distilled. Drop it, or set training.distil.steps."
+
+
 def _no_budget(config: Config) -> str | None:
     return "pruner=none prunes nothing. Drop it, or choose a pruner." if config["pruner"]["name"] == "none" else None
 
@@ -244,6 +250,7 @@ RULES = (
     Rule(("cost.enabled",), _no_switch, _MODEL),
     Rule(("cache_gib",), _no_cache, ("cache",)),
     Rule(("training.host_rate",), _no_host_rate, ("training.train",)),
+    Rule(("training.distil",), _no_distil, ("training.distil.steps",), ("training.distil.steps",)),
     Rule(("training", "pruner.losses"), _no_training, ("pruner", "pruner.weights", "pruner.parts.", "controls.")),
     Rule(("pruner.search",), _no_search, _PLANNED),
     Rule(("pruner.layer", "pruner.schedule"), _no_own_stages, _PLANNED),

@@ -153,7 +153,7 @@ def _missing(key: str) -> str:
 
 
 def _no_group(key: str, value: object) -> str:
-    inner = [k.rpartition(".")[2] for k in KEYS if k.startswith(f"{key}.") and k.count(".") == 1]
+    inner = [k.rpartition(".")[2] for k in KEYS if k.startswith(f"{key}.") and k.count(".") == key.count(".") + 1]
     advice = f"Choose one of the group ({key}=NAME), or set" if key in CHOSEN else "Set"
     return f"{key} is {shown(value)}, but holds keys of its own. {advice} one of them: {key}.{inner[0]}=..."
 

@@ -153,7 +153,7 @@ def test_attention_teaches_before_the_answers_do(tmp_path):
             ("pruner=atp_llava",),
             r"distil.steps is 2, but the modules of pruner 'atp_llava' do not rank tokens.*steps=0",
         ),
-        (("pruner=lvpruning", "training.distil.layers=[0.5,1]"), r"of 8 layers that is 4 up to 8. .* both below 1"),
+        (("pruner=lvpruning", "training.distil.layers=[0.5,1]"), r"of 8 layers that is 4 up to 8, .* one behind it"),
         (("pruner=lvpruning", "training.distil.layers=[0.6,0.3]"), r"training.distil.layers is \[0.6, 0.3\]"),
     ],
 )

@@ -37,10 +37,23 @@ def test_the_loss_is_zero_where_the_ranking_is_the_attention():
     """And has gradients for the modules alone, both of them."""
     host = tiny.shared("llava")
     teacher = taught(host, tiny.prompts(host, ROWS, "left"), (1, 3))
+    attended = teacher._attended
     teacher.loss().backward()
     modules = teacher.trained.modules
     assert len(modules) == 2
     assert all(p.grad is not None for name, p in modules.named_parameters() if not name.endswith("head.bias"))
     assert all(p.grad is None for p in host.model.parameters())
-    teacher._rankings = [teacher._attended.log() + 7.0] * 2
+    teacher._attended, teacher._rankings = attended, [attended.log() + 7.0] * 2
     assert abs(float(teacher.loss())) < 1e-6
+
+
+def test_a_batch_without_a_picture_teaches_nothing():
+    """Its loss is 0, and the one before is forgotten."""
+    host = tiny.shared("llava")
+    teacher = taught(host, tiny.prompts(host, ROWS, "left"), (1, 3))
+    teacher.loss()
+    with attach(host, teacher, teacher.schedule), torch.no_grad():
+        host(**tiny.prompts(host, [[8], [9]], "left"), use_cache=False)
+    loss = teacher.loss()
+    loss.backward()
+    assert loss.item() == 0.0

@@ -131,7 +131,7 @@ def _probs(now: Attending, place: Tensor, attended: Tensor) -> Tensor:
     logits = (block @ key.to(exact).transpose(-1, -2)).view(B, Hkv, Hq // Hkv, rows, n)
     _hide(logits, _mask_of(now, place, attended))
     padded = (place < 0)[:, None, :, None].to(query.device)
-    return logits.view(B, Hq, rows, n).softmax(-1).masked_fill_(padded, 0.0)
+    return logits.view(B, Hq, rows, n).softmax(-1).masked_fill(padded, 0.0)
 
 
 def _hide(logits: Tensor, mask: Tensor) -> None:

@@ -39,10 +39,14 @@ def _log(config: Mapping[str, Any], folder: Path) -> None:
         "config": card,
     }
     with opened(logger, folder, card["identity"], **facts) as tracked:
+        phase, before, last = None, 0, 0
         for line in (folder / CURVE).read_text(encoding="utf-8").splitlines():
             point = json.loads(line)
+            if point.get("pruner") != phase:  # each phase counts its steps from 1, and W&B drops a step that goes back
+                phase, before = point.get("pruner"), last
+            last = before + point["step"]
             values = {f"training/{k}": v for k, v in point.items() if isinstance(v, float | int) and k != "step"}
-            tracked.log(values, step=point["step"])
+            tracked.log(values, step=last)
         tracked.summary.update({f"gap/{k}": v for k, v in card["gap"].items()})
         where = described(tracked)
     write_json(folder / RECORD, where)

@@ -36,10 +36,19 @@ class AttentionTeacher(Pruner):
         self.trained, self.layers = trained, layers
         self.mine = {stage.site: stage for stage in schedule}
         self.end = Site.parse(f"llm.layer.{layers[1]}")
-        sites = sorted({*self.mine, self.end}, key=lambda site: site.first_layer)
+        sites = sorted({*self.mine, self.end})
         self.schedule = Schedule(tuple(Stage(site, 1.0) for site in sites))
         self._rankings: list[Tensor] = []
         self._attended: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """The pruner's."""
+        return self.trained.name
+
+    def needs_grid(self, stage: Stage) -> bool:
+        """Where the pruner does."""
+        return stage.site in self.mine and self.trained.needs_grid(self.mine[stage.site])
 
     def needs(self, stage: Stage) -> tuple[Signal, ...]:
         """What the pruner reads, and behind the layers that teach what the text attends to in them."""
@@ -58,20 +67,23 @@ class AttentionTeacher(Pruner):
                 self._rankings.append(found.masked_fill(~tokens.valid, -torch.inf))
         if stage.site == self.end:
             real = signals.rows_valid(self._taught_by[0])[:, None, :, None]  # [B, 1, T, 1]
-            seen = [(signals[s] * real).amax(2).mean(1) for s in self._taught_by]  # [B, N] of each layer
+            seen = [(signals[s] * real).amax(2).mean(1).to(real.device) for s in self._taught_by]  # [B, N] a layer
             self._attended = torch.stack(seen).mean(0).float() * tokens.valid
         every = torch.arange(tokens.valid.shape[1], device=tokens.valid.device).expand_as(tokens.valid)
         return Selection(every.masked_fill(~tokens.valid, -1))
 
     def loss(self) -> Tensor:
         """Mean over stages and rows of the divergence KL(attention || softmax of the ranking), of the last forward."""
-        rankings, self._rankings = self._rankings, []
-        assert self._attended is not None
-        aim = self._attended / self._attended.sum(1, keepdim=True).clamp(min=1e-12)  # [B, N]
+        rankings, attended = self._rankings, self._attended
+        self._rankings, self._attended = [], None
+        if attended is None:  # no row has a picture
+            return torch.stack([p.sum() for p in self.trained.modules.parameters()]).sum() * 0.0
+        aim = attended / attended.sum(1, keepdim=True).clamp(min=1e-12)  # [B, N]
         each = []
         for found in rankings:
+            aim = aim.to(found.device)
             divergence = aim * (aim.clamp(min=1e-12).log() - found.log_softmax(1))
-            each.append(divergence.masked_fill(aim == 0, 0.0).sum(1).mean())
+            each.append(divergence.masked_fill(aim == 0, 0.0).sum(1).mean().to(attended.device))
         return torch.stack(each).mean()
 
 
@@ -80,6 +92,8 @@ class Distillation(ModuleCourse):
 
     `masked` of the class is here what runs a forward and returns the loss.
     """
+
+    rate_key = "training.distil.rate"
 
     def losses(self, batch: Taught, step: int) -> dict[str, Tensor]:
         """The teacher's."""
@@ -117,7 +131,8 @@ def teaching_layers(
     start, stop = round(first * num_layers), round(end * num_layers)
     if not 0 <= start < stop < num_layers:
         raise ValueError(
-            f"training.distil.layers is {list(settings['layers'])}, shares of the depth between which a layer teaches: "
-            f"of {num_layers} layers that is {start} up to {stop}. Write two numbers that rise, both below 1."
+            f"training.distil.layers is {list(settings['layers'])}, shares of the depth between which layers teach: of "
+            f"{num_layers} layers that is {start} up to {stop}, and there must be one, and one behind it. Write other "
+            "shares, the first one lower, or set training.distil.steps=0."
         )
     return start, stop

@@ -38,6 +38,7 @@ class ModuleCourse(Course):
     """
 
     key = "pruner"
+    rate_key = "training.rate"
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class ModuleCourse(Course):
     def not_finite(self, step: int, found: dict[str, float]) -> Exception:
         """Lower the rate."""
         return ValueError(
-            f"training {self.name}: the loss is not finite at step {step} ({_listed(found)}). Lower training.rate, "
+            f"training {self.name}: the loss is not finite at step {step} ({_listed(found)}). Lower {self.rate_key}, "
             f"which is {self.pace.rate:g}, or set model.dtype=float32; nothing was kept of this training."
         )
 
@@ -97,7 +98,7 @@ class ModuleCourse(Course):
         if total > WORSE * self._best + MORE:
             raise ValueError(
                 f"training {self.name} diverges: the loss was {self._best:.3g} and is {total:.3g} at step {step} "
-                f"({_listed(means)}). Lower training.rate, which is {self.pace.rate:g}; nothing was kept of this "
+                f"({_listed(means)}). Lower {self.rate_key}, which is {self.pace.rate:g}; nothing was kept of this "
                 "training."
             )
         self._best = min(self._best, total)

@@ -226,11 +226,16 @@ class Training:
             self._write(pruner, schedule, gap)
 
     def _distil(self, pruner: Trained, schedule: Schedule, teach: Teach, layers: tuple[int, int]) -> None:
-        """Let the modules learn from the model's attention."""
+        """Let the modules learn from the model's attention, once it is known that the training behind it can begin."""
         settings, host = self.settings["distil"], self.loaded.host
+        with masking(host, pruner, schedule, SOFT) as masked, torch.no_grad():
+            masked_losses(host, pruner, masked, teach.draw(0))
         teacher = AttentionTeacher(pruner, schedule, layers)
-        pace = replace(self._pace({}, ()), steps=settings["steps"], rate=settings["rate"], losses={LOSS: 1.0})
+        pace = replace(
+            self._pace({}, ()), steps=settings["steps"], rate=settings["rate"], losses={LOSS: 1.0}, average=None
+        )
         pace = replace(pace, warmup=round(self.settings["warmup"] * pace.steps))
+        host.model.eval()
         with frozen(host.model), attach(host, teacher, teacher.schedule) as trace:
 
             def forward(inputs: Mapping[str, Any]) -> Tensor:
@@ -299,7 +304,8 @@ class Training:
     def _gap(self, pruner: Trained, schedule: Schedule, teach: Teach) -> dict[str, float]:
         """Loss of the answers where decisions are soft, hard, and where nothing is masked, on samples behind the last
         step's."""
-        batches = [teach.draw(self.settings["steps"] + i) for i in range(self.settings["gap"])]
+        seen = max(self.settings["steps"], (self.settings.get("distil") or {"steps": 0})["steps"])
+        batches = [teach.draw(seen + i) for i in range(self.settings["gap"])]
         pruner.progress, found = 1.0, {}
         torch.manual_seed(pruner.seed)
         with torch.no_grad():
