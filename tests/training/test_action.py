@@ -175,7 +175,8 @@ def test_another_model_is_not_trained_on_the_way_to_answers(tmp_path):
 
 @pytest.mark.slow
 def test_curves_are_in_wandb(tmp_path):
-    run = prepared(tmp_path, "pruner=lvpruning", "training.steps=4", "logger=offline")
+    words = ("pruner=lvpruning", "training.steps=4", "training.distil.steps=6", "logger=offline")
+    run = prepared(tmp_path, *words)
     run.go()
     (folder,) = folders(tmp_path)
     (log,) = folder.glob("wandb/offline-run-*/*.wandb")
@@ -184,9 +185,10 @@ def test_curves_are_in_wandb(tmp_path):
     assert {"pocket_mini", "lvpruning", "pocketvqa", "training"} <= set(found["run"]["tags"])
     assert found["config"]["pruner"] == "lvpruning"
     logged = {part for key in found["summary"] for part in (key, key.rpartition("/")[2])}
-    assert {"ratio", "answer"} <= logged | set(found["summary"].get("training", ()))
+    assert {"distil", "ratio", "answer"} <= logged | set(found["summary"].get("training", ()))
+    assert found["summary"]["_step"] == 10, "the second phase goes on where the first one ends"
     before = (folder / "wandb.json").read_text()
-    prepared(tmp_path, "pruner=lvpruning", "training.steps=4", "logger=offline").go()
+    prepared(tmp_path, *words).go()
     assert (folder / "wandb.json").read_text() == before
 
 
