@@ -16,6 +16,7 @@ from btp.schedules.meet import FREE_LAYER, Facts, Planned
 from btp.schedules.place import place_stages
 
 Entries = Sequence[Mapping[str, Any]]
+EVERY_STEP = ("every", 1)  # a stage that acts in decode does so in each step where it says nothing
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,14 @@ def plan(config: Mapping[str, Any], facts: Facts, build: Callable[[Mapping], Pru
 
 
 def for_method(schedule: Schedule, method: Pruner | None) -> Schedule:
-    """Leave out settings of a shared schedule that this method does not know, such as BTP's balance for random."""
+    """Leave out settings of a shared schedule that this method does not know, such as BTP's balance for random, and
+    `every: 1`, which goes without saying: so methods that say it share their controls with those that do not.
+    """
     own = method.stage_settings if method is not None else frozenset()
 
     def strip(stage: Stage) -> Stage:
         known = own | frozenset(IN_DECODE if stage.in_decode else ())
-        return replace(stage, settings={k: v for k, v in stage.settings.items() if k in known})
+        return replace(stage, settings={k: v for k, v in stage.settings.items() if k in known and (k, v) != EVERY_STEP})
 
     return Schedule(tuple(strip(stage) for stage in schedule))
 
