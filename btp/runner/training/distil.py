@@ -97,7 +97,8 @@ class Distillation(ModuleCourse):
 
     def losses(self, batch: Taught, step: int) -> dict[str, Tensor]:
         """The teacher's."""
-        return {LOSS: self._masked(prompts_of(batch.to(self._host.device, self._host.dtype)))}
+        host: Any = self._host
+        return {LOSS: self._masked(prompts_of(batch.to(host.device, host.dtype)))}
 
 
 def prompts_of(batch: Taught) -> dict[str, Tensor]:
