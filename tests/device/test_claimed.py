@@ -10,6 +10,8 @@ from experiments.launches.claimed import Claimed, Device, claim
 from experiments.launches.count import launches
 from experiments.launches.follow import follow, follow_through, names, planned, waits
 
+pytestmark = pytest.mark.long
+
 OPENED = {"read at engine/decoder/prefill.py (_read)": 1}  # how many tokens each row has, and where they lie on a grid
 SETTLED = {"read at engine/hooks/deferred_checks.py (settle)": 1}  # once the first token was read, all checks together
 IN_DECODE = {  # each stage of phase both learns how many rows it leaves, and how many its rule lets go

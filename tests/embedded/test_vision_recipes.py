@@ -15,6 +15,8 @@ from experiments.embedded.recipe import normalised
 from experiments.embedded.recipes import pocket_action, pocket_det
 from experiments.embedded.train import load_recipe
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("name", ["pocket_action", "pocket_det", "pocket_vim"])
 def test_a_recipe_has_losses_gradients_and_a_model(name, tmp_path):

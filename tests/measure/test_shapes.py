@@ -70,6 +70,7 @@ def test_exponents():
     assert exponent(sizes[:3], [1, 2, 3]) is None
 
 
+@pytest.mark.long
 def test_growth(tmp_path, monkeypatch):
     """A method's choice in time and memory at each size, a block's merging, and who has no choice; known ones stay."""
     words = [

@@ -14,6 +14,8 @@ from btp.report.figures.token_overlays import stage_views
 from btp.report.pages.run_page import write_report
 from btp.results.reader import read_run
 
+pytestmark = pytest.mark.long
+
 SERIES = ("unpruned", "tome", "btp", "random", "downsampled", "no image")
 
 

@@ -19,6 +19,8 @@ from btp.report.pages.kept_cards import kept_cards, kept_data
 from btp.report.text.comparison_text import notes, verdict
 from btp.results.find import LeftOut, find_runs
 
+pytestmark = pytest.mark.long
+
 ONE = ("presence",)
 
 

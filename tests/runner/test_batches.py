@@ -218,6 +218,7 @@ def test_where_memory_ends_the_batch_is_halved_and_nothing_else_changes(
     assert len(lines) == len({json.loads(line)["sample"] for line in lines}) == 18
 
 
+@pytest.mark.long
 def test_no_room_for_a_single_sample_is_said_with_what_to_change(pocket, crowded, tmp_path):
     crowded(0)
     with pytest.raises(RuntimeError, match=r"a smaller trainer\.batch does not help\. Set model\.dtype=bfloat16"):

@@ -24,6 +24,8 @@ from btp.runner.explain.recording_pruner import Witness
 from btp.runner.explain.stages import stage_lives
 from btp.tasks.sample import Sample
 
+pytestmark = pytest.mark.long
+
 SAMPLE = "test-0-000004"
 QUICK = ("schedule=uniform", "budget.share=0.4", "limit=9", "cost.enabled=false", "overlays=0")
 

@@ -27,6 +27,8 @@ from btp.runner.identity import checkpoint
 from btp.schedules.meet import Facts
 from btp.schedules.solve import solve_fit
 
+pytestmark = pytest.mark.long
+
 FACTS, BUDGET = Facts(8, 144), 36.0
 QUIET = ["model=pocket_mini", "trainer=cpu", "logger=none"]
 SMALL = ["pruner.search.samples=6", "pruner.search.startup=4", "pruner.search.evaluations=3"]
