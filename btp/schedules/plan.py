@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from btp.core.cache_pruner import every_of
 from btp.core.keep import is_fit
 from btp.core.pruner import Pruner
 from btp.core.schedule import IN_DECODE, PART, Schedule, Stage
@@ -16,7 +17,6 @@ from btp.schedules.meet import FREE_LAYER, Facts, Planned
 from btp.schedules.place import place_stages
 
 Entries = Sequence[Mapping[str, Any]]
-EVERY_STEP = ("every", 1)  # a stage that acts in decode does so in each step where it says nothing
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def for_method(schedule: Schedule, method: Pruner | None) -> Schedule:
 
     def strip(stage: Stage) -> Stage:
         known = own | frozenset(IN_DECODE if stage.in_decode else ())
-        return replace(stage, settings={k: v for k, v in stage.settings.items() if k in known and (k, v) != EVERY_STEP})
+        known -= frozenset({"every"} if every_of(stage) == 1 else ())
+        return replace(stage, settings={k: v for k, v in stage.settings.items() if k in known})
 
     return Schedule(tuple(strip(stage) for stage in schedule))
 

@@ -115,7 +115,6 @@ def test_claimed_numbers_are_those_of_the_cpu():
     assert isinstance(there, Claimed)
 
 
-@pytest.mark.long
 def test_launches_of_btp():
     """A stage of BTP asks for 40 operators at most outside of its loop, as a mean over seeds, diversity, attention."""
     stages = (("llm.layer.1", 40, 0.6), ("llm.layer.2", 24, 0.5), ("llm.layer.4", 8, 1.0))

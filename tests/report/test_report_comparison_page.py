@@ -43,12 +43,9 @@ def comparison(root):
 
 
 LOOKS = [(screen, scheme) for screen in SCREENS for scheme in ("light", "dark")]
-FIRST = [("laptop", "light"), ("phone", "dark")]  # each screen and each scheme once; the rest takes long
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(one, marks=() if one in FIRST else pytest.mark.long) for one in LOOKS], ids=str
-)
+@pytest.fixture(scope="module", params=LOOKS, ids=str)
 def tab(request, browser, comparison, tmp_path_factory):
     """The page alone, without the files beside it."""
     screen, scheme = request.param
@@ -61,7 +58,6 @@ def series(tab):
     return tab.eval_on_selector_all("#results tbody tr", "rows => rows.map(row => row.dataset.series)")
 
 
-@pytest.mark.long
 def test_everything_is_there(tab):
     assert tab.title() == "pocket, pocketvqa · btp comparison"
     assert len(series(tab)) == 1 + 2 + 1 + 3 + 2
@@ -367,7 +363,6 @@ def test_an_answer_is_right_or_wrong(tab):
     tab.reload()
 
 
-@pytest.mark.long
 def test_what_a_model_says_is_text_not_markup(tmp_path):
     arms = [dict(arm) for arm in of("btp")]
     arms[1]["title"] = "<i>btp</i>"

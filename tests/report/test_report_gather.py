@@ -52,7 +52,6 @@ def written(sweep, tmp_path_factory):
     return shown, {path.suffix: path for path in paths}, paths
 
 
-@pytest.mark.long
 def test_all_files_are_named(written):
     _, _, paths = written
     assert [p.name for p in paths[:4]] == [f"comparison.{end}" for end in ("html", "csv", "md", "tex")]
@@ -61,7 +60,6 @@ def test_all_files_are_named(written):
     assert {p.parent.name for p in paths[4:]} == {"figures"}
 
 
-@pytest.mark.long
 def test_csv_has_a_row_per_arm_with_its_command(sweep, written):
     rows = list(csv.DictReader(written[1][".csv"].open()))
     assert len(rows) == 1 + 2 * 2 + 2 + 2

@@ -63,7 +63,6 @@ def changed(folder, **groups):
     return folder
 
 
-@pytest.mark.long
 def test_a_life_is_the_run_again(run):
     """Tokens, answers and layers are those that the run wrote down; the reasons are BTP's."""
     life = explain(run, SAMPLE)

@@ -113,7 +113,6 @@ def test_it_is_found_again(pocket, strategy):
     assert file.stat().st_mtime_ns == before
 
 
-@pytest.mark.long
 def test_two_searches_with_one_seed_are_equal_and_another_seed_is_not(pocket, strategy, tmp_path):
     again = vflowopt(pocket, tmp_path / "a")
     assert again["trials"] == strategy[1]["trials"]
@@ -182,7 +181,6 @@ def test_the_main_job_searches_and_runs_what_was_found(strategy, tmp_path):
     pd.testing.assert_frame_equal(*tables)
 
 
-@pytest.mark.long
 def test_the_main_job_withdraws_at_the_layer_found(tmp_path):
     words = ["pruner=vtw", "pruner.layer=search", "pruner.search.eta=1.0", "pruner.search.samples=6", *QUICK]
     folder = job(tmp_path, *words)
@@ -261,7 +259,6 @@ def test_any_point_of_the_space_meets_the_budget(layers):
         assert abs(reached - share * 576) <= 1
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("optimiser", "near"), [("gp", 0.05), ("tpe", 0.25)])
 def test_the_best_corner_of_a_toy_is_found(optimiser, near):
     """Highest at first = 1, t = 0: a quadratic that the optimiser must climb into a corner."""

@@ -118,8 +118,6 @@ class Training:
     def _learned_from(self) -> list[Any]:
         """Settings, samples, losses and sources that make a training what it is."""
         asked = {k: v for k, v in self.settings.items() if k not in ASIDE}
-        if not (asked.get("distil") or {"steps": 0})["steps"]:
-            asked.pop("distil", None)  # a training without one is what it was before there was any
         content = None
         data = self.data
         if isinstance(data, Local):  # names and texts: reading every picture would take hours
@@ -231,10 +229,9 @@ class Training:
         with masking(host, pruner, schedule, SOFT) as masked, torch.no_grad():
             masked_losses(host, pruner, masked, teach.draw(0))
         teacher = AttentionTeacher(pruner, schedule, layers)
-        pace = replace(
-            self._pace({}, ()), steps=settings["steps"], rate=settings["rate"], losses={LOSS: 1.0}, average=None
-        )
-        pace = replace(pace, warmup=round(self.settings["warmup"] * pace.steps))
+        warmup = round(self.settings["warmup"] * settings["steps"])
+        own = {"steps": settings["steps"], "rate": settings["rate"], "warmup": warmup, "average": None}
+        pace = replace(self._pace({LOSS: 1.0}, (LOSS,)), **own)
         host.model.eval()
         with frozen(host.model), attach(host, teacher, teacher.schedule) as trace:
 
