@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from btp.core.pruner import Tokens
-from docs.making.links import anchors, broken, in_site, is_table, links, pages, place, prose, slug
+from docs.making.links import anchors, broken, in_site, is_table, links, pages, place, prose, resolved, slug
 from docs.making.methods import NO_SIGNAL, Method, methods, overview, page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,6 +184,13 @@ def test_a_methods_page_has_everything(method):
         assert method.signals != NO_SIGNAL or "needs" not in vars(class_of(method)), (
             f"{where}: give {method.target}.needs a docstring, whose first paragraph says which signals it asks for."
         )
+
+
+def test_a_methods_page_links_to_what_there_is():
+    """Its sections are quoted from pages of another folder."""
+    led = [(method.name, target.partition("#")[0]) for method in methods() for _, target in links(page(method))]
+    assert ("lvpruning", "../training.md") in led
+    assert [(name, to) for name, to in led if not (ROOT / resolved(f"docs/methods/{name}.md", to)).exists()] == []
 
 
 def test_the_overview_leads_to_every_method():

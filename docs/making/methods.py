@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from docs.making.links import ROOT, in_site, place
+
 _PAPER = re.compile(r" \((?P<authors>[^()]+), arXiv:(?P<number>[\d.]+(?:v\d+)?)(?P<more>, [^()]+)?\)$")
 _LINE = re.compile(r"^(?P<blank> *)(?P<key>\w+): *(?P<value>[^#]*?) *(?:# *(?P<comment>.*))?$")
 PRUNERS = "btp.pruners."
@@ -166,11 +167,11 @@ def _stage(stage: Mapping[str, Any]) -> str:
 
 
 def _fidelity(name: str, root: Path) -> str:
-    """The section of docs/fidelity.md whose heading names the method; "" where there is none."""
+    """The section of docs/fidelity.md whose heading names the method, links as its own page needs them; "" without."""
     for section in re.split(r"^## ", (root / "docs" / "fidelity.md").read_text(encoding="utf-8"), flags=re.M)[1:]:
         heading, _, text = section.partition("\n")
         if f"`{name}`" in heading:
-            return text.strip()
+            return in_site(text.strip(), "docs/fidelity.md", f"methods/{name}.md", place).strip()
     return ""
 
 
