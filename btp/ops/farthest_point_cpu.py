@@ -13,6 +13,7 @@ from torch import Tensor
 
 TABLE_TOKENS = 4096  # above it the N x N similarities of a row (64 MiB in float32) are never held at once
 BLOCK = 512  # rows of similarities made at once where they are not kept
+NEAR_TURN = 512  # tokens without a table that are kept up to date at every pick
 
 
 def read(
@@ -48,30 +49,63 @@ def _grow(x: Tensor, seeds: list[int], steps: int, power: float | None) -> list[
     """The `steps` picks behind the seeds, in their order; x [N, D]."""
     if steps <= 0:
         return []
+    if len(x) > TABLE_TOKENS:
+        return _without_table(x, seeds, steps, power)
     # a start compares all with all; so many rows cost as much
-    held = len(x) <= TABLE_TOKENS and (not seeds or len(seeds) + 8 * steps >= len(x))
-    table = _table(x, power) if held else None
+    table = _table(x, power) if not seeds or len(seeds) + 8 * steps >= len(x) else None
     picks: list[int] = []
-    if not seeds:
-        alone = _isolation(x, power) if table is None else table.fill_diagonal_(-torch.inf).amax(1)
-        picks.append(int(alone.argmin()))
-        nearest = torch.full_like(alone, -torch.inf)
-    if table is not None:
+    if table is None:
+        nearest = _seeded(x, seeds, power)
+    else:
+        if not seeds:
+            picks.append(int(table.fill_diagonal_(-torch.inf).amax(1).argmin()))
         table.fill_diagonal_(torch.inf)  # a chosen token is never picked again
-    if seeds:
-        nearest = (table[seeds] if table is not None else _similar(x[seeds], x, power)).amax(0)
+        nearest = table[seeds or picks].amax(0)
+    while len(picks) < steps:
+        last = int(nearest.argmin())
+        picks.append(last)
+        torch.maximum(nearest, _similar(x[last : last + 1], x, power)[0] if table is None else table[last], out=nearest)
         if table is None:
-            nearest[seeds] = torch.inf
-    while True:
-        if picks:
-            last = picks[-1]
-            row = table[last] if table is not None else _similar(x[last : last + 1], x, power)[0]
-            torch.maximum(nearest, row, out=nearest)
-            if table is None:
-                nearest[last] = torch.inf
-        if len(picks) == steps:
-            return picks
-        picks.append(int(nearest.argmin()))
+            nearest[last] = torch.inf
+    return picks
+
+
+def _without_table(x: Tensor, seeds: list[int], steps: int, power: float | None) -> list[int]:
+    """The same picks in memory linear in N.
+
+    What a pick does to a token can only bring it nearer to the chosen ones, so an old similarity is the least that it
+    can be. Only the tokens next in turn are kept up to date; a pick among them is certain while it is below all others'
+    old similarities, which are then brought up to date by one product for all picks since.
+    """
+    picks = [] if seeds else [int(_isolation(x, power).argmin())]
+    nearest = _seeded(x, seeds or picks, power)
+    while len(picks) < steps:
+        near, turn = nearest.topk(min(NEAR_TURN, len(x)), largest=False)
+        bound = near[-1]
+        turn = turn.sort().values  # ties go to the lowest index
+        near, some, at = nearest[turn], x[turn], int(nearest.argmin())
+        since = []
+        while True:
+            since.append(at)
+            if len(picks) + len(since) == steps or len(since) == BLOCK:
+                break
+            torch.maximum(near, _similar(x[at : at + 1], some, power)[0], out=near)
+            near[turn == at] = torch.inf
+            first = near.argmin()
+            if near[first] >= bound:
+                break
+            at = int(turn[first])
+        picks += since
+        if len(picks) < steps:
+            torch.maximum(nearest, _seeded(x, since, power), out=nearest)
+    return picks
+
+
+def _seeded(x: Tensor, chosen: list[int], power: float | None) -> Tensor:
+    """[N] similarity of each token to the nearest of some, which are never picked again: inf."""
+    nearest = _similar(x[chosen], x, power).amax(0)
+    nearest[chosen] = torch.inf
+    return nearest
 
 
 def _similar(some: Tensor, x: Tensor, power: float | None) -> Tensor:
@@ -96,10 +130,18 @@ def _table(x: Tensor, power: float | None) -> Tensor:
 
 
 def _isolation(x: Tensor, power: float | None) -> Tensor:
-    """[N] similarity of each token to its nearest other one, in blocks of rows."""
-    nearest = []
+    """[N] similarity of each token to its nearest other one, in blocks of rows, each pair once."""
+    nearest = x.new_full((len(x),), -torch.inf)
     for first in range(0, len(x), BLOCK):
-        block = _similar(x[first : first + BLOCK], x, power)
-        block[:, first : first + BLOCK].fill_diagonal_(-torch.inf)
-        nearest.append(block.amax(1))
-    return torch.cat(nearest)
+        last = min(first + BLOCK, len(x))
+        block = _similar(x[first:last], x[first:], power)
+        block.fill_diagonal_(-torch.inf)
+        nearest[first:] = torch.maximum(nearest[first:], _joined(block))
+    return nearest
+
+
+def _joined(block: Tensor) -> Tensor:
+    """[M] of the similarities of its first tokens to all M: the highest of each, as one of the first or of all."""
+    highest = block.amax(0)
+    highest[: len(block)] = block.amax(1)
+    return highest

@@ -61,6 +61,23 @@ def test_rows_on_demand_pick_the_same(monkeypatch, seed):
     assert held.tolist() == [plain(row, seed, 30) for row in x]
 
 
+@pytest.mark.parametrize("seed", [[], [7, 30, 2]])
+@pytest.mark.parametrize("near_turn", [1, 5, 100])
+@pytest.mark.parametrize("block", [1, 7, 100])
+def test_without_a_table_the_order_is_the_same(monkeypatch, seed, near_turn, block):
+    """Whole numbers, so that distances are exact: copies, ties and all 90 tokens, in the order of the table."""
+    x = torch.randint(-1, 2, (1, 90, 4)).float()
+    x[0, 40:60] = x[0, :20]
+    index = torch.tensor([seed], dtype=torch.long)
+    for k in (len(seed) + 1, 30, 90):
+        with monkeypatch.context() as patch:
+            held = farthest_points(x, index, k, distance="l1", ordered=True)
+            patch.setattr(picks_read, "TABLE_TOKENS", 0)
+            patch.setattr(picks_read, "NEAR_TURN", near_turn)
+            patch.setattr(picks_read, "BLOCK", block)
+            assert torch.equal(held, farthest_points(x, index, k, distance="l1", ordered=True))
+
+
 def test_by_hand():
     """Directions at 0, 10, 90, 180 degrees: 180 is most alone (90 is 80 from 10), and 0 farthest from it."""
     angle = torch.deg2rad(torch.tensor([0.0, 10.0, 90.0, 180.0]))
