@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from btp.cli.value_kinds import (
     CELLS_AT_ONCE,
     CLASSES,
+    CONTROL,
     COUNT,
     DEVICES,
     GROUP,
@@ -275,9 +276,8 @@ _HYDRA = {
     "hydra.launcher.array_parallelism": COUNT,
 }
 
-_NODES = {f"{group}.dataset": KEYED for group in ("task", "calibration", "training")} | {
-    f"{place}.*": KEYED for place in ("pruner.parts", "controls")
-}
+_NODES = {f"{group}.dataset": KEYED for group in ("task", "calibration", "training")}
+_NODES |= {"pruner.parts.*": KEYED, "controls.*": CONTROL}
 
 
 def _below(place: str, kinds: Mapping[str, Kind]) -> dict[str, Kind]:

@@ -114,6 +114,7 @@ SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text that is not empty", is_text)
 TEXTS = listed(is_text, "names, as [a,b]")
 KEYED = Kind("keys with values, as {key: value}", lambda value: isinstance(value, Mapping))
+CONTROL = Kind(KEYED.takes, KEYED.holds, why="~controls.NAME does without a control.")
 GROUP = Kind("It holds keys of its own.", lambda value: isinstance(value, Mapping))
 DEVICES = Kind(
     "a whole number from 1 on, to a list of different device indices such as [0,2], or to auto for all devices",

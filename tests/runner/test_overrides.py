@@ -38,6 +38,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
         (["pruner.layer=3"], "unknown key pruner.layer. It is a key of pruner=vtw, pruner=withdraw."),
         (["calibration.path=x"], "It is a key of calibration=folder, calibration=llava_instruct."),
         (["controls=[random]"], "controls is ['random']. Set controls to keys with values"),
+        (["controls.oracle=null"], "controls.oracle is None. ~controls.NAME does without a control."),
         (
             ["seed=${nope}"],
             "seed is '${nope}', which cannot be resolved: Interpolation key 'nope' not found. Set seed to",
