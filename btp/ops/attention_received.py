@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 COMBINES = ("mean", "sum")
-BLOCK = 256  # query rows whose attention is held at once
+BLOCK = 256  # query rows whose attention is made at once, of every head
+HELD = 64 * 2**20  # bytes of pictures' maps, heads averaged, held at once; one picture's are held whatever it takes
 
 
 def received_attention(queries: Tensor, keys: Tensor, real: Tensor | None = None) -> Tensor:
     """Attention that each patch receives from all patches: the column sums of the layer's attention, heads averaged.
 
     Attention is normalised over all keys, class tokens too, and then restricted to patches. Without class tokens the
-    mean over a picture is 1. Worked out block by block: nothing of size N x N is ever held.
+    mean over a picture is 1.
 
     Args:
         queries: [P, H, N, d] of the patches, scaled.
@@ -28,8 +29,7 @@ def received_attention(queries: Tensor, keys: Tensor, real: Tensor | None = None
     Raises:
         ValueError: there are fewer keys than queries.
     """
-    parts = [block.sum(1) for _, block in _blocks(queries, keys, real)]
-    return torch.stack(parts).sum(0)
+    return torch.cat([attention.sum(1) for attention, _ in _attention(queries, keys, real)])
 
 
 def qualifying_rows(received: Tensor, threshold: float, real: Tensor | None = None) -> Tensor:
@@ -54,12 +54,12 @@ def qualifying_rows(received: Tensor, threshold: float, real: Tensor | None = No
     return torch.where(above.any(1, keepdim=True), above, alone)
 
 
-def inflow_map(queries: Tensor, keys: Tensor, rows: Tensor, combine: str, real: Tensor | None = None) -> Tensor:
-    """Importance map: attention rows of some patches, heads averaged, as a mean or a sum.
+def inflow_map(queries: Tensor, keys: Tensor, threshold: float, combine: str, real: Tensor | None = None) -> Tensor:
+    """Importance map: attention rows of the patches that qualify, heads averaged, as a mean or a sum.
 
     Args:
         queries, keys, real: as `received_attention`.
-        rows: [P, N] bool, whose rows count.
+        threshold: as `qualifying_rows`.
         combine: mean (the released code) | sum (the paper's equation 4).
 
     Returns:
@@ -73,15 +73,15 @@ def inflow_map(queries: Tensor, keys: Tensor, rows: Tensor, combine: str, real: 
     if combine not in COMBINES:
         raise ValueError(f"pruner.method.rows is {combine!r}. Choose from: {', '.join(COMBINES)}.")
     parts = []
-    for first, block in _blocks(queries, keys, real):
-        mine = rows[:, first : first + block.shape[1]]
-        parts.append(block.masked_fill(~mine[..., None], 0).sum(1))
-    found = torch.stack(parts).sum(0)
-    return found if combine == "sum" else found / rows.sum(1, keepdim=True).clamp(min=1)
+    for attention, there in _attention(queries, keys, real):
+        rows = qualifying_rows(attention.sum(1), threshold, there)
+        found = (rows.to(attention)[:, None] @ attention).squeeze(1)
+        parts.append(found if combine == "sum" else found / rows.sum(1, keepdim=True).clamp(min=1))
+    return torch.cat(parts)
 
 
-def _blocks(queries: Tensor, keys: Tensor, real: Tensor | None) -> Iterator[tuple[int, Tensor]]:
-    """First row, and attention of a block of rows averaged over heads [P, R, N]; 0 where padded."""
+def _attention(queries: Tensor, keys: Tensor, real: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Of some pictures at a time: attention averaged over heads [p, N, N], 0 where padded, and what is real."""
     front = keys.shape[2] - queries.shape[2]
     if front < 0:
         raise ValueError(
@@ -89,14 +89,17 @@ def _blocks(queries: Tensor, keys: Tensor, real: Tensor | None) -> Iterator[tupl
             "tower before it, so no map of the whole picture is left. Do not combine the two."
         )
     exact = torch.promote_types(queries.dtype, torch.float32)
-    keys = keys.to(exact)
-    hidden = None if real is None else torch.cat([real.new_zeros(len(real), front), ~real], dim=1)
-    for first in range(0, queries.shape[2], BLOCK):
-        logits = queries[:, :, first : first + BLOCK].to(exact) @ keys.mT  # [P, H, R, C + N]
-        if hidden is not None:
-            logits = logits.masked_fill(hidden[:, None, None], -torch.inf)
-        block = logits.softmax(-1).mean(1)[..., front:]
-        if real is not None:
-            mine = real[:, first : first + block.shape[1]]
-            block = block.masked_fill(~mine[..., None], 0)
-        yield first, block
+    P, _, N, _ = queries.shape
+    some = max(1, HELD // (exact.itemsize * N * N))
+    for first in range(0, P, some):
+        mine = slice(first, first + some)
+        there = None if real is None else real[mine]
+        columns = keys[mine].to(exact).mT
+        hidden = None if there is None else torch.cat([there.new_zeros(len(there), front), ~there], dim=1)
+        attention = columns.new_empty(columns.shape[0], N, N)
+        for row in range(0, N, BLOCK):
+            logits = queries[mine, :, row : row + BLOCK].to(exact) @ columns  # [p, H, R, C + N]
+            if hidden is not None:
+                logits.masked_fill_(hidden[:, None, None], -torch.inf)
+            attention[:, row : row + BLOCK] = logits.softmax(-1).mean(1)[..., front:]
+        yield attention if there is None else attention.masked_fill_(~there[..., None], 0), there

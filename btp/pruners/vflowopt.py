@@ -16,7 +16,7 @@ from btp.core.selection import MergePlan, Selection
 from btp.core.signals import Signal, Signals
 from btp.core.site import Site
 from btp.core.topk import top_k
-from btp.ops.attention_received import COMBINES, inflow_map, qualifying_rows, received_attention
+from btp.ops.attention_received import COMBINES, inflow_map, received_attention
 from btp.ops.entropy import GRAYS, gray_levels, patch_entropy
 from btp.ops.recycle import best_per_group, cell_numbers, direct_counts, marked, ranks, recycle
 from btp.pruners.patch_attention import FEATURE
@@ -119,8 +119,7 @@ class VFlowOpt(Pruner):
         """[B, N] what each token is worth; 1 off the grid, arbitrary where padded."""
         queries, keys, *pixels = (signals[signal] for signal in self.needs(stage))
         real = (queries != 0).any(-1).any(1)  # zeros stand behind the patches of a smaller picture
-        received = received_attention(queries, keys, real)
-        found = inflow_map(queries, keys, qualifying_rows(received, self.t, real), self.rows, real)
+        found = inflow_map(queries, keys, self.t, self.rows, real)
         if pixels:
             gray = gray_levels(pixels[0], self.entropy, self.mean, self.std)
             bits = patch_entropy(gray, queries.shape[2]).to(found)

@@ -1,4 +1,4 @@
-"""The importance map: the card's worked example, its limits, and that no N x N x heads matrix is needed."""
+"""The importance map: the card's worked example, its limits, and that blocks and pictures at once do not matter."""
 
 import pytest
 import torch
@@ -44,13 +44,12 @@ def test_worked_map(threshold, rows, combine, wanted):
     queries, keys = worked()
     chosen = qualifying_rows(received_attention(queries, keys), threshold)
     assert chosen[0].nonzero().flatten().tolist() == rows
-    torch.testing.assert_close(inflow_map(queries, keys, chosen, combine), torch.tensor([wanted]))
+    torch.testing.assert_close(inflow_map(queries, keys, threshold, combine), torch.tensor([wanted]))
 
 
 def test_the_map_sums_to_one_without_class_token():
     queries, keys = drawn()
-    chosen = qualifying_rows(received_attention(queries, keys), 1.1)
-    torch.testing.assert_close(inflow_map(queries, keys, chosen, "mean").sum(1), torch.ones(2))
+    torch.testing.assert_close(inflow_map(queries, keys, 1.1, "mean").sum(1), torch.ones(2))
     torch.testing.assert_close(received_attention(queries, keys).mean(1), torch.ones(2))
 
 
@@ -62,16 +61,22 @@ def test_blocks_and_class_tokens_do_not_matter(monkeypatch, block, C):
     queries, keys = drawn(C=C)
     attention = whole(queries, keys)
     torch.testing.assert_close(received_attention(queries, keys), attention.sum(1))
-    rows = torch.rand(2, 11) > 0.5
+    rows = qualifying_rows(attention.sum(1), 1.0)
+    assert 0 < rows.sum() < rows.numel()
     wanted = (attention * rows[..., None]).sum(1)
-    torch.testing.assert_close(inflow_map(queries, keys, rows, "sum"), wanted)
+    torch.testing.assert_close(inflow_map(queries, keys, 1.0, "sum"), wanted)
 
 
-def test_never_more_than_a_block_of_rows_is_held(monkeypatch):
-    """The largest tensor of attention has BLOCK rows."""
-    monkeypatch.setattr(inflow, "BLOCK", 4)
-    seen = [block.shape[1] for _, block in inflow._blocks(*drawn(), None)]
-    assert seen == [4, 4, 3]
+@pytest.mark.parametrize(("held", "pictures"), [(0, [1] * 5), (3 * 4 * 121, [3, 2]), (2**20, [5])])
+def test_no_more_pictures_are_held_than_fit(monkeypatch, held, pictures):
+    """And how many at once changes nothing."""
+    queries, keys = drawn(P=5, C=1)
+    received, found = received_attention(queries, keys), inflow_map(queries, keys, 1.1, "mean")
+    monkeypatch.setattr(inflow, "HELD", held)
+    real = torch.ones(5, 11, dtype=torch.bool)
+    assert [len(attention) for attention, _ in inflow._attention(queries, keys, real)] == pictures
+    torch.testing.assert_close(received_attention(queries, keys, real), received)
+    torch.testing.assert_close(inflow_map(queries, keys, 1.1, "mean", real), found)
 
 
 def test_padding_of_a_smaller_picture_does_not_matter():
@@ -85,8 +90,9 @@ def test_padding_of_a_smaller_picture_does_not_matter():
     chosen = qualifying_rows(received, 0.9, real)
     assert not chosen[:, 7:].any()
     assert torch.equal(chosen[:, :7], qualifying_rows(received[:, :7], 0.9))
-    found = inflow_map(*padded, chosen, "mean", real)
-    torch.testing.assert_close(found[:, :7], inflow_map(queries, keys, chosen[:, :7], "mean"))
+    found = inflow_map(*padded, 0.9, "mean", real)
+    torch.testing.assert_close(found[:, :7], inflow_map(queries, keys, 0.9, "mean"))
+    assert (found[:, 7:] == 0).all()
 
 
 def test_half_precision_is_summed_in_float32():
@@ -98,6 +104,6 @@ def test_half_precision_is_summed_in_float32():
 def test_messages():
     queries, keys = drawn(C=1)
     with pytest.raises(ValueError, match=r"pruner.method.rows is 'max'"):
-        inflow_map(queries, keys, torch.ones(2, 11, dtype=torch.bool), "max")
+        inflow_map(queries, keys, 1.1, "max")
     with pytest.raises(ValueError, match="tokens were withdrawn in the vision tower"):
         received_attention(queries, keys[:, :, :5])
