@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from btp.core.selection import MergePlan
+from btp.ops.row_blocks import row_blocks
 
 
 def into_anchors(x: Tensor, anchor: Tensor, member: Tensor, group: Tensor, share: float) -> MergePlan:
@@ -27,11 +28,14 @@ def into_anchors(x: Tensor, anchor: Tensor, member: Tensor, group: Tensor, share
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     unit = normalize(x.detach().to(exact), dim=-1)
-    alike = unit @ unit.mT  # [B, N, N]
-    may = anchor[:, None] & (group[:, None] == group[:, :, None])
-    best = alike.masked_fill(~may, -torch.inf).argmax(2)
-    index = torch.arange(x.shape[1], device=x.device).expand_as(best)
-    target = torch.where(member, best.masked_fill(~may.any(2), -1), index)
+    B, N, _ = x.shape
+    index = torch.arange(N, device=x.device).expand(B, N)
+    best = torch.empty_like(group)
+    for some in row_blocks(N, B * N * exact.itemsize, x.device):
+        may = anchor[:, None] & (group[:, None] == group[:, some, None])  # [B, R, N]
+        alike = (unit[:, some] @ unit.mT).masked_fill_(~may, -torch.inf)
+        best[:, some] = alike.argmax(2).masked_fill_(~may.any(2), -1)
+    target = torch.where(member, best, index)
     flows = (member & (target >= 0)).to(exact)
     into = target.clamp(min=0)
     members = torch.zeros_like(flows).scatter_add(1, into, flows)

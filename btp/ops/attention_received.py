@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from btp.ops.row_blocks import HELD, row_blocks
+
 COMBINES = ("mean", "sum")
-BLOCK = 256  # query rows whose attention is made at once, of every head
-HELD = 64 * 2**20  # bytes of pictures' maps, heads averaged, held at once; one picture's are held whatever it takes
 
 
 def received_attention(queries: Tensor, keys: Tensor, real: Tensor | None = None) -> Tensor:
@@ -81,7 +81,8 @@ def inflow_map(queries: Tensor, keys: Tensor, threshold: float, combine: str, re
 
 
 def _attention(queries: Tensor, keys: Tensor, real: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Of some pictures at a time: attention averaged over heads [p, N, N], 0 where padded, and what is real."""
+    """Attention averaged over heads [p, N, N], 0 where padded, and what is real, of as many pictures at a time as HELD
+    bytes hold, at least one."""
     front = keys.shape[2] - queries.shape[2]
     if front < 0:
         raise ValueError(
@@ -89,7 +90,7 @@ def _attention(queries: Tensor, keys: Tensor, real: Tensor | None) -> Iterator[t
             "tower before it, so no map of the whole picture is left. Do not combine the two."
         )
     exact = torch.promote_types(queries.dtype, torch.float32)
-    P, _, N, _ = queries.shape
+    P, H, N, _ = queries.shape
     some = max(1, HELD // (exact.itemsize * N * N))
     for first in range(0, P, some):
         mine = slice(first, first + some)
@@ -97,9 +98,9 @@ def _attention(queries: Tensor, keys: Tensor, real: Tensor | None) -> Iterator[t
         columns = keys[mine].to(exact).mT
         hidden = None if there is None else torch.cat([there.new_zeros(len(there), front), ~there], dim=1)
         attention = columns.new_empty(columns.shape[0], N, N)
-        for row in range(0, N, BLOCK):
-            logits = queries[mine, :, row : row + BLOCK].to(exact) @ columns  # [p, H, R, C + N]
+        for rows in row_blocks(N, len(columns) * H * keys.shape[2] * exact.itemsize, keys.device):
+            logits = queries[mine, :, rows].to(exact) @ columns  # [p, H, R, C + N]
             if hidden is not None:
                 logits.masked_fill_(hidden[:, None, None], -torch.inf)
-            attention[:, row : row + BLOCK] = logits.softmax(-1).mean(1)[..., front:]
+            attention[:, rows] = logits.softmax(-1).mean(1)[..., front:]
         yield attention if there is None else attention.masked_fill_(~there[..., None], 0), there

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from btp.core.keep import on_device
+from btp.ops.row_blocks import row_blocks
 
 COMBINES = ("multiply", "add")
 ASKED_AT_ONCE = 8  # tokens that are asked anew together at first; more each time that none of them wins
@@ -96,7 +97,8 @@ def lazily(alike: Tensor, weight: Tensor, k: int, combine: str) -> Tensor:
     """
     combined = torch.mul if combine == "multiply" else torch.add
     covered = alike.new_zeros(len(alike))
-    bound = combined(alike.clamp(min=0).sum(1), weight)
+    blocks = row_blocks(len(alike), alike[:1].nbytes, alike.device)
+    bound = combined(torch.cat([alike[some].clamp(min=0).sum(1) for some in blocks] or [covered]), weight)
     asked = torch.zeros(len(alike), dtype=torch.long)  # behind how many picks each bound was found
     picks: list[int] = []
     for turn in range(k):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from btp.core.keep import on_device
+from btp.ops.row_blocks import row_blocks
 
 NEAR = 8  # units of rounding that the distance of a copy may have
 
@@ -79,12 +80,15 @@ def _distances(x: Tensor, valid: Tensor) -> Tensor:
     x = x.masked_fill(~valid[..., None], 0)
     x -= x.sum(1, keepdim=True) / valid.sum(1)[:, None, None].clamp(min=1)
     product = x.masked_fill_(~valid[..., None], 0) @ x.mT
-    product = product + product.mT  # of both halves, which need not agree in the last bit
-    lengths = product.diagonal(dim1=1, dim2=2) / 2
-    scale = lengths[:, :, None] + lengths[:, None]
-    squared = scale - product
-    near = squared <= NEAR * torch.finfo(x.dtype).eps * scale
-    return squared.masked_fill_(near, 0).sqrt_()
+    lengths = product.diagonal(dim1=1, dim2=2)
+    distance = torch.empty_like(product)
+    for some in row_blocks(x.shape[1], product[:, :1].nbytes, x.device):
+        scale = lengths[:, some, None] + lengths[:, None]
+        both = product[:, some] + product[:, :, some].mT  # halves, which need not agree in the last bit
+        squared = scale - both
+        near = squared <= NEAR * torch.finfo(x.dtype).eps * scale
+        distance[:, some] = squared.masked_fill_(near, 0).sqrt_()
+    return distance
 
 
 def _prominence(distance: Tensor, wanted: Tensor, most: int, valid: Tensor, strict: bool) -> Tensor:
@@ -93,19 +97,26 @@ def _prominence(distance: Tensor, wanted: Tensor, most: int, valid: Tensor, stri
     Args:
         wanted: [B, 1] nearest rows that make the density, `most` at most.
     """
-    M = distance.shape[1]
+    B, M, _ = distance.shape
     index = torch.arange(M, device=distance.device)
-    squared = distance.square().masked_fill(~valid[:, None], torch.inf)
-    nearest = squared.topk(most, dim=2, largest=False).values  # [B, M, most], ascending
     counted = (index[:most] < wanted)[:, None]  # [B, 1, most]
-    spread = nearest.masked_fill(~counted, 0).sum(2) / wanted.clamp(min=1)  # minus the log of the density
-    mine, other = spread[:, :, None], spread[:, None, :]
-    denser = other < mine
-    if not strict:
-        denser = denser | ((other == mine) & (index < index[:, None]))
-    denser = denser & valid[:, None]
-    apart = distance.masked_fill(~denser, torch.inf).amin(2)
-    pairs = valid[:, None] & valid[:, :, None]
-    widest = distance.masked_fill(~pairs, 0).amax((1, 2))[:, None]
-    apart = torch.where(denser.any(2), apart, widest)
+    blocks = list(row_blocks(M, distance[:, :1].nbytes, distance.device))
+    spread = distance.new_empty(B, M)  # minus the log of the density
+    for some in blocks:
+        squared = distance[:, some].square().masked_fill_(~valid[:, None], torch.inf)
+        nearest = squared.topk(most, dim=2, largest=False).values  # [B, R, most], ascending
+        spread[:, some] = nearest.masked_fill(~counted, 0).sum(2) / wanted.clamp(min=1)
+    apart, found = torch.empty_like(spread), torch.empty_like(valid)
+    widest = distance.new_zeros(B)
+    for some in blocks:
+        mine, other = spread[:, some, None], spread[:, None]
+        denser = other < mine
+        if not strict:
+            denser = denser | ((other == mine) & (index < index[some, None]))
+        denser = denser & valid[:, None]
+        rows = distance[:, some]
+        apart[:, some], found[:, some] = rows.masked_fill(~denser, torch.inf).amin(2), denser.any(2)
+        pairs = valid[:, None] & valid[:, some, None]
+        widest = torch.maximum(widest, rows.masked_fill(~pairs, 0).amax((1, 2)))
+    apart = torch.where(found, apart, widest[:, None])
     return (apart.log() - spread).masked_fill(~valid, -torch.inf)

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from btp.ops.row_blocks import CACHE, HELD
+
 BLOCK = 128  # rows of attention made at once
-HELD = 64 * 2**20  # bytes of step probabilities held at once; a head that needs more is made anew in every step
-CACHE = 4 * 2**20  # the same on a CPU, where what is read again should not leave the cache
 
 
 def walk_scores(

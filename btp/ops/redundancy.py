@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btp.ops.row_blocks import row_blocks
+
 
 def received_inside(queries: Tensor, keys: Tensor, valid: Tensor, form: str) -> Tensor:
     """Attention that each visual token receives from the visual tokens, averaged over these and over heads.
@@ -27,16 +29,20 @@ def received_inside(queries: Tensor, keys: Tensor, valid: Tensor, form: str) -> 
     B, Hq, N, d = queries.shape
     exact = torch.promote_types(queries.dtype, torch.float32)
     grouped = queries.to(exact).view(B, keys.shape[1], Hq // keys.shape[1], N, d)
-    logits = (grouped @ keys.to(exact).transpose(-1, -2)[:, :, None]).view(B, Hq, N, N)
-    rows = valid.to(exact)[:, None, :, None]
-    count = valid.sum(1).clamp(min=1)[:, None]
-    if form != "logits":
-        seen = valid[:, None, None, :]
-        if form == "causal":
-            seen = seen & torch.ones(N, N, dtype=torch.bool, device=valid.device).tril()
-        seen = seen | torch.eye(N, dtype=torch.bool, device=valid.device)  # no row without any column
-        logits = logits.masked_fill(~seen, -torch.inf).softmax(-1)
-    return (logits * rows).sum(2).mean(1) / count
+    columns = keys.to(exact).transpose(-1, -2)[:, :, None]
+    real = valid.to(exact)[:, None, None]  # [B, 1, 1, N]
+    index = torch.arange(N, device=valid.device)
+    received = columns.new_zeros(B, Hq, N)
+    for some in row_blocks(N, B * Hq * N * exact.itemsize, valid.device):
+        looks = (grouped[:, :, :, some] @ columns).view(B, Hq, -1, N)
+        if form != "logits":
+            seen = valid[:, None, None, :]
+            if form == "causal":
+                seen = seen & (index <= index[some, None])
+            seen = seen | (index == index[some, None])  # no row without any column
+            looks = looks.masked_fill_(~seen, -torch.inf).softmax(-1)
+        received += (real[..., some] @ looks).squeeze(2)
+    return received.mean(1) / valid.sum(1).clamp(min=1)[:, None]
 
 
 def received_from_text(attention: Tensor, rows_valid: Tensor) -> Tensor:

@@ -203,7 +203,8 @@ class Training:
         if taught is not None:
             self._distil(pruner, schedule, teach, taught)
         try:
-            with frozen(loaded.host.model), masking(loaded.host, pruner, schedule, SOFT) as masked:
+            how = settings.get("decisions", SOFT)
+            with frozen(loaded.host.model), masking(loaded.host, pruner, schedule, how) as masked:
                 course = ModuleCourse(
                     self.pruner["name"],
                     loaded.host,
