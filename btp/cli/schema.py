@@ -133,7 +133,6 @@ _GROUPS = {
     "training.seed": SEED,
     "training.samples": maybe(COUNT),
     "training.answer_tokens": whole(2),
-    "training.decisions": choice("soft", "aimed"),
     "training.distil": GROUP,
     "training.distil.steps": whole(0),
     "training.distil.rate": number(0, above=True),

@@ -32,7 +32,7 @@ from btp.engine.hooks.checkpointed_layers import checkpoint_behind_hooks
 from btp.engine.hooks.flash import FLASH
 from btp.engine.training.masked_attention import masked_attention
 
-SOFT, HARD, AIM, AIMED = "soft", "hard", "aim", "aimed"
+SOFT, HARD, AIM = "soft", "hard", "aim"
 UNLIKE = ("mean", "all", "start")  # rows among which dropped tokens would still count
 
 
@@ -45,7 +45,7 @@ def masking(model: Host, pruner: Trained, schedule: Schedule, how: str = SOFT) -
         pruner: decides.
         schedule: its stages, in the language model; a keep counts only where decisions are hard.
         how: soft (as `soften` says) | hard (exactly what `select` drops, as inference removes it) | aim (exactly what
-            training aims at, `aim`) | aimed (that, with the gradients of `soften`).
+            training aims at, `aim`).
 
     Raises:
         ValueError: as `attach`, or a stage or signal that has no meaning where nothing is removed.
@@ -172,18 +172,14 @@ class Masking:
         if self._how == SOFT:
             soft = self._pruner.soften(tokens, signals, stage)
             return soft.weight, soft.stays
-        if self._how in (AIM, AIMED):
+        if self._how == AIM:
             stays = self._pruner.aim(tokens, signals, stage)
         elif stage.withdraws_all:
             stays = torch.zeros_like(tokens.valid)
         else:
             keep = self._pruner.select(tokens, signals, stage).keep
             stays = marked(keep.to(tokens.valid.device), tokens.valid.shape[1])
-        weight = stays.to(tokens.hidden.dtype)
-        if self._how == AIMED:
-            soft = self._pruner.soften(tokens, signals, stage).weight
-            weight = weight + (soft - soft.detach())
-        return weight, stays
+        return stays.to(tokens.hidden.dtype), stays
 
     def _stand_for_attention(self, inside: Mapping[int, int], undo: ExitStack) -> None:
         assert self._host.decoder is not None  # hosts without one are refused

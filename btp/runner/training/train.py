@@ -203,8 +203,7 @@ class Training:
         if taught is not None:
             self._distil(pruner, schedule, teach, taught)
         try:
-            how = settings.get("decisions", SOFT)
-            with frozen(loaded.host.model), masking(loaded.host, pruner, schedule, how) as masked:
+            with frozen(loaded.host.model), masking(loaded.host, pruner, schedule, SOFT) as masked:
                 course = ModuleCourse(
                     self.pruner["name"],
                     loaded.host,
