@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from btp.core.check_settings import check_whole
+from btp.core.check_settings import check_number, check_whole
 from btp.core.pruner import Tokens
 from btp.core.schedule import Schedule, Stage
 from btp.core.selection import Selection
 from btp.core.signals import Signal, Signals
 from btp.core.topk import marked, top_k, unscored
 from btp.core.trained import Masked, Soft, Trained
+from btp.pruners.random import Random
 from btp.pruners.trained_folder import read_weights
 
 KEEP, DROP = 2.0, -2.0  # bias of the two decisions at first: a training begins near keeping all
@@ -30,7 +31,9 @@ class LVPruning(Trained):
         blocks: Blocks of cross-attention, one behind the other.
         heads: Heads of each; they divide the width.
         tau: temperature of the sampled decisions in training.
-        seed: Seed of untrained modules.
+        noise: Share of that sampling's noise in the decisions of inference: 0, as in the paper, keeps the highest
+            scores; 1 draws as in training, without replacement. A sample has the same noise alone and in a batch.
+        seed: Seed of untrained modules, and of the noise.
         weights: folder of trained modules; null leaves them untrained.
         digest: Digest of the weights, where it is known.
 
@@ -49,6 +52,7 @@ class LVPruning(Trained):
         blocks: int,
         heads: int,
         tau: float,
+        noise: float,
         seed: int,
         weights: str | None = None,
         digest: str | None = None,
@@ -58,7 +62,9 @@ class LVPruning(Trained):
             check_whole(f"pruner.method.{key}", value, "an int of 1 or more")
         if not tau > 0:
             raise ValueError(f"pruner.method.tau is {tau!r}. Write a number above 0.")
+        check_number("pruner.method.noise", noise, "a number from 0 on; the paper has 0", 0)
         self.inner, self.blocks, self.heads, self.tau = width, blocks, heads, float(tau)
+        self.noise, self.random = float(noise), Random(seed=seed, salt="content")
         if weights is not None:
             read_weights(self, weights, digest)
 
@@ -100,8 +106,10 @@ class LVPruning(Trained):
         return keep - drop
 
     def select(self, tokens: Tokens, signals: Signals, stage: Stage) -> Selection:
-        """The stage's number of tokens with the highest scores; no noise."""
+        """The stage's number of tokens with the highest scores, or drawn by them."""
         scores = self.ranking(tokens, signals, stage).detach()
+        if self.noise:
+            scores = scores + self.noise * logistic(self.random.score(tokens, signals, stage)).to(scores)
         return Selection(top_k(scores, tokens.keep_counts(stage), tokens.valid), scores=scores)
 
     def explain(self, tokens: Tokens, signals: Signals, stage: Stage) -> dict[str, Tensor]:
@@ -131,6 +139,16 @@ class LVPruning(Trained):
             share = masked.count.float() / masked.total.clamp(min=1)
             missed.append(F.smooth_l1_loss(share, torch.full_like(share, _target(masked.stage)), beta=0.5))
         return {"ratio": torch.stack(missed).mean()}
+
+
+def logistic(number: Tensor) -> Tensor:
+    """Noise of the standard logistic distribution, the difference of two Gumbel-distributed numbers, in float64.
+
+    Args:
+        number: int64 evenly spread over 0 to 2^31 - 1.
+    """
+    share = (number.double() + 0.5) / 2**31
+    return share.log() - (-share).log1p()
 
 
 def _target(stage: Stage) -> float:

@@ -213,6 +213,6 @@ def test_what_is_refused():
     beyond = pytest.raises(ValueError, match=r"The prompt has 16 tokens and layers of type sliding_attention see 12")
     with beyond, kernels(), attach(narrow, Scatter(), plan(("llm.layer.1", 4))):
         steps(narrow, tiny_text.prompts([16]))
-    learns = LVPruning(width=None, blocks=2, heads=4, tau=1.0, seed=0)
+    learns = LVPruning(width=None, blocks=2, heads=4, tau=1.0, noise=0.0, seed=0)
     with pytest.raises(ValueError, match="takes no weights for single keys"):
         masking(flash("llava"), learns, plan(("llm.layer.1", 4), settings={"target": 0.4})).__enter__()

@@ -24,7 +24,7 @@ ROWS = [[3, "i", 5], [2, "i", 9], [1, "i", 2]]
 
 
 def lvpruning():
-    return LVPruning(width=None, blocks=2, heads=4, tau=1.0, seed=0)
+    return LVPruning(width=None, blocks=2, heads=4, tau=1.0, noise=0.0, seed=0)
 
 
 def atp(count="own"):

@@ -8,13 +8,13 @@ from hand import signals, stage, tokens
 
 from btp.core.schedule import Schedule, Stage
 from btp.core.trained import Masked
-from btp.pruners.lvpruning import Decision, LVPruning
+from btp.pruners.lvpruning import Decision, LVPruning, logistic
 
 GAMMA = torch.tensor([[1.0, 0.0], [0.2, 0.9], [-0.5, 1.5], [2.0, -1.0], [0.3, 0.3]])
 
 
 def method(**changes):
-    return LVPruning(**({"width": None, "blocks": 2, "heads": 4, "tau": 1.0, "seed": 0} | changes))
+    return LVPruning(**({"width": None, "blocks": 2, "heads": 4, "tau": 1.0, "noise": 0.0, "seed": 0} | changes))
 
 
 class Given(LVPruning):
@@ -26,7 +26,7 @@ class Given(LVPruning):
 
 def test_worked_decisions():
     """Keep probabilities, their order, and the two that stay."""
-    pruner = Given(width=None, blocks=2, heads=4, tau=1.0, seed=0)
+    pruner = Given(width=None, blocks=2, heads=4, tau=1.0, noise=0.0, seed=0)
     seen, at = tokens(5), stage(keep=2)
     found = pruner.explain(seen, signals(pruner, seen, at), at)["score"][0]
     assert found.tolist() == pytest.approx([0.731059, 0.331812, 0.119203, 0.952574, 0.5], abs=1e-6)
@@ -49,7 +49,7 @@ def test_worked_ratio_loss():
 
 def test_sampled_decisions_are_hard_and_follow_their_probabilities():
     """The share of samples in which a token stays, and a gradient in each of them."""
-    pruner = Given(width=None, blocks=2, heads=4, tau=1.0, seed=0)
+    pruner = Given(width=None, blocks=2, heads=4, tau=1.0, noise=0.0, seed=0)
     seen, at = tokens(5), stage(keep=2)
     values, times = signals(pruner, seen, at), 4000
     torch.manual_seed(0)
@@ -58,6 +58,35 @@ def test_sampled_decisions_are_hard_and_follow_their_probabilities():
     soft = pruner.soften(seen, values, at)
     assert set(soft.weight.flatten().tolist()) <= {0.0, 1.0}
     assert torch.equal(soft.stays, soft.weight > 0.5)
+
+
+def test_noise_at_inference_is_that_of_the_sampled_decisions():
+    """Over numbers spread evenly, a token's noisy log-odds are above 0 as often as it is sampled in training."""
+    noise = logistic(torch.arange(0, 2**31, 2**17))
+    shares = [float((odds + noise > 0).double().mean()) for odds in (GAMMA[:, 0] - GAMMA[:, 1]).tolist()]
+    assert shares == pytest.approx(GAMMA.softmax(-1)[:, 0].tolist(), abs=1e-4)
+    assert logistic(torch.tensor([0, 2**31 - 1])).tolist() == pytest.approx([-22.18, 22.18], abs=0.01)
+
+
+def test_noise_draws_for_each_picture_and_repeats():
+    """Without noise all five keep the best; with it the choice is the picture's and the seed's, whatever the batch."""
+    seen, at = tokens(16, 16, 11), stage(keep=4)
+    plain, drawn, other = method(), method(noise=1.0), method(noise=1.0, seed=1)
+    other.modules, other.width = drawn.modules, drawn.width
+    values = signals(plain, seen, at)
+    kept = [pruner.select(seen, values, at).keep for pruner in (plain, drawn, drawn, other)]
+    assert torch.equal(kept[1], kept[2])
+    assert not torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[1], kept[3])
+    alone = replace(
+        seen,
+        **{k: getattr(seen, k)[1:2] for k in ("hidden", "index", "valid", "total")},
+        host_alive=(16,),
+        host_total=(16,),
+    )
+    (text,) = plain.needs(at)
+    one = type(values)({text: values[text][1:2]}, {text: values.rows_valid(text)[1:2]})
+    assert torch.equal(drawn.select(alone, one, at).keep, kept[1][1:2])
 
 
 def test_a_training_begins_near_keeping_all():
@@ -113,6 +142,7 @@ def test_the_aim_is_the_target():
         ({"blocks": 0}, "pruner.method.blocks is 0. Write an int of 1 or more"),
         ({"heads": 1.5}, "pruner.method.heads is 1.5"),
         ({"width": -4}, "pruner.method.width is -4"),
+        ({"noise": -0.5}, "pruner.method.noise is -0.5. Write a number from 0 on; the paper has 0"),
         ({"tau": 0}, "pruner.method.tau is 0. Write a number above 0"),
     ],
 )

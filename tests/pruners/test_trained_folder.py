@@ -16,7 +16,7 @@ SITES = ("llm.layer.1", "llm.layer.2")
 
 
 def method(**changes):
-    return LVPruning(**({"width": 8, "blocks": 1, "heads": 2, "tau": 1.0, "seed": 0} | changes))
+    return LVPruning(**({"width": 8, "blocks": 1, "heads": 2, "tau": 1.0, "noise": 0.0, "seed": 0} | changes))
 
 
 @pytest.fixture

@@ -112,7 +112,8 @@ def test_the_loss_of_a_training_is_that_of_the_models_own_labels(processor):
     batch = teach(processor).collate([DATA[0]])
     P = batch.prompt.shape[1] - batch.target.shape[1]
     labels = torch.cat([torch.full((1, P), IGNORED), batch.target], 1)
-    pruner, whole = LVPruning(width=8, blocks=1, heads=2, tau=1.0, seed=0), Schedule((Stage("llm.layer.1", 1.0),))
+    pruner = LVPruning(width=8, blocks=1, heads=2, tau=1.0, noise=0.0, seed=0)
+    whole = Schedule((Stage("llm.layer.1", 1.0),))
     had = [p.requires_grad for p in lvlm.model.parameters()]
     with torch.no_grad():
         wanted = lvlm.model(**batch.inputs, labels=labels).loss

@@ -13,7 +13,7 @@ ROWS = [[3, "i", 5], [2, "i", 9], [1, "i", 2]]
 
 
 def taught(host, inputs, layers):
-    teacher = AttentionTeacher(LVPruning(width=None, blocks=1, heads=4, tau=1.0, seed=0), SCHEDULE, layers)
+    teacher = AttentionTeacher(LVPruning(width=None, blocks=1, heads=4, tau=1.0, noise=0.0, seed=0), SCHEDULE, layers)
     with attach(host, teacher, teacher.schedule), torch.no_grad():
         host(**inputs, use_cache=False)
     return teacher

@@ -13,11 +13,11 @@ from btp.pruners.trained_folder import CARD, read_card
 from btp.runner.devices import Machine
 from btp.runner.identity import pictures
 from btp.runner.training.module_training import CLASSIFIER, module_training
-from btp.runner.training.train import describe_card
+from btp.runner.training.train import AFTERWARDS, describe_card
 
 AUTO, NONE = "auto", "none"
 SHIPPED = EMBEDDED / "checkpoints" / "modules"  # a folder for each pruner and model
-FREE = ("seed", "count", "select", "threshold", "background", "floor")  # how modules begin, what is done with them
+FREE = ("seed", *AFTERWARDS)  # how modules begin, what is done with them
 
 
 def with_modules(

@@ -40,6 +40,7 @@ from btp.schedules.place import place_stages
 from btp.tasks.sample import Local
 
 PACKAGES = ("torch", "transformers", "lightning")
+AFTERWARDS = ("noise", "count", "select", "threshold", "background", "floor")  # what a method does with its modules
 ASIDE = ("name", "workers", "save", "log")  # settings that change nothing of what is learned
 CURVE = "curve.jsonl"
 BOTH, HOST = "both", "model"  # a setting, and the folder of the trained model
@@ -113,7 +114,8 @@ class Training:
 
     def _identity(self) -> str:
         model = [model_identity(self.config["model"]), self.checkpoint]
-        return digest("trained", model, self.pruner["method"], self.stages, *self._learned_from())
+        method = {k: v for k, v in self.pruner["method"].items() if k not in AFTERWARDS}
+        return digest("trained", model, method, self.stages, *self._learned_from())
 
     def _learned_from(self) -> list[Any]:
         """Settings, samples, losses and sources that make a training what it is."""
