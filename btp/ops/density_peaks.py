@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from btp.core.keep import on_device
 from btp.ops.row_blocks import row_blocks
 
+TILE = 256  # rows and columns of distances made at once on a CPU, whose cache holds what is turned over
 NEAR = 8  # units of rounding that the distance of a copy may have
 
 
@@ -80,15 +82,19 @@ def _distances(x: Tensor, valid: Tensor) -> Tensor:
     x = x.masked_fill(~valid[..., None], 0)
     x -= x.sum(1, keepdim=True) / valid.sum(1)[:, None, None].clamp(min=1)
     product = x.masked_fill_(~valid[..., None], 0) @ x.mT
-    lengths = product.diagonal(dim1=1, dim2=2)
-    distance = torch.empty_like(product)
-    for some in row_blocks(x.shape[1], product[:, :1].nbytes, x.device):
-        scale = lengths[:, some, None] + lengths[:, None]
-        both = product[:, some] + product[:, :, some].mT  # halves, which need not agree in the last bit
+    lengths = product.diagonal(dim1=1, dim2=2).clone()
+    M = x.shape[1]
+    size = TILE if x.device.type == "cpu" else max(1, M)
+    tiles = [slice(first, first + size) for first in range(0, M, size)]
+    for down, right in combinations_with_replacement(tiles, 2):
+        scale = lengths[:, down, None] + lengths[:, None, right]
+        both = product[:, down, right] + product[:, right, down].mT  # halves, which need not agree in the last bit
         squared = scale - both
         near = squared <= NEAR * torch.finfo(x.dtype).eps * scale
-        distance[:, some] = squared.masked_fill_(near, 0).sqrt_()
-    return distance
+        distance = squared.masked_fill_(near, 0).sqrt_()
+        product[:, down, right] = distance
+        product[:, right, down] = distance.mT
+    return product
 
 
 def _prominence(distance: Tensor, wanted: Tensor, most: int, valid: Tensor, strict: bool) -> Tensor:
