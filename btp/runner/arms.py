@@ -125,7 +125,7 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         lines = _say(main, met, planned, facts.unit)
         for name, control in (config.get("controls") or {}).items():
             mine = at_cache(control, main.schedule)
-            same = (control["name"], control.get("weights")) == (pruner["name"], pruner.get("weights"))
+            same = name == pruner["name"] or all(control.get(k) == pruner.get(k) for k in ("name", "weights", "method"))
             if not same and mine is not None:
                 ready = found.searched(mine) if "weights" in mine else mine
                 arms.append(_control({**ready, "name": name}, main, facts))

@@ -155,6 +155,16 @@ def test_errors_name_the_key(words, message):
         arms(*words)
 
 
+def test_a_control_that_is_the_method_stands_once():
+    """By name, or by method and settings; the same method with another setting is a control of its own."""
+    assert list(arms("pruner=random", "pruner.method.seed=3")[0]).count("random") == 1
+    twin = ("pruner=fastv", "+pruner@controls.twin=fastv")
+    assert "twin" not in arms(*twin)[0]
+    found = arms(*twin, "controls.twin.method.query=mean")[0]
+    assert found["twin"].role == "control"
+    assert stages(found["twin"]) == stages(found["fastv"])
+
+
 def test_keeping_more_than_is_alive_is_refused():
     """A share against a number is only seen with the model's own count of tokens."""
     words = ["pruner=pdrop", "pruner.schedule.0.keep=0.5", "pruner.schedule.1.keep=100", "pruner.schedule.2.keep=0"]
