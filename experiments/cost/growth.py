@@ -128,6 +128,7 @@ def main() -> int:
     for side in sorted(args.side):
         for _ in measure(found["methods"], side, named(args.pruner), args.repeats):
             write_json(file, found)
+    write_json(file, found)  # the command, where nothing was missing
     print(table(found))
     args.out.with_name(args.out.name + ".md").write_text(table(found), encoding="utf-8")
     if args.out.parent.resolve() == RESULTS:
