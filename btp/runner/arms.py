@@ -108,7 +108,8 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
     arms = [Arm.unpruned(facts.mean())]
     config, lines = with_published(config), []
     if config["pruner"]["name"] != "none":
-        pruner = found.searched(config["pruner"])
+        given = config["pruner"]  # as controls are before modules and settings are found for them
+        pruner = found.searched(given)
         config = {**config, "pruner": pruner}
         planned = plan(config, facts, lambda one: build_method(one["name"], one["method"]), found)
         slots = facts.mean() + (facts.unit == PROMPT_TOKENS)
@@ -125,7 +126,7 @@ def build_arms(config: Mapping[str, Any], facts: Facts, found: Sources) -> tuple
         lines = _say(main, met, planned, facts.unit)
         for name, control in (config.get("controls") or {}).items():
             mine = at_cache(control, main.schedule)
-            same = name == pruner["name"] or all(control.get(k) == pruner.get(k) for k in ("name", "weights", "method"))
+            same = name == pruner["name"] or all(control.get(k) == given.get(k) for k in ("name", "weights", "method"))
             if not same and mine is not None:
                 ready = found.searched(mine) if "weights" in mine else mine
                 arms.append(_control({**ready, "name": name}, main, facts))

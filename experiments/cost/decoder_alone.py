@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from btp.measure import flops
@@ -26,22 +27,20 @@ HEADS = ("shape", "pruner", "tower, of the pruned prefill", "tower, GFLOP/s", "d
 def main() -> None:
     """Print the table: rates in GFLOP/s, and the pruned decoder's over the unpruned one's."""
     found = json.loads((RESULTS / "shapes-cpu.json").read_text(encoding="utf-8"))
-    towers: dict[str, int] = {}
     print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
     for cell in measured_cells(found):
-        model = cell["model"]
-        if model not in towers:
-            towers[model] = tower_flops(model, cell["words"])
         if not cuts_tower(cell["pruner"]):
-            print(f"| {' | '.join(line(cell, towers[model]))} |")
+            print(f"| {' | '.join(line(cell, tower_flops(cell['model'], cell['words'])))} |")
 
 
+@cache
 def tower_flops(model: str, words: int) -> int:
     """Operations of a shape's vision tower and projector for one prompt."""
     found = outline(composed(*words_of(model), "pruner=none")["model"], words)
     return flops.vision(architecture(found.host.config), found.segments)
 
 
+@cache
 def cuts_tower(pruner: str) -> bool:
     """Whether a method has stages among the tower's layers, which then has fewer operations."""
     stages = composed(f"pruner={pruner}")["pruner"]["schedule"] or ()

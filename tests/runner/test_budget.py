@@ -160,6 +160,8 @@ def test_a_control_that_is_the_method_stands_once():
     assert list(arms("pruner=random", "pruner.method.seed=3")[0]).count("random") == 1
     twin = ("pruner=fastv", "+pruner@controls.twin=fastv")
     assert "twin" not in arms(*twin)[0]
+    digested = Sources(lambda: CALIBRATED, lambda pruner: {**pruner, "method": {**pruner["method"], "query": "mean"}})
+    assert "twin" not in [arm.name for arm in build_arms(composed(*twin), FACTS, digested)[0]]
     found = arms(*twin, "controls.twin.method.query=mean")[0]
     assert found["twin"].role == "control"
     assert stages(found["twin"]) == stages(found["fastv"])
